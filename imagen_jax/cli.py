@@ -1,0 +1,67 @@
+"""Command lines from dataclasses. A user's error is one line on stderr and exit status 2."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from imagen_jax.config import StageConfig, load_preset
+
+
+def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
+    """Parses the command line and runs `main` on it; exits with main's status."""
+    name = Path(sys.argv[0]).name
+    warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        sys.exit(main(parse()))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(options: type, description: str, args: list[str] | None = None) -> Any:
+    """An instance of the dataclass `options` from the command line; its errors become one line."""
+    return _one_line(tyro.cli, options, description=description, args=args, config=(tyro.conf.AvoidSubcommands,))
+
+
+def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
+    """`options` (which has `preset` and `stage`) and the preset's stage, with overrides such as
+    --optim.learning-rate applied to it."""
+    fields = dataclasses.fields(options)
+    chosen = [(f.name, f.type, f) for f in fields if f.name in ("preset", "stage")]
+    peek = dataclasses.make_dataclass("Peek", [(n, t, _copy(f)) for n, t, f in chosen])
+    args = [arg for arg in sys.argv[1:] if arg not in ("-h", "--help")]
+    first, _ = _one_line(tyro.cli, peek, args=args, return_unknown_args=True)
+    stages = {stage.name: stage for stage in load_preset(first.preset)}
+    if first.stage not in stages:
+        raise ValueError(f"--stage must be one of {', '.join(stages)} in preset {first.preset}; got {first.stage!r}.")
+    config = dataclasses.field(default=stages[first.stage])
+    both = dataclasses.make_dataclass(
+        "Options", [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)], bases=(options,), kw_only=True, frozen=True
+    )
+    parsed = parse(both, description)
+    return parsed, parsed.config
+
+
+def _copy(field: dataclasses.Field) -> dataclasses.Field:
+    return dataclasses.field(default=field.default, default_factory=field.default_factory, kw_only=True)
+
+
+def _one_line(function: Callable, *args, **kwargs) -> Any:
+    """Calls tyro; turns the box that it prints for a wrong option into one ValueError."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return function(*args, **kwargs)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = [line.strip("│╭╰╮╯─ \n") for line in printed.getvalue().splitlines()]
+        raise ValueError(" ".join(word for word in words if word) or "the options could not be read") from None

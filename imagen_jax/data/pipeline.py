@@ -1,0 +1,251 @@
+"""From a source to batches of numpy arrays, in an order that depends on seed and step alone.
+
+The pipeline shuffles record numbers and batches those first; pictures are read and decoded only
+after a host has taken its own rows of the global batch. So neither threads, nor worker processes,
+nor the number of hosts change which record, or which random draw, stands in which row of a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.data import transforms
+from imagen_jax.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchReader:
+    """Turns the record numbers of a global batch into this host's rows; a picklable callable."""
+
+    source: Source
+    embed: Callable[[str], np.ndarray]
+    image_size: int
+    text_length: int
+    flip: bool
+    rows: slice  # of the global batch
+
+    def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts.
+        flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
+        indices = indices[self.rows]
+        records = self.source.read(indices)
+        batch = read_text([r["caption"] for r in records], self.embed, self.text_length)
+        batch["x"] = read_pictures(self.source, indices, records, self.image_size)
+        batch["x"][flips] = batch["x"][flips, :, ::-1]
+        return batch
+
+
+class Loader:
+    """Iterator over batches that can be stopped and resumed exactly, also with other settings for
+    threads, workers or hosts."""
+
+    def __init__(self, dataset, num_threads: int, num_workers: int):
+        self._dataset = dataset  # grain.MapDataset of batches: any step can be asked for
+        self._num_threads, self._num_workers = num_threads, num_workers
+        self._next_index = 0
+        self._iterator = None  # made when needed: set_state right after construction costs nothing
+        self._stop = None
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._start()
+        batch = next(self._iterator)
+        self._next_index += 1
+        if self._num_workers:  # out of the shared memory, which must not outlive the workers
+            batch = {key: np.array(value) for key, value in batch.items()}
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position as JSON data: the number of batches handed out so far."""
+        return {"next_index": self._next_index}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues with the batch after those that had been handed out when `state` was taken."""
+        index = state.get("next_index", -1)
+        if set(state) != {"next_index"} or not 0 <= index <= len(self._dataset):
+            raise ValueError(
+                f'A loader\'s state is {{"next_index": n}} with n at most the number of batches, '
+                f"{len(self._dataset)}; got {state}."
+            )
+        self.close()
+        self._next_index = int(index)
+
+    def close(self) -> None:
+        """Stops threads and worker processes; the next batch starts them again."""
+        if self._stop is not None:
+            self._stop()
+        self._iterator = self._stop = None
+
+    def _start(self) -> None:
+        import grain
+
+        # Grain's own state depends on the number of workers, and its skipping needs their help; a
+        # slice of a random-access data set needs neither, and keeps each step's random numbers.
+        dataset = self._dataset[self._next_index :].to_iter_dataset(
+            grain.ReadOptions(self._num_threads, prefetch_buffer_size=2 * self._num_threads)
+        )
+        if self._num_workers:
+            _parse_absl_flags()
+            options = grain.MultiprocessingOptions(num_workers=self._num_workers)
+            dataset = dataset.mp_prefetch(options)
+        self._iterator = iter(dataset)
+        # Also runs at interpreter exit, while Grain can still stop its workers.
+        self._stop = weakref.finalize(self, self._iterator.close)
+
+
+def make_loader(
+    source: Source,
+    embed: Callable[[str], np.ndarray],
+    *,
+    image_size: int,
+    batch_size: int,
+    text_length: int,
+    seed: int,
+    shuffle: bool = True,
+    num_epochs: int | None = None,
+    flip: bool = False,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Loader:
+    """An endless (or num_epochs long) stream of training batches.
+
+    Every epoch has each record once, in a new order. Epochs follow each other without a gap, so a
+    batch may hold the end of one and the start of the next; at the very end of num_epochs, records
+    that do not fill a batch are left out.
+
+    Args:
+      source: records with "image" (encoded) and "caption".
+      embed: caption -> [l, D] float embeddings, l >= 1; picklable if num_workers > 0.
+      image_size: side S of the square pictures, in pixels.
+      batch_size: of the *global* batch, all hosts together.
+      text_length: L; shorter embeddings are padded with zeros, longer ones cut.
+      seed: of the order and the flips, 0 <= seed < 2**32.
+      shuffle: False keeps the order of the source.
+      num_epochs: None never ends.
+      flip: mirrors half of the pictures. Leave it off when captions speak of left and right.
+      num_threads: batches made at the same time in each process; 0 makes them when asked.
+      num_workers: extra processes; worth it when pictures are large and cores many.
+      shard_index, shard_count: this host's contiguous block of rows of each global batch.
+
+    Returns:
+      A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in
+      [-1, 1], "text" float32 [b, L, D], "text_mask" bool [b, L], True for tokens.
+
+    Raises:
+      ValueError: one line, before anything is read.
+    """
+    _check(batch_size, image_size, text_length, seed, num_threads, num_workers)
+    _check_shards(batch_size, shard_index, shard_count)
+    if num_epochs is not None and (num_epochs < 1 or num_epochs * len(source) < batch_size):
+        raise ValueError(
+            f"num_epochs={num_epochs} of {len(source)} records do not fill one batch of "
+            f"{batch_size}; raise num_epochs, or leave it None for an endless stream."
+        )
+    import grain
+
+    rows = batch_size // shard_count
+    mine = slice(shard_index * rows, (shard_index + 1) * rows)
+    reader = BatchReader(source, embed, image_size, text_length, flip, mine)
+    dataset = grain.MapDataset.range(len(source)).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    dataset = dataset.repeat(num_epochs).batch(batch_size, drop_remainder=True).random_map(reader)
+    return Loader(dataset, num_threads, num_workers)
+
+
+def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Decoded records in order (all, or those at `indices`), at their own size.
+
+    Yields dicts: "image" uint8 [H, W, 3], "caption" str, "claims" (decoded JSON, None if there are
+    none). Raises ValueError, naming the record, if a picture cannot be decoded.
+    """
+    for index in range(len(source)) if indices is None else indices:
+        record = source[index]
+        image = transforms.decode(record["image"], f"Record {index} of {source.name}")
+        claims = json.loads(record["claims"]) if "claims" in record else None
+        yield {"image": image, "caption": record["caption"], "claims": claims}
+
+
+def eval_batches(
+    source: Source, *, image_size: int, batch_size: int, indices: Iterable[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Ordered batches for evaluation, each record once; the last batch may be shorter.
+
+    Yields dicts: "x" float32 [b, S, S, 3] in [-1, 1], "caption" list of str, "claims" list of
+    decoded JSON or None.
+    """
+    indices = list(range(len(source)) if indices is None else indices)
+    for start in range(0, len(indices), batch_size):
+        part = indices[start : start + batch_size]
+        records = source.read(part)
+        yield {
+            "x": read_pictures(source, part, records, image_size),
+            "caption": [r["caption"] for r in records],
+            "claims": [json.loads(r["claims"]) if "claims" in r else None for r in records],
+        }
+
+
+def read_pictures(source: Source, indices, records: list[dict], image_size: int) -> np.ndarray:
+    """Decodes records into float32 [B, S, S, 3] in [-1, 1]."""
+    x = np.empty((len(records), image_size, image_size, 3), np.float32)
+    for row, index, record in zip(x, indices, records, strict=True):
+        row[:] = transforms.square(record["image"], image_size, f"Record {index} of {source.name}")
+    return x
+
+
+def read_text(captions: list[str], embed, text_length: int) -> dict[str, np.ndarray]:
+    """Pads or cuts embeddings to "text" float32 [B, L, D] and "text_mask" bool [B, L]."""
+    found = [np.asarray(embed(caption)) for caption in captions]
+    width = found[0].shape[-1] if found[0].ndim == 2 else 0
+    text = np.zeros((len(captions), text_length, width), np.float32)
+    mask = np.zeros((len(captions), text_length), bool)
+    for i, (caption, embedding) in enumerate(zip(captions, found, strict=True)):
+        if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
+            raise ValueError(
+                f"embed({caption!r}) gave shape {embedding.shape}; expected [l, D] with l >= 1 and "
+                "one D for all captions."
+            )
+        length = min(len(embedding), text_length)
+        text[i, :length], mask[i, :length] = embedding[:length], True
+    return {"text": text, "text_mask": mask}
+
+
+def _parse_absl_flags() -> None:
+    """Grain's worker processes read absl flags, which only programs run by absl have parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _check(batch_size, image_size, text_length, seed, num_threads, num_workers) -> None:
+    counts = {"batch_size": batch_size, "image_size": image_size, "text_length": text_length}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    for name, value in {"num_threads": num_threads, "num_workers": num_workers}.items():
+        if value < 0:
+            raise ValueError(f"{name} must be 0 or more; got {value}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in 0..2**32-1 (Grain's range); got {seed}.")
+
+
+def _check_shards(batch_size: int, shard_index: int, shard_count: int) -> None:
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard_index must lie in 0..shard_count-1; got {shard_index} of {shard_count}.")
+    if batch_size % shard_count:
+        raise ValueError(
+            f"The global batch_size must be a multiple of shard_count; got {batch_size} rows for "
+            f"{shard_count} hosts."
+        )

@@ -1,0 +1,420 @@
+"""`shapes`: captioned pictures that are made, not downloaded, and whose captions can be checked.
+
+A picture is 64x64 RGB: one to three anti-aliased objects on a plain background. Its caption says
+some of what it shows, and its claims say the same as data. All three are a function of
+(part, split, index) alone, so the data set needs no files and every process sees the same one.
+
+Parts. "single": one object. "full": one object (25%), two objects and where they stand to each
+other (relation, 30%), two or three alike (count, 20%), two or three different ones (and, 25%).
+
+Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
+  train: no object is a held-out pair; every color and every shape is still common.
+  validation: as train, other pictures.
+  test: every object of a single or count picture is a held-out pair; relation and and pictures
+    hold at least one. So test asks for colors and shapes never seen together.
+
+Claims are plain JSON data and say what the caption says, no more:
+  {"kind": "relation", "relation": "left of", "background": None, "objects": [
+      {"shape": "circle", "color": "red", "size": "small", "count": 1},
+      {"shape": "star", "color": "blue", "size": None, "count": 1}]}
+None is "the caption does not say". The relation reads: first object, relation, second object.
+
+Lengths are in pixels, x to the right and y down, pixel (row i, column j) covering [j, j+1] x
+[i, i+1]. Angles are in degrees, counter-clockwise.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SIZE = 64
+SUPERSAMPLING = 4
+
+# Colors keep a CIELAB distance of 34 or more from each other and from every background.
+COLORS = {
+    "red": (214, 30, 35), "orange": (247, 132, 10), "yellow": (247, 226, 40),
+    "green": (28, 140, 50), "cyan": (40, 205, 215), "blue": (25, 60, 220),
+    "purple": (130, 25, 145), "pink": (250, 135, 190),
+}  # fmt: skip
+BACKGROUNDS = {
+    "white": (255, 255, 255), "black": (12, 12, 12), "grey": (128, 128, 128), "brown": (95, 60, 35),
+}  # fmt: skip
+# Diameters mean the same in every picture; three large objects still fit without overlap.
+SIZES = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
+# How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
+# in size; the exact outlines are in `inside`.
+REACH = {
+    "circle": 1.0, "square": 1.17, "triangle": 1.18, "star": 1.2, "cross": 1.1, "ring": 1.04,
+    "heart": 1.14,
+}  # fmt: skip
+SHAPES = tuple(REACH)
+RELATIONS = ("left of", "right of", "above", "below")
+KINDS = {"single": 0.25, "relation": 0.30, "count": 0.20, "and": 0.25}
+PARTS = ("single", "full")
+SPLITS = ("train", "validation", "test")
+
+HELD_OUT = frozenset({
+    ("red", "star"), ("orange", "cross"), ("yellow", "heart"), ("green", "circle"),
+    ("cyan", "triangle"), ("blue", "ring"), ("purple", "square"), ("pink", "circle"),
+})  # fmt: skip
+
+MARGIN = 0.5  # least distance from an object to the edge of the picture
+GAP = 2.5  # least distance between two objects
+MAX_ANGLE = 10.0
+MAX_TINT = 8  # color jitter, in steps of 1/255, per channel
+MAX_DRIFT = 7.0  # how far a relation may be off its axis
+
+# The first word of each list is the plain one and is used most.
+SHAPE_WORDS = {
+    "circle": ("circle", "disc", "disk"), "square": ("square", "box"), "triangle": ("triangle",),
+    "star": ("star",), "cross": ("cross", "plus sign"), "ring": ("ring", "donut"),
+    "heart": ("heart",),
+}  # fmt: skip
+COLOR_WORDS = {
+    **{color: (color,) for color in COLORS},
+    "cyan": ("cyan", "turquoise"), "purple": ("purple", "violet"),
+}  # fmt: skip
+BACKGROUND_WORDS = {"white": ("white",), "black": ("black",), "grey": ("grey", "gray"),
+                    "brown": ("brown",)}  # fmt: skip
+SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
+RELATION_WORDS = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over"), "below": ("below", "under", "beneath"),
+}  # fmt: skip
+COUNT_WORDS = {1: ("a", "an", "one", "the", "1"), 2: ("two", "a pair of", "a couple of", "2"),
+               3: ("three", "a trio of", "3")}  # fmt: skip
+OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "there {be} ")
+BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {} backdrop",
+                    " on {}")  # fmt: skip
+
+Claims = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object: `center` (x, y) and `diameter` in pixels; `tint` is added to its RGB color."""
+
+    shape: str
+    color: str
+    size: str
+    center: tuple[float, float]
+    diameter: float
+    angle: float = 0.0
+    tint: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. `relation` holds from the first object to the second, or is None."""
+
+    kind: str
+    objects: tuple[Object, ...]
+    background: str
+    relation: str | None = None
+    tint: tuple[int, int, int] = (0, 0, 0)
+
+
+# ---- drawing ----
+
+
+def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Which points lie in the shape of radius 1 about the origin; u to the right, v up."""
+    if shape == "circle":
+        return u**2 + v**2 <= 1
+    if shape == "ring":
+        r2 = u**2 + v**2
+        return (r2 <= 1.04**2) & (r2 >= 0.54**2)
+    if shape == "square":
+        return np.maximum(abs(u), abs(v)) <= 0.82
+    if shape == "cross":
+        return (np.minimum(abs(u), abs(v)) <= 0.34) & (np.maximum(abs(u), abs(v)) <= 1.04)
+    if shape == "triangle":  # inscribed circle of radius 0.59
+        return (v >= -0.59) & (abs(u) * np.sqrt(3) + v <= 1.18)
+    if shape == "star":
+        # Fold the plane onto one tenth of the star: angle 0 at a tip, 36 degrees at a notch.
+        tenth, tip, notch = np.pi / 5, 1.2, 0.52
+        angle = abs((np.arctan2(u, v) + tenth) % (2 * tenth) - tenth)
+        x, y = np.hypot(u, v) * (np.cos(angle), np.sin(angle))
+        notch_x, notch_y = notch * np.cos(tenth), notch * np.sin(tenth)
+        return (notch_x - tip) * y - notch_y * (x - tip) >= 0
+    if shape == "heart":
+        x2, y = (1.1 * u) ** 2, 1.1 * v + 0.25
+        return (x2 + y**2 - 1) ** 3 <= x2 * y**3
+    raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
+
+
+def coverage(thing: Object, size: int = SIZE) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The part of each pixel that an object covers: (rows, columns) and their [h, w] in [0, 1]."""
+    (x, y), radius = thing.center, thing.diameter / 2
+    reach = radius * REACH[thing.shape]
+    left, right = max(int(x - reach), 0), min(int(x + reach) + 1, size)
+    top, bottom = max(int(y - reach), 0), min(int(y + reach) + 1, size)
+    step = 1 / SUPERSAMPLING
+    dx = (np.arange(left, right, step) + step / 2 - x) / radius
+    dy = (y - np.arange(top, bottom, step)[:, None] - step / 2) / radius
+    cos, sin = np.cos(np.radians(thing.angle)), np.sin(np.radians(thing.angle))
+    mask = inside(thing.shape, cos * dx + sin * dy, cos * dy - sin * dx)
+    blocks = mask.reshape(bottom - top, SUPERSAMPLING, right - left, SUPERSAMPLING)
+    return (slice(top, bottom), slice(left, right)), blocks.mean(axis=(1, 3))
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draws a scene: uint8 [64, 64, 3]."""
+    image = np.empty((SIZE, SIZE, 3))
+    image[:] = np.add(BACKGROUNDS[scene.background], scene.tint)
+    for thing in scene.objects:
+        where, part = coverage(thing)
+        rgb = np.add(COLORS[thing.color], thing.tint)
+        image[where] += part[..., None] * (rgb - image[where])
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+# ---- composing ----
+
+
+@functools.cache
+def _pairs(held_out: bool) -> tuple[tuple[str, str], ...]:
+    pairs = itertools.product(COLORS, SHAPES)
+    return tuple(pair for pair in pairs if (pair in HELD_OUT) == held_out)
+
+
+def _pick(rng: np.random.Generator, options):
+    return options[rng.integers(len(options))]
+
+
+def _draw_pairs(rng: np.random.Generator, kind: str, split: str) -> list[tuple[str, str]]:
+    """The (color, shape) of each object: all different, or in a count all alike."""
+    seen, unseen = _pairs(False), _pairs(True)
+    first = _pick(rng, unseen if split == "test" else seen)
+    if kind == "single":
+        return [first]
+    if kind == "count":
+        return [first] * int(rng.integers(2, 4))
+    num = 2 if kind == "relation" else int(rng.integers(2, 4))
+    others = seen + unseen if split == "test" else seen
+    pairs = [first]
+    while len(pairs) < num:
+        other = _pick(rng, others)
+        if other not in pairs:
+            pairs.append(other)
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
+def _place_freely(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
+    """Centres [n, 2] of discs of radius `reach` [n] that stay inside and apart, by rejection."""
+    room = SIZE - 2 * (reach + MARGIN)
+    pairs = list(itertools.combinations(range(len(reach)), 2))
+    while True:
+        trials = (reach + MARGIN)[:, None] + room[:, None] * rng.random((256, len(reach), 2))
+        fits = np.ones(len(trials), bool)
+        for i, j in pairs:
+            distance = np.hypot(*(trials[:, i] - trials[:, j]).T)
+            fits &= distance >= reach[i] + reach[j] + GAP
+        if fits.any():
+            return trials[fits.argmax()]
+
+
+def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -> np.ndarray:
+    """Centres [2, 2] of two discs, the first standing in `relation` to the second."""
+    axis = 0 if relation in ("left of", "right of") else 1
+    order = [0, 1] if relation in ("left of", "above") else [1, 0]
+    slack = SIZE - 2 * MARGIN - GAP - 2 * reach.sum()
+    before, until = np.sort(rng.random(2)) * slack
+    near, far = reach[order]
+    along = MARGIN + near + before, MARGIN + 2 * near + until + GAP + far
+    room = reach + MARGIN
+    across = rng.uniform(room.max(), SIZE - room.max()) + rng.uniform(-0.5, 0.5, 2) * MAX_DRIFT
+    centers = np.empty((2, 2))
+    centers[order, axis] = along
+    centers[:, 1 - axis] = np.clip(across, room, SIZE - room)
+    return centers
+
+
+def scene(index: int, split: str = "train", part: str = "full") -> Scene:
+    """The scene of `example(index, split, part)`."""
+    return _compose(_stream(index, split, part), split, part)
+
+
+def _stream(index: int, split: str, part: str) -> np.random.Generator:
+    if part not in PARTS or split not in SPLITS or index < 0:
+        raise ValueError(
+            f"shapes has parts {PARTS}, splits {SPLITS} and indices from 0 on, "
+            f"got part={part!r}, split={split!r}, index={index}: pick one of each"
+        )
+    return np.random.default_rng([PARTS.index(part), SPLITS.index(split), index])
+
+
+def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
+    kind = "single" if part == "single" else str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    pairs = _draw_pairs(rng, kind, split)
+    relation = _pick(rng, RELATIONS) if kind == "relation" else None
+    sizes = [_pick(rng, list(SIZES)) for _ in pairs]
+    if kind == "count":
+        sizes = sizes[:1] * len(pairs)
+    diameters = np.array([rng.uniform(*SIZES[size]) for size in sizes])
+    reach = diameters / 2 * [REACH[shape] for _, shape in pairs]
+    centers = _place_related(rng, reach, relation) if relation else _place_freely(rng, reach)
+    tints = rng.integers(-MAX_TINT, MAX_TINT + 1, (len(pairs) + 1, 3)).tolist()
+    if kind == "count":
+        tints[:-1] = tints[:1] * len(pairs)
+    angles = rng.uniform(-MAX_ANGLE, MAX_ANGLE, len(pairs))
+    objects = tuple(
+        Object(shape, color, size, tuple(center), float(diameter), float(angle), tuple(tint))
+        for (color, shape), size, center, diameter, angle, tint in zip(
+            pairs, sizes, centers.tolist(), diameters, angles, tints[:-1], strict=True
+        )
+    )
+    return Scene(kind, objects, _pick(rng, list(BACKGROUNDS)), relation, tuple(tints[-1]))
+
+
+def example(index: int, split: str = "train", part: str = "full") -> dict[str, Any]:
+    """One record: image uint8 [64, 64, 3], caption str, claims (see the module's docstring)."""
+    rng = _stream(index, split, part)
+    shown = _compose(rng, split, part)
+    claims = claims_of(shown, rng)
+    return {"image": render(shown), "caption": caption_of(claims, rng), "claims": claims}
+
+
+def examples(split: str, part: str, num: int) -> Iterator[dict[str, Any]]:
+    """The first `num` records of a split, in order."""
+    return (example(index, split, part) for index in range(num))
+
+
+# ---- captions ----
+
+
+def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
+    """What a caption of the scene says: sizes and the background only now and then."""
+    things = scene.objects[:1] if scene.kind == "count" else scene.objects
+    count = len(scene.objects) if scene.kind == "count" else 1
+    with_sizes = rng.random() < 0.6
+    objects = [
+        {
+            "shape": thing.shape,
+            "color": thing.color,
+            "size": thing.size if with_sizes and rng.random() < 0.8 else None,
+            "count": count,
+        }
+        for thing in things
+    ]
+    background = scene.background if rng.random() < 0.4 else None
+    return {
+        "kind": scene.kind,
+        "objects": objects,
+        "relation": scene.relation,
+        "background": background,
+    }
+
+
+def _word(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    return words[0] if rng.random() < 0.6 else _pick(rng, words)
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _plural(word: str) -> str:
+    return word + ("es" if word.endswith(("s", "x")) else "s")
+
+
+def _phrase(claim: Claims, rng: np.random.Generator) -> str:
+    """One object, or several alike, in words: "a small red circle", "two blue boxes"."""
+    shape = _word(rng, SHAPE_WORDS[claim["shape"]])
+    words = [_word(rng, SIZE_WORDS[claim["size"]])] if claim["size"] else []
+    words.append(_word(rng, COLOR_WORDS[claim["color"]]))
+    if claim["count"] == 1:
+        return _with_article(" ".join([*words, shape]))
+    # Digits are understood, not written.
+    number = _word(rng, COUNT_WORDS[claim["count"]][:-1])
+    return " ".join([number, *words, _plural(shape)])
+
+
+def caption_of(claims: Claims, rng: np.random.Generator) -> str:
+    """Puts claims into words, with templates and synonyms that `rng` chooses."""
+    phrases = [_phrase(claim, rng) for claim in claims["objects"]]
+    opening = _pick(rng, OPENINGS) if rng.random() < 0.5 else ""
+    several = phrases[0].startswith(("two", "three"))
+    opening = opening.format(be="are" if several else "is")
+    if claims["relation"]:
+        verb = "" if opening else _pick(rng, ("", "", "is "))
+        body = f"{phrases[0]} {verb}{_word(rng, RELATION_WORDS[claims['relation']])} {phrases[1]}"
+    else:
+        body = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    if claims["background"]:
+        form = _pick(rng, BACKGROUND_FORMS)
+        body += form.format(_word(rng, BACKGROUND_WORDS[claims["background"]]))
+    return opening + body
+
+
+def _choices(words: dict[Any, tuple[str, ...]]) -> str:
+    # Longest first, so that "left of" is not taken out of "to the left of".
+    return "|".join(sorted(itertools.chain(*words.values()), key=len, reverse=True))
+
+
+@functools.cache
+def _grammar() -> tuple[re.Pattern, ...]:
+    plurals = {shape: tuple(map(_plural, words)) for shape, words in SHAPE_WORDS.items()}
+    opening = r"^(?:an? (?:picture|image|drawing) of |there (?:is|are) )"
+    grounds = _choices(BACKGROUND_WORDS)
+    background = rf" (?:on|against) (?:an? )?({grounds})(?: back(?:ground|drop))?$"
+    relation = rf" (?:is )?({_choices(RELATION_WORDS)}) "
+    phrase = (
+        rf"(?:({_choices(COUNT_WORDS)}) )?(?:({_choices(SIZE_WORDS)}) )?"
+        rf"({_choices(COLOR_WORDS)}) ({_choices(plurals)}|{_choices(SHAPE_WORDS)})"
+    )
+    return tuple(map(re.compile, (opening, background, relation, phrase)))
+
+
+@functools.cache
+def _meanings() -> dict[str, Any]:
+    tables = (COUNT_WORDS, SIZE_WORDS, COLOR_WORDS, SHAPE_WORDS, BACKGROUND_WORDS, RELATION_WORDS)
+    words = {word: meaning for table in tables for meaning, ws in table.items() for word in ws}
+    return words | {_plural(word): shape for shape, ws in SHAPE_WORDS.items() for word in ws}
+
+
+def parse_caption(caption: str) -> Claims | None:
+    """The claims of a caption in this language (any synonym, any case), else None."""
+    opening, background, relation, phrase = _grammar()
+    meaning = _meanings()
+    text = opening.sub("", " ".join(caption.lower().strip(" .!").split()))
+    ground = background.search(text)
+    text = text[: ground.start()] if ground else text
+    related = relation.search(text)
+    if related:
+        parts = [text[: related.start()], text[related.end() :]]
+    else:
+        parts = re.split(r",? and |, ", text)
+    matches = [phrase.fullmatch(part) for part in parts]
+    if not all(matches):
+        return None
+    objects = [
+        {
+            "shape": meaning[match[4]],
+            "color": meaning[match[3]],
+            "size": meaning.get(match[2]),
+            "count": meaning.get(match[1], 1),
+        }
+        for match in matches
+    ]
+    if related:
+        # "Two circles left of a star" leaves open which circle is meant.
+        if any(claim["count"] > 1 for claim in objects):
+            return None
+        kind = "relation"
+    elif len(objects) > 1:
+        kind = "and"
+    else:
+        kind = "count" if objects[0]["count"] > 1 else "single"
+    return {
+        "kind": kind,
+        "objects": objects,
+        "relation": related and meaning[related[1]],
+        "background": ground and meaning[ground[1]],
+    }

@@ -1,0 +1,1 @@
+"""Continuous-time variance-preserving diffusion in log-SNR: pure functions of arrays."""

@@ -1,0 +1,70 @@
+"""The denoising loss and its weights.
+
+A weight is the factor on the mean squared error of the network's own target, a function of logsnr.
+With SNR = exp(logsnr), the errors of one estimate are related by
+    MSE(eps) = SNR MSE(x),    MSE(v) = (SNR + 1) MSE(x),
+so a weight w on MSE(eps) is w SNR on MSE(x) and w SNR / (SNR + 1) on MSE(v).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.diffusion import process
+from imagen_jax.diffusion.schedules import Schedule
+
+
+def plain(logsnr_t: jax.Array) -> jax.Array:
+    """1: the paper's loss for prediction "eps"."""
+    return jnp.ones_like(logsnr_t)
+
+
+def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0) -> jax.Array:
+    """min(SNR, gamma) on MSE(x), whatever the prediction (Hang et al. 2023)."""
+    log_weight = jnp.minimum(logsnr_t, jnp.log(gamma))
+    return jnp.exp(log_weight - _log_mse_ratio(logsnr_t, prediction))
+
+
+def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float = 2.0) -> jax.Array:
+    """-dlogsnr/dt sigmoid(bias - logsnr) / 2 on MSE(eps) (Kingma & Gao 2023; Hoogeboom et al. 2024).
+
+    Args:
+      logsnr_t: [B].
+      prediction: what the network returns.
+      rate_t: [B] -dlogsnr/dt; it makes the loss independent of the schedule that t is drawn on.
+      bias: larger weighs fine detail more; about 2 for 64x64, smaller for larger images.
+    """
+    on_x = jax.nn.log_sigmoid(bias - logsnr_t) + logsnr_t
+    return rate_t / 2 * jnp.exp(on_x - _log_mse_ratio(logsnr_t, prediction))
+
+
+def stratified_times(key: jax.Array, num: int) -> jax.Array:
+    """[num] times, each uniform in [0, 1), one in every interval of length 1/num (Kingma et al. 2021)."""
+    return (jax.random.uniform(key) + jnp.arange(num, dtype=jnp.float32) / num) % 1.0
+
+
+def rate(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """-dlogsnr/dt at t [B]."""
+    _, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
+    return -slope
+
+
+def denoising_loss(
+    out: jax.Array, *, x: jax.Array, eps: jax.Array, logsnr_t: jax.Array, prediction: str, weight: jax.Array
+) -> jax.Array:
+    """Weighted mean squared error of each image: [B], float32.
+
+    Args:
+      out: [B, H, W, C] network output.
+      x, eps: [B, H, W, C] clean image and the noise in z_t.
+      logsnr_t, weight: [B].
+      prediction: "x", "eps" or "v", what `out` estimates.
+    """
+    error = out.astype(jnp.float32) - process.target(x, eps, logsnr_t, prediction)
+    return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def _log_mse_ratio(logsnr_t: jax.Array, prediction: str) -> jax.Array:
+    """log(MSE(prediction) / MSE(x))."""
+    if prediction not in process.PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(process.PREDICTIONS)}; got {prediction!r}.")
+    return {"x": jnp.zeros_like(logsnr_t), "eps": logsnr_t, "v": jax.nn.softplus(logsnr_t)}[prediction]

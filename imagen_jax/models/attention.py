@@ -1,0 +1,76 @@
+"""Attention of pixels to pixels and text. Softmax in float32; padded text is always masked."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from imagen_jax.models.layers import Dtype, GroupNorm, zeros
+from imagen_jax.structs import TextCond
+
+
+class TextAttention(nn.Module):
+    """Attention over [text, pixels] in one softmax, or over the text alone (paper section 2.4, F.1-F.3).
+
+    Residual, with a zero-initialised output projection. The text passes a LayerNorm of its own.
+
+    Attributes:
+      num_heads, head_dim: N and K.
+      over_pixels: False leaves only the text to attend to (the 256 -> 1024 stage).
+    """
+
+    num_heads: int
+    head_dim: int
+    over_pixels: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: TextCond) -> jax.Array:
+        width = self.num_heads * self.head_dim
+        h = rearrange(GroupNorm(self.dtype, name="norm")(x), "b h w c -> b (h w) c")
+        tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(text.embeddings)
+        query = self._heads(nn.Dense(width, dtype=self.dtype, name="query")(h), 1)[0]
+        key, value = self._heads(nn.Dense(2 * width, dtype=self.dtype, name="text_key_value")(tokens), 2)
+        mask = text.mask  # [B, L]
+        if self.over_pixels:
+            own_key, own_value = self._heads(nn.Dense(2 * width, dtype=self.dtype, name="key_value")(h), 2)
+            key = jnp.concatenate([key, own_key], axis=1)  # [B, L + HW, N, K]
+            value = jnp.concatenate([value, own_value], axis=1)
+            mask = jnp.pad(mask, ((0, 0), (0, h.shape[1])), constant_values=True)
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+        out = rearrange(out, "b l n k -> b l (n k)")
+        out = nn.Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="out")(out)
+        return x + out.reshape(x.shape)
+
+    def _heads(self, h: jax.Array, parts: int) -> list[jax.Array]:
+        """[B, L, parts N K] -> parts times [B, L, N, K]."""
+        return list(rearrange(h, "b l (p n k) -> p b l n k", p=parts, n=self.num_heads))
+
+
+class AttentionPool(nn.Module):
+    """Text [B, L, D] -> one vector [B, features]: the mean token asks, all tokens answer.
+
+    LayerNorm first (paper section 4.4); the mean joins the keys and values.
+    """
+
+    features: int
+    head_dim: int = 64
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: TextCond) -> jax.Array:
+        num_heads = max(1, self.features // self.head_dim)
+        tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(text.embeddings)
+        weight = (text.mask / text.mask.sum(axis=1, keepdims=True))[..., None].astype(tokens.dtype)
+        mean = jnp.sum(weight * tokens, axis=1, keepdims=True)  # [B, 1, D]
+        tokens = jnp.concatenate([mean, tokens], axis=1)
+        mask = jnp.pad(text.mask, ((0, 0), (1, 0)), constant_values=True)
+
+        def heads(h: jax.Array, name: str) -> jax.Array:
+            h = nn.Dense(num_heads * self.head_dim, dtype=self.dtype, name=name)(h)
+            return rearrange(h, "b l (n k) -> b l n k", n=num_heads)
+
+        out = jax.nn.dot_product_attention(
+            heads(mean, "query"), heads(tokens, "key"), heads(tokens, "value"), mask=mask[:, None, None, :]
+        )
+        return nn.Dense(self.features, dtype=self.dtype, name="out")(rearrange(out, "b 1 n k -> b (n k)"))

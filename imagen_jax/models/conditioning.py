@@ -1,0 +1,56 @@
+"""The conditioning vector: noise level, pooled text and, in super-resolution, the aug level."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.models.attention import AttentionPool
+from imagen_jax.models.layers import Dtype
+from imagen_jax.structs import Cond
+
+
+def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """[B] -> [B, width] sines and cosines of geometrically spaced frequencies, float32."""
+    half = width // 2
+    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = value.astype(jnp.float32)[:, None] * frequency[None, :]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class LevelEmbedding(nn.Module):
+    """logsnr [B] -> [B, features].
+
+    The sinusoids see 1000 times the time at which a cosine schedule has this logsnr, which spreads
+    every schedule's levels evenly over [0, 1000].
+    """
+
+    width: int
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, logsnr: jax.Array) -> jax.Array:
+        time = 2000 / jnp.pi * jnp.arctan(jnp.exp(-logsnr.astype(jnp.float32) / 2))
+        h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(sinusoid(time, self.width))
+        return nn.Dense(self.features, dtype=self.dtype, name="out")(nn.silu(h))
+
+
+class Conditioning(nn.Module):
+    """emb [B, 4 width]: embeddings of logsnr_t, pooled text and aug_logsnr, added up."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
+        features = 4 * self.width
+        emb = LevelEmbedding(self.width, features, self.dtype, name="logsnr")(logsnr_t)
+        emb += AttentionPool(features, dtype=self.dtype, name="text_pool")(cond.text)
+        if cond.aug_logsnr is not None:
+            emb += LevelEmbedding(self.width, features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
+        return emb
+
+
+def network_input(z_t: jax.Array, cond: Cond) -> jax.Array:
+    """z_t with the low-res image, if there is one, beside it in the channels."""
+    return z_t if cond.low_res is None else jnp.concatenate([z_t, cond.low_res], axis=-1)

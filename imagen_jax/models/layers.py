@@ -1,0 +1,98 @@
+"""Convolutions, norms and residual blocks that both U-Nets are made of."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import reduce, repeat
+
+from imagen_jax.models.convolution import conv_general_dilated
+
+Dtype = Any
+zeros = nn.initializers.zeros_init()
+
+
+def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False) -> nn.Conv:
+    """3x3 convolution, padded so that stride s divides the size by exactly s."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        (stride, stride),
+        padding=1,
+        kernel_init=zeros if zero_init else nn.linear.default_kernel_init,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+def downsample(h: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, W/2, C] by averaging."""
+    return reduce(h, "b (h p) (w q) c -> b h w c", "mean", p=2, q=2)
+
+
+def upsample(h: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C] by nearest neighbour."""
+    return repeat(h, "b h w c -> b (h p) (w q) c", p=2, q=2)
+
+
+class GroupNorm(nn.Module):
+    """Group norm, optionally with FiLM: norm(h) (1 + scale) + shift for scale and shift from emb [B, E].
+
+    At most 32 groups of at least 4 channels; statistics in float32. Channel means come first and are
+    then averaged over groups, and everything after them is one multiply-add per pixel: several times
+    faster on CPUs than a reduction over the pixels and channels of a group.
+    """
+
+    dtype: Dtype = jnp.float32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array | None = None) -> jax.Array:
+        channels = h.shape[-1]
+        groups = math.gcd(32, max(1, channels // 4))
+        x = h.astype(jnp.float32)
+        mean, mean_square = (
+            repeat(reduce(m, "b (g c) -> b g", "mean", g=groups), "b g -> b (g c)", c=channels // groups)
+            for m in (jnp.mean(x, axis=(1, 2)), jnp.mean(x * x, axis=(1, 2)))
+        )  # [B, C]
+        gain = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", zeros, (channels,))
+        factor = jax.lax.rsqrt(jnp.maximum(mean_square - mean**2, 0) + self.epsilon) * gain[None, :]
+        offset = bias[None, :] - mean * factor
+        if emb is not None:
+            film = nn.Dense(2 * channels, dtype=self.dtype, name="film")(nn.silu(emb)).astype(jnp.float32)
+            scale, shift = jnp.split(film, 2, axis=-1)
+            factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
+        return (x * factor[:, None, None, :] + offset[:, None, None, :]).astype(self.dtype)
+
+
+class ResBlock(nn.Module):
+    """Residual block of ADM ("biggan"): re-sampling inside, FiLM in the second norm, zero-init output.
+
+    Attributes:
+      channels: of the output.
+      resample: None, "down" or "up": both branches are averaged or repeated before the first conv.
+      rescale: divide the sum by sqrt(2) and always project the shortcut, as the Efficient U-Net does.
+    """
+
+    channels: int
+    resample: str | None = None
+    rescale: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
+        resample = {None: lambda a: a, "down": downsample, "up": upsample}[self.resample]
+        h = nn.silu(GroupNorm(self.dtype, name="norm_1")(x))
+        h = conv3x3(self.channels, self.dtype, "conv_1")(resample(h))
+        h = nn.silu(GroupNorm(self.dtype, name="norm_2")(h, emb))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv3x3(self.channels, self.dtype, "conv_2", zero_init=True)(h)
+        shortcut = resample(x)
+        if self.rescale or x.shape[-1] != self.channels:
+            shortcut = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(shortcut)  # 1x1 convolution
+        return (shortcut + h) / math.sqrt(2) if self.rescale else shortcut + h

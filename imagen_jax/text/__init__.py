@@ -1,0 +1,6 @@
+"""Frozen text encoders: captions in, token embeddings out.
+
+`encoder.TextEncoder` encodes captions, `cache` keeps the embeddings of a data set, `pretrained`
+finds and loads published weights, and `bert` is one of the networks. Importing these modules
+imports neither transformers nor torch.
+"""

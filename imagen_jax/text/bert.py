@@ -1,0 +1,234 @@
+"""BERT text encoder (Devlin et al. 2018, arXiv:1810.04805) in Linen.
+
+The post-LayerNorm encoder of BERT base, BERT large and the MiniLM sentence encoders, without
+pooler and heads: it returns the last hidden states. `tensor_table` says where each tensor of a
+Hugging Face checkpoint goes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Added to the logits of padded keys. Far below any real logit, so that exp() in the softmax is
+# exactly zero, and far above the fp32 minimum, so that adding it never overflows.
+_MASKED = -1e30
+
+# What config.json may say, as (key, what this encoder does). An absent key means the same.
+_FIXED = (
+    ("hidden_act", "gelu"),
+    ("position_embedding_type", "absolute"),
+    ("is_decoder", False),
+    ("add_cross_attention", False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder; the names are those of a Hugging Face config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
+                f"and {self.num_attention_heads}; fix the model's config.json."
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "BertConfig":
+        """The config of a Hugging Face config.json, already parsed into a dict.
+
+        Raises:
+          ValueError: a size is missing, or the model does something this encoder does not.
+        """
+        for key, supported in _FIXED:
+            if config.get(key, supported) != supported:
+                raise ValueError(
+                    f"BERT config.json: {key} must be {supported!r}, got {config[key]!r}; "
+                    "this encoder computes nothing else, so choose another text encoder."
+                )
+        fields = dataclasses.fields(cls)
+        for field in fields:
+            if field.default is dataclasses.MISSING and field.name not in config:
+                raise ValueError(
+                    f"BERT config.json must hold {field.name}, which is missing; "
+                    "get a complete copy of the model."
+                )
+        return cls(**{f.name: config[f.name] for f in fields if f.name in config})
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states."""
+        return self.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """The longest L the position embeddings reach."""
+        return self.max_position_embeddings
+
+
+class BertEncoder(nn.Module):
+    """Token ids to last hidden states.
+
+    `dtype` is what the matrix products compute in; softmax and norm statistics are fp32 always.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
+        length = input_ids.shape[1]
+        if length > self.config.max_length:
+            raise ValueError(
+                f"BERT: input_ids must have at most {self.config.max_length} tokens, the reach "
+                f"of its position embeddings, got {length}; cut the captions."
+            )
+        bias = jnp.where(attention_mask[:, None, None, :] != 0, 0.0, _MASKED).astype(jnp.float32)
+        x = _Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids)
+        for i in range(self.config.num_hidden_layers):
+            x = _Layer(self.config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
+        return x
+
+
+class _Embeddings(nn.Module):
+    """Token + position + token type 0 embeddings, normalised."""
+
+    config: BertConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
+        def table(num: int, name: str) -> nn.Embed:
+            return nn.Embed(num, self.config.width, self.dtype, self.param_dtype, name=name)
+
+        positions = jnp.arange(input_ids.shape[1])[None]
+        x = table(self.config.vocab_size, "word")(input_ids)
+        x = x + table(self.config.type_vocab_size, "token_type")(jnp.zeros_like(positions))
+        x = x + table(self.config.max_position_embeddings, "position")(positions)
+        return _norm(self, "norm")(x)
+
+
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each followed by residual and norm (post-LN)."""
+
+    config: BertConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        attended = _dense(self, self.config.width, "attention_out")(self._attend(x, bias))
+        x = _norm(self, "attention_norm")(x + attended)
+        hidden = _dense(self, self.config.intermediate_size, "mlp_in")(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        return _norm(self, "mlp_norm")(x + _dense(self, self.config.width, "mlp_out")(hidden))
+
+    def _attend(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        heads = self.config.num_attention_heads
+        precision = _precision(self.dtype)
+
+        def project(name: str) -> jax.Array:
+            flat = _dense(self, self.config.width, name)(x)
+            return flat.reshape(*flat.shape[:2], heads, -1)  # [B, L, N, K]
+
+        query, key, value = project("query"), project("key"), project("value")
+        logits = jnp.einsum(
+            "blnk,bmnk->bnlm",
+            query * query.shape[-1] ** -0.5,
+            key,
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
+        return jnp.einsum("bnlm,bmnk->blnk", weights, value, precision=precision).reshape(x.shape)
+
+
+def _precision(dtype: Any) -> jax.lax.Precision | None:
+    # A person who asks for float32 means it: the default is bf16 products on a TPU, TF32 on a GPU.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        precision=_precision(module.dtype),
+        name=name,
+    )
+
+
+def _norm(module: nn.Module, name: str) -> nn.LayerNorm:
+    # The two-pass variance: E[x^2] - E[x]^2 loses digits where a channel is large.
+    return nn.LayerNorm(
+        module.config.layer_norm_eps,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+# Modules inside one layer of a checkpoint -> modules of _Layer.
+_LAYER_DENSES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_out",
+    "intermediate.dense": "mlp_in",
+    "output.dense": "mlp_out",
+}
+_LAYER_NORMS = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "mlp_norm"}
+
+
+def tensor_table(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
+    for name in ("word", "position", "token_type"):
+        yield f"embeddings.{name}_embeddings.weight", ("embeddings", name, "embedding"), False
+    yield from _norm_rows("embeddings.LayerNorm", ("embeddings", "norm"))
+    for i in range(config.num_hidden_layers):
+        source, layer = f"encoder.layer.{i}", f"layer_{i}"
+        for theirs, ours in _LAYER_DENSES.items():
+            # torch keeps [out, in], Linen [in, out].
+            yield f"{source}.{theirs}.weight", (layer, ours, "kernel"), True
+            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
+        for theirs, ours in _LAYER_NORMS.items():
+            yield from _norm_rows(f"{source}.{theirs}", (layer, ours))
+
+
+def _norm_rows(name: str, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    yield f"{name}.weight", (*path, "scale"), False
+    yield f"{name}.bias", (*path, "bias"), False
+
+
+def canonical_name(name: str) -> str | None:
+    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+
+    Checkpoints with heads put "bert." before each name, and those converted from TensorFlow call
+    a LayerNorm's weight and bias gamma and beta. Pooler, heads and the stored positions 0..511
+    play no part in the last hidden states.
+    """
+    name = name.removeprefix("bert.")
+    if name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids":
+        return None
+    if name.endswith("LayerNorm.gamma"):
+        return name.removesuffix("gamma") + "weight"
+    if name.endswith("LayerNorm.beta"):
+        return name.removesuffix("beta") + "bias"
+    return name

@@ -1,0 +1,286 @@
+"""`TextEncoder`: captions to `TextCond`, with any of the encoders in this package."""
+
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.structs import TextCond
+from imagen_jax.text import pretrained
+
+# Part of every fingerprint: raise it when the same model begins to give other embeddings.
+_VERSION = 1
+_BATCH_SIZE = 64
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# For a model that states no limit itself.
+_DEFAULT_MAX_LENGTH = 256
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(module: nn.Module, params: Any, input_ids: jax.Array, attention_mask: jax.Array):
+    """Last hidden states [B, L, D]; compiled once per module and shape, parameters an argument."""
+    return module.apply(params, input_ids, attention_mask)
+
+
+class TextEncoder:
+    """A frozen language model with its tokenizer.
+
+    Attributes:
+      name: what `from_pretrained` was given.
+      module, params: the Linen module and its variables {"params": ...}; `embed` applies them.
+      width: D.
+      max_length: the most tokens of a caption, special tokens included; longer ones are cut.
+    """
+
+    def __init__(self, name: str, directory: Path, module, params, tokenizer, max_length: int):
+        self.name = name
+        self.module = module
+        self.params = params
+        self.width = module.config.width
+        self.max_length = max_length
+        self._directory = directory
+        self._tokenizer = tokenizer
+        self._pad_id = _pad_id(directory, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        sha256: str | None = None,
+    ) -> "TextEncoder":
+        """Loads published weights and their tokenizer.
+
+        Args:
+          name_or_path: a directory in Hugging Face layout, or a name; see `pretrained.resolve`.
+          dtype: "float32" or "bfloat16", of parameters, computation and embeddings.
+          max_length: the most tokens of a caption; None: what the model says (MiniLM: 256).
+          sha256: the hash model.safetensors must have; known names are checked without it.
+
+        Raises:
+          ValueError: no such model, damaged weights, or an argument out of its range.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
+        directory = pretrained.resolve(name_or_path, sha256)
+        _, config = pretrained.read_config(directory)
+        tokenizer = pretrained.load_tokenizer(directory)
+        _check_vocabulary(directory, tokenizer, config)
+        max_length = _max_length(directory, tokenizer, config, max_length)
+        module, params = pretrained.load_model(directory, _DTYPES[dtype])
+        return cls(str(name_or_path), directory, module, params, tokenizer, max_length)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits: equal where equal captions get equal embeddings, in any process.
+
+        Made of the weights, the tokenizer, the config, the dtype, max_length and this code's
+        version; the first call reads the weight files once.
+        """
+        files = [
+            *pretrained.weight_files(self._directory),
+            *pretrained.tokenizer_files(self._directory),
+        ]
+        parts = [_VERSION, self.max_length, repr(self.module.config)]
+        parts.append(jnp.dtype(self.module.dtype).name)
+        parts += [pretrained.file_hash(path) for path in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """The token ids of each caption, special tokens included, uncut.
+
+        Raises:
+          TypeError: a caption is not a str.
+          ValueError: there are no captions, or one is not valid Unicode.
+        """
+        _check_captions(captions)
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
+
+    def tokenize(self, captions: Sequence[str], length: int | None = None):
+        """Captions -> (input_ids [B, L] int32, attention_mask [B, L] int32), NumPy arrays.
+
+        L is `length`, or the smallest bucket that holds the longest caption. A caption that is
+        longer is cut, its final special token kept, and one warning says so.
+        """
+        ids = self._cut(captions, length)
+        return self._pad(ids, length or _bucket(max(map(len, ids)), self.max_length))
+
+    def embed(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """input_ids and attention_mask [B, L] -> last hidden states [B, L, D].
+
+        Pure. Rows at padding are whatever the model computes there.
+        """
+        return embed(self.module, self.params, input_ids, attention_mask)
+
+    def encode(self, captions: Sequence[str], length: int | None = None) -> TextCond:
+        """Captions -> TextCond; embeddings at padding are zero.
+
+        Args:
+          captions: at least one str; long lists are computed in batches of similar length.
+          length: L, at most `max_length`; None: the smallest bucket that holds the longest
+            caption. Give it where L must not depend on the captions.
+
+        Raises:
+          TypeError: a caption is not a str.
+          ValueError: no captions, or a length out of its range.
+        """
+        ids = self._cut(captions, length)
+        total = length or _bucket(max(map(len, ids)), self.max_length)
+        if len(ids) <= _BATCH_SIZE:
+            embeddings, mask = self._embed_ids(ids, total)
+            return TextCond(embeddings[: len(ids)], jnp.asarray(mask[: len(ids)]))
+        out = np.zeros((len(ids), total, self.width), self.module.dtype)
+        mask = np.zeros((len(ids), total), bool)
+        for i, embedding in self._embed_sorted(ids, _BATCH_SIZE):
+            out[i, : len(embedding)] = embedding
+            mask[i, : len(embedding)] = True
+        return TextCond(jnp.asarray(out), jnp.asarray(mask))
+
+    def encode_ragged(
+        self, captions: Sequence[str], batch_size: int = _BATCH_SIZE
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (index of the caption, its embeddings [its tokens, D]) in order of length.
+
+        The way to encode many captions: nothing is padded to the longest of all, and no more than
+        one batch is held. Raises as `encode` does.
+        """
+        return self._embed_sorted(self._cut(captions, None), batch_size)
+
+    def _embed_sorted(
+        self, ids: list[list[int]], batch_size: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            longest = _bucket(len(ids[rows[-1]]), self.max_length)
+            embeddings, _ = self._embed_ids([ids[i] for i in rows], longest)
+            for i, embedding in zip(rows, np.asarray(embeddings)[: len(rows)], strict=True):
+                yield i, embedding[: len(ids[i])]
+
+    def _embed_ids(self, ids: list[list[int]], length: int) -> tuple[jax.Array, np.ndarray]:
+        """Embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids)."""
+        # Powers of two in B as buckets in L: few shapes, so few compilations.
+        surplus = (1 << (len(ids) - 1).bit_length()) - len(ids)
+        input_ids, mask = self._pad(ids + [ids[0]] * surplus, length)
+        return _embed_zeroed(self.module, self.params, input_ids, mask), mask.astype(bool)
+
+    def _cut(self, captions: Sequence[str], length: int | None) -> list[list[int]]:
+        """Token ids of each caption, at most `length` or `max_length`; one warning if it cuts."""
+        limit = self.max_length if length is None else length
+        _check_length(limit, self._tokenizer, self.max_length)
+        ids = self.token_ids(captions)
+        too_long = [i for i, row in enumerate(ids) if len(row) > limit]
+        if too_long:
+            first = too_long[0]
+            others = f", and {len(too_long) - 1} more captions" if len(too_long) > 1 else ""
+            warnings.warn(
+                f"caption {first} ({_shorten(captions[first])}) has {len(ids[first])} tokens and "
+                f"is cut to the limit of {limit}{others}; shorten it or raise the limit.",
+                stacklevel=3,
+            )
+        for i in too_long:
+            # Cut before the special tokens are added, so that the final one is kept.
+            encoding = self._tokenizer.encode(captions[i], add_special_tokens=False)
+            encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
+            ids[i] = self._tokenizer.post_process(encoding).ids
+        return ids
+
+    def _pad(self, ids: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        input_ids = np.full((len(ids), length), self._pad_id, np.int32)
+        mask = np.zeros((len(ids), length), np.int32)
+        for i, row in enumerate(ids):
+            input_ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return input_ids, mask
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_zeroed(module: nn.Module, params: Any, input_ids: jax.Array, mask: jax.Array):
+    embeddings = module.apply(params, input_ids, mask)
+    return jnp.where(mask[:, :, None] != 0, embeddings, 0)
+
+
+def _bucket(length: int, limit: int) -> int:
+    """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, ... that holds `length`, at most `limit`.
+
+    Powers of two and the middles between them: at most a third is padding, in few shapes.
+    """
+    size = 8
+    while size < length:
+        power = 1 << (size.bit_length() - 1)
+        size += 8 if size <= 24 else power // 2
+    return min(size, limit)
+
+
+def _check_captions(captions: Sequence[str]) -> None:
+    if isinstance(captions, str):
+        raise TypeError(f"captions must be a list of str, got the str {captions!r}; put it in [].")
+    if not len(captions):
+        raise ValueError("captions must hold at least one str, got an empty list; pass some.")
+    for i, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise TypeError(
+                f"captions must be str, got {type(caption).__name__} at index {i}; "
+                "decode or convert it."
+            )
+        if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
+            raise ValueError(
+                f"captions must be valid Unicode, got half a surrogate pair at index {i} "
+                f"({_shorten(caption)}); decode it with errors='replace'."
+            )
+
+
+def _check_length(length: int, tokenizer: Any, limit: int) -> None:
+    least = tokenizer.num_special_tokens_to_add(False) + 1
+    if not least <= length <= limit:
+        raise ValueError(
+            f"length must be from {least} (special tokens and one more) to max_length = {limit}, "
+            f"got {length}; pass such a length, or load the encoder with another max_length."
+        )
+
+
+def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None) -> int:
+    """`given`, or else the smallest limit that the model's files state."""
+    reach = config.max_length
+    if given is not None:
+        _check_length(given, tokenizer, reach or given)
+        return given
+    sentence = _read_json(directory / "sentence_bert_config.json").get("max_seq_length")
+    stated = sentence or _read_json(directory / "tokenizer_config.json").get("model_max_length")
+    # transformers writes 1e30 for "no limit".
+    limits = [x for x in (stated, reach) if x is not None and x < 1e9]
+    return int(min(limits, default=_DEFAULT_MAX_LENGTH))
+
+
+def _check_vocabulary(directory: Path, tokenizer: Any, config: Any) -> None:
+    size = tokenizer.get_vocab_size()
+    if size > config.vocab_size:
+        raise ValueError(
+            f"{directory}: the tokenizer must know at most the model's {config.vocab_size} tokens, "
+            f"got {size}; get the tokenizer's files and the weights from the same model."
+        )
+
+
+def _pad_id(directory: Path, tokenizer: Any) -> int:
+    # Masked everywhere, so it matters only to code that reads input_ids.
+    token = _read_json(directory / "tokenizer_config.json").get("pad_token")
+    if isinstance(token, dict):  # Some files spell out how the token is matched.
+        token = token["content"]
+    return (token and tokenizer.token_to_id(token)) or 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _shorten(caption: str) -> str:
+    return repr(caption if len(caption) <= 60 else caption[:57] + "...")

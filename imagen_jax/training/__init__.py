@@ -1,0 +1,1 @@
+"""Training one stage: state, step, checkpoints and the loop."""

@@ -1,0 +1,162 @@
+"""Orbax checkpoints of a stage. The only file that imports orbax.
+
+A stage's directory holds
+
+    config.json                the stage's configuration
+    checkpoints/<step>/        state (step, params, optimiser), ema_params, data (position), config
+
+`ema_params` is an item of its own, so that samplers load it alone. A step's directory appears by one
+atomic rename once every item is written.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from imagen_jax import stage
+from imagen_jax.config import StageConfig, differences, from_dict, to_dict, validate_cascade
+from imagen_jax.structs import TrainState
+
+CONFIG_FILE = "config.json"
+
+
+class Checkpoints:
+    """Saves and restores the train states of one stage. Saving is asynchronous: see `close`."""
+
+    def __init__(self, directory: str | Path, config: StageConfig):
+        self._config = config
+        self._directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.run.keep_checkpoints)
+        self._manager = ocp.CheckpointManager(self._directory / "checkpoints", options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_position: dict[str, Any]) -> None:
+        """Starts to write a checkpoint of `state.step`; a step that is there already is left alone."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave({k: getattr(state, k) for k in ("step", "params", "opt_state")}),
+                ema_params=ocp.args.StandardSave(state.ema_params),
+                data=ocp.args.JsonSave(data_position),
+                config=ocp.args.JsonSave(to_dict(self._config)),
+            ),
+            force=True,
+        )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest (state, data position), laid out as `abstract` says."""
+        step = self.latest_step
+        saved = {k: getattr(abstract, k) for k in ("step", "params", "opt_state")}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(saved),
+            ema_params=ocp.args.StandardRestore(abstract.ema_params),
+            data=ocp.args.JsonRestore(),
+        )
+        restored = _read(self._directory, step, lambda: self._manager.restore(step, args=args))
+        _check_dtypes(abstract.ema_params, restored["ema_params"])
+        return TrainState(**restored["state"], ema_params=restored["ema_params"]), restored["data"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def claim(directory: str | Path, config: StageConfig) -> None:
+    """Makes the directory the stage's own, or checks that it already is.
+
+    Raises a ValueError that lists the differences if it holds a stage of another configuration;
+    `config.run` and `config.sampling` may differ, since no parameter's value depends on them.
+    """
+    file = Path(directory) / CONFIG_FILE
+    if file.exists():
+        found = read_config(directory)
+        different = [
+            line for line in differences(found, config) if not line.startswith(("run.", "sampling."))
+        ]
+        if different:
+            raise ValueError(
+                f"{directory} holds a stage of another configuration ({'; '.join(different)}). "
+                "Give another --workdir, or the options that it was started with."
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.rename(file)
+
+
+def read_config(directory: str | Path) -> StageConfig:
+    """The configuration of the stage in `directory`."""
+    file = Path(directory) / CONFIG_FILE
+    if not file.exists():
+        raise ValueError(f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py.")
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} must be a stage's configuration, but cannot be read: {error}") from error
+
+
+def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
+    """A stage with its averaged parameters, ready to sample.
+
+    Args:
+      directory: of one stage, as scripts/train.py writes it.
+      step: which checkpoint; the newest if None.
+    """
+    directory = Path(directory).absolute()
+    config = read_config(directory)
+    root = directory / "checkpoints"
+    with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise ValueError(f"{root} must hold {wanted}; found steps {steps}. Train longer with scripts/train.py.")
+        step = steps[-1] if step is None else step
+        shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+        args = ocp.args.Composite(ema_params=ocp.args.StandardRestore(shapes))
+        params = _read(directory, step, lambda: manager.restore(step, args=args))["ema_params"]
+    _check_dtypes(shapes, params)
+    return stage.Stage(params=params, config=config)
+
+
+def load_cascade(workdir: str | Path) -> tuple[stage.Stage, ...]:
+    """All trained stages in `workdir`, base first, from the newest checkpoint of each."""
+    workdir = Path(workdir)
+    directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
+    if not directories:
+        raise ValueError(f"{workdir} must hold trained stages, but has none. Train one with scripts/train.py.")
+    configs = {directory: read_config(directory) for directory in directories}
+    ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
+    validate_cascade(tuple(configs[directory] for directory in ordered))
+    return tuple(load_stage(directory) for directory in ordered)
+
+
+def _read(directory: Path, step: int, restore):
+    """Runs `restore`; whatever orbax raises about a damaged file becomes one clear line."""
+    try:
+        return restore()
+    except Exception as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"checkpoint {directory / 'checkpoints' / str(step)} must be complete and of the stage's shapes, but "
+            f"cannot be read ({first_line[:200]}). Move it away to continue from the one before."
+        ) from error
+
+
+def _check_dtypes(expected: Any, restored: Any) -> None:
+    """Orbax raises on another shape but casts another dtype silently."""
+    for (path, want), got in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(restored), strict=True):
+        if want.dtype != got.dtype:
+            raise ValueError(f"parameter {jax.tree_util.keystr(path)} must be {want.dtype}; got {got.dtype}.")

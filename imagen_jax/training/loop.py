@@ -1,0 +1,141 @@
+"""Training one stage from start, or from its newest checkpoint, to its last step."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from imagen_jax import parallel
+from imagen_jax.config import StageConfig, validate
+from imagen_jax.data import pipeline, sources
+from imagen_jax.structs import TrainState
+from imagen_jax.text import cache
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training import checkpoint
+from imagen_jax.training import state as states
+from imagen_jax.training.step import make_train_step
+from imagen_jax.training.writer import Writer
+
+
+class Result(NamedTuple):
+    """The state after the last step, and the signal that ended training early, if one did."""
+
+    state: TrainState
+    stopped_by: int | None
+
+
+def train(config: StageConfig, workdir: str | Path) -> Result:
+    """Trains the stage in `workdir`/`config.name`.
+
+    SIGINT and SIGTERM end it after the current step, with a checkpoint. Called again with the same
+    configuration it continues, to the bit as if it had never stopped.
+    """
+    # --- check everything before anything is written -------------------------------------------
+    validate(config)
+    directory = Path(workdir) / config.name
+    mesh = parallel.make_mesh(config.run.fsdp)
+    parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
+    source = sources.open_source(config.data.path, "train")
+    checkpoint.claim(directory, config)
+    embeddings = embedding_cache(config, source)
+    data = pipeline.make_loader(
+        source,
+        embeddings.__getitem__,
+        image_size=config.image_size,
+        batch_size=config.optim.batch_size,
+        text_length=config.text.length,
+        seed=config.seed,
+        flip=config.data.flip,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+
+    # --- state: restored if there is a checkpoint, else new; in this order ----------------------
+    checkpoints = checkpoint.Checkpoints(directory, config)
+    abstract = states.abstract_state(config, mesh)
+    if checkpoints.latest_step is None:
+        state = states.init_state(config, abstract)
+    else:
+        state, position = checkpoints.restore(abstract)
+        data.set_state(position)
+    first, last = int(state.step), config.run.num_steps
+    print(
+        f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(source)} pictures, "
+        f"{mesh.size} x {jax.devices()[0].device_kind}, step {first} of {last}",
+        flush=True,
+    )
+
+    # --- train ----------------------------------------------------------------------------------
+    step = jax.jit(
+        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
+    )
+    with Writer(directory, config.name, first, last) as writer, _stop_signals() as stop:
+        pending, window = [], (time.perf_counter(), first)
+        for i in range(first, last):
+            state, metrics = step(state, parallel.shard_batch(next(data), mesh))
+            pending.append(metrics)
+            writer.advance()
+            done = i + 1
+            if done % config.run.log_every == 0 or done == last:
+                window = _log(writer, config, pending, done, window)
+                pending = []
+            if done == last or stop or done % config.run.checkpoint_every == 0:
+                checkpoints.save(state, data.get_state())  # before the next batch is drawn
+            if stop:
+                writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
+                break
+    checkpoints.close()
+    data.close()
+    return Result(state, stop[0] if stop else None)
+
+
+def embedding_cache(config: StageConfig, source: sources.Source) -> cache.EmbeddingCache:
+    """The embeddings of all captions of the data set, computed now if they are not there yet."""
+    encoder = TextEncoder.from_pretrained(config.text.encoder)
+    if encoder.width != config.text.width:
+        raise ValueError(
+            f"text.width must be {encoder.width}, the width of {config.text.encoder}; got {config.text.width}."
+        )
+    directory = Path(config.data.path) / "text_embeddings"
+    return cache.build(list(sources.captions(source)), encoder, directory)
+
+
+def _log(writer: Writer, config: StageConfig, pending: list, done: int, window: tuple) -> tuple:
+    """Fetches the metrics of the last steps, at most once every `log_every` steps, and writes them."""
+    fetched = jax.device_get(pending)
+    losses = [float(metrics["loss"]) for metrics in fetched]
+    if not all(map(math.isfinite, losses)):
+        raise FloatingPointError(
+            f"the loss of stage {config.name} became nan or inf within steps {done - len(losses) + 1} to {done}; "
+            "lower optim.learning_rate or set optim.clip_norm. The last checkpoint is unharmed."
+        )
+    now, (since, step) = time.perf_counter(), window
+    values = {key: float(value) for key, value in fetched[-1].items()}
+    values["loss"] = sum(losses) / len(losses)
+    values["images_per_s"] = (done - step) * config.optim.batch_size / (now - since)
+    writer.write(done, values)
+    return now, done
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list]:
+    """A list that becomes non-empty when the process is asked to stop; a second signal stops it at once."""
+    received: list[int] = []
+
+    def handler(number: int, _) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,65 @@
+"""One optimisation step: a pure function of (state, batch)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from imagen_jax import parallel, stage
+from imagen_jax.config import StageConfig
+from imagen_jax.structs import TrainState
+from imagen_jax.training.optim import learning_rate, make_optimizer, update_ema
+
+StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
+    """step(state, batch) -> (state, metrics); metrics are scalars: loss, grad_norm, learning_rate.
+
+    All randomness is derived from (seed, state.step), so a restored run repeats it exactly.
+    """
+    optimizer = make_optimizer(config.optim)
+    root = stage.named_key(jax.random.key(config.seed), "train")
+
+    def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
+        loss, grads = _loss_and_grads(config, mesh, state.params, batch, draws)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=update_ema(state.ema_params, params, state.step, config.optim.ema_decay),
+            opt_state=opt_state,
+        )
+        return new, {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(config.optim)(state.step),
+        }
+
+    return step
+
+
+def _loss_and_grads(
+    config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, draws: stage.Draws
+) -> tuple[jax.Array, Any]:
+    """Mean loss and gradient over the batch, in `accumulation` parts to save memory."""
+    parts = config.optim.accumulation
+    value_and_grad = jax.value_and_grad(stage.loss)
+    if parts == 1:
+        return value_and_grad(params, config, batch, parallel.constrain_batch(draws, mesh))
+
+    # Part i takes every parts-th row, so that each device keeps its own rows.
+    split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), (batch, draws))
+    split = parallel.constrain_batch(split, mesh, axis=1)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, config, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zero, split)
+    return jax.tree.map(lambda leaf: leaf / parts, total)

