@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -66,15 +67,20 @@ def constrain_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     return jax.lax.with_sharding_constraint(batch, sharding)
 
 
-def shard_inputs(tree: Any, mesh: Mesh) -> Any:
-    """Sampling inputs [B, ...] on the mesh: padded by repeating the last row to a multiple of the devices.
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A whole copy of every leaf on every device."""
+    return jax.device_put(tree, replicated(mesh))
 
-    Crop the result to the first B rows afterwards.
+
+def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
+    """Leaves [B, ...] on the mesh as [size, ...], B <= size: the last row is repeated to fill up.
+
+    Crop the result to the first B rows afterwards. `size` is a multiple of the number of devices.
     """
 
     def leaf(rows: jax.Array) -> jax.Array:
-        missing = -len(rows) % mesh.size
-        rows = jax.numpy.concatenate([rows, jax.numpy.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+        missing = size - len(rows)
+        rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, axis=0)]) if missing else rows
         return jax.device_put(rows, batch_sharding(mesh))
 
     return jax.tree.map(leaf, tree)

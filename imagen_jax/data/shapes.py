@@ -44,8 +44,11 @@ COLORS = {
 BACKGROUNDS = {
     "white": (255, 255, 255), "black": (12, 12, 12), "grey": (128, 128, 128), "brown": (95, 60, 35),
 }  # fmt: skip
-# Diameters mean the same in every picture; three large objects still fit without overlap.
-SIZES = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
+# Diameters in pixels. An object alone has room to be larger than one of three, but every small
+# object is smaller than every large one, in any picture.
+SIZES_ALONE = {"small": (15.0, 18.0), "large": (26.0, 36.0)}
+SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
+SIZE_LIMIT = 19.5  # between them
 # How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
 # in size; the exact outlines are in `inside`.
 REACH = {
@@ -254,10 +257,11 @@ def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
     kind = "single" if part == "single" else str(rng.choice(list(KINDS), p=list(KINDS.values())))
     pairs = _draw_pairs(rng, kind, split)
     relation = _pick(rng, RELATIONS) if kind == "relation" else None
-    sizes = [_pick(rng, list(SIZES)) for _ in pairs]
+    ranges = SIZES_ALONE if kind == "single" else SIZES_TOGETHER
+    sizes = [_pick(rng, list(ranges)) for _ in pairs]
     if kind == "count":
         sizes = sizes[:1] * len(pairs)
-    diameters = np.array([rng.uniform(*SIZES[size]) for size in sizes])
+    diameters = np.array([rng.uniform(*ranges[size]) for size in sizes])
     reach = diameters / 2 * [REACH[shape] for _, shape in pairs]
     centers = _place_related(rng, reach, relation) if relation else _place_freely(rng, reach)
     tints = rng.integers(-MAX_TINT, MAX_TINT + 1, (len(pairs) + 1, 3)).tolist()

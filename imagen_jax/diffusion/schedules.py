@@ -47,7 +47,7 @@ def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
 def cosine(t: jax.Array) -> jax.Array:
     """logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
     t = jnp.asarray(t, jnp.float32)
-    u = jnp.minimum(t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
+    u = jnp.where(t <= 0.5, t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
     logsnr = -2 * jnp.log(jnp.tan(jnp.pi / 2 * u))
     return _clip(jnp.where(t <= 0.5, logsnr, -logsnr))
 

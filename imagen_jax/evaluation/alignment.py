@@ -187,8 +187,7 @@ def _describe(color: str, cover: np.ndarray) -> Seen:
     union = np.maximum(outlines, outline).sum(axis=(1, 2))
     best = (overlap / union).argmax()
     diameter = 2 * np.sqrt(area / unit_areas[best])
-    between = (shapes.SIZES["small"][1] + shapes.SIZES["large"][0]) / 2
-    size = "small" if diameter < between else "large"
+    size = "small" if diameter < shapes.SIZE_LIMIT else "large"
     return Seen(names[best], color, size, (float(x), float(y)), float(diameter), float(area))
 
 
@@ -207,7 +206,8 @@ def _normalize(cover: np.ndarray) -> tuple[np.ndarray, tuple[float, float], floa
 def _outlines() -> tuple[list[str], np.ndarray, np.ndarray]:
     """What to compare with: shape names [n], areas at radius 1 [n] and outlines [n, 25, 25]."""
     names, areas, outlines = [], [], []
-    diameters = [sum(span) / 2 for span in shapes.SIZES.values()]
+    ranges = (*shapes.SIZES_ALONE.values(), *shapes.SIZES_TOGETHER.values())
+    diameters = [sum(span) / 2 for span in ranges]
     angles = np.linspace(-shapes.MAX_ANGLE, shapes.MAX_ANGLE, 5)
     for shape, diameter, angle, blur in itertools.product(
         shapes.SHAPES, diameters, angles, (0.0, 1.0)

@@ -86,8 +86,10 @@ def test_objects_stay_inside_and_apart():
         scene = shapes.scene(i)
         covers = np.zeros((len(scene.objects), 64, 64))
         for cover, thing in zip(covers, scene.objects, strict=True):
-            low, high = shapes.SIZES[thing.size]
+            ranges = shapes.SIZES_ALONE if scene.kind == "single" else shapes.SIZES_TOGETHER
+            low, high = ranges[thing.size]
             assert low <= thing.diameter <= high
+            assert (thing.diameter < shapes.SIZE_LIMIT) == (thing.size == "small")
             where, part = shapes.coverage(thing)
             cover[where] = part
             # Nothing is cut off: a bigger canvas shows no more of it.

@@ -70,12 +70,12 @@ def test_reading_finds_the_whole_scene(examples):
             )
             traits = (thing.shape, thing.color, thing.size)
             assert (seen.shape, seen.color, seen.size) == traits
-            assert np.allclose(seen.center, thing.center, atol=0.6)
+            assert np.allclose(seen.center, thing.center, atol=0.3 + 0.02 * thing.diameter)
             assert seen.diameter == pytest.approx(thing.diameter, abs=0.5)
 
 
 def place(shape, color, x, y=32.0, size="large"):
-    return shapes.Object(shape, color, size, (x, y), sum(shapes.SIZES[size]) / 2)
+    return shapes.Object(shape, color, size, (x, y), sum(shapes.SIZES_TOGETHER[size]) / 2)
 
 
 def picture(*objects, background="white"):

@@ -1,0 +1,91 @@
+"""Measures how well a cascade trained on shapes draws what captions say.
+
+  python scripts/evaluate.py --workdir runs/quickstart --data datasets/shapes_single
+
+Samples the captions of a split, reads the pictures by classical image analysis, and prints the share
+of right answers by category beside the share for shuffled captions (chance). Writes alignment.md,
+alignment.json and grid.png to the output directory.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from imagen_jax import cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    workdir: Path
+    """Directory of the cascade, as scripts/train.py wrote it."""
+    data: Path
+    """A data set of shapes, as scripts/prepare_data.py --shapes writes it."""
+    split: str = "test"
+    """test: captions with combinations of color and shape that training never shows."""
+    num: int = 200
+    """Captions to sample, from the start of the split."""
+    output: Path | None = None
+    """Directory for the table and the grid; by default evaluation/ in the workdir."""
+    seed: int = 0
+    batch_size: int = 40
+    """Pictures computed at once."""
+    steps: tuple[int, ...] = ()
+    guidance_scale: tuple[float, ...] = ()
+    aug_level: tuple[float, ...] = ()
+    """One value for all stages or one for each; by default the preset's."""
+
+
+def main(options: Options) -> None:
+    from imagen_jax import TextEncoder, load_cascade, resize
+    from imagen_jax.data import pipeline, sources
+    from imagen_jax.evaluation import alignment
+    from imagen_jax.evaluation.grid import labelled_grid
+    from imagen_jax.generate import generate
+
+    source = sources.open_source(options.data, options.split)
+    examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
+    if not examples or examples[0]["claims"] is None:
+        raise ValueError(f"--data must be a data set of shapes, which records what captions claim; got {options.data}.")
+    stages = load_cascade(options.workdir)
+    captions = [example["caption"] for example in examples]
+    given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "aug_level")}
+    pictures = generate(
+        stages,
+        TextEncoder.from_pretrained(stages[0].config.text.encoder),
+        captions,
+        seeds=range(options.seed, options.seed + len(captions)),
+        batch_size=options.batch_size,
+        **{name: value[0] if len(value) == 1 else value for name, value in given.items() if value},
+    )
+    by_stage = [np.stack(images) for images in zip(*tqdm(pictures, total=len(captions), unit="picture"), strict=True)]
+    final = by_stage[-1]
+    if final.shape[1] < examples[0]["image"].shape[0]:  # a cascade without its last stage
+        final = resize.bilinear(final, examples[0]["image"].shape[0])
+    result = alignment.alignment(final, [example["claims"] for example in examples])
+    table = alignment.format_table(result)
+    consistency = [psnr(resize.area(big, small.shape[1:3]), small) for small, big in zip(by_stage, by_stage[1:], strict=False)]
+    lines = [table, *(
+        f"Output of {stage.config.name} averaged down to {before.config.image_size}x{before.config.image_size} against "
+        f"{before.config.name}: PSNR {np.mean(values):.1f} dB on average, {np.min(values):.1f} dB at worst."
+        for before, stage, values in zip(stages, stages[1:], consistency, strict=False)
+    )]  # fmt: skip
+    print("\n\n".join(lines))
+
+    output = options.output or options.workdir / "evaluation"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "alignment.md").write_text("\n\n".join(lines) + "\n")
+    (output / "alignment.json").write_text(json.dumps(result, indent=2) + "\n")
+    labelled_grid(list(by_stage[-1][:32]), captions[:32]).save(output / "grid.png")
+    print(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
+
+
+def psnr(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image in dB; the range of pixels is 2."""
+    return 10 * np.log10(4 / np.maximum(np.mean((x - reference) ** 2, axis=(1, 2, 3)), 1e-12))
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__))

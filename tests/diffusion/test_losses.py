@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import losses, process, schedules
+
+LOGSNR = jnp.linspace(-6, 6, 7)
+SNR = np.exp(np.asarray(LOGSNR))
+X, EPS, ERROR = jax.random.normal(jax.random.key(0), (3, 7, 4, 4, 3))
+Z = process.diffuse(X, EPS, LOGSNR)
+
+
+def loss_of_the_same_estimate(prediction, weight):
+    """The loss of an estimate that is wrong by ERROR in x, whatever the network predicts."""
+    x_hat = X + ERROR
+    convert = {"x": process.x_from, "eps": process.eps_from, "v": process.v_from}[prediction]
+    out = convert(Z, x_hat, LOGSNR, "x")
+    return losses.denoising_loss(out, x=X, eps=EPS, logsnr_t=LOGSNR, prediction=prediction, weight=weight)
+
+
+@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+def test_weights_do_not_depend_on_the_prediction(prediction):
+    x_mse = np.mean(np.square(ERROR), axis=(1, 2, 3))
+    min_snr = loss_of_the_same_estimate(prediction, losses.min_snr(LOGSNR, prediction, 5.0))
+    np.testing.assert_allclose(min_snr, np.minimum(SNR, 5) * x_mse, rtol=2e-3)
+    rate = jnp.ones_like(LOGSNR)
+    sigmoid = loss_of_the_same_estimate(prediction, losses.sigmoid(LOGSNR, prediction, rate, bias=1.0))
+    np.testing.assert_allclose(sigmoid, SNR * x_mse / (1 + np.exp(np.asarray(LOGSNR) - 1)) / 2, rtol=2e-3)
+
+
+def test_plain_is_the_mean_squared_error():
+    out = EPS + 0.5
+    got = losses.denoising_loss(
+        out, x=X, eps=EPS, logsnr_t=LOGSNR, prediction="eps", weight=losses.plain(LOGSNR)
+    )
+    np.testing.assert_allclose(got, np.full(7, 0.25), rtol=1e-5)
+
+
+def test_rate_is_the_slope_of_the_schedule():
+    t = jnp.array([0.2, 0.5, 0.8])
+    np.testing.assert_allclose(losses.rate(schedules.make("cosine"), t), 2 * np.pi / np.sin(np.pi * t), rtol=1e-4)
+
+
+def test_times_are_stratified_and_uniform():
+    t = np.asarray(jax.vmap(lambda key: losses.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500)))
+    assert (np.sort(np.floor(t * 8), axis=1) == np.arange(8)[None]).all()
+    assert abs(t[:, 0].mean() - 0.5) < 0.06 and t.min() >= 0 and t.max() < 1
