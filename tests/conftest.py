@@ -8,3 +8,69 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from imagen_jax import Stage, config, stage
+from imagen_jax.structs import TextCond
+
+WIDTH = 12
+
+
+@pytest.fixture(scope="session")
+def tiny_configs() -> tuple[config.StageConfig, config.StageConfig]:
+    """A two-stage cascade, 8x8 -> 16x16, that compiles in seconds."""
+    text = config.TextConfig(encoder="test", width=WIDTH, length=5)
+    optim = config.OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9)
+    base = config.StageConfig(
+        image_size=8,
+        network=config.UNetConfig((8, 16), (1, 1), (False, True), head_dim=8),
+        sampling=config.SamplingConfig(steps=4, guidance_scale=3.0),
+        text=text,
+        optim=optim,
+    )
+    super_resolution = dataclasses.replace(
+        base,
+        name="sr16",
+        image_size=16,
+        low_res_size=8,
+        network=config.EfficientUNetConfig(8, (8, 16), (1, 1), (False, True), (False, False), num_heads=2),
+    )
+    return config.validate_cascade((base, super_resolution))
+
+
+@pytest.fixture(scope="session")
+def tiny_stages(tiny_configs) -> tuple[Stage, Stage]:
+    """Stages with random parameters, no layer left at zero."""
+
+    def random(settings: config.StageConfig) -> Stage:
+        params = stage.init(settings, jax.random.key(0))
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noisy = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+        return Stage(params=jax.tree.unflatten(structure, noisy), config=settings)
+
+    return tuple(random(settings) for settings in tiny_configs)
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> TextCond:
+    """Seven encoded captions of different lengths."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(5)[None] < np.array([5, 3, 4, 2, 5, 1, 3])[:, None]
+    return TextCond(jax.numpy.asarray(rng.normal(size=(7, 5, WIDTH)), "float32"), jax.numpy.asarray(mask))
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(tiny_text) -> dict[str, np.ndarray]:
+    """One training batch of eight, as the data pipeline yields it."""
+    rng = np.random.default_rng(1)
+    rows = np.arange(8) % 7
+    return {
+        "x": rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32),
+        "text": np.asarray(tiny_text.embeddings)[rows],
+        "text_mask": np.asarray(tiny_text.mask)[rows],
+    }

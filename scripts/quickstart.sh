@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Prepares captioned shapes, trains a two-stage cascade, samples captions that it has never seen, and
+# measures how well they are drawn. Interrupt it at any time: the same command continues.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""
+
+data=datasets/shapes_single
+run=runs/quickstart
+
+python scripts/prepare_data.py --shapes single --output "$data" --num-train 6000 --num-validation 500 --num-test 500
+python scripts/train.py --preset quickstart --stage base --workdir "$run"
+python scripts/train.py --preset quickstart --stage sr64 --workdir "$run"
+python scripts/evaluate.py --workdir "$run" --data "$data" --num 200
+
+cat <<END
+
+Look at $run/evaluation/grid.png. What next (in the environment: . ${VIRTUAL_ENV#"$PWD"/}/bin/activate):
+  python scripts/sample.py --workdir $run --prompts "a small red star on a white background" "a huge cyan ring" --num 4
+  python scripts/prepare_data.py --input FOLDER --output datasets/mine     # your own captioned pictures
+  python scripts/train.py --preset shapes --stage base --workdir runs/shapes  # relations and counts, at 32x32
+END

@@ -1,0 +1,110 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax import image_keys, parallel, sample_cascade, sample_stage
+
+SEED = 3
+
+
+def sample(stages, text, keys, **options):
+    return np.asarray(sample_cascade(stages, text, keys, **options))
+
+
+def test_shape_and_range(tiny_stages, tiny_text):
+    base, final = sample_cascade(tiny_stages, tiny_text, image_keys(SEED, 7), return_all=True)
+    assert base.shape == (7, 8, 8, 3) and final.shape == (7, 16, 16, 3)
+    assert np.isfinite(final).all() and np.abs(final).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_an_image_is_the_same_alone_and_in_a_batch(tiny_stages, tiny_text, sampler):
+    keys = image_keys(SEED, 7)
+    together = sample(tiny_stages, tiny_text, keys, sampler=sampler)
+    for i in (0, 4):
+        alone = sample(tiny_stages, jax.tree.map(lambda a: a[i : i + 1], tiny_text), keys[i : i + 1], sampler=sampler)
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
+
+
+def test_an_image_is_the_same_on_one_and_on_eight_devices(tiny_stages, tiny_text):
+    assert jax.device_count() == 8
+    keys = image_keys(SEED, 7)
+    one = sample(tiny_stages, tiny_text, keys)
+    mesh = parallel.make_mesh()
+    text, spread = parallel.pad_batch((tiny_text, keys), 8, mesh)
+    eight = sample_cascade(parallel.replicate(tiny_stages, mesh), text, spread)
+    assert len(eight.sharding.device_set) == 8 and eight.addressable_shards[0].data.shape[0] == 1
+    np.testing.assert_allclose(np.asarray(eight)[:7], one, atol=1e-5)
+
+
+def test_jit_takes_the_whole_cascade(tiny_stages, tiny_text):
+    keys = image_keys(SEED, 7)
+    np.testing.assert_allclose(
+        jax.jit(sample_cascade)(tiny_stages, tiny_text, keys), sample(tiny_stages, tiny_text, keys), atol=1e-5
+    )
+
+
+def test_compiled_once_for_equal_configurations(tiny_stages, tiny_text):
+    from imagen_jax.stage import _sample
+
+    keys = image_keys(SEED, 7)
+    sample(tiny_stages, tiny_text, keys)
+    before = _sample._cache_size()
+    copies = tuple(jax.tree.map(lambda a: a + 1e-3, stage) for stage in tiny_stages)
+    assert not np.allclose(sample(copies, tiny_text, keys), sample(tiny_stages, tiny_text, keys))
+    assert _sample._cache_size() == before
+
+
+def test_text_key_and_seed_matter(tiny_stages, tiny_text):
+    keys = image_keys(SEED, 7)
+    first = sample(tiny_stages, tiny_text, keys)
+    other_text = tiny_text.replace(embeddings=tiny_text.embeddings[::-1])
+    assert np.abs(first - sample(tiny_stages, other_text, keys)).mean() > 1e-3
+    assert np.abs(first - sample(tiny_stages, tiny_text, image_keys(SEED + 1, 7))).mean() > 1e-2
+
+
+def test_options_reach_their_stage(tiny_stages, tiny_text):
+    keys = image_keys(SEED, 7)
+    base = tiny_stages[0]
+    small, _ = sample_cascade(tiny_stages, tiny_text, keys, return_all=True, guidance_scale=(5.0, 1.0))
+    sampling = dataclasses.replace(base.config.sampling, guidance_scale=5.0)
+    np.testing.assert_allclose(small, sample_stage(base, tiny_text, keys, sampling=sampling), atol=1e-6)
+    again, _ = sample_cascade(tiny_stages, tiny_text, keys, return_all=True, guidance_scale=(5.0, 4.0), aug_level=0.3)
+    np.testing.assert_array_equal(small, again)
+
+
+def test_a_super_resolution_stage_takes_any_image(tiny_stages, tiny_text):
+    image = jnp.tanh(jax.random.normal(jax.random.key(0), (7, 5, 5, 3)))
+    out = sample_stage(tiny_stages[1], tiny_text, image_keys(SEED, 7), low_res=image)
+    assert out.shape == (7, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stepz": 3}, "must be among .*; got stepz"),
+        ({"steps": (1, 2, 3)}, "one for each of the 2 stages; got 3"),
+        ({"steps": 0}, "steps must be positive; got 0"),
+        ({"sampler": "euler"}, "sampler must be one of .*got 'euler'"),
+        ({"aug_level": 1.5}, r"aug_level must be in \[0, 1.0\]"),
+        ({"percentile": 99.5}, r"percentile must be in \(0, 1\]; got 99.5"),
+    ],
+)
+def test_wrong_options(tiny_stages, tiny_text, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample_cascade(tiny_stages, tiny_text, image_keys(SEED, 7), **options)
+
+
+def test_wrong_inputs(tiny_stages, tiny_text):
+    with pytest.raises(ValueError, match="one row per image; got 7 and 3"):
+        sample_cascade(tiny_stages, tiny_text, image_keys(SEED, 3))
+    wide = tiny_text.replace(embeddings=jnp.zeros((7, 5, 99)))
+    with pytest.raises(ValueError, match="text must have the width 12 .* got 99"):
+        sample_cascade(tiny_stages, wide, image_keys(SEED, 7))
+    with pytest.raises(ValueError, match="low_res must be given to the super-resolution stage sr16"):
+        sample_stage(tiny_stages[1], tiny_text, image_keys(SEED, 7))
+    with pytest.raises(ValueError, match="low_res must be None for the base stage"):
+        sample_stage(tiny_stages[0], tiny_text, image_keys(SEED, 7), low_res=jnp.zeros((7, 4, 4, 3)))

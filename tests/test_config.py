@@ -1,0 +1,78 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from imagen_jax import config as C
+from imagen_jax import stage
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_survive_json(preset):
+    for config in C.load_preset(preset):
+        again = C.from_dict(json.loads(json.dumps(C.to_dict(config))))
+        assert again == config and hash(again) == hash(config)
+        assert jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
+
+
+def replace(config, path, value):
+    head, _, tail = path.partition(".")
+    return dataclasses.replace(config, **{head: replace(getattr(config, head), tail, value) if tail else value})
+
+
+@pytest.mark.parametrize(
+    ("stage_index", "field", "value", "message"),
+    [
+        (0, "image_size", 9, "image_size must be a positive multiple of the network's total stride 2"),
+        (1, "image_size", 18, "total stride 4"),
+        (1, "low_res_size", None, "low_res_size must be set for a super-resolution stage"),
+        (1, "low_res_size", 16, "smaller than image_size 16"),
+        (0, "optim.accumulation", 3, "multiple of optim.accumulation 3; got 8"),
+        (0, "network.attention", (True,), "one entry for each of the 2 levels"),
+        (0, "network.head_dim", 5, "multiples of head_dim 5"),
+        (1, "network.num_heads", 3, "multiples of num_heads 3"),
+        (1, "network.cross_attention", (False, True), "off where self_attention is on"),
+        (0, "process.cond_drop_prob", 1.0, r"in \[0, 1\)"),
+        (0, "process.cond_drop_prob", 0.0, r"guidance_scale must be 1 \(off\)"),
+        (1, "sampling.aug_level", 1.1, r"aug_level must be in \[0, 1.0\]"),
+        (0, "sampling.sampler", "euler", "sampling.sampler must be one of"),
+        (0, "process.prediction", "flow", "process.prediction must be one of"),
+        (0, "optim.optimizer", "sgd", "optim.optimizer must be one of"),
+        (0, "run.num_steps", 0, "run.num_steps must be positive"),
+        (0, "name", "64/base", "name must be an identifier"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(tiny_configs, stage_index, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        C.validate(replace(tiny_configs[stage_index], field, value))
+
+
+def test_stages_must_follow_each_other(tiny_configs):
+    base, super_resolution = tiny_configs
+    with pytest.raises(ValueError, match="low_res_size of stage sr16 must be 8, the image_size of the stage base"):
+        C.validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
+    with pytest.raises(ValueError, match="stage names must be distinct"):
+        C.validate_cascade((base, dataclasses.replace(super_resolution, name="base")))
+
+
+def test_json_of_another_version_is_refused(tiny_configs):
+    data = C.to_dict(tiny_configs[0])
+    with pytest.raises(ValueError, match=r"unknown: \['colour'\]"):
+        C.from_dict(data | {"colour": 1})
+    del data["seed"]
+    with pytest.raises(ValueError, match=r"missing: \['seed'\]"):
+        C.from_dict(data)
+
+
+def test_differences_are_named(tiny_configs):
+    other = replace(replace(tiny_configs[0], "optim.b2", 0.5), "seed", 4)
+    assert C.differences(tiny_configs[0], other) == ["optim.b2: 0.999 -> 0.5", "seed: 0 -> 4"]
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
+        C.load_preset("imagenet")

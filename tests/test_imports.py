@@ -1,0 +1,104 @@
+"""The layers of the package, held by a walk over its imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "imagen_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+STANDARD = set(sys.stdlib_module_names) | {"__future__"}
+
+# folder or file -> what it may import at module level; own modules by their path below imagen_jax
+ALLOWED = {
+    "diffusion": {"jax", "numpy", "diffusion"},
+    "models": {"jax", "flax", "einops", "structs", "models"},
+    "structs": {"jax", "flax"},
+    "config": set(),
+    "resize": {"numpy"},
+    "stage": {"jax", "flax", "config", "structs", "resize", "diffusion", "models"},
+    "cascade": {"jax", "config", "stage", "structs"},
+    "parallel": {"jax", "numpy"},
+    "data": {"numpy", "PIL", "scipy", "resize", "data"},
+    "text": {"jax", "flax", "numpy", "ml_dtypes", "structs", "text"},
+    "evaluation": {"numpy", "scipy", "PIL", "resize", "data", "evaluation"},
+    "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
+}
+
+
+def imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if node.module == "imagen_jax":
+        return [f"imagen_jax.{alias.name}" for alias in node.names]
+    return [node.module]
+
+
+def imports(path, top_level_only):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name in imported(node):
+                parts = name.split(".")
+                yield parts[1] if parts[0] == "imagen_jax" and len(parts) > 1 else parts[0]
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers(path):
+    found = set(imports(path, top_level_only=True)) - STANDARD
+    if room(path) in ALLOWED:
+        assert found <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("orbax", {"training/checkpoint.py"}),
+        ("tensorflow", set()),
+        ("torch", set()),
+        ("tyro", {"cli.py"}),
+    ],
+)
+def test_packages_with_one_home(package, homes):
+    users = {str(p.relative_to(PACKAGE)) for p in FILES if package in set(imports(p, top_level_only=False))}
+    assert users <= homes
+
+
+def test_only_parallel_names_meshes():
+    words = ("PartitionSpec", "make_mesh(", "jax.pmap", "NamedSharding(")
+    users = {p.name for p in FILES if any(word in p.read_text() for word in words) and "make_mesh(config" not in p.read_text()}
+    assert users - {"generate.py"} == {"parallel.py"}
+
+
+def test_nothing_imports_scripts_and_configs_import_config_alone():
+    assert not [p for p in FILES if "scripts" in set(imports(p, top_level_only=False))]
+    for path in (ROOT / "configs").glob("*.py"):
+        assert set(imports(path, top_level_only=False)) - STANDARD <= {"config", "imagen_jax"}
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import time, jax, flax.linen; start = time.perf_counter(); import imagen_jax, sys; "
+        "heavy = [m for m in ('tensorflow', 'transformers', 'orbax', 'grain', 'torch') if m in sys.modules]; "
+        "print(heavy, time.perf_counter() - start)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy, seconds = out.rsplit(" ", 1)
+    assert heavy == "[]" and float(seconds) < 1
+
+
+def test_public_names():
+    import imagen_jax
+
+    for name in imagen_jax.__all__:
+        assert getattr(imagen_jax, name).__doc__
+    with pytest.raises(AttributeError, match="Imagen"):
+        imagen_jax.Imagen  # noqa: B018

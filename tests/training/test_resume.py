@@ -1,0 +1,142 @@
+"""Interrupted and continued training ends with the parameters of the uninterrupted run, to the bit."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax import load_cascade, load_stage
+from imagen_jax.data import shapes, sources, transforms
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+PRESET = """
+from imagen_jax.config import *
+
+def get_config():
+    text = TextConfig(encoder={encoder!r}, width=32, length=12)
+    optim = OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9)
+    run = RunConfig(num_steps={steps}, checkpoint_every=5, log_every=1)
+    base = StageConfig(
+        image_size=8, network=UNetConfig((8, 16), (1, 1), (False, True), head_dim=8, dropout=0.1),
+        text=text, optim=optim, run=run, data=DataConfig(path={data!r}),
+    )
+    return (base,)
+"""
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """A preset for a tiny stage on thirty shapes, with a small random language model."""
+    folder = tmp_path_factory.mktemp("resume")
+    records = [
+        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+        for e in shapes.examples("train", "single", 30)
+    ]
+    sources.write({"train": records}, folder / "data", name="data", description="Thirty shapes.")
+    encoder = str(ROOT / "tests/goldens/tiny_bert")
+    preset = folder / "preset.py"
+    preset.write_text(PRESET.format(encoder=encoder, steps=STEPS, data=str(folder / "data")))
+    return folder, preset
+
+
+def start(preset, workdir, *options):
+    command = [sys.executable, ROOT / "scripts/train.py", "--preset", preset, "--stage", "base", "--workdir", workdir]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [*map(str, command), *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_step(workdir, step, process):
+    metrics = workdir / "base/metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < step):
+        time.sleep(0.01)
+
+
+def params(workdir):
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_cascade(workdir)[0].params)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(setup):
+    folder, preset = setup
+    code, _, err = finish(start(preset, folder / "whole"))
+    assert code == 0, err
+    return folder / "whole"
+
+
+def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
+    folder, preset = setup
+    workdir = folder / "interrupted"
+    rng = random.Random(os.getpid())
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = start(preset, workdir)
+        before = (workdir / "base/metrics.jsonl").read_text().count("\n") if (workdir / "base/metrics.jsonl").exists() else 0
+        wait_for_step(workdir, before + rng.randint(1, 7), process)
+        process.send_signal(number)
+        code, out, err = finish(process)
+        assert code == (143 if number == signal.SIGTERM else -signal.SIGKILL), err
+        if number == signal.SIGTERM:
+            assert "the same command continues" in out + err
+    code, _, err = finish(start(preset, workdir))
+    assert code == 0, err
+    for one, other in zip(params(uninterrupted), params(workdir), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
+    folder, preset = setup
+    workdir = folder / "extended"
+    shutil.copytree(uninterrupted, workdir)
+    code, _, err = finish(start(preset, workdir, "--optim.learning-rate", "0.5"))
+    assert code == 2 and "optim.learning_rate: 0.01 -> 0.5" in err and len(err.strip().splitlines()) == 1
+    assert load_stage(workdir / "base").config.optim.learning_rate == 0.01
+    code, _, err = finish(start(preset, workdir, "--run.num-steps", str(STEPS + 1)))
+    assert code == 0, err
+    assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(setup, uninterrupted):
+    folder, preset = setup
+    workdir = folder / "damaged"
+    shutil.copytree(uninterrupted, workdir)
+    newest = max((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
+    for file in newest.rglob("*"):
+        if file.is_file() and "d/" in str(file.relative_to(newest)):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = sorted(str(path) for path in workdir.rglob("*"))
+    code, _, err = finish(start(preset, workdir, "--run.num-steps", str(STEPS + 1)))
+    assert code == 2 and str(newest) in err and "Move it away" in err, err
+    assert len([line for line in err.splitlines() if line.startswith("train.py:")]) == 1
+    assert sorted(str(path) for path in workdir.rglob("*")) == before
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_cascade(workdir)
+    shutil.rmtree(newest)
+    load_cascade(workdir)
+
+
+def test_missing_checkpoints_are_named(tmp_path, uninterrupted):
+    with pytest.raises(ValueError, match="must hold trained stages, but has none"):
+        load_cascade(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint of step 7; found steps"):
+        load_stage(uninterrupted / "base", step=7)
+    empty = tmp_path / "base"
+    empty.mkdir()
+    shutil.copy(uninterrupted / "base/config.json", empty)
+    with pytest.raises(ValueError, match=r"must hold a checkpoint; found steps \[\]"):
+        load_cascade(tmp_path)

@@ -1,0 +1,121 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagen_jax import parallel, resize
+from imagen_jax.config import OptimConfig
+from imagen_jax.training import optim
+from imagen_jax.training import state as states
+from imagen_jax.training.step import make_train_step
+
+
+def run(config, batch, steps=3, mesh=None):
+    mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
+    abstract = states.abstract_state(config, mesh)
+    state = states.init_state(config, abstract)
+    step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None))
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, parallel.shard_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def change(config, **optim_fields):
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **optim_fields))
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_configs, tiny_batch):
+    return [tiny_batch | {"x": resize.area(tiny_batch["x"], c.image_size)} for c in tiny_configs]
+
+
+def assert_same(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_loss_of_a_repeated_batch_falls(tiny_configs, batches, stage):
+    _, losses = run(tiny_configs[stage], batches[stage], steps=40)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_eight_devices_train_as_one(tiny_configs, batches):
+    one, losses = run(tiny_configs[1], batches[1])
+    eight, sharded_losses = run(tiny_configs[1], batches[1], mesh=parallel.make_mesh())
+    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
+    assert_same(one.ema_params, eight.ema_params, 2e-3)  # Adam turns rounding of tiny gradients into steps
+
+
+def test_fsdp_shards_and_trains_alike(tiny_configs, batches, monkeypatch):
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    _, losses = run(tiny_configs[1], batches[1])
+    state, sharded_losses = run(tiny_configs[1], batches[1], mesh=parallel.make_mesh(fsdp=4))
+    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
+    kernel = state.params["down_1_block_0"]["conv_1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    moments = jax.tree.leaves(state.opt_state)
+    assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_accumulation_changes_nothing(tiny_configs, batches, optimizer):
+    config = change(tiny_configs[0], optimizer=optimizer)
+    whole, losses = run(config, batches[0], steps=2)
+    parts, part_losses = run(change(config, accumulation=4), batches[0], steps=2)
+    np.testing.assert_allclose(losses, part_losses, rtol=1e-4)
+    assert_same(whole.ema_params, parts.ema_params, 2e-3)
+
+
+def test_steps_differ_in_their_noise_and_repeat_exactly(tiny_configs, batches):
+    frozen = change(tiny_configs[0], learning_rate=1e-12)
+    _, losses = run(frozen, batches[0])
+    assert len(set(losses)) == 3
+    assert losses == run(frozen, batches[0])[1]
+
+
+def test_ema_warms_up_and_is_an_average():
+    ema = jnp.zeros(())
+    for step in range(5):
+        ema = optim.update_ema(ema, jnp.ones(()), jnp.asarray(step), 0.9999)
+    expected = 0.0
+    for step in range(5):
+        decay = (1 + step) / (10 + step)
+        expected = decay * expected + 1 - decay
+    np.testing.assert_allclose(ema, expected, rtol=1e-6)
+    late = optim.update_ema(jnp.zeros(()), jnp.ones(()), jnp.asarray(10**6), 0.999)
+    np.testing.assert_allclose(late, 0.001, rtol=1e-3)
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = optim.learning_rate(OptimConfig(learning_rate=2.0, warmup_steps=10, decay_steps=110))
+    np.testing.assert_allclose([rate(0), rate(4), rate(9), rate(60), rate(110)], [0.2, 1.0, 2.0, 1.0, 0.0], atol=1e-5)
+    constant = optim.learning_rate(OptimConfig(learning_rate=2.0, warmup_steps=10))
+    np.testing.assert_allclose(constant(10**6), 2.0)
+
+
+def test_clipping_bounds_the_update_and_decay_spares_biases():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    grads = jax.tree.map(lambda p: 1e6 * p, params)
+    clip = optim.make_optimizer(OptimConfig(clip_norm=1.0))
+    unscaled, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+    assert optax.global_norm(unscaled) < 1.0001
+    state = clip.init(params)
+    assert np.isfinite(jax.tree.leaves(clip.update(grads, state, params)[0])[0]).all()
+    decay = optim.make_optimizer(OptimConfig(weight_decay=0.1, learning_rate=1.0, warmup_steps=1, clip_norm=0.0))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = decay.update(zeros, decay.init(params), params)
+    assert (updates["kernel"] < 0).all() and not updates["bias"].any()
+
+
+def test_batches_that_do_not_divide_are_refused():
+    mesh = parallel.make_mesh()
+    with pytest.raises(ValueError, match=r"devices x optim.accumulation = 8 x 2; got 24: use 32"):
+        parallel.check_batch(24, 2, mesh)
+    with pytest.raises(ValueError, match="run.fsdp must divide the number of devices 8; got 3"):
+        parallel.make_mesh(fsdp=3)
