@@ -1,6 +1,6 @@
 """A cascade that trains in minutes on two CPU cores: single shapes, 16x16 -> 64x64.
 
-  bash scripts/quickstart.sh
+bash scripts/quickstart.sh
 """
 
 from imagen_jax.config import (
@@ -30,9 +30,7 @@ def get_config() -> tuple[StageConfig, ...]:
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=4.0),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(
-            learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=32, ema_decay=0.995
-        ),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=32, ema_decay=0.995),
         run=RunConfig(num_steps=1500, checkpoint_every=250, log_every=25),
     )
     super_resolution = StageConfig(
@@ -51,9 +49,7 @@ def get_config() -> tuple[StageConfig, ...]:
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=16, guidance_scale=2.0, aug_level=0.1),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(
-            learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=16, ema_decay=0.99
-        ),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=16, ema_decay=0.99),
         run=RunConfig(num_steps=700, checkpoint_every=250, log_every=25),
     )
     return base, super_resolution

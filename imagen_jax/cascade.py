@@ -46,7 +46,10 @@ def _per_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> list[Sampl
     return [
         dataclasses.replace(
             stage.config.sampling,
-            **{name: value[i] if isinstance(value, tuple | list) else value for name, value in options.items()},
+            **{
+                name: value[i] if isinstance(value, tuple | list) else value
+                for name, value in options.items()
+            },
         )
         for i, stage in enumerate(stages)
     ]

@@ -24,11 +24,16 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse(options: type, description: str, args: list[str] | None = None) -> Any:
     """An instance of the dataclass `options` from the command line; its errors become one line."""
-    return _one_line(tyro.cli, options, description=description, args=args, config=(tyro.conf.AvoidSubcommands,))
+    return _one_line(
+        tyro.cli, options, description=description, args=args, config=(tyro.conf.AvoidSubcommands,)
+    )
 
 
 def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
@@ -41,10 +46,16 @@ def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
     first, _ = _one_line(tyro.cli, peek, args=args, return_unknown_args=True)
     stages = {stage.name: stage for stage in load_preset(first.preset)}
     if first.stage not in stages:
-        raise ValueError(f"--stage must be one of {', '.join(stages)} in preset {first.preset}; got {first.stage!r}.")
+        raise ValueError(
+            f"--stage must be one of {', '.join(stages)} in preset {first.preset}; got {first.stage!r}."
+        )
     config = dataclasses.field(default=stages[first.stage])
     both = dataclasses.make_dataclass(
-        "Options", [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)], bases=(options,), kw_only=True, frozen=True
+        "Options",
+        [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)],
+        bases=(options,),
+        kw_only=True,
+        frozen=True,
     )
     parsed = parse(both, description)
     return parsed, parsed.config
@@ -64,4 +75,6 @@ def _one_line(function: Callable, *args, **kwargs) -> Any:
         if not stop.code:
             raise
         words = [line.strip("│╭╰╮╯─ \n") for line in printed.getvalue().splitlines()]
-        raise ValueError(" ".join(word for word in words if word) or "the options could not be read") from None
+        raise ValueError(
+            " ".join(word for word in words if word) or "the options could not be read"
+        ) from None

@@ -260,7 +260,12 @@ def _validate_network(stage: str, network: UNetConfig | EfficientUNetConfig) -> 
         bad = [
             c for c, a in zip(network.channels, network.attention, strict=True) if a and c % network.head_dim
         ]
-        _rule(not bad, "network.channels", f"multiples of head_dim {network.head_dim} where attention is on", bad)
+        _rule(
+            not bad,
+            "network.channels",
+            f"multiples of head_dim {network.head_dim} where attention is on",
+            bad,
+        )
     else:
         bad = [c for c in network.channels if c % network.num_heads]
         _rule(not bad, "network.channels", f"multiples of num_heads {network.num_heads}", bad)

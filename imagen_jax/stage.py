@@ -36,7 +36,9 @@ class Stage:
 
 def network(config: StageConfig) -> nn.Module:
     """The stage's denoising network."""
-    options = {field.name: getattr(config.network, field.name) for field in dataclasses.fields(config.network)}
+    options = {
+        field.name: getattr(config.network, field.name) for field in dataclasses.fields(config.network)
+    }
     cls = EfficientUNet if isinstance(config.network, EfficientUNetConfig) else UNet
     return cls(**options, out_channels=config.image_channels, dtype=compute_dtype(config))
 
@@ -64,7 +66,9 @@ def init(config: StageConfig, key: jax.Array) -> Any:
     size = config.image_size
     image = jnp.zeros((1, size, size, config.image_channels))
     level = jnp.zeros((1,))
-    text = TextCond(jnp.zeros((1, config.text.length, config.text.width)), jnp.ones((1, config.text.length), bool))
+    text = TextCond(
+        jnp.zeros((1, config.text.length, config.text.width)), jnp.ones((1, config.text.length), bool)
+    )
     cond = Cond(text, image, level) if config.is_super_resolution else Cond(text)
     return network(config).init(key, image, level, cond)["params"]
 
@@ -131,7 +135,9 @@ def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.
         return losses.plain(logsnr_t)
     if settings.loss_weight == "min_snr":
         return losses.min_snr(logsnr_t, settings.prediction, settings.min_snr_gamma)
-    return losses.sigmoid(logsnr_t, settings.prediction, losses.rate(schedule(config), t), settings.sigmoid_bias)
+    return losses.sigmoid(
+        logsnr_t, settings.prediction, losses.rate(schedule(config), t), settings.sigmoid_bias
+    )
 
 
 def _condition_on_low_res(
@@ -223,7 +229,9 @@ def _check_inputs(config: StageConfig, text: TextCond, keys: jax.Array, low_res:
             f"{config.name} was trained with; got {width}."
         )
     if len(text.embeddings) != batch:
-        raise ValueError(f"text and keys must have one row per image; got {len(text.embeddings)} and {batch}.")
+        raise ValueError(
+            f"text and keys must have one row per image; got {len(text.embeddings)} and {batch}."
+        )
     if config.is_super_resolution != (low_res is not None):
         raise ValueError(
             f"low_res must be {'given to the super-resolution' if config.is_super_resolution else 'None for the base'} "

@@ -48,7 +48,9 @@ def main(options: Options) -> None:
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples or examples[0]["claims"] is None:
-        raise ValueError(f"--data must be a data set of shapes, which records what captions claim; got {options.data}.")
+        raise ValueError(
+            f"--data must be a data set of shapes, which records what captions claim; got {options.data}."
+        )
     stages = load_cascade(options.workdir)
     captions = [example["caption"] for example in examples]
     given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "aug_level")}
@@ -60,13 +62,18 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         **{name: value[0] if len(value) == 1 else value for name, value in given.items() if value},
     )
-    by_stage = [np.stack(images) for images in zip(*tqdm(pictures, total=len(captions), unit="picture"), strict=True)]
+    by_stage = [
+        np.stack(images) for images in zip(*tqdm(pictures, total=len(captions), unit="picture"), strict=True)
+    ]
     final = by_stage[-1]
     if final.shape[1] < examples[0]["image"].shape[0]:  # a cascade without its last stage
         final = resize.bilinear(final, examples[0]["image"].shape[0])
     result = alignment.alignment(final, [example["claims"] for example in examples])
     table = alignment.format_table(result)
-    consistency = [psnr(resize.area(big, small.shape[1:3]), small) for small, big in zip(by_stage, by_stage[1:], strict=False)]
+    consistency = [
+        psnr(resize.area(big, small.shape[1:3]), small)
+        for small, big in zip(by_stage, by_stage[1:], strict=False)
+    ]
     lines = [table, *(
         f"Output of {stage.config.name} averaged down to {before.config.image_size}x{before.config.image_size} against "
         f"{before.config.name}: PSNR {np.mean(values):.1f} dB on average, {np.min(values):.1f} dB at worst."

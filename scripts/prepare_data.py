@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tqdm import tqdm
 
+from imagen_jax import cli
 from imagen_jax.data import folder, shapes, sources, transforms
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
@@ -184,8 +183,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"prepare_data.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    cli.run(main, lambda: cli.parse(Options, __doc__))

@@ -16,17 +16,15 @@ import hashlib
 import itertools
 import os
 import shutil
-import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
-from imagen_jax import resize
+from imagen_jax import cli, resize
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -260,8 +258,4 @@ def write_all(font: Path, size: int, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"prepare_emoji.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    cli.run(main, lambda: cli.parse(Options, __doc__))

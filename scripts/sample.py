@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
@@ -55,7 +54,9 @@ class Options:
 def main(options: Options) -> None:
     prompts = read_prompts(options)
     if options.num < 1 or options.batch_size < 1:
-        raise ValueError(f"--num and --batch-size must be positive; got {options.num} and {options.batch_size}.")
+        raise ValueError(
+            f"--num and --batch-size must be positive; got {options.num} and {options.batch_size}."
+        )
     output = options.output or options.workdir / "samples"
 
     from imagen_jax import TextEncoder, load_cascade

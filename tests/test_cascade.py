@@ -1,4 +1,5 @@
 import dataclasses
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ def test_an_image_is_the_same_alone_and_in_a_batch(tiny_stages, tiny_text, sampl
     keys = image_keys(SEED, 7)
     together = sample(tiny_stages, tiny_text, keys, sampler=sampler)
     for i in (0, 4):
-        alone = sample(tiny_stages, jax.tree.map(lambda a: a[i : i + 1], tiny_text), keys[i : i + 1], sampler=sampler)
+        text, key = jax.tree.map(itemgetter(slice(i, i + 1)), (tiny_text, keys))
+        alone = sample(tiny_stages, text, key, sampler=sampler)
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
 
 
@@ -72,7 +74,9 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
     small, _ = sample_cascade(tiny_stages, tiny_text, keys, return_all=True, guidance_scale=(5.0, 1.0))
     sampling = dataclasses.replace(base.config.sampling, guidance_scale=5.0)
     np.testing.assert_allclose(small, sample_stage(base, tiny_text, keys, sampling=sampling), atol=1e-6)
-    again, _ = sample_cascade(tiny_stages, tiny_text, keys, return_all=True, guidance_scale=(5.0, 4.0), aug_level=0.3)
+    again, _ = sample_cascade(
+        tiny_stages, tiny_text, keys, return_all=True, guidance_scale=(5.0, 4.0), aug_level=0.3
+    )
     np.testing.assert_array_equal(small, again)
 
 

@@ -21,7 +21,9 @@ def test_presets_are_valid_and_survive_json(preset):
 
 def replace(config, path, value):
     head, _, tail = path.partition(".")
-    return dataclasses.replace(config, **{head: replace(getattr(config, head), tail, value) if tail else value})
+    return dataclasses.replace(
+        config, **{head: replace(getattr(config, head), tail, value) if tail else value}
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,9 @@ def test_a_wrong_value_is_named_with_its_rule(tiny_configs, stage_index, field, 
 
 def test_stages_must_follow_each_other(tiny_configs):
     base, super_resolution = tiny_configs
-    with pytest.raises(ValueError, match="low_res_size of stage sr16 must be 8, the image_size of the stage base"):
+    with pytest.raises(
+        ValueError, match="low_res_size of stage sr16 must be 8, the image_size of the stage base"
+    ):
         C.validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
     with pytest.raises(ValueError, match="stage names must be distinct"):
         C.validate_cascade((base, dataclasses.replace(super_resolution, name="base")))

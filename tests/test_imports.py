@@ -74,7 +74,11 @@ def test_packages_with_one_home(package, homes):
 
 def test_only_parallel_names_meshes():
     words = ("PartitionSpec", "make_mesh(", "jax.pmap", "NamedSharding(")
-    users = {p.name for p in FILES if any(word in p.read_text() for word in words) and "make_mesh(config" not in p.read_text()}
+    users = {
+        p.name
+        for p in FILES
+        if any(word in p.read_text() for word in words) and "make_mesh(config" not in p.read_text()
+    }
     assert users - {"generate.py"} == {"parallel.py"}
 
 

@@ -67,7 +67,11 @@ def sample(
         z_t, carry = state
         i, logsnr_t, logsnr_s = inputs
         x_hat = denoise(z_t, jnp.broadcast_to(logsnr_t, (batch,))).astype(jnp.float32)
-        noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z_t.shape[1:]) if sampler.is_stochastic else None
+        noise = (
+            normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z_t.shape[1:])
+            if sampler.is_stochastic
+            else None
+        )
         state = sampler.step(Step(z_t, x_hat, logsnr_t, logsnr_s, i == 0, i == steps - 1, noise), carry)
         return state, None
 

@@ -7,6 +7,7 @@ A schedule maps the time t in [0, 1] (1 is noise) to logsnr, decreasing, clipped
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def make(name: str, size: int = 64) -> Schedule:
     if name == "linear":
         return Schedule(linear, linear_inverse)
     if name == "shifted_cosine":
-        return Schedule(lambda t: shifted_cosine(t, size), lambda l: shifted_cosine_inverse(l, size))
+        return Schedule(partial(shifted_cosine, size=size), partial(shifted_cosine_inverse, size=size))
     raise ValueError(f"schedule must be cosine, linear or shifted_cosine; got {name!r}.")
 
 

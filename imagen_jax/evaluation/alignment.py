@@ -105,8 +105,7 @@ def _to_rgb(image: Any) -> np.ndarray:
     if not np.isfinite(image).all() or abs(image).max() > 2:
         low, high = image.min(), image.max()
         raise ValueError(
-            f"a picture is uint8, or float in [-1, 1], got {image.dtype} in [{low}, {high}]: "
-            "rescale it first"
+            f"a picture is uint8, or float in [-1, 1], got {image.dtype} in [{low}, {high}]: rescale it first"
         )
     return (np.clip(image.astype(np.float64), -1, 1) + 1) * 127.5
 
@@ -115,9 +114,7 @@ def _lab(rgb: Any) -> np.ndarray:
     """sRGB in [0, 255] to CIELAB (D65), [..., 3]."""
     rgb = np.asarray(rgb) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    )
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = linear @ to_xyz.T / to_xyz.sum(axis=1)
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(f, -1, 0)
@@ -209,9 +206,7 @@ def _outlines() -> tuple[list[str], np.ndarray, np.ndarray]:
     ranges = (*shapes.SIZES_ALONE.values(), *shapes.SIZES_TOGETHER.values())
     diameters = [sum(span) / 2 for span in ranges]
     angles = np.linspace(-shapes.MAX_ANGLE, shapes.MAX_ANGLE, 5)
-    for shape, diameter, angle, blur in itertools.product(
-        shapes.SHAPES, diameters, angles, (0.0, 1.0)
-    ):
+    for shape, diameter, angle, blur in itertools.product(shapes.SHAPES, diameters, angles, (0.0, 1.0)):
         thing = shapes.Object(shape, "red", "", (32.3, 32.2), diameter, angle)
         cover = np.zeros((shapes.SIZE, shapes.SIZE))
         where, part = shapes.coverage(thing)
@@ -244,8 +239,7 @@ def score(reading: Reading, claims: shapes.Claims) -> dict[str, bool]:
     }
     if any(claim["size"] for claim in wanted):
         verdict["size"] = any(
-            all(thing and claim["size"] in (None, thing.size) for claim, thing in match)
-            for match in matches
+            all(thing and claim["size"] in (None, thing.size) for claim, thing in match) for match in matches
         )
     if claims["relation"]:
         verdict["relation"] = all(_stands(match, claims["relation"]) for match in matches)
@@ -271,8 +265,7 @@ def _best_matches(wanted: list[dict], seen: Sequence[Seen]) -> list[Match]:
     """All pairings of claimed objects with seen ones, or None, that agree in the most."""
     seats = [*seen[:MAX_MATCHED], *[None] * (len(wanted) - len(seen))]
     matches = [
-        tuple(zip(wanted, chosen, strict=True))
-        for chosen in itertools.permutations(seats, len(wanted))
+        tuple(zip(wanted, chosen, strict=True)) for chosen in itertools.permutations(seats, len(wanted))
     ]
     totals = [sum(itertools.starmap(_agreement, match)) for match in matches]
     return [m for m, total in zip(matches, totals, strict=True) if total > max(totals) - 0.125]

@@ -36,7 +36,10 @@ def labelled_grid(
         left = gap + i % columns * (cell + gap)
         top = gap + i // columns * (cell + caption + gap)
         picture = Image.fromarray(to_uint8(x))
-        sheet.paste(picture.resize((cell, cell * picture.height // picture.width), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(
+            picture.resize((cell, cell * picture.height // picture.width), Image.Resampling.NEAREST),
+            (left, top),
+        )
         draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=(190, 190, 190))
         draw.multiline_text((left, top + cell + 2), "\n".join(lines), fill="black", font=font, spacing=0)
     return sheet

@@ -37,12 +37,18 @@ class UNet(nn.Module):
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^(levels - 1); logsnr_t [B]."""
 
-        def block(h: jax.Array, level: int, name: str, resample: str | None = None, attend: bool = True) -> jax.Array:
+        def block(
+            h: jax.Array, level: int, name: str, resample: str | None = None, attend: bool = True
+        ) -> jax.Array:
             width = self.channels[level]
-            h = ResBlock(width, resample, dropout=self.dropout, dtype=self.dtype, name=name)(h, emb, train=train)
+            h = ResBlock(width, resample, dropout=self.dropout, dtype=self.dtype, name=name)(
+                h, emb, train=train
+            )
             if attend and self.attention[level]:
                 heads = width // self.head_dim
-                h = TextAttention(heads, self.head_dim, dtype=self.dtype, name=f"{name}_attention")(h, cond.text)
+                h = TextAttention(heads, self.head_dim, dtype=self.dtype, name=f"{name}_attention")(
+                    h, cond.text
+                )
             return h
 
         emb = Conditioning(self.channels[0], self.dtype, name="conditioning")(logsnr_t, cond)

@@ -162,15 +162,12 @@ def _digest(caption: str) -> bytes:
     return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()
 
 
-def _distinct(
-    captions: Iterable[str], present: set[bytes], bar: Any
-) -> Iterator[tuple[bytes, str]]:
+def _distinct(captions: Iterable[str], present: set[bytes], bar: Any) -> Iterator[tuple[bytes, str]]:
     """(digest, caption) of each caption whose digest is not in `present`, which grows."""
     for i, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
-                f"captions must be str, got {type(caption).__name__} at index {i}; "
-                "decode or convert it."
+                f"captions must be str, got {type(caption).__name__} at index {i}; decode or convert it."
             )
         digest = _digest(caption)
         if digest in present:

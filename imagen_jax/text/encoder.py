@@ -155,9 +155,7 @@ class TextEncoder:
         """
         return self._embed_sorted(self._cut(captions, None), batch_size)
 
-    def _embed_sorted(
-        self, ids: list[list[int]], batch_size: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def _embed_sorted(self, ids: list[list[int]], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -229,8 +227,7 @@ def _check_captions(captions: Sequence[str]) -> None:
     for i, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
-                f"captions must be str, got {type(caption).__name__} at index {i}; "
-                "decode or convert it."
+                f"captions must be str, got {type(caption).__name__} at index {i}; decode or convert it."
             )
         if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
             raise ValueError(

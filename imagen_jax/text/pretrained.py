@@ -42,9 +42,7 @@ class Family:
 
 
 FAMILIES = {
-    "bert": Family(
-        bert.BertConfig.from_hf, bert.BertEncoder, bert.tensor_table, bert.canonical_name
-    ),
+    "bert": Family(bert.BertConfig.from_hf, bert.BertEncoder, bert.tensor_table, bert.canonical_name),
 }
 
 
@@ -177,8 +175,7 @@ def weight_files(directory: Path) -> list[Path]:
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise ValueError(
-                f"{index} names shards that are not there: {', '.join(missing)}; "
-                "copy or download them too."
+                f"{index} names shards that are not there: {', '.join(missing)}; copy or download them too."
             )
         return [directory / name for name in names]
     if any(directory.glob("pytorch_model*.bin")):
@@ -223,9 +220,7 @@ def load_model(directory: Path, dtype: Any) -> tuple[nn.Module, Any]:
                     tensor = file.get_tensor(name)
                     loaded[to] = jnp.asarray(tensor.T if transposed else tensor, dtype)
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a readable safetensors file ({error}); get it again."
-            ) from error
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); get it again.") from error
     missing = [name for name, (to, _, _) in wanted.items() if to not in loaded]
     if missing:
         raise ValueError(

@@ -24,7 +24,10 @@ CONFIG_FILE = "config.json"
 
 
 class Checkpoints:
-    """Saves and restores the train states of one stage. Saving is asynchronous: see `close`."""
+    """Saves and restores the train states of one stage; a context manager.
+
+    Saving is asynchronous; leaving the context waits until everything is on disk.
+    """
 
     def __init__(self, directory: str | Path, config: StageConfig):
         self._config = config
@@ -66,8 +69,10 @@ class Checkpoints:
         _check_dtypes(abstract.ema_params, restored["ema_params"])
         return TrainState(**restored["state"], ema_params=restored["ema_params"]), restored["data"]
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -99,7 +104,9 @@ def read_config(directory: str | Path) -> StageConfig:
     """The configuration of the stage in `directory`."""
     file = Path(directory) / CONFIG_FILE
     if not file.exists():
-        raise ValueError(f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py.")
+        raise ValueError(
+            f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py."
+        )
     try:
         return from_dict(json.loads(file.read_text()))
     except (json.JSONDecodeError, TypeError, KeyError) as error:
@@ -120,7 +127,9 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise ValueError(f"{root} must hold {wanted}; found steps {steps}. Train longer with scripts/train.py.")
+            raise ValueError(
+                f"{root} must hold {wanted}; found steps {steps}. Train longer with scripts/train.py."
+            )
         step = steps[-1] if step is None else step
         shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -136,7 +145,9 @@ def load_cascade(workdir: str | Path) -> tuple[stage.Stage, ...]:
     workdir = Path(workdir)
     directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
-        raise ValueError(f"{workdir} must hold trained stages, but has none. Train one with scripts/train.py.")
+        raise ValueError(
+            f"{workdir} must hold trained stages, but has none. Train one with scripts/train.py."
+        )
     configs = {directory: read_config(directory) for directory in directories}
     ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
     validate_cascade(tuple(configs[directory] for directory in ordered))

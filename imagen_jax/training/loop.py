@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from imagen_jax import parallel
 from imagen_jax.config import StageConfig, validate
@@ -41,8 +42,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     mesh = parallel.make_mesh(config.run.fsdp)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     source = sources.open_source(config.data.path, "train")
+    encoder = load_encoder(config)
     checkpoint.claim(directory, config)
-    embeddings = embedding_cache(config, source)
+    embeddings = embedding_cache(config, source, encoder)
     data = pipeline.make_loader(
         source,
         embeddings.__getitem__,
@@ -55,54 +57,63 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         shard_count=jax.process_count(),
     )
 
-    # --- state: restored if there is a checkpoint, else new; in this order ----------------------
-    checkpoints = checkpoint.Checkpoints(directory, config)
-    abstract = states.abstract_state(config, mesh)
-    if checkpoints.latest_step is None:
-        state = states.init_state(config, abstract)
-    else:
-        state, position = checkpoints.restore(abstract)
-        data.set_state(position)
-    first, last = int(state.step), config.run.num_steps
-    print(
-        f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(source)} pictures, "
-        f"{mesh.size} x {jax.devices()[0].device_kind}, step {first} of {last}",
-        flush=True,
-    )
+    with checkpoint.Checkpoints(directory, config) as checkpoints:
+        # --- state: restored if there is a checkpoint, else new; in this order ------------------
+        abstract = states.abstract_state(config, mesh)
+        if checkpoints.latest_step is None:
+            state = states.init_state(config, abstract)
+        else:
+            state, position = checkpoints.restore(abstract)
+            data.set_state(position)
+        first, last = int(state.step), config.run.num_steps
+        print(
+            f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(source)} pictures, "
+            f"{mesh.size} x {jax.devices()[0].device_kind}, step {first} of {last}",
+            flush=True,
+        )
 
-    # --- train ----------------------------------------------------------------------------------
-    step = jax.jit(
-        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
-    )
-    with Writer(directory, config.name, first, last) as writer, _stop_signals() as stop:
-        pending, window = [], (time.perf_counter(), first)
-        for i in range(first, last):
-            state, metrics = step(state, parallel.shard_batch(next(data), mesh))
-            pending.append(metrics)
-            writer.advance()
-            done = i + 1
-            if done % config.run.log_every == 0 or done == last:
-                window = _log(writer, config, pending, done, window)
-                pending = []
-            if done == last or stop or done % config.run.checkpoint_every == 0:
-                checkpoints.save(state, data.get_state())  # before the next batch is drawn
-            if stop:
-                writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
-                break
-    checkpoints.close()
+        # --- train ------------------------------------------------------------------------------
+        step = jax.jit(
+            make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
+        )
+        with Writer(directory, config.name, first, last) as writer, _stop_signals() as stop:
+            pending, window = [], (time.perf_counter(), first)
+            for done in range(first + 1, last + 1):
+                state, metrics = step(state, parallel.shard_batch(next(data), mesh))
+                pending.append(metrics)
+                writer.advance()
+                is_saving = done == last or bool(stop) or done % config.run.checkpoint_every == 0
+                if is_saving or done % config.run.log_every == 0:  # nothing is saved unchecked
+                    window = _log(writer, config, pending, done, window)
+                    pending = []
+                if is_saving:
+                    checkpoints.save(state, data.get_state())  # before the next batch is drawn
+                if stop:
+                    writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
+                    break
     data.close()
     return Result(state, stop[0] if stop else None)
 
 
-def embedding_cache(config: StageConfig, source: sources.Source) -> cache.EmbeddingCache:
-    """The embeddings of all captions of the data set, computed now if they are not there yet."""
+def load_encoder(config: StageConfig) -> TextEncoder:
+    """The frozen language model of the configuration."""
     encoder = TextEncoder.from_pretrained(config.text.encoder)
     if encoder.width != config.text.width:
         raise ValueError(
             f"text.width must be {encoder.width}, the width of {config.text.encoder}; got {config.text.width}."
         )
+    return encoder
+
+
+def embedding_cache(
+    config: StageConfig, source: sources.Source, encoder: TextEncoder
+) -> cache.EmbeddingCache:
+    """The embeddings of all captions of the data set; process 0 computes those that are missing."""
     directory = Path(config.data.path) / "text_embeddings"
-    return cache.build(list(sources.captions(source)), encoder, directory)
+    if jax.process_index() == 0:
+        cache.build(list(sources.captions(source)), encoder, directory)
+    multihost_utils.sync_global_devices("text embeddings are complete")
+    return cache.EmbeddingCache.open(directory, encoder.fingerprint)
 
 
 def _log(writer: Writer, config: StageConfig, pending: list, done: int, window: tuple) -> tuple:

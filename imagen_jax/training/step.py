@@ -54,7 +54,9 @@ def _loss_and_grads(
         return value_and_grad(params, config, batch, parallel.constrain_batch(draws, mesh))
 
     # Part i takes every parts-th row, so that each device keeps its own rows.
-    split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), (batch, draws))
+    split = jax.tree.map(
+        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), (batch, draws)
+    )
     split = parallel.constrain_batch(split, mesh, axis=1)
 
     def add(total, part):

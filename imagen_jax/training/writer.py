@@ -15,7 +15,12 @@ class Writer:
 
         is_first = jax.process_index() == 0
         self._bar = tqdm(
-            total=num_steps, initial=first_step, desc=name, unit="step", dynamic_ncols=True, disable=not is_first
+            total=num_steps,
+            initial=first_step,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not is_first,
         )
         self._file = self._board = None
         if is_first:

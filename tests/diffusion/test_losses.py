@@ -39,10 +39,14 @@ def test_plain_is_the_mean_squared_error():
 
 def test_rate_is_the_slope_of_the_schedule():
     t = jnp.array([0.2, 0.5, 0.8])
-    np.testing.assert_allclose(losses.rate(schedules.make("cosine"), t), 2 * np.pi / np.sin(np.pi * t), rtol=1e-4)
+    np.testing.assert_allclose(
+        losses.rate(schedules.make("cosine"), t), 2 * np.pi / np.sin(np.pi * t), rtol=1e-4
+    )
 
 
 def test_times_are_stratified_and_uniform():
-    t = np.asarray(jax.vmap(lambda key: losses.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500)))
+    t = np.asarray(
+        jax.vmap(lambda key: losses.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500))
+    )
     assert (np.sort(np.floor(t * 8), axis=1) == np.arange(8)[None]).all()
     assert abs(t[:, 0].mean() - 0.5) < 0.06 and t.min() >= 0 and t.max() < 1

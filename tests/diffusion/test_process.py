@@ -48,8 +48,8 @@ def test_diffuse_has_the_stated_moments():
 def test_posterior_is_bayes_rule():
     """q(z_s | z_t, x) from the product of two Gaussians in float64."""
     logsnr_t, logsnr_s = -1.0, 1.5
-    alpha = lambda l: np.sqrt(1 / (1 + np.exp(-l)))
-    sigma = lambda l: np.sqrt(1 / (1 + np.exp(l)))
+    alpha = lambda logsnr: np.sqrt(1 / (1 + np.exp(-logsnr)))
+    sigma = lambda logsnr: np.sqrt(1 / (1 + np.exp(logsnr)))
     a_ts = alpha(logsnr_t) / alpha(logsnr_s)
     var_ts = sigma(logsnr_t) ** 2 - a_ts**2 * sigma(logsnr_s) ** 2
     var = 1 / (1 / sigma(logsnr_s) ** 2 + a_ts**2 / var_ts)

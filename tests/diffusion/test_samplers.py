@@ -19,8 +19,8 @@ def denoise(z_t, logsnr_t):
 
 def probability_flow(z_t, logsnr_t, logsnr_s):
     """Where the exact ODE takes z_t: its standardised value is constant. float64."""
-    alpha = lambda l: np.sqrt(1 / (1 + np.exp(-np.float64(l))))
-    std = lambda l: np.sqrt(alpha(l) ** 2 * VAR + 1 / (1 + np.exp(np.float64(l))))
+    alpha = lambda logsnr: np.sqrt(1 / (1 + np.exp(-np.float64(logsnr))))
+    std = lambda logsnr: np.sqrt(alpha(logsnr) ** 2 * VAR + 1 / (1 + np.exp(np.float64(logsnr))))
     return alpha(logsnr_s) * MEAN + std(logsnr_s) * (z_t - alpha(logsnr_t) * MEAN) / std(logsnr_t)
 
 

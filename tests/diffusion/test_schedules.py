@@ -49,7 +49,9 @@ def test_linear_matches_the_discrete_schedule_of_the_paper():
 
 def test_shift_is_the_snr_of_averaged_pixels():
     """Averaging (256/64)^2 pixels divides the noise variance by 16, which is 2 log 4 in log-SNR."""
-    np.testing.assert_allclose(schedules.shifted_cosine(T, 256) + 2 * np.log(4), schedules.cosine(T), atol=1e-5)
+    np.testing.assert_allclose(
+        schedules.shifted_cosine(T, 256) + 2 * np.log(4), schedules.cosine(T), atol=1e-5
+    )
     np.testing.assert_allclose(schedules.shifted_cosine(T, 64), schedules.cosine(T))
 
 

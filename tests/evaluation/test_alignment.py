@@ -65,9 +65,7 @@ def test_reading_finds_the_whole_scene(examples):
         assert reading.background == scene.background
         assert len(reading.objects) == len(scene.objects)
         for thing in scene.objects:
-            seen = min(
-                reading.objects, key=lambda o: np.hypot(*np.subtract(o.center, thing.center))
-            )
+            seen = min(reading.objects, key=lambda o: np.hypot(*np.subtract(o.center, thing.center)))
             traits = (thing.shape, thing.color, thing.size)
             assert (seen.shape, seen.color, seen.size) == traits
             assert np.allclose(seen.center, thing.center, atol=0.3 + 0.02 * thing.diameter)

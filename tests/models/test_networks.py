@@ -75,9 +75,12 @@ def test_padding_of_the_text_does_not_matter(name):
     out = network.apply(params, z_t, logsnr, cond)
     garbage = jnp.where(cond.text.mask[..., None], cond.text.embeddings, 100.0)
     longer = TextCond(
-        jnp.pad(garbage, ((0, 0), (0, 4), (0, 0)), constant_values=-7.0), jnp.pad(cond.text.mask, ((0, 0), (0, 4)))
+        jnp.pad(garbage, ((0, 0), (0, 4), (0, 0)), constant_values=-7.0),
+        jnp.pad(cond.text.mask, ((0, 0), (0, 4))),
     )
-    np.testing.assert_allclose(network.apply(params, z_t, logsnr, cond.replace(text=longer)), out, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        network.apply(params, z_t, logsnr, cond.replace(text=longer)), out, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

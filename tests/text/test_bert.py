@@ -14,8 +14,8 @@ from imagen_jax.text import bert, pretrained
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 TINY = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
 SIZES = {
-    "base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
-    "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 
 

@@ -42,9 +42,7 @@ def make(captions, encoder, directory, **options):
     return build(captions, encoder, directory, batch_size=2, progress=False, **options)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "relative"), [("float16", 2**-11), ("bfloat16", 2**-8), ("float32", 0)]
-)
+@pytest.mark.parametrize(("dtype", "relative"), [("float16", 2**-11), ("bfloat16", 2**-8), ("float32", 0)])
 def test_gives_what_the_encoder_gives(tiny, tmp_path, dtype, relative):
     cache = make(CAPTIONS, tiny, tmp_path, dtype=dtype, shard_size=4)
     assert len(cache) == len(CAPTIONS) and cache.width == 32 and cache.dtype == dtype

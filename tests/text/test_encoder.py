@@ -263,9 +263,7 @@ def test_sharded_weights_load(directory, tiny):
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": where}))
     loaded = TextEncoder.from_pretrained(directory)
-    np.testing.assert_array_equal(
-        loaded.encode(["dog"]).embeddings, tiny.encode(["dog"]).embeddings
-    )
+    np.testing.assert_array_equal(loaded.encode(["dog"]).embeddings, tiny.encode(["dog"]).embeddings)
     (directory / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match="shards that are not there: model-1.safetensors"):
         TextEncoder.from_pretrained(directory)

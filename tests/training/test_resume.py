@@ -48,10 +48,23 @@ def setup(tmp_path_factory):
 
 
 def start(preset, workdir, *options):
-    command = [sys.executable, ROOT / "scripts/train.py", "--preset", preset, "--stage", "base", "--workdir", workdir]
+    command = [
+        sys.executable,
+        ROOT / "scripts/train.py",
+        "--preset",
+        preset,
+        "--stage",
+        "base",
+        "--workdir",
+        workdir,
+    ]
     environment = os.environ | {"XLA_FLAGS": ""}
     return subprocess.Popen(
-        [*map(str, command), *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*map(str, command), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -86,7 +99,11 @@ def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
     rng = random.Random(os.getpid())
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = start(preset, workdir)
-        before = (workdir / "base/metrics.jsonl").read_text().count("\n") if (workdir / "base/metrics.jsonl").exists() else 0
+        before = (
+            (workdir / "base/metrics.jsonl").read_text().count("\n")
+            if (workdir / "base/metrics.jsonl").exists()
+            else 0
+        )
         wait_for_step(workdir, before + rng.randint(1, 7), process)
         process.send_signal(number)
         code, out, err = finish(process)

@@ -17,7 +17,9 @@ def run(config, batch, steps=3, mesh=None):
     mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
     abstract = states.abstract_state(config, mesh)
     state = states.init_state(config, abstract)
-    step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None))
+    step = jax.jit(
+        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
+    )
     losses = []
     for _ in range(steps):
         state, metrics = step(state, parallel.shard_batch(batch, mesh))
@@ -94,7 +96,9 @@ def test_ema_warms_up_and_is_an_average():
 
 def test_learning_rate_warms_up_and_decays():
     rate = optim.learning_rate(OptimConfig(learning_rate=2.0, warmup_steps=10, decay_steps=110))
-    np.testing.assert_allclose([rate(0), rate(4), rate(9), rate(60), rate(110)], [0.2, 1.0, 2.0, 1.0, 0.0], atol=1e-5)
+    np.testing.assert_allclose(
+        [rate(0), rate(4), rate(9), rate(60), rate(110)], [0.2, 1.0, 2.0, 1.0, 0.0], atol=1e-5
+    )
     constant = optim.learning_rate(OptimConfig(learning_rate=2.0, warmup_steps=10))
     np.testing.assert_allclose(constant(10**6), 2.0)
 
@@ -107,7 +111,9 @@ def test_clipping_bounds_the_update_and_decay_spares_biases():
     assert optax.global_norm(unscaled) < 1.0001
     state = clip.init(params)
     assert np.isfinite(jax.tree.leaves(clip.update(grads, state, params)[0])[0]).all()
-    decay = optim.make_optimizer(OptimConfig(weight_decay=0.1, learning_rate=1.0, warmup_steps=1, clip_norm=0.0))
+    decay = optim.make_optimizer(
+        OptimConfig(weight_decay=0.1, learning_rate=1.0, warmup_steps=1, clip_norm=0.0)
+    )
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = decay.update(zeros, decay.init(params), params)
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()
