@@ -151,7 +151,9 @@ def validate(config: StageConfig) -> StageConfig:
     network, process, sampling, optim, run = (
         config.network, config.process, config.sampling, config.optim, config.run
     )  # fmt: skip
-    _validate_network(config.name, network)
+    for prefix, part in {"": config, "process.": process, "optim.": optim}.items():
+        _choices(prefix, part)
+    _validate_network(network)
     _rule(config.name.isidentifier(), "name", "an identifier such as base or sr256", config.name)
     _rule(
         config.image_size > 0 and config.image_size % network.stride == 0,
@@ -203,7 +205,7 @@ def validate(config: StageConfig) -> StageConfig:
 
 def validate_sampling(config: StageConfig, sampling: SamplingConfig) -> SamplingConfig:
     """Checks sampling options against the stage that they are for."""
-    _choices("sampling", sampling)
+    _choices("sampling.", sampling)
     _rule(sampling.steps > 0, "steps", "positive", sampling.steps)
     _rule(0 < sampling.percentile <= 1, "percentile", "in (0, 1]", sampling.percentile)
     _rule(sampling.cap is None or sampling.cap >= 1, "cap", "None or at least 1", sampling.cap)
@@ -243,7 +245,7 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
     return stages
 
 
-def _validate_network(stage: str, network: UNetConfig | EfficientUNetConfig) -> None:
+def _validate_network(network: UNetConfig | EfficientUNetConfig) -> None:
     levels = len(network.channels)
     _rule(levels > 0, "network.channels", "at least one level", network.channels)
     for field in dataclasses.fields(network):
@@ -288,7 +290,7 @@ def _choices(prefix: str, config: Any) -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is Literal and getattr(config, name) not in typing.get_args(hint):
             raise ValueError(
-                f"{prefix}.{name} must be one of {', '.join(map(repr, typing.get_args(hint)))}; "
+                f"{prefix}{name} must be one of {', '.join(map(repr, typing.get_args(hint)))}; "
                 f"got {getattr(config, name)!r}."
             )
 

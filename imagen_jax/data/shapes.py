@@ -4,7 +4,7 @@ A picture is 64x64 RGB: one to three anti-aliased objects on a plain background.
 some of what it shows, and its claims say the same as data. All three are a function of
 (part, split, index) alone, so the data set needs no files and every process sees the same one.
 
-Parts. "single": one object. "full": one object (25%), two objects and where they stand to each
+Parts. "single": one object, near the middle. "full": one object (25%), two objects and where they stand to each
 other (relation, 30%), two or three alike (count, 20%), two or three different ones (and, 25%).
 
 Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
@@ -46,9 +46,10 @@ BACKGROUNDS = {
 }  # fmt: skip
 # Diameters in pixels. An object alone has room to be larger than one of three, but every small
 # object is smaller than every large one, in any picture.
-SIZES_ALONE = {"small": (15.0, 18.0), "large": (26.0, 36.0)}
+SIZES_ALONE = {"small": (15.0, 18.0), "large": (28.0, 40.0)}
 SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
 SIZE_LIMIT = 19.5  # between them
+CENTRAL = 5.0  # an object alone stands within so many pixels of the middle, along each axis
 # How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
 # in size; the exact outlines are in `inside`.
 REACH = {
@@ -223,6 +224,12 @@ def _place_freely(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
             return trials[fits.argmax()]
 
 
+def _place_centrally(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
+    """Centres [n, 2] near the middle of the picture."""
+    room = np.clip(SIZE / 2 - reach - MARGIN, 0, CENTRAL)
+    return SIZE / 2 + room[:, None] * rng.uniform(-1, 1, (len(reach), 2))
+
+
 def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -> np.ndarray:
     """Centres [2, 2] of two discs, the first standing in `relation` to the second."""
     axis = 0 if relation in ("left of", "right of") else 1
@@ -263,7 +270,10 @@ def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
         sizes = sizes[:1] * len(pairs)
     diameters = np.array([rng.uniform(*ranges[size]) for size in sizes])
     reach = diameters / 2 * [REACH[shape] for _, shape in pairs]
-    centers = _place_related(rng, reach, relation) if relation else _place_freely(rng, reach)
+    if kind == "single":
+        centers = _place_centrally(rng, reach)
+    else:
+        centers = _place_related(rng, reach, relation) if relation else _place_freely(rng, reach)
     tints = rng.integers(-MAX_TINT, MAX_TINT + 1, (len(pairs) + 1, 3)).tolist()
     if kind == "count":
         tints[:-1] = tints[:1] * len(pairs)
