@@ -24,14 +24,20 @@ def get_config() -> tuple[StageConfig, ...]:
         name="base",
         image_size=16,
         network=UNetConfig(
-            channels=(32, 64, 128), num_res_blocks=(1, 1, 1), attention=(False, True, True), head_dim=32
+            channels=(16, 32, 64),
+            num_res_blocks=(1, 1, 1),
+            attention=(False, True, True),
+            embedding=256,
+            head_dim=16,
         ),
-        process=ProcessConfig(prediction="v", loss_weight="plain"),
-        sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=4.0),
+        process=ProcessConfig(schedule="shifted_cosine"),
+        sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=32, ema_decay=0.995),
-        run=RunConfig(num_steps=1500, checkpoint_every=250, log_every=25),
+        optim=OptimConfig(
+            learning_rate=3e-3, warmup_steps=50, decay_steps=1200, b2=0.99, batch_size=32, ema_decay=0.99
+        ),
+        run=RunConfig(num_steps=1200, checkpoint_every=300, log_every=20),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -39,17 +45,22 @@ def get_config() -> tuple[StageConfig, ...]:
         low_res_size=16,
         network=EfficientUNetConfig(
             stem_channels=16,
-            channels=(32, 64, 96),
-            num_res_blocks=(1, 1, 2),
+            channels=(24, 48, 96),
+            num_res_blocks=(1, 1, 1),
             self_attention=(False, False, True),
             cross_attention=(False, False, False),
+            embedding=256,
             num_heads=4,
         ),
-        process=ProcessConfig(prediction="v", loss_weight="plain", max_aug_level=0.5),
-        sampling=SamplingConfig(sampler="dpmpp_2m", steps=16, guidance_scale=2.0, aug_level=0.1),
+        process=ProcessConfig(max_aug_level=0.5),
+        sampling=SamplingConfig(
+            sampler="dpmpp_2m", steps=16, guidance_scale=2.0, threshold="static", aug_level=0.2
+        ),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, b2=0.99, batch_size=16, ema_decay=0.99),
-        run=RunConfig(num_steps=700, checkpoint_every=250, log_every=25),
+        optim=OptimConfig(
+            learning_rate=2e-3, warmup_steps=50, decay_steps=500, b2=0.99, batch_size=16, ema_decay=0.99
+        ),
+        run=RunConfig(num_steps=500, checkpoint_every=250, log_every=20),
     )
     return base, super_resolution

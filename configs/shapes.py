@@ -18,6 +18,8 @@ from imagen_jax.config import (
     UNetConfig,
 )
 
+# Flat saturated colors fill these pictures, so a threshold that rescales the whole picture (dynamic)
+# would turn white to grey: static clipping fits.
 TEXT = TextConfig(encoder="all-MiniLM-L6-v2", width=384, length=40)
 DATA = DataConfig(path="datasets/shapes")
 
@@ -30,10 +32,11 @@ def get_config() -> tuple[StageConfig, ...]:
             channels=(32, 64, 128, 192),
             num_res_blocks=(1, 2, 2, 2),
             attention=(False, False, True, True),
+            embedding=512,
             head_dim=32,
         ),
         process=ProcessConfig(schedule="shifted_cosine"),
-        sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=4.0),
+        sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=500, b2=0.99, batch_size=64, ema_decay=0.999),
@@ -49,10 +52,13 @@ def get_config() -> tuple[StageConfig, ...]:
             num_res_blocks=(1, 2, 2),
             self_attention=(False, False, True),
             cross_attention=(False, False, False),
+            embedding=512,
             num_heads=4,
         ),
         process=ProcessConfig(max_aug_level=0.5),
-        sampling=SamplingConfig(sampler="dpmpp_2m", steps=16, guidance_scale=2.0, aug_level=0.1),
+        sampling=SamplingConfig(
+            sampler="dpmpp_2m", steps=16, guidance_scale=2.0, threshold="static", aug_level=0.1
+        ),
         text=TEXT,
         data=DATA,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=500, b2=0.99, batch_size=32, ema_decay=0.999),

@@ -14,11 +14,15 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The base network (paper F.1). One tuple entry per resolution, highest first."""
+    """The base network (paper F.1). One tuple entry per resolution, highest first.
+
+    `embedding` is the width of the conditioning vector; ADM makes it 4 times the first channels.
+    """
 
     channels: tuple[int, ...] = (512, 1024, 1536, 2048)
     num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
     attention: tuple[bool, ...] = (False, True, True, True)
+    embedding: int = 2048
     head_dim: int = 64
     dropout: float = 0.0
 
@@ -36,6 +40,7 @@ class EfficientUNetConfig:
     num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
     self_attention: tuple[bool, ...] = (False, False, False, True)
     cross_attention: tuple[bool, ...] = (False, False, False, False)
+    embedding: int = 512
     num_heads: int = 8
     dropout: float = 0.0
 
@@ -258,6 +263,12 @@ def _validate_network(network: UNetConfig | EfficientUNetConfig) -> None:
                 value,
             )
     _rule(min(network.num_res_blocks) > 0, "network.num_res_blocks", "positive", network.num_res_blocks)
+    _rule(
+        network.embedding > 0 and network.embedding % 4 == 0,
+        "network.embedding",
+        "a positive multiple of 4",
+        network.embedding,
+    )
     if isinstance(network, UNetConfig):
         bad = [
             c for c, a in zip(network.channels, network.attention, strict=True) if a and c % network.head_dim

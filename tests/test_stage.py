@@ -8,6 +8,8 @@ from imagen_jax import resize, stage
 from imagen_jax.diffusion import schedules
 from imagen_jax.structs import TextCond
 
+loss_of = jax.jit(stage.loss, static_argnums=1)
+
 
 def batch_of(tiny_batch, size):
     return tiny_batch | {"x": resize.area(tiny_batch["x"], size)}
@@ -21,10 +23,10 @@ def test_loss_of_an_untrained_network_is_the_power_of_its_target(tiny_configs, t
     alpha, sigma = schedules.alpha_sigma(schedules.cosine(draws.t))
     power = np.mean(np.square(batch["x"]), axis=(1, 2, 3))
     expected = {"x": power, "eps": np.ones(8), "v": alpha**2 + sigma**2 * power}
-    params = stage.init(config, jax.random.key(0))
+    params = jax.jit(stage.init, static_argnums=0)(config, jax.random.key(0))
     for prediction, value in expected.items():
         process = dataclasses.replace(config.process, prediction=prediction)
-        loss = stage.loss(params, dataclasses.replace(config, process=process), batch, draws)
+        loss = loss_of(params, dataclasses.replace(config, process=process), batch, draws)
         np.testing.assert_allclose(loss, np.mean(value), rtol=0.05)
 
 
@@ -48,7 +50,7 @@ def test_a_dropped_caption_does_not_reach_the_loss(tiny_stages, tiny_batch):
     other = batch | {"text": batch["text"][::-1], "text_mask": batch["text_mask"][::-1]}
     all_dropped = draws.replace(dropped=jnp.ones(8, bool))
     none_dropped = draws.replace(dropped=jnp.zeros(8, bool))
-    loss = lambda batch, draws: float(stage.loss(params, config, batch, draws))
+    loss = lambda batch, draws: float(loss_of(params, config, batch, draws))
     assert loss(batch, all_dropped) == loss(other, all_dropped)
     assert loss(batch, none_dropped) != loss(other, none_dropped)
 
@@ -90,5 +92,7 @@ def test_denoise_returns_x_hat(tiny_stages, tiny_text):
     z_t = jax.random.normal(jax.random.key(0), (7, 8, 8, 3))
     zero = jax.tree.map(jnp.zeros_like, base)  # v = 0
     logsnr = jnp.full((7,), 1.0)
-    x_hat = zero.denoise(z_t, logsnr, stage.Cond(TextCond(tiny_text.embeddings, tiny_text.mask)))
+    x_hat = jax.jit(stage.Stage.denoise)(
+        zero, z_t, logsnr, stage.Cond(TextCond(tiny_text.embeddings, tiny_text.mask))
+    )
     np.testing.assert_allclose(x_hat, schedules.alpha_sigma(1.0)[0] * z_t, rtol=1e-5)

@@ -20,34 +20,32 @@ def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.
 class LevelEmbedding(nn.Module):
     """logsnr [B] -> [B, features].
 
-    The sinusoids see 1000 times the time at which a cosine schedule has this logsnr, which spreads
+    The sinusoids, a quarter as wide, see 1000 times the time at which a cosine schedule has this logsnr, which spreads
     every schedule's levels evenly over [0, 1000].
     """
 
-    width: int
     features: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, logsnr: jax.Array) -> jax.Array:
         time = 2000 / jnp.pi * jnp.arctan(jnp.exp(-logsnr.astype(jnp.float32) / 2))
-        h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(sinusoid(time, self.width))
+        h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(sinusoid(time, self.features // 4))
         return nn.Dense(self.features, dtype=self.dtype, name="out")(nn.silu(h))
 
 
 class Conditioning(nn.Module):
-    """emb [B, 4 width]: embeddings of logsnr_t, pooled text and aug_logsnr, added up."""
+    """emb [B, features]: embeddings of logsnr_t, pooled text and aug_logsnr, added up."""
 
-    width: int
+    features: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
-        features = 4 * self.width
-        emb = LevelEmbedding(self.width, features, self.dtype, name="logsnr")(logsnr_t)
-        emb += AttentionPool(features, dtype=self.dtype, name="text_pool")(cond.text)
+        emb = LevelEmbedding(self.features, self.dtype, name="logsnr")(logsnr_t)
+        emb += AttentionPool(self.features, dtype=self.dtype, name="text_pool")(cond.text)
         if cond.aug_logsnr is not None:
-            emb += LevelEmbedding(self.width, features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
+            emb += LevelEmbedding(self.features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
         return emb
 
 

@@ -23,6 +23,7 @@ class EfficientUNet(nn.Module):
       channels, num_res_blocks: one entry per level, highest resolution first.
       self_attention: attention over pixels and text after a level's blocks.
       cross_attention: attention over the text alone after a level's blocks.
+      embedding: width of the conditioning vector.
       num_heads: of both; their inner width is twice the channels (figure A.28).
       dropout, out_channels, dtype: as in `UNet`.
     """
@@ -32,6 +33,7 @@ class EfficientUNet(nn.Module):
     self_attention: tuple[bool, ...]
     cross_attention: tuple[bool, ...]
     stem_channels: int = 128
+    embedding: int = 512
     num_heads: int = 8
     dropout: float = 0.0
     out_channels: int = 3
@@ -54,7 +56,7 @@ class EfficientUNet(nn.Module):
             head_dim = 2 * self.channels[level] // self.num_heads
             return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, cond.text)
 
-        emb = Conditioning(self.stem_channels, self.dtype, name="conditioning")(logsnr_t, cond)
+        emb = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         stem = conv3x3(self.stem_channels, self.dtype, "stem")(network_input(z_t, cond).astype(self.dtype))
         h, skips = stem, []
 

@@ -19,6 +19,7 @@ class UNet(nn.Module):
 
     Attributes:
       channels, num_res_blocks, attention: one entry per level, highest resolution first.
+      embedding: width of the conditioning vector.
       head_dim: width of an attention head.
       dropout: in the residual blocks, when training.
       out_channels: of the image.
@@ -28,6 +29,7 @@ class UNet(nn.Module):
     channels: tuple[int, ...]
     num_res_blocks: tuple[int, ...]
     attention: tuple[bool, ...]
+    embedding: int = 2048
     head_dim: int = 64
     dropout: float = 0.0
     out_channels: int = 3
@@ -51,7 +53,7 @@ class UNet(nn.Module):
                 )
             return h
 
-        emb = Conditioning(self.channels[0], self.dtype, name="conditioning")(logsnr_t, cond)
+        emb = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         h = conv3x3(self.channels[0], self.dtype, "conv_in")(network_input(z_t, cond).astype(self.dtype))
         skips = [h]
         last = len(self.channels) - 1

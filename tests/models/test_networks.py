@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,14 @@ from imagen_jax.structs import Cond, TextCond
 
 KEY = jax.random.key(0)
 NETWORKS = {
-    "base": UNet(channels=(8, 16), num_res_blocks=(1, 2), attention=(False, True), head_dim=8),
+    "base": UNet(channels=(8, 16), num_res_blocks=(1, 2), attention=(False, True), embedding=32, head_dim=8),
     "efficient": EfficientUNet(
         stem_channels=8,
         channels=(8, 16),
         num_res_blocks=(1, 2),
         self_attention=(False, True),
         cross_attention=(True, False),
+        embedding=32,
         num_heads=2,
     ),
 }
@@ -38,19 +40,27 @@ def inputs(name, size=8):
     return z_t, logsnr, Cond(text_cond(), **low_res)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def init(network, *args):
+    return network.init(KEY, *args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(network, params, *args):
+    return network.apply(params, *args)
+
+
 def perturbed(network, *args):
     """Parameters without zeros: at initialisation the zero-initialised layers hide everything."""
-    params = network.init(KEY, *args)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+    shapes = jax.eval_shape(network.init, KEY, *args)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), "float32"), shapes)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_output_is_zero_at_initialisation_with_the_shape_of_the_image(name):
     network, args = NETWORKS[name], inputs(name)
-    out = network.apply(network.init(KEY, *args), *args)
+    out = apply(network, init(network, *args), *args)
     np.testing.assert_array_equal(out, jnp.zeros_like(args[0]))
     assert out.dtype == jnp.float32
 
@@ -60,7 +70,8 @@ def test_every_input_and_every_parameter_matters(name):
     network, args = NETWORKS[name], inputs(name)
     params = perturbed(network, *args)
     loss = lambda params, args: jnp.sum(network.apply(params, *args) ** 2)
-    of_params, (of_z, of_logsnr, of_cond) = jax.grad(loss, argnums=(0, 1), allow_int=True)(params, args)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True))
+    of_params, (of_z, of_logsnr, of_cond) = gradient(params, args)
     gradients = flatten_dict(of_params, sep="/") | {"z_t": of_z, "logsnr_t": of_logsnr}
     gradients |= {"text": of_cond.text.embeddings, "low_res": of_cond.low_res, "aug": of_cond.aug_logsnr}
     # A key's bias shifts all logits alike, so softmax ignores that part; its weights are in one array.
@@ -72,14 +83,14 @@ def test_every_input_and_every_parameter_matters(name):
 def test_padding_of_the_text_does_not_matter(name):
     network, (z_t, logsnr, cond) = NETWORKS[name], inputs(name)
     params = perturbed(network, z_t, logsnr, cond)
-    out = network.apply(params, z_t, logsnr, cond)
+    out = apply(network, params, z_t, logsnr, cond)
     garbage = jnp.where(cond.text.mask[..., None], cond.text.embeddings, 100.0)
     longer = TextCond(
         jnp.pad(garbage, ((0, 0), (0, 4), (0, 0)), constant_values=-7.0),
         jnp.pad(cond.text.mask, ((0, 0), (0, 4))),
     )
     np.testing.assert_allclose(
-        network.apply(params, z_t, logsnr, cond.replace(text=longer)), out, rtol=1e-4, atol=1e-4
+        apply(network, params, z_t, logsnr, cond.replace(text=longer)), out, rtol=1e-4, atol=1e-4
     )
 
 
@@ -89,8 +100,8 @@ def test_images_of_a_batch_are_independent_and_need_not_be_square(name):
     params = perturbed(network, z_t, logsnr, cond)
     wide = lambda a: None if a is None else jnp.concatenate([a, a], axis=2)
     args = wide(z_t), logsnr, cond.replace(low_res=wide(cond.low_res))
-    out = network.apply(params, *args)
-    alone = network.apply(params, *jax.tree.map(lambda a: a[1:], args))
+    out = apply(network, params, *args)
+    alone = apply(network, params, *jax.tree.map(lambda a: a[1:], args))
     assert out.shape == (2, 8, 16, 3)
     np.testing.assert_allclose(out[1:], alone, rtol=1e-4, atol=1e-4)
 
@@ -100,15 +111,17 @@ def test_bfloat16_computes_the_same_within_its_precision(name):
     network, args = NETWORKS[name], inputs(name)
     params = perturbed(network, *args)
     half = dataclasses.replace(network, dtype=jnp.bfloat16)
-    assert jax.tree.leaves(half.init(KEY, *args))[0].dtype == jnp.float32
-    exact, rough = network.apply(params, *args), half.apply(params, *args)
+    assert jax.tree.leaves(init(half, *args))[0].dtype == jnp.float32
+    exact, rough = apply(network, params, *args), apply(half, params, *args)
     assert jnp.linalg.norm(exact - rough) < 0.05 * jnp.linalg.norm(exact)
 
 
 def test_efficient_unet_works_at_low_resolution():
     """Down-sampling comes first: no residual block ever runs at full resolution."""
     network, args = NETWORKS["efficient"], inputs("efficient")
-    _, state = network.apply(network.init(KEY, *args), *args, capture_intermediates=True)
+    _, state = jax.jit(functools.partial(network.apply, capture_intermediates=True))(
+        init(network, *args), *args
+    )
     sizes = {
         key[0]: value[0].shape[1]
         for key, value in flatten_dict(state["intermediates"]).items()

@@ -28,7 +28,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
     ("arguments", "message"),
     [
         (["train.py", "--preset", "imagenet", "--stage", "base", "--workdir", "w"], "--preset must be one of"),
-        (["train.py", "--preset", "quickstart", "--stage", "sr9", "--workdir", "w"], "--stage must be one of base, sr64"),
+        (["train.py", "--preset", "quickstart", "--stage", "sr9", "--workdir", "w"], "must be one of base, sr64"),
         (["train.py", "--preset", "quickstart", "--stage", "base"], "--workdir"),
         ([*TRAIN, "--optim.learning-rat", "1"], "--optim.learning-rat"),
         ([*TRAIN, "--optim.learning-rate", "fast"], "fast"),
@@ -73,7 +73,9 @@ def test_a_wrong_encoder_stops_before_the_workdir_is_made(monkeypatch, capsys, t
     import numpy as np
 
     record = {"image": transforms.encode_png(np.zeros((64, 64, 3), np.uint8)), "caption": "black"}
-    sources.write({"train": [record] * 8}, tmp_path / "data", name="data", description="Eight black pictures.")
+    sources.write(
+        {"train": [record] * 8}, tmp_path / "data", name="data", description="Eight black pictures."
+    )
     (tmp_path / "encoder").mkdir()
     options = [option.replace("{tiny}", str(ROOT / "tests/goldens/tiny_bert")) for option in options]
     code, err = run(monkeypatch, capsys, [*TRAIN, "--data.path", "{tmp}/data", *options], tmp_path)

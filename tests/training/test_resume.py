@@ -25,7 +25,7 @@ def get_config():
     optim = OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9)
     run = RunConfig(num_steps={steps}, checkpoint_every=5, log_every=1)
     base = StageConfig(
-        image_size=8, network=UNetConfig((8, 16), (1, 1), (False, True), head_dim=8, dropout=0.1),
+        image_size=8, network=UNetConfig((8, 16), (1, 1), (False, True), embedding=32, head_dim=8, dropout=0.1),
         text=text, optim=optim, run=run, data=DataConfig(path={data!r}),
     )
     return (base,)
