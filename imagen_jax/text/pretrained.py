@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -279,7 +280,9 @@ def load_tokenizer(directory: Path) -> Any:
 
         tokenizer = Tokenizer.from_file(str(files[0]))
     else:
-        # Older checkpoints keep only a vocabulary; transformers knows how to build on it.
+        # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
+        # install torch is for other uses.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer

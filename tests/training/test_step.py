@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +7,26 @@ import numpy as np
 import optax
 import pytest
 
-from imagen_jax import parallel, resize
+from imagen_jax import parallel, resize, stage
 from imagen_jax.config import OptimConfig
 from imagen_jax.training import optim
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
 
 
-def run(config, batch, steps=3, mesh=None):
-    mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
+@functools.lru_cache
+def compiled(config, num_devices, fsdp):
+    """(mesh, init, step) of a configuration; compiling is what these tests spend their time on."""
+    mesh = parallel.make_mesh(fsdp, devices=jax.devices()[:num_devices])
     abstract = states.abstract_state(config, mesh)
-    state = states.init_state(config, abstract)
-    step = jax.jit(
-        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
-    )
-    losses = []
+    shardings = states.shardings(abstract)
+    step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(shardings, None))
+    return mesh, functools.partial(states.init_state, config, abstract), step
+
+
+def run(config, batch, steps=3, num_devices=1, fsdp=1):
+    mesh, init, step = compiled(config, num_devices, fsdp)
+    state, losses = init(), []
     for _ in range(steps):
         state, metrics = step(state, parallel.shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
@@ -41,15 +47,19 @@ def assert_same(a, b, tolerance):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_the_loss_of_a_repeated_batch_falls(tiny_configs, batches, stage):
-    _, losses = run(tiny_configs[stage], batches[stage], steps=40)
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+@pytest.mark.parametrize("index", [0, 1])
+def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
+    config, batch = tiny_configs[index], batches[index]
+    draws = stage.draw(config, jax.random.key(0), 8)  # the same noise before and after
+    loss_of = jax.jit(functools.partial(stage.loss, config=config, batch=batch, draws=draws, train=False))
+    before, _ = run(config, batch, steps=0)
+    after, _ = run(config, batch, steps=60)
+    assert float(loss_of(after.params)) < 0.85 * float(loss_of(before.params))
 
 
 def test_eight_devices_train_as_one(tiny_configs, batches):
     one, losses = run(tiny_configs[1], batches[1])
-    eight, sharded_losses = run(tiny_configs[1], batches[1], mesh=parallel.make_mesh())
+    eight, sharded_losses = run(tiny_configs[1], batches[1], num_devices=8)
     np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
     assert_same(one.ema_params, eight.ema_params, 2e-3)  # Adam turns rounding of tiny gradients into steps
 
@@ -57,7 +67,7 @@ def test_eight_devices_train_as_one(tiny_configs, batches):
 def test_fsdp_shards_and_trains_alike(tiny_configs, batches, monkeypatch):
     monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
     _, losses = run(tiny_configs[1], batches[1])
-    state, sharded_losses = run(tiny_configs[1], batches[1], mesh=parallel.make_mesh(fsdp=4))
+    state, sharded_losses = run(tiny_configs[1], batches[1], num_devices=8, fsdp=4)
     np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
     kernel = state.params["down_1_block_0"]["conv_1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
@@ -65,9 +75,8 @@ def test_fsdp_shards_and_trains_alike(tiny_configs, batches, monkeypatch):
     assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_accumulation_changes_nothing(tiny_configs, batches, optimizer):
-    config = change(tiny_configs[0], optimizer=optimizer)
+def test_accumulation_changes_nothing(tiny_configs, batches):
+    config = change(tiny_configs[0], optimizer="adafactor")
     whole, losses = run(config, batches[0], steps=2)
     parts, part_losses = run(change(config, accumulation=4), batches[0], steps=2)
     np.testing.assert_allclose(losses, part_losses, rtol=1e-4)
