@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     name = Path(sys.argv[0]).name
     warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and tfds explain themselves at length
     try:
         sys.exit(main(parse()))
     except (ValueError, OSError, FloatingPointError) as error:
