@@ -30,14 +30,20 @@ def get_config() -> tuple[StageConfig, ...]:
             embedding=256,
             head_dim=16,
         ),
-        process=ProcessConfig(schedule="shifted_cosine"),
+        process=ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0),
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
         optim=OptimConfig(
-            learning_rate=3e-3, warmup_steps=50, decay_steps=1200, b2=0.99, batch_size=32, ema_decay=0.99
+            optimizer="muon",
+            learning_rate=4e-3,
+            warmup_steps=50,
+            decay_steps=900,
+            b2=0.99,
+            batch_size=32,
+            ema_decay=0.99,
         ),
-        run=RunConfig(num_steps=1200, checkpoint_every=300, log_every=20),
+        run=RunConfig(num_steps=900, checkpoint_every=300, log_every=20),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -52,15 +58,21 @@ def get_config() -> tuple[StageConfig, ...]:
             embedding=256,
             num_heads=4,
         ),
-        process=ProcessConfig(max_aug_level=0.5),
+        process=ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0, max_aug_level=0.5),
         sampling=SamplingConfig(
             sampler="dpmpp_2m", steps=16, guidance_scale=2.0, threshold="static", aug_level=0.2
         ),
         text=TEXT,
         data=DATA,
         optim=OptimConfig(
-            learning_rate=2e-3, warmup_steps=50, decay_steps=500, b2=0.99, batch_size=16, ema_decay=0.99
+            optimizer="muon",
+            learning_rate=4e-3,
+            warmup_steps=50,
+            decay_steps=400,
+            b2=0.99,
+            batch_size=16,
+            ema_decay=0.99,
         ),
-        run=RunConfig(num_steps=500, checkpoint_every=250, log_every=20),
+        run=RunConfig(num_steps=400, checkpoint_every=200, log_every=20),
     )
     return base, super_resolution

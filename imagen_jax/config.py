@@ -60,6 +60,7 @@ class ProcessConfig:
     prediction: Literal["x", "eps", "v"] = "v"
     loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
     min_snr_gamma: float = 5.0
+    min_snr_floor: float = 0.0  # 1 with prediction "x" learns layouts soonest
     sigmoid_bias: float = 2.0
     cond_drop_prob: float = 0.1
     max_aug_level: float = 1.0  # super-resolution only: training levels are uniform in [0, this]
@@ -100,7 +101,7 @@ class DataConfig:
 class OptimConfig:
     """Optimiser and averaging. `decay_steps` 0 keeps the rate constant after the warm-up."""
 
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
     decay_steps: int = 0
@@ -185,6 +186,12 @@ def validate(config: StageConfig) -> StageConfig:
     _rule(0 <= process.cond_drop_prob < 1, "process.cond_drop_prob", "in [0, 1)", process.cond_drop_prob)
     _rule(0 <= process.max_aug_level <= 1, "process.max_aug_level", "in [0, 1]", process.max_aug_level)
     _rule(process.min_snr_gamma > 0, "process.min_snr_gamma", "positive", process.min_snr_gamma)
+    _rule(
+        0 <= process.min_snr_floor <= process.min_snr_gamma,
+        "process.min_snr_floor",
+        f"from 0 to min_snr_gamma, {process.min_snr_gamma:g}",
+        process.min_snr_floor,
+    )
     _rule(config.text.length > 0, "text.length", "positive", config.text.length)
     _rule(config.text.width > 0, "text.width", "positive", config.text.width)
     validate_sampling(config, sampling)

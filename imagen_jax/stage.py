@@ -134,7 +134,7 @@ def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.
     if settings.loss_weight == "plain":
         return losses.plain(logsnr_t)
     if settings.loss_weight == "min_snr":
-        return losses.min_snr(logsnr_t, settings.prediction, settings.min_snr_gamma)
+        return losses.min_snr(logsnr_t, settings.prediction, settings.min_snr_gamma, settings.min_snr_floor)
     return losses.sigmoid(
         logsnr_t, settings.prediction, losses.rate(schedule(config), t), settings.sigmoid_bias
     )

@@ -42,6 +42,7 @@ def replace(config, path, value):
         (0, "process.cond_drop_prob", 0.0, r"guidance_scale must be 1 \(off\)"),
         (1, "sampling.aug_level", 1.1, r"aug_level must be in \[0, 1.0\]"),
         (0, "sampling.sampler", "euler", "sampling.sampler must be one of"),
+        (0, "process.min_snr_floor", 6.0, "process.min_snr_floor must be from 0 to min_snr_gamma, 5; got 6"),
         (0, "process.prediction", "flow", "process.prediction must be one of"),
         (0, "optim.optimizer", "sgd", "optim.optimizer must be one of"),
         (0, "run.num_steps", 0, "run.num_steps must be positive"),

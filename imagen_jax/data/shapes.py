@@ -46,10 +46,10 @@ BACKGROUNDS = {
 }  # fmt: skip
 # Diameters in pixels. An object alone has room to be larger than one of three, but every small
 # object is smaller than every large one, in any picture.
-SIZES_ALONE = {"small": (15.0, 18.0), "large": (28.0, 40.0)}
+SIZES_ALONE = {"small": (17.0, 19.0), "large": (32.0, 42.0)}
 SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
-SIZE_LIMIT = 19.5  # between them
-CENTRAL = 5.0  # an object alone stands within so many pixels of the middle, along each axis
+SIZE_LIMIT = 20.0  # between them
+CENTRAL = 4.0  # an object alone stands within so many pixels of the middle, along each axis
 # How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
 # in size; the exact outlines are in `inside`.
 REACH = {

@@ -18,9 +18,13 @@ def plain(logsnr_t: jax.Array) -> jax.Array:
     return jnp.ones_like(logsnr_t)
 
 
-def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0) -> jax.Array:
-    """min(SNR, gamma) on MSE(x), whatever the prediction (Hang et al. 2023)."""
-    log_weight = jnp.minimum(logsnr_t, jnp.log(gamma))
+def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0, floor: float = 0.0) -> jax.Array:
+    """min(SNR, gamma) on MSE(x), whatever the prediction (Hang et al. 2023).
+
+    A `floor` up to gamma is the least weight: 1 is the truncated SNR of Salimans & Ho (2022), which keeps
+    the noisiest levels, where the layout is decided, in the loss of a network that predicts x.
+    """
+    log_weight = jnp.clip(logsnr_t, jnp.log(floor), jnp.log(gamma))
     return jnp.exp(log_weight - _log_mse_ratio(logsnr_t, prediction))
 
 

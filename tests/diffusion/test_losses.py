@@ -24,6 +24,8 @@ def test_weights_do_not_depend_on_the_prediction(prediction):
     x_mse = np.mean(np.square(ERROR), axis=(1, 2, 3))
     min_snr = loss_of_the_same_estimate(prediction, losses.min_snr(LOGSNR, prediction, 5.0))
     np.testing.assert_allclose(min_snr, np.minimum(SNR, 5) * x_mse, rtol=2e-3)
+    floored = loss_of_the_same_estimate(prediction, losses.min_snr(LOGSNR, prediction, 5.0, floor=1.0))
+    np.testing.assert_allclose(floored, np.clip(SNR, 1, 5) * x_mse, rtol=2e-3)
     rate = jnp.ones_like(LOGSNR)
     sigmoid = loss_of_the_same_estimate(prediction, losses.sigmoid(LOGSNR, prediction, rate, bias=1.0))
     np.testing.assert_allclose(sigmoid, SNR * x_mse / (1 + np.exp(np.asarray(LOGSNR) - 1)) / 2, rtol=2e-3)

@@ -128,6 +128,28 @@ def test_clipping_bounds_the_update_and_decay_spares_biases():
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()
 
 
+def test_muon_steps_by_orthogonal_matrices_of_the_size_of_adam():
+    rng = np.random.default_rng(0)
+    params = {
+        "conv_in": {"kernel": jnp.ones((3, 3, 2, 16))},
+        "block": {"kernel": jnp.ones((3, 3, 8, 16)), "bias": jnp.ones(16)},
+        "dense": {"kernel": jnp.ones((24, 16))},
+    }
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), params)
+    muon = optim.make_optimizer(
+        OptimConfig(optimizer="muon", learning_rate=1.0, warmup_steps=1, clip_norm=0.0)
+    )
+    updates, state = muon.update(grads, muon.init(params), params)
+    for matrix in (updates["block"]["kernel"].reshape(-1, 16), updates["dense"]["kernel"]):
+        # Five Newton-Schulz steps bring the singular values to 1 within about a third (Jordan et al. 2024).
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(max(matrix.shape)))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+        np.testing.assert_allclose(np.sqrt(np.mean(matrix**2)), 0.2, rtol=0.2)
+    for part in (updates["conv_in"]["kernel"], updates["block"]["bias"]):  # the first step of Adam: signs
+        np.testing.assert_allclose(np.abs(part), np.abs(part).max(), rtol=1e-3)
+    assert jax.tree.map(jnp.shape, muon.update(grads, state, params)[0]) == jax.tree.map(jnp.shape, params)
+
+
 def test_batches_that_do_not_divide_are_refused():
     mesh = parallel.make_mesh()
     with pytest.raises(ValueError, match=r"devices x optim.accumulation = 8 x 2; got 24: use 32"):
