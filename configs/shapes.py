@@ -35,11 +35,13 @@ def get_config() -> tuple[StageConfig, ...]:
             embedding=512,
             head_dim=32,
         ),
-        process=ProcessConfig(schedule="shifted_cosine"),
+        process=ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0),
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=500, b2=0.99, batch_size=64, ema_decay=0.999),
+        optim=OptimConfig(
+            optimizer="muon", learning_rate=2e-3, warmup_steps=500, b2=0.99, batch_size=64, ema_decay=0.999
+        ),
         run=RunConfig(num_steps=50_000, checkpoint_every=1000),
     )
     super_resolution = StageConfig(
@@ -55,13 +57,15 @@ def get_config() -> tuple[StageConfig, ...]:
             embedding=512,
             num_heads=4,
         ),
-        process=ProcessConfig(max_aug_level=0.5),
+        process=ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0, max_aug_level=0.5),
         sampling=SamplingConfig(
             sampler="dpmpp_2m", steps=16, guidance_scale=2.0, threshold="static", aug_level=0.1
         ),
         text=TEXT,
         data=DATA,
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=500, b2=0.99, batch_size=32, ema_decay=0.999),
+        optim=OptimConfig(
+            optimizer="muon", learning_rate=2e-3, warmup_steps=500, b2=0.99, batch_size=32, ema_decay=0.999
+        ),
         run=RunConfig(num_steps=20_000, checkpoint_every=1000),
     )
     return base, super_resolution

@@ -27,13 +27,14 @@ def sample_cascade(
       [B, H, W, C] float32 in [-1, 1]; with return_all a tuple of one array per stage.
     """
     images = []
-    for stage, sampling in zip(stages, _per_stage(stages, options), strict=True):
+    for stage, sampling in zip(stages, sampling_by_stage(stages, options), strict=True):
         low_res = images[-1] if images else None
         images.append(sample_stage(stage, text, keys, low_res=low_res, sampling=sampling))
     return tuple(images) if return_all else images[-1]
 
 
-def _per_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> list[SamplingConfig]:
+def sampling_by_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> list[SamplingConfig]:
+    """Each stage's own settings with `options` put over them; see `sample_cascade`."""
     known = [field.name for field in dataclasses.fields(SamplingConfig)]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -60,6 +60,7 @@ def main(options: Options) -> None:
     output = options.output or options.workdir / "samples"
 
     from imagen_jax import TextEncoder, load_cascade
+    from imagen_jax.cascade import sampling_by_stage
     from imagen_jax.evaluation.grid import labelled_grid, to_uint8
     from imagen_jax.generate import generate
 
@@ -71,13 +72,12 @@ def main(options: Options) -> None:
         **options.sampling(),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps([to_dict(stage.config.sampling) for stage in stages])
-    given = json.dumps(options.sampling())
+    settings = json.dumps([to_dict(used) for used in sampling_by_stage(stages, options.sampling())])
     finals = []
     for (prompt, seed), images in tqdm(zip(jobs, pictures, strict=True), total=len(jobs), unit="picture"):
         finals.append(images[-1])
         information = PngInfo()
-        for key, value in {"prompt": prompt, "seed": str(seed), "stages": settings, "options": given}.items():
+        for key, value in {"prompt": prompt, "seed": str(seed), "sampling": settings}.items():
             information.add_itxt(key, value)
         image = Image.fromarray(to_uint8(images[-1]))
         image.save(free(output, f"{slug(prompt)}-seed{seed}"), pnginfo=information)
