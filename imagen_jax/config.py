@@ -60,7 +60,7 @@ class ProcessConfig:
     prediction: Literal["x", "eps", "v"] = "v"
     loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
     min_snr_gamma: float = 5.0
-    min_snr_floor: float = 0.0  # 1 with prediction "x" learns layouts soonest
+    min_snr_floor: float = 0.0  # least weight on MSE(x); 1 is the truncated SNR
     sigmoid_bias: float = 2.0
     cond_drop_prob: float = 0.1
     max_aug_level: float = 1.0  # super-resolution only: training levels are uniform in [0, this]

@@ -29,8 +29,8 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Clipping by global norm (off at 0), then AdamW, Adafactor (paper section 4.1) or Muon.
 
     Muon's updates have the size of AdamW's, so that one learning rate suits both (Liu et al. 2025,
-    arXiv 2502.16982, section 2.2). Biases, norms and the convolutions at both ends take AdamW with
-    Nesterov momentum.
+    arXiv 2502.16982, section 2.2). Biases, norms and the convolutions at both ends take Adam with
+    Nesterov momentum and no weight decay.
     """
     rate = learning_rate(config)
     if config.optimizer == "adafactor":
@@ -39,11 +39,10 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         update = optax.contrib.muon(
             rate,
             ns_coeffs=(_NEWTON_SCHULZ,) * 5,  # as a table: a loop to compile instead of five copies
+            eps=config.eps,
             weight_decay=config.weight_decay,
-            weight_decay_mask=_is_kernel,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )

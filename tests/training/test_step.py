@@ -149,6 +149,11 @@ def test_muon_steps_by_orthogonal_matrices_of_the_size_of_adam():
         np.testing.assert_allclose(np.abs(part), np.abs(part).max(), rtol=1e-3)
     assert jax.tree.map(jnp.shape, muon.update(grads, state, params)[0]) == jax.tree.map(jnp.shape, params)
 
+    decay = optim.make_optimizer(OptimConfig(optimizer="muon", weight_decay=0.1, warmup_steps=1))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = decay.update(zeros, decay.init(params), params)
+    assert (updates["block"]["kernel"] < 0).all() and not updates["block"]["bias"].any()
+
 
 def test_batches_that_do_not_divide_are_refused():
     mesh = parallel.make_mesh()
