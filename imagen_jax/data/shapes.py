@@ -1,11 +1,13 @@
 """`shapes`: captioned pictures that are made, not downloaded, and whose captions can be checked.
 
 A picture is 64x64 RGB: one to three anti-aliased objects on a plain background. Its caption says
-some of what it shows, and its claims say the same as data. All three are a function of
-(part, split, index) alone, so the data set needs no files and every process sees the same one.
+some of what it shows, and its claims (see `shape_captions`) say the same as data. All three are a
+function of (part, split, index) alone, so the data set needs no files and every process sees the
+same one.
 
-Parts. "single": one object, near the middle. "full": one object (25%), two objects and where they stand to each
-other (relation, 30%), two or three alike (count, 20%), two or three different ones (and, 25%).
+Parts. "single": one object, near the middle. "full": one object (25%), two objects and where they
+stand to each other (relation, 30%), two or three alike (count, 20%), two or three different ones
+(and, 25%).
 
 Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
   train: no object is a held-out pair; every color and every shape is still common.
@@ -13,24 +15,19 @@ Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
   test: every object of a single or count picture is a held-out pair; relation and and pictures
     hold at least one. So test asks for colors and shapes never seen together.
 
-Claims are plain JSON data and say what the caption says, no more:
-  {"kind": "relation", "relation": "left of", "background": None, "objects": [
-      {"shape": "circle", "color": "red", "size": "small", "count": 1},
-      {"shape": "star", "color": "blue", "size": None, "count": 1}]}
-None is "the caption does not say". The relation reads: first object, relation, second object.
-
 Lengths are in pixels, x to the right and y down, pixel (row i, column j) covering [j, j+1] x
 [i, i+1]. Angles are in degrees, counter-clockwise.
 """
 
 import functools
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from imagen_jax.data.shape_captions import Claims, caption_of, pick
 
 SIZE = 64
 SUPERSAMPLING = 4
@@ -44,11 +41,10 @@ COLORS = {
 BACKGROUNDS = {
     "white": (255, 255, 255), "black": (12, 12, 12), "grey": (128, 128, 128), "brown": (95, 60, 35),
 }  # fmt: skip
-# Diameters in pixels. An object alone has room to be larger than one of three, but every small
-# object is smaller than every large one, in any picture.
-SIZES_ALONE = {"small": (17.0, 19.0), "large": (32.0, 42.0)}
+# Diameters in pixels. Small and large are meant for the picture at hand: an object alone has room to
+# be larger than one of three.
+SIZES_ALONE = {"small": (27.0, 31.0), "large": (43.0, 50.0)}
 SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
-SIZE_LIMIT = 20.0  # between them
 CENTRAL = 4.0  # an object alone stands within so many pixels of the middle, along each axis
 # How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
 # in size; the exact outlines are in `inside`.
@@ -73,31 +69,10 @@ MAX_ANGLE = 10.0
 MAX_TINT = 8  # color jitter, in steps of 1/255, per channel
 MAX_DRIFT = 7.0  # how far a relation may be off its axis
 
-# The first word of each list is the plain one and is used most.
-SHAPE_WORDS = {
-    "circle": ("circle", "disc", "disk"), "square": ("square", "box"), "triangle": ("triangle",),
-    "star": ("star",), "cross": ("cross", "plus sign"), "ring": ("ring", "donut"),
-    "heart": ("heart",),
-}  # fmt: skip
-COLOR_WORDS = {
-    **{color: (color,) for color in COLORS},
-    "cyan": ("cyan", "turquoise"), "purple": ("purple", "violet"),
-}  # fmt: skip
-BACKGROUND_WORDS = {"white": ("white",), "black": ("black",), "grey": ("grey", "gray"),
-                    "brown": ("brown",)}  # fmt: skip
-SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
-RELATION_WORDS = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over"), "below": ("below", "under", "beneath"),
-}  # fmt: skip
-COUNT_WORDS = {1: ("a", "an", "one", "the", "1"), 2: ("two", "a pair of", "a couple of", "2"),
-               3: ("three", "a trio of", "3")}  # fmt: skip
-OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "there {be} ")
-BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {} backdrop",
-                    " on {}")  # fmt: skip
 
-Claims = dict[str, Any]
+def sizes(num: int) -> dict[str, tuple[float, float]]:
+    """The least and largest diameter of each size, in a picture of `num` objects."""
+    return SIZES_ALONE if num == 1 else SIZES_TOGETHER
 
 
 @dataclass(frozen=True)
@@ -188,14 +163,10 @@ def _pairs(held_out: bool) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs if (pair in HELD_OUT) == held_out)
 
 
-def _pick(rng: np.random.Generator, options):
-    return options[rng.integers(len(options))]
-
-
 def _draw_pairs(rng: np.random.Generator, kind: str, split: str) -> list[tuple[str, str]]:
     """The (color, shape) of each object: all different, or in a count all alike."""
     seen, unseen = _pairs(False), _pairs(True)
-    first = _pick(rng, unseen if split == "test" else seen)
+    first = pick(rng, unseen if split == "test" else seen)
     if kind == "single":
         return [first]
     if kind == "count":
@@ -204,7 +175,7 @@ def _draw_pairs(rng: np.random.Generator, kind: str, split: str) -> list[tuple[s
     others = seen + unseen if split == "test" else seen
     pairs = [first]
     while len(pairs) < num:
-        other = _pick(rng, others)
+        other = pick(rng, others)
         if other not in pairs:
             pairs.append(other)
     return [pairs[i] for i in rng.permutation(len(pairs))]
@@ -263,12 +234,12 @@ def _stream(index: int, split: str, part: str) -> np.random.Generator:
 def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
     kind = "single" if part == "single" else str(rng.choice(list(KINDS), p=list(KINDS.values())))
     pairs = _draw_pairs(rng, kind, split)
-    relation = _pick(rng, RELATIONS) if kind == "relation" else None
-    ranges = SIZES_ALONE if kind == "single" else SIZES_TOGETHER
-    sizes = [_pick(rng, list(ranges)) for _ in pairs]
+    relation = pick(rng, RELATIONS) if kind == "relation" else None
+    ranges = sizes(len(pairs))
+    chosen = [pick(rng, list(ranges)) for _ in pairs]
     if kind == "count":
-        sizes = sizes[:1] * len(pairs)
-    diameters = np.array([rng.uniform(*ranges[size]) for size in sizes])
+        chosen = chosen[:1] * len(pairs)
+    diameters = np.array([rng.uniform(*ranges[size]) for size in chosen])
     reach = diameters / 2 * [REACH[shape] for _, shape in pairs]
     if kind == "single":
         centers = _place_centrally(rng, reach)
@@ -281,10 +252,10 @@ def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
     objects = tuple(
         Object(shape, color, size, tuple(center), float(diameter), float(angle), tuple(tint))
         for (color, shape), size, center, diameter, angle, tint in zip(
-            pairs, sizes, centers.tolist(), diameters, angles, tints[:-1], strict=True
+            pairs, chosen, centers.tolist(), diameters, angles, tints[:-1], strict=True
         )
     )
-    return Scene(kind, objects, _pick(rng, list(BACKGROUNDS)), relation, tuple(tints[-1]))
+    return Scene(kind, objects, pick(rng, list(BACKGROUNDS)), relation, tuple(tints[-1]))
 
 
 def example(index: int, split: str = "train", part: str = "full") -> dict[str, Any]:
@@ -300,7 +271,7 @@ def examples(split: str, part: str, num: int) -> Iterator[dict[str, Any]]:
     return (example(index, split, part) for index in range(num))
 
 
-# ---- captions ----
+# ---- claims ----
 
 
 def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
@@ -323,112 +294,4 @@ def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
         "objects": objects,
         "relation": scene.relation,
         "background": background,
-    }
-
-
-def _word(rng: np.random.Generator, words: tuple[str, ...]) -> str:
-    return words[0] if rng.random() < 0.6 else _pick(rng, words)
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _plural(word: str) -> str:
-    return word + ("es" if word.endswith(("s", "x")) else "s")
-
-
-def _phrase(claim: Claims, rng: np.random.Generator) -> str:
-    """One object, or several alike, in words: "a small red circle", "two blue boxes"."""
-    shape = _word(rng, SHAPE_WORDS[claim["shape"]])
-    words = [_word(rng, SIZE_WORDS[claim["size"]])] if claim["size"] else []
-    words.append(_word(rng, COLOR_WORDS[claim["color"]]))
-    if claim["count"] == 1:
-        return _with_article(" ".join([*words, shape]))
-    # Digits are understood, not written.
-    number = _word(rng, COUNT_WORDS[claim["count"]][:-1])
-    return " ".join([number, *words, _plural(shape)])
-
-
-def caption_of(claims: Claims, rng: np.random.Generator) -> str:
-    """Puts claims into words, with templates and synonyms that `rng` chooses."""
-    phrases = [_phrase(claim, rng) for claim in claims["objects"]]
-    opening = _pick(rng, OPENINGS) if rng.random() < 0.5 else ""
-    several = phrases[0].startswith(("two", "three"))
-    opening = opening.format(be="are" if several else "is")
-    if claims["relation"]:
-        verb = "" if opening else _pick(rng, ("", "", "is "))
-        body = f"{phrases[0]} {verb}{_word(rng, RELATION_WORDS[claims['relation']])} {phrases[1]}"
-    else:
-        body = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
-    if claims["background"]:
-        form = _pick(rng, BACKGROUND_FORMS)
-        body += form.format(_word(rng, BACKGROUND_WORDS[claims["background"]]))
-    return opening + body
-
-
-def _choices(words: dict[Any, tuple[str, ...]]) -> str:
-    # Longest first, so that "left of" is not taken out of "to the left of".
-    return "|".join(sorted(itertools.chain(*words.values()), key=len, reverse=True))
-
-
-@functools.cache
-def _grammar() -> tuple[re.Pattern, ...]:
-    plurals = {shape: tuple(map(_plural, words)) for shape, words in SHAPE_WORDS.items()}
-    opening = r"^(?:an? (?:picture|image|drawing) of |there (?:is|are) )"
-    grounds = _choices(BACKGROUND_WORDS)
-    background = rf" (?:on|against) (?:an? )?({grounds})(?: back(?:ground|drop))?$"
-    relation = rf" (?:is )?({_choices(RELATION_WORDS)}) "
-    phrase = (
-        rf"(?:({_choices(COUNT_WORDS)}) )?(?:({_choices(SIZE_WORDS)}) )?"
-        rf"({_choices(COLOR_WORDS)}) ({_choices(plurals)}|{_choices(SHAPE_WORDS)})"
-    )
-    return tuple(map(re.compile, (opening, background, relation, phrase)))
-
-
-@functools.cache
-def _meanings() -> dict[str, Any]:
-    tables = (COUNT_WORDS, SIZE_WORDS, COLOR_WORDS, SHAPE_WORDS, BACKGROUND_WORDS, RELATION_WORDS)
-    words = {word: meaning for table in tables for meaning, ws in table.items() for word in ws}
-    return words | {_plural(word): shape for shape, ws in SHAPE_WORDS.items() for word in ws}
-
-
-def parse_caption(caption: str) -> Claims | None:
-    """The claims of a caption in this language (any synonym, any case), else None."""
-    opening, background, relation, phrase = _grammar()
-    meaning = _meanings()
-    text = opening.sub("", " ".join(caption.lower().strip(" .!").split()))
-    ground = background.search(text)
-    text = text[: ground.start()] if ground else text
-    related = relation.search(text)
-    if related:
-        parts = [text[: related.start()], text[related.end() :]]
-    else:
-        parts = re.split(r",? and |, ", text)
-    matches = [phrase.fullmatch(part) for part in parts]
-    if not all(matches):
-        return None
-    objects = [
-        {
-            "shape": meaning[match[4]],
-            "color": meaning[match[3]],
-            "size": meaning.get(match[2]),
-            "count": meaning.get(match[1], 1),
-        }
-        for match in matches
-    ]
-    if related:
-        # "Two circles left of a star" leaves open which circle is meant.
-        if any(claim["count"] > 1 for claim in objects):
-            return None
-        kind = "relation"
-    elif len(objects) > 1:
-        kind = "and"
-    else:
-        kind = "count" if objects[0]["count"] > 1 else "single"
-    return {
-        "kind": kind,
-        "objects": objects,
-        "relation": related and meaning[related[1]],
-        "background": ground and meaning[ground[1]],
     }

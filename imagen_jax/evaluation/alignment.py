@@ -1,7 +1,7 @@
 """Does a picture show what its caption says? For the `shapes` data, by classical image analysis.
 
 `read` looks at a picture, without its caption, and lists the objects it sees; `score` compares
-that with a caption's claims (see `imagen_jax.data.shapes`), one verdict for each category:
+that with a caption's claims (see `imagen_jax.data.shape_captions`), one verdict for each category:
 
   color         every claimed object finds an object of its own that has its color
   shape         the same for shapes, whatever the colors
@@ -35,6 +35,7 @@ import numpy as np
 from scipy import ndimage
 
 from imagen_jax.data import shapes
+from imagen_jax.data.shape_captions import Claims
 
 CATEGORIES = (
     "color", "shape", "color+shape", "size", "relation", "count", "object count", "background",
@@ -89,7 +90,8 @@ def read(image: Any) -> Reading:
     ground = np.median(rgb[frame], axis=0)
     names = list(shapes.BACKGROUNDS)
     distances = np.linalg.norm(_lab(list(shapes.BACKGROUNDS.values())) - _lab(ground), axis=-1)
-    objects = [_describe(*region) for region in _regions(rgb, ground)]
+    regions = _regions(rgb, ground)
+    objects = [_describe(*region, alone=len(regions) == 1) for region in regions]
     objects.sort(key=lambda seen: -seen.area)
     return Reading(tuple(objects), names[distances.argmin()])
 
@@ -177,14 +179,15 @@ def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     return [labels == 1 + i for i in range(num) if areas[i] >= MIN_AREA]
 
 
-def _describe(color: str, cover: np.ndarray) -> Seen:
+def _describe(color: str, cover: np.ndarray, alone: bool) -> Seen:
     outline, (x, y), area = _normalize(cover)
     names, unit_areas, outlines = _outlines()
     overlap = np.minimum(outlines, outline).sum(axis=(1, 2))
     union = np.maximum(outlines, outline).sum(axis=(1, 2))
     best = (overlap / union).argmax()
     diameter = 2 * np.sqrt(area / unit_areas[best])
-    size = "small" if diameter < shapes.SIZE_LIMIT else "large"
+    ranges = shapes.sizes(1 if alone else 2)  # an object alone is small or large by its own measure
+    size = "small" if diameter < (ranges["small"][1] + ranges["large"][0]) / 2 else "large"
     return Seen(names[best], color, size, (float(x), float(y)), float(diameter), float(area))
 
 
@@ -221,7 +224,7 @@ def _outlines() -> tuple[list[str], np.ndarray, np.ndarray]:
 # ---- scoring ----
 
 
-def score(reading: Reading, claims: shapes.Claims) -> dict[str, bool]:
+def score(reading: Reading, claims: Claims) -> dict[str, bool]:
     """Which of a caption's claims a picture fulfils: one entry for each category it states."""
     wanted = [claim for claim in claims["objects"] for _ in range(claim["count"])]
     seen = reading.objects
@@ -282,9 +285,7 @@ def _stands(match: Match, relation: str) -> bool:
     return bool(along >= MIN_SEPARATION and along >= abs(across))
 
 
-def alignment(
-    images: Iterable[Any], claims: Sequence[shapes.Claims]
-) -> dict[str, dict[str, float | int | None]]:
+def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> dict[str, dict[str, float | int | None]]:
     """How often pictures fulfil their captions' claims, by category.
 
     Args:
@@ -321,7 +322,7 @@ def alignment(
     }
 
 
-def _count(readings: Sequence[Reading], claims: Sequence[shapes.Claims]) -> Counter:
+def _count(readings: Sequence[Reading], claims: Sequence[Claims]) -> Counter:
     pairs = zip(readings, claims, strict=True)
     return Counter(item for reading, claim in pairs for item in score(reading, claim).items())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from imagen_jax.data import shapes
+from imagen_jax.data import shape_captions, shapes
 
 STREAMS = list(itertools.product(shapes.SPLITS, shapes.PARTS))
 
@@ -86,10 +86,8 @@ def test_objects_stay_inside_and_apart():
         scene = shapes.scene(i)
         covers = np.zeros((len(scene.objects), 64, 64))
         for cover, thing in zip(covers, scene.objects, strict=True):
-            ranges = shapes.SIZES_ALONE if scene.kind == "single" else shapes.SIZES_TOGETHER
-            low, high = ranges[thing.size]
+            low, high = shapes.sizes(len(scene.objects))[thing.size]
             assert low <= thing.diameter <= high
-            assert (thing.diameter < shapes.SIZE_LIMIT) == (thing.size == "small")
             where, part = shapes.coverage(thing)
             cover[where] = part
             # Nothing is cut off: a bigger canvas shows no more of it.
@@ -124,8 +122,8 @@ def test_captions_read_back_as_their_claims(split, part):
     for i in range(500):
         rng = np.random.default_rng(i)
         claims = shapes.claims_of(shapes.scene(i, split, part), rng)
-        caption = shapes.caption_of(claims, rng)
-        assert shapes.parse_caption(caption) == claims, caption
+        caption = shape_captions.caption_of(claims, rng)
+        assert shape_captions.parse_caption(caption) == claims, caption
         assert json.loads(json.dumps(claims)) == claims
 
 
@@ -148,11 +146,11 @@ def test_claims_say_no_more_than_the_scene():
 
 
 def test_captions_are_varied_and_grammatical():
-    captions = [shapes.caption_of(shapes.claims_of(shapes.scene(i), rng), rng)
+    captions = [shape_captions.caption_of(shapes.claims_of(shapes.scene(i), rng), rng)
                 for i in range(1000) for rng in [np.random.default_rng(i)]]  # fmt: skip
     assert len(set(captions)) > 900
     words = set(" ".join(captions).replace(",", "").split())
-    for table in (shapes.SHAPE_WORDS, shapes.COLOR_WORDS, shapes.SIZE_WORDS):
+    for table in (shape_captions.SHAPE_WORDS, shape_captions.COLOR_WORDS, shape_captions.SIZE_WORDS):
         for synonym in itertools.chain(*table.values()):
             assert set(synonym.split()) <= words
     plurals = set()
@@ -191,7 +189,7 @@ def claim(shape, color, size=None, count=1):
     ],
 )  # fmt: skip
 def test_prompts_that_people_type(caption, kind, objects, relation, background):
-    assert shapes.parse_caption(caption) == {
+    assert shape_captions.parse_caption(caption) == {
         "kind": kind, "objects": objects, "relation": relation, "background": background,
     }  # fmt: skip
 
@@ -202,4 +200,4 @@ def test_prompts_that_people_type(caption, kind, objects, relation, background):
      "a red circle left of a blue ring left of a pink heart", "a red circle on a pink background"],
 )  # fmt: skip
 def test_other_prompts_have_no_claims(caption):
-    assert shapes.parse_caption(caption) is None
+    assert shape_captions.parse_caption(caption) is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from imagen_jax.data import shapes
+from imagen_jax.data import shape_captions, shapes
 from imagen_jax.evaluation import alignment
 
 NUM = 120
@@ -81,7 +81,7 @@ def picture(*objects, background="white"):
 
 
 def verdict(image, caption):
-    return alignment.score(alignment.read(image), shapes.parse_caption(caption))
+    return alignment.score(alignment.read(image), shape_captions.parse_caption(caption))
 
 
 def wrong(image, caption):
@@ -161,7 +161,7 @@ def test_soft_edges_and_faded_colors_are_not_other_colors():
     # Half red and half white is near to pink, as is a dark pink to a light red.
     stars = [halved(picture(place("star", "red", x, 30.0, "small"))) for x in (20.0, 20.7, 21.3)]
     assert all(wrong(image, "a small red star on white") == set() for image in stars)
-    faded = dataclasses.replace(place("square", "pink", 30.0), tint=(-25, -25, -35))
+    faded = dataclasses.replace(place("square", "pink", 30.0), diameter=46.0, tint=(-25, -25, -35))
     assert wrong(picture(faded), "a large pink square") == set()
 
 
@@ -199,7 +199,7 @@ def test_alignment_needs_one_caption_for_each_picture(examples):
 
 
 def test_table():
-    claims = [shapes.parse_caption(c) for c in ("a red circle", "a small green star on white")]
+    claims = [shape_captions.parse_caption(c) for c in ("a red circle", "a small green star on white")]
     result = alignment.alignment([picture(CIRCLE), picture(CIRCLE)], claims)
     lines = alignment.format_table(result).splitlines()
     assert lines[0] == "| category | right % | shuffled % | prompts |"

@@ -1,0 +1,155 @@
+"""The language of `shapes`: claims to captions, with templates and synonyms, and captions to claims.
+
+Claims are plain JSON data and say what the caption says, no more:
+  {"kind": "relation", "relation": "left of", "background": None, "objects": [
+      {"shape": "circle", "color": "red", "size": "small", "count": 1},
+      {"shape": "star", "color": "blue", "size": None, "count": 1}]}
+None is "the caption does not say". The relation reads: first object, relation, second object.
+"""
+
+import functools
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+
+Claims = dict[str, Any]
+
+# The first word of each list is the plain one and is used most.
+SHAPE_WORDS = {
+    "circle": ("circle", "disc", "disk"), "square": ("square", "box"), "triangle": ("triangle",),
+    "star": ("star",), "cross": ("cross", "plus sign"), "ring": ("ring", "donut"),
+    "heart": ("heart",),
+}  # fmt: skip
+COLOR_WORDS = {
+    "red": ("red",), "orange": ("orange",), "yellow": ("yellow",), "green": ("green",),
+    "cyan": ("cyan", "turquoise"), "blue": ("blue",), "purple": ("purple", "violet"),
+    "pink": ("pink",),
+}  # fmt: skip
+BACKGROUND_WORDS = {"white": ("white",), "black": ("black",), "grey": ("grey", "gray"),
+                    "brown": ("brown",)}  # fmt: skip
+SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
+RELATION_WORDS = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over"), "below": ("below", "under", "beneath"),
+}  # fmt: skip
+COUNT_WORDS = {1: ("a", "an", "one", "the", "1"), 2: ("two", "a pair of", "a couple of", "2"),
+               3: ("three", "a trio of", "3")}  # fmt: skip
+OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "there {be} ")
+BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {} backdrop",
+                    " on {}")  # fmt: skip
+
+
+def pick(rng: np.random.Generator, options):
+    """One of the options, all equally likely."""
+    return options[rng.integers(len(options))]
+
+
+def _word(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    return words[0] if rng.random() < 0.6 else pick(rng, words)
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _plural(word: str) -> str:
+    return word + ("es" if word.endswith(("s", "x")) else "s")
+
+
+def _phrase(claim: Claims, rng: np.random.Generator) -> str:
+    """One object, or several alike, in words: "a small red circle", "two blue boxes"."""
+    shape = _word(rng, SHAPE_WORDS[claim["shape"]])
+    words = [_word(rng, SIZE_WORDS[claim["size"]])] if claim["size"] else []
+    words.append(_word(rng, COLOR_WORDS[claim["color"]]))
+    if claim["count"] == 1:
+        return _with_article(" ".join([*words, shape]))
+    # Digits are understood, not written.
+    number = _word(rng, COUNT_WORDS[claim["count"]][:-1])
+    return " ".join([number, *words, _plural(shape)])
+
+
+def caption_of(claims: Claims, rng: np.random.Generator) -> str:
+    """Puts claims into words, with templates and synonyms that `rng` chooses."""
+    phrases = [_phrase(claim, rng) for claim in claims["objects"]]
+    opening = pick(rng, OPENINGS) if rng.random() < 0.5 else ""
+    several = phrases[0].startswith(("two", "three"))
+    opening = opening.format(be="are" if several else "is")
+    if claims["relation"]:
+        verb = "" if opening else pick(rng, ("", "", "is "))
+        body = f"{phrases[0]} {verb}{_word(rng, RELATION_WORDS[claims['relation']])} {phrases[1]}"
+    else:
+        body = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    if claims["background"]:
+        form = pick(rng, BACKGROUND_FORMS)
+        body += form.format(_word(rng, BACKGROUND_WORDS[claims["background"]]))
+    return opening + body
+
+
+def _choices(words: dict[Any, tuple[str, ...]]) -> str:
+    # Longest first, so that "left of" is not taken out of "to the left of".
+    return "|".join(sorted(itertools.chain(*words.values()), key=len, reverse=True))
+
+
+@functools.cache
+def _grammar() -> tuple[re.Pattern, ...]:
+    plurals = {shape: tuple(map(_plural, words)) for shape, words in SHAPE_WORDS.items()}
+    opening = r"^(?:an? (?:picture|image|drawing) of |there (?:is|are) )"
+    grounds = _choices(BACKGROUND_WORDS)
+    background = rf" (?:on|against) (?:an? )?({grounds})(?: back(?:ground|drop))?$"
+    relation = rf" (?:is )?({_choices(RELATION_WORDS)}) "
+    phrase = (
+        rf"(?:({_choices(COUNT_WORDS)}) )?(?:({_choices(SIZE_WORDS)}) )?"
+        rf"({_choices(COLOR_WORDS)}) ({_choices(plurals)}|{_choices(SHAPE_WORDS)})"
+    )
+    return tuple(map(re.compile, (opening, background, relation, phrase)))
+
+
+@functools.cache
+def _meanings() -> dict[str, Any]:
+    tables = (COUNT_WORDS, SIZE_WORDS, COLOR_WORDS, SHAPE_WORDS, BACKGROUND_WORDS, RELATION_WORDS)
+    words = {word: meaning for table in tables for meaning, ws in table.items() for word in ws}
+    return words | {_plural(word): shape for shape, ws in SHAPE_WORDS.items() for word in ws}
+
+
+def parse_caption(caption: str) -> Claims | None:
+    """The claims of a caption in this language (any synonym, any case), else None."""
+    opening, background, relation, phrase = _grammar()
+    meaning = _meanings()
+    text = opening.sub("", " ".join(caption.lower().strip(" .!").split()))
+    ground = background.search(text)
+    text = text[: ground.start()] if ground else text
+    related = relation.search(text)
+    if related:
+        parts = [text[: related.start()], text[related.end() :]]
+    else:
+        parts = re.split(r",? and |, ", text)
+    matches = [phrase.fullmatch(part) for part in parts]
+    if not all(matches):
+        return None
+    objects = [
+        {
+            "shape": meaning[match[4]],
+            "color": meaning[match[3]],
+            "size": meaning.get(match[2]),
+            "count": meaning.get(match[1], 1),
+        }
+        for match in matches
+    ]
+    if related:
+        # "Two circles left of a star" leaves open which circle is meant.
+        if any(claim["count"] > 1 for claim in objects):
+            return None
+        kind = "relation"
+    elif len(objects) > 1:
+        kind = "and"
+    else:
+        kind = "count" if objects[0]["count"] > 1 else "single"
+    return {
+        "kind": kind,
+        "objects": objects,
+        "relation": related and meaning[related[1]],
+        "background": ground and meaning[ground[1]],
+    }
