@@ -24,7 +24,7 @@ TEXT = TextConfig(encoder="all-MiniLM-L6-v2", width=384, length=24)
 DATA = DataConfig(path="datasets/emoji")
 # Networks this narrow learn outlines sooner by predicting x: v would have to carry all the noise through.
 PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0)
-OPTIM = OptimConfig(optimizer="muon", learning_rate=4e-3, warmup_steps=50, b2=0.99, ema_decay=0.995)
+OPTIM = OptimConfig(optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, ema_decay=0.995)
 
 
 def get_config() -> tuple[StageConfig, ...]:
@@ -35,15 +35,15 @@ def get_config() -> tuple[StageConfig, ...]:
             channels=(32, 48, 96),
             num_res_blocks=(1, 1, 1),
             attention=(False, True, True),
-            embedding=256,
+            embedding=128,
             head_dim=16,
         ),
         process=PROCESS,
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0),
         text=TEXT,
         data=DATA,
-        optim=dataclasses.replace(OPTIM, decay_steps=4500, batch_size=16),
-        run=RunConfig(num_steps=4500, checkpoint_every=500),
+        optim=dataclasses.replace(OPTIM, decay_steps=6500, batch_size=8),
+        run=RunConfig(num_steps=6500, checkpoint_every=500),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -55,14 +55,14 @@ def get_config() -> tuple[StageConfig, ...]:
             num_res_blocks=(1, 1, 1),
             self_attention=(False, False, True),
             cross_attention=(False, False, False),
-            embedding=256,
+            embedding=128,
             num_heads=4,
         ),
         process=dataclasses.replace(PROCESS, max_aug_level=0.5),
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=16, guidance_scale=2.0, aug_level=0.1),
         text=TEXT,
         data=DATA,
-        optim=dataclasses.replace(OPTIM, decay_steps=1500, batch_size=16),
-        run=RunConfig(num_steps=1500, checkpoint_every=250),
+        optim=dataclasses.replace(OPTIM, decay_steps=1800, batch_size=8),
+        run=RunConfig(num_steps=1800, checkpoint_every=300),
     )
     return base, super_resolution

@@ -16,7 +16,8 @@ from typing import Any, Literal
 class UNetConfig:
     """The base network (paper F.1). One tuple entry per resolution, highest first.
 
-    `embedding` is the width of the conditioning vector; ADM makes it 4 times the first channels.
+    `embedding` is the width of the conditioning vector, as of the text tokens inside the network; ADM
+    makes it 4 times the first channels.
     """
 
     channels: tuple[int, ...] = (512, 1024, 1536, 2048)

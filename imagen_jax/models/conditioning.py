@@ -1,4 +1,4 @@
-"""The conditioning vector: noise level, pooled text and, in super-resolution, the aug level."""
+"""What a network is told: the noise level, the text and, in super-resolution, the aug level."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from imagen_jax.models.attention import AttentionPool
 from imagen_jax.models.layers import Dtype
-from imagen_jax.structs import Cond
+from imagen_jax.structs import Cond, TextCond
 
 
 def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
@@ -35,18 +35,25 @@ class LevelEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """emb [B, features]: embeddings of logsnr_t, pooled text and aug_logsnr, added up."""
+    """(emb [B, features], text tokens [B, L, features]).
+
+    A norm and a projection, shared by all that read the text, bring its tokens to the network's own
+    width (as DeepFloyd IF does): every attention layer teaches them, and a wide language model costs
+    each layer nothing. emb adds up the embeddings of logsnr_t, the pooled text and aug_logsnr.
+    """
 
     features: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
+    def __call__(self, logsnr_t: jax.Array, cond: Cond) -> tuple[jax.Array, TextCond]:
+        tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(cond.text.embeddings)
+        text = cond.text.replace(embeddings=nn.Dense(self.features, dtype=self.dtype, name="text")(tokens))
         emb = LevelEmbedding(self.features, self.dtype, name="logsnr")(logsnr_t)
-        emb += AttentionPool(self.features, dtype=self.dtype, name="text_pool")(cond.text)
+        emb += AttentionPool(self.features, dtype=self.dtype, name="text_pool")(text)
         if cond.aug_logsnr is not None:
             emb += LevelEmbedding(self.features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
-        return emb
+        return emb, text
 
 
 def network_input(z_t: jax.Array, cond: Cond) -> jax.Array:

@@ -23,7 +23,7 @@ class EfficientUNet(nn.Module):
       channels, num_res_blocks: one entry per level, highest resolution first.
       self_attention: attention over pixels and text after a level's blocks.
       cross_attention: attention over the text alone after a level's blocks.
-      embedding: width of the conditioning vector.
+      embedding: width of the conditioning vector and of the text tokens inside the network.
       num_heads: of both; their inner width is twice the channels (figure A.28).
       dropout, out_channels, dtype: as in `UNet`.
     """
@@ -54,9 +54,9 @@ class EfficientUNet(nn.Module):
             if not over_pixels and not self.cross_attention[level]:
                 return h
             head_dim = 2 * self.channels[level] // self.num_heads
-            return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, cond.text)
+            return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, text)
 
-        emb = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
+        emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         stem = conv3x3(self.stem_channels, self.dtype, "stem")(network_input(z_t, cond).astype(self.dtype))
         h, skips = stem, []
 

@@ -19,7 +19,7 @@ class UNet(nn.Module):
 
     Attributes:
       channels, num_res_blocks, attention: one entry per level, highest resolution first.
-      embedding: width of the conditioning vector.
+      embedding: width of the conditioning vector and of the text tokens inside the network.
       head_dim: width of an attention head.
       dropout: in the residual blocks, when training.
       out_channels: of the image.
@@ -48,12 +48,10 @@ class UNet(nn.Module):
             )
             if attend and self.attention[level]:
                 heads = width // self.head_dim
-                h = TextAttention(heads, self.head_dim, dtype=self.dtype, name=f"{name}_attention")(
-                    h, cond.text
-                )
+                h = TextAttention(heads, self.head_dim, dtype=self.dtype, name=f"{name}_attention")(h, text)
             return h
 
-        emb = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
+        emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         h = conv3x3(self.channels[0], self.dtype, "conv_in")(network_input(z_t, cond).astype(self.dtype))
         skips = [h]
         last = len(self.channels) - 1
