@@ -11,6 +11,10 @@ import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,6 +30,21 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
     """About the size of trained parameters, and nothing at zero."""
     fan_in = max(1, int(np.prod(shape[:-1])))
     return jax.numpy.asarray(rng.normal(0, 0.5 / fan_in**0.5 if len(shape) > 1 else 0.5, shape), "float32")
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """load(name) -> scripts/name.py as a module."""
+
+    def load(name: str) -> ModuleType:
+        file = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

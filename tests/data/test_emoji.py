@@ -1,6 +1,5 @@
 """Emoji as captioned pictures: honest names from Unicode, and real glyphs."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,12 +14,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_emoji.py"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_emoji", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_emoji"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("prepare_emoji")
 
 
 @pytest.fixture

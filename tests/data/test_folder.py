@@ -1,6 +1,5 @@
 """Preparing data: broken inputs are listed, splits are stable, failures leave nothing."""
 
-import importlib.util
 import io
 import json
 import os
@@ -18,12 +17,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_data"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("prepare_data")
 
 
 def picture(i=0, size=(80, 70)):
