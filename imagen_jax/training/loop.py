@@ -33,8 +33,8 @@ class Result(NamedTuple):
 def train(config: StageConfig, workdir: str | Path) -> Result:
     """Trains the stage in `workdir`/`config.name`.
 
-    SIGINT and SIGTERM end it after the current step, with a checkpoint. Called again with the same
-    configuration it continues, to the bit as if it had never stopped.
+    SIGINT and SIGTERM end it after the current step, or the next, with a checkpoint. Called again with
+    the same configuration it continues, to the bit as if it had never stopped.
     """
     # --- check everything before anything is written -------------------------------------------
     validate(config)
@@ -82,13 +82,14 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
                 state, metrics = step(state, parallel.shard_batch(next(data), mesh))
                 pending.append(metrics)
                 writer.advance()
-                is_saving = done == last or bool(stop) or done % config.run.checkpoint_every == 0
+                is_stopping = bool(stop)  # asked once: a signal during what follows waits for the next step
+                is_saving = done == last or is_stopping or done % config.run.checkpoint_every == 0
                 if is_saving or done % config.run.log_every == 0:  # nothing is saved unchecked
                     window = _log(writer, config, pending, done, window)
                     pending = []
                 if is_saving:
                     checkpoints.save(state, data.get_state())  # before the next batch is drawn
-                if stop:
+                if is_stopping:
                     writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
                     break
     data.close()

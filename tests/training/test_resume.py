@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax import load_cascade, load_stage
+from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -114,6 +115,24 @@ def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
     assert code == 0, err
     for one, other in zip(params(uninterrupted), params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monkeypatch, step):
+    folder, preset = setup
+    (settings,) = config.load_preset(str(preset))
+    log = loop._log
+
+    def signal_then_log(writer, settings, pending, done, window):  # where a step waits the longest
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return log(writer, settings, pending, done, window)
+
+    monkeypatch.setattr(loop, "_log", signal_then_log)
+    result = loop.train(settings, folder / f"signal_{step}")
+    assert result.stopped_by == signal.SIGTERM
+    saved = [int(path.name) for path in (folder / f"signal_{step}/base/checkpoints").iterdir()]
+    assert max(saved) == int(result.state.step) == step + 1
 
 
 def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
