@@ -1,4 +1,4 @@
-"""Emoji by their names, 16x16 -> 64x64: real artwork, for CPUs.
+"""Emoji by their names, 16x16 -> 64x64: real artwork; half an hour on two CPU cores.
 
 python scripts/prepare_emoji.py --output emoji
 python scripts/prepare_data.py --input emoji --output datasets/emoji --validation-fraction 0.03

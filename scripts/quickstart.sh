@@ -17,7 +17,7 @@ if [ "$(python -c 'import jax; print(jax.default_backend())')" = cpu ]; then
     echo "Training sr64 beside base; its progress goes to $log."
     python scripts/train.py --preset quickstart --stage sr64 --workdir "$run" > "$log" 2>&1 &
     sr64=$!
-    # Ctrl-C reaches base alone; sr64 is told, and leaves its checkpoint too.
+    # However base ends, sr64 does not go on unseen: it is told to stop, and leaves its checkpoint.
     trap 'kill -TERM "$sr64" 2> /dev/null && wait "$sr64" || true' EXIT
     python scripts/train.py --preset quickstart --stage base --workdir "$run"
     wait "$sr64" || { tail -n 3 "$log" >&2; exit 1; }
