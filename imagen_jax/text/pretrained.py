@@ -20,7 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.text import bert
+from imagen_jax.text import bert, t5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Family:
 
 FAMILIES = {
     "bert": Family(bert.BertConfig.from_hf, bert.BertEncoder, bert.tensor_table, bert.canonical_name),
+    **{
+        model_type: Family(t5.T5Config.from_hf, t5.T5Encoder, t5.tensor_table, t5.canonical_name)
+        for model_type in ("t5", "mt5", "umt5")
+    },
 }
 
 
@@ -216,10 +220,13 @@ def load_model(directory: Path, dtype: Any) -> tuple[nn.Module, Any]:
         try:
             with safe_open(path, framework="numpy") as file:
                 for name, (to, transposed) in _match(file, path, family, wanted).items():
-                    if to in loaded:
-                        raise ValueError(f"{path}: the tensor {name} is there twice; keep one.")
                     tensor = file.get_tensor(name)
-                    loaded[to] = jnp.asarray(tensor.T if transposed else tensor, dtype)
+                    value = jnp.asarray(tensor.T if transposed else tensor, dtype)
+                    if to in loaded and not jnp.array_equal(
+                        loaded[to], value
+                    ):  # tied tensors may be saved twice
+                        raise ValueError(f"{path}: the tensor {name} is there twice, and differs; keep one.")
+                    loaded[to] = value
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file ({error}); get it again.") from error
     missing = [name for name, (to, _, _) in wanted.items() if to not in loaded]

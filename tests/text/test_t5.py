@@ -1,0 +1,126 @@
+import json
+import pathlib
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from imagen_jax.text import pretrained, t5
+from imagen_jax.text.encoder import TextEncoder
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+LAYOUTS = ("tiny_t5", "tiny_t5_v1_1", "tiny_umt5")  # ReLU; gated GELU; a position bias in each layer
+TINY = json.loads((GOLDENS / "tiny_t5_v1_1" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request):
+    """(directory, apply(ids, mask), golden)"""
+    directory = GOLDENS / request.param
+    module, params = pretrained.load_model(directory, jnp.float32)
+    compiled = jax.jit(module.apply)
+    return directory, lambda i, m: compiled(params, i, m), load_file(f"{directory}.safetensors")
+
+
+def test_matches_torch_beyond_the_reach_of_positions(layout):
+    _, apply, golden = layout
+    mask = golden["attention_mask"].astype(bool)
+    assert mask.shape[1] > 2 * 40  # relative_attention_max_distance
+    hidden = apply(golden["input_ids"], golden["attention_mask"])
+    assert hidden.shape == (*mask.shape, 32) and hidden.dtype == jnp.float32
+    np.testing.assert_allclose(hidden[mask], golden["hidden"], rtol=0, atol=2e-5)
+
+
+def test_bfloat16_is_near_float32(layout):
+    directory, _, golden = layout
+    module, params = pretrained.load_model(directory, jnp.bfloat16)
+    mask = golden["attention_mask"].astype(bool)
+    hidden = jax.jit(module.apply)(params, golden["input_ids"], golden["attention_mask"])
+    assert hidden.dtype == jnp.bfloat16
+    error = np.asarray(hidden[mask], np.float32) - golden["hidden"]
+    assert np.linalg.norm(error) < 0.02 * np.linalg.norm(golden["hidden"])
+
+
+def test_padding_never_changes_tokens(layout):
+    _, apply, golden = layout
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+    padded = apply(ids, mask)
+    np.testing.assert_array_equal(padded[mask != 0], apply(np.where(mask, ids, 7), mask)[mask != 0])
+    np.testing.assert_allclose(padded[2:3, :7], apply(ids[2:3, :7], mask[2:3, :7]), rtol=0, atol=1e-5)
+
+
+def test_buckets():
+    # From the definition: 16 buckets a side, exact below 8, then logarithmic up to 128.
+    buckets = np.asarray(t5.relative_position_bucket(jnp.arange(-200, 201), 32, 128))
+    behind, ahead = buckets[:200][::-1], buckets[201:]
+    assert buckets[200] == 0
+    np.testing.assert_array_equal(behind[:7], np.arange(1, 8))
+    np.testing.assert_array_equal(ahead, behind + 16)
+    assert (np.diff(behind) >= 0).all() and set(behind) == set(range(1, 16))
+    assert (behind[127:] == 15).all() and behind[14] < behind[15] == 10  # 16 = 8 * 16^(2/8)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "d_ff", "num_layers", "num_heads", "feed_forward", "vocab", "parameters"),
+    [
+        (512, 1024, 8, 6, "gated-gelu", 32128, 35_332_800),  # v1.1 small
+        (768, 2048, 12, 12, "gated-gelu", 32128, 109_628_544),  # v1.1 base
+        (1024, 2816, 24, 16, "gated-gelu", 32128, 341_231_104),  # v1.1 large
+        (2048, 5120, 24, 32, "gated-gelu", 32128, 1_223_527_424),  # v1.1 xl
+        (4096, 10240, 24, 64, "gated-gelu", 32128, 4_762_310_656),  # v1.1 xxl
+        (768, 3072, 12, 12, "relu", 32128, 109_628_544),  # v1.0 base
+    ],
+)
+def test_the_sizes_of_the_paper(d_model, d_ff, num_layers, num_heads, feed_forward, vocab, parameters):
+    config = t5.T5Config(vocab, d_model, 64, d_ff, num_layers, num_heads, feed_forward_proj=feed_forward)
+    ids = jnp.zeros((1, 8), jnp.int32)
+    shapes = jax.eval_shape(t5.T5Encoder(config).init, jax.random.key(0), ids, ids)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    paths = [path for _, path, _ in t5.tensor_table(config)]
+    assert sorted(paths) == sorted(flax.traverse_util.flatten_dict(shapes))
+
+
+@pytest.mark.parametrize("key", ["d_model", "num_layers", "vocab_size"])
+def test_incomplete_configs_are_refused(key):
+    with pytest.raises(ValueError, match=f"{key}, which is missing"):
+        t5.T5Config.from_hf({k: v for k, v in TINY.items() if k != key})
+
+
+def test_unsupported_models_are_refused():
+    with pytest.raises(ValueError, match="feed_forward_proj must be one of.*got 'swish'"):
+        t5.T5Config.from_hf({**TINY, "feed_forward_proj": "swish"})
+
+
+def test_whole_models_and_tied_tables_load(tmp_path):
+    source = GOLDENS / "tiny_t5_v1_1"
+    tensors = load_file(source / "model.safetensors")
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()
+    tensors |= {"decoder.embed_tokens.weight": np.zeros(3), "lm_head.weight": np.zeros(3)}
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    save_file(tensors, tmp_path / "model.safetensors")
+    _, params = pretrained.load_model(tmp_path, jnp.float32)
+    _, expected = pretrained.load_model(source, jnp.float32)
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, params, expected)))
+    tensors["encoder.embed_tokens.weight"] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="shared.weight|embed_tokens.weight is there twice, and differs"):
+        pretrained.load_model(tmp_path, jnp.float32)
+
+
+def test_as_a_text_encoder():
+    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_t5_v1_1")
+    assert (encoder.width, encoder.max_length) == (32, 64)
+    assert encoder.token_ids(["a red cat"])[0][-1] == 1  # </s>
+    text = encoder.encode(["a red cat", "blue circle left of the green square"])
+    assert text.embeddings.shape == (2, 8, 32)
+    alone = encoder.encode(["a red cat"], length=32)
+    real = np.asarray(text.mask[0])
+    np.testing.assert_allclose(
+        np.asarray(text.embeddings[0])[real],
+        np.asarray(alone.embeddings[0])[np.asarray(alone.mask[0])],
+        rtol=0,
+        atol=1e-5,
+    )
