@@ -1,4 +1,4 @@
-"""The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64; an hour on two CPU cores.
+"""The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64; an hour on two CPU cores is a beginning only.
 
 python scripts/prepare_data.py --shapes full --output datasets/shapes
 python scripts/train.py --preset shapes --stage base --workdir runs/shapes
