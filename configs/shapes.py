@@ -1,4 +1,6 @@
-"""The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64; an hour on two CPU cores is a beginning only.
+"""The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64.
+
+The steps below take an hour on two CPU cores, which is a beginning only: see docs/results.md.
 
 python scripts/prepare_data.py --shapes full --output datasets/shapes
 python scripts/train.py --preset shapes --stage base --workdir runs/shapes
