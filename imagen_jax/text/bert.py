@@ -13,9 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Added to the logits of padded keys. Far below any real logit, so that exp() in the softmax is
-# exactly zero, and far above the fp32 minimum, so that adding it never overflows.
-_MASKED = -1e30
+from imagen_jax.text import layers
 
 # What config.json may say, as (key, what this encoder does). An absent key means the same.
 _FIXED = (
@@ -98,7 +96,7 @@ class BertEncoder(nn.Module):
                 f"BERT: input_ids must have at most {self.config.max_length} tokens, the reach "
                 f"of its position embeddings, got {length}; cut the captions."
             )
-        bias = jnp.where(attention_mask[:, None, None, :] != 0, 0.0, _MASKED).astype(jnp.float32)
+        bias = layers.padding_bias(attention_mask)
         x = _Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids)
         for i in range(self.config.num_hidden_layers):
             x = _Layer(self.config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
@@ -121,7 +119,7 @@ class _Embeddings(nn.Module):
         x = table(self.config.vocab_size, "word")(input_ids)
         x = x + table(self.config.type_vocab_size, "token_type")(jnp.zeros_like(positions))
         x = x + table(self.config.max_position_embeddings, "position")(positions)
-        return _norm(self, "norm")(x)
+        return layers.layer_norm(self, self.config.layer_norm_eps, "norm")(x)
 
 
 class _Layer(nn.Module):
@@ -133,56 +131,15 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        attended = _dense(self, self.config.width, "attention_out")(self._attend(x, bias))
-        x = _norm(self, "attention_norm")(x + attended)
-        hidden = _dense(self, self.config.intermediate_size, "mlp_in")(x)
-        hidden = nn.gelu(hidden, approximate=False)
-        return _norm(self, "mlp_norm")(x + _dense(self, self.config.width, "mlp_out")(hidden))
-
-    def _attend(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        heads = self.config.num_attention_heads
-        precision = _precision(self.dtype)
-
-        def project(name: str) -> jax.Array:
-            flat = _dense(self, self.config.width, name)(x)
-            return flat.reshape(*flat.shape[:2], heads, -1)  # [B, L, N, K]
-
-        query, key, value = project("query"), project("key"), project("value")
-        logits = jnp.einsum(
-            "blnk,bmnk->bnlm",
-            query * query.shape[-1] ** -0.5,
-            key,
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
-        return jnp.einsum("bnlm,bmnk->blnk", weights, value, precision=precision).reshape(x.shape)
-
-
-def _precision(dtype: Any) -> jax.lax.Precision | None:
-    # A person who asks for float32 means it: the default is bf16 products on a TPU, TF32 on a GPU.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
-    return nn.Dense(
-        features,
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        precision=_precision(module.dtype),
-        name=name,
-    )
-
-
-def _norm(module: nn.Module, name: str) -> nn.LayerNorm:
-    # The two-pass variance: E[x^2] - E[x]^2 loses digits where a channel is large.
-    return nn.LayerNorm(
-        module.config.layer_norm_eps,
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        use_fast_variance=False,
-        name=name,
-    )
+        config = self.config
+        query, key, value = (layers.dense(self, config.width, name)(x) for name in ("query", "key", "value"))
+        heads, scale = config.num_attention_heads, (config.width // config.num_attention_heads) ** -0.5
+        attended = layers.attend(query, key, value, bias, heads, scale)
+        attended = layers.dense(self, config.width, "attention_out")(attended)
+        x = layers.layer_norm(self, config.layer_norm_eps, "attention_norm")(x + attended)
+        hidden = layers.dense(self, config.intermediate_size, "mlp_in")(x)
+        hidden = layers.dense(self, config.width, "mlp_out")(nn.gelu(hidden, approximate=False))
+        return layers.layer_norm(self, config.layer_norm_eps, "mlp_norm")(x + hidden)
 
 
 # Modules inside one layer of a checkpoint -> modules of _Layer.

@@ -20,7 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.text import bert, t5
+from imagen_jax.text import bert, clip, t5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,10 @@ FAMILIES = {
     **{
         model_type: Family(t5.T5Config.from_hf, t5.T5Encoder, t5.tensor_table, t5.canonical_name)
         for model_type in ("t5", "mt5", "umt5")
+    },
+    **{
+        model_type: Family(clip.ClipConfig.from_hf, clip.ClipEncoder, clip.tensor_table, clip.canonical_name)
+        for model_type in ("clip", "clip_text_model")
     },
 }
 

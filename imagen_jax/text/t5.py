@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_MASKED = -1e30  # see bert.py
+from imagen_jax.text import layers
 
 # feed_forward_proj of config.json -> (activation, gated). "gated-gelu" means the tanh form there.
 _FEED_FORWARD = {
@@ -99,7 +99,7 @@ class T5Encoder(nn.Module):
             input_ids
         )
         x = x.astype(jnp.float32)
-        mask = jnp.where(attention_mask[:, None, None, :] != 0, 0.0, _MASKED).astype(jnp.float32)
+        mask = layers.padding_bias(attention_mask)
         bias = mask
         for i in range(config.num_layers):
             if i == 0 or config.bias_per_layer:
@@ -168,19 +168,10 @@ class _Layer(nn.Module):
         return x + self._feed_forward(self._norm("mlp_norm")(x).astype(self.dtype)).astype(jnp.float32)
 
     def _attend(self, h: jax.Array, bias: jax.Array) -> jax.Array:
-        config, precision = self.config, _precision(self.dtype)
-
-        def project(name: str) -> jax.Array:
-            flat = self._dense(config.num_heads * config.d_kv, name)(h)
-            return flat.reshape(*flat.shape[:2], config.num_heads, config.d_kv)  # [B, L, N, K]
-
-        query, key, value = project("query"), project("key"), project("value")
-        logits = jnp.einsum(
-            "blnk,bmnk->bnlm", query, key, precision=precision, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
-        out = jnp.einsum("bnlm,bmnk->blnk", weights, value, precision=precision)
-        return self._dense(config.d_model, "attention_out")(out.reshape(*h.shape[:2], -1))
+        width, heads = self.config.num_heads * self.config.d_kv, self.config.num_heads
+        query, key, value = (self._dense(width, name)(h) for name in ("query", "key", "value"))
+        out = layers.attend(query, key, value, bias, heads, scale=1.0)
+        return self._dense(self.config.d_model, "attention_out")(out)
 
     def _feed_forward(self, h: jax.Array) -> jax.Array:
         activation, gated = _FEED_FORWARD[self.config.feed_forward_proj]
@@ -190,21 +181,10 @@ class _Layer(nn.Module):
         return self._dense(self.config.d_model, "mlp_out")(hidden)
 
     def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(
-            features,
-            use_bias=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=_precision(self.dtype),
-            name=name,
-        )
+        return layers.dense(self, features, name, use_bias=False)
 
     def _norm(self, name: str) -> _RMSNorm:
         return _RMSNorm(self.config.layer_norm_epsilon, self.param_dtype, name=name)
-
-
-def _precision(dtype: Any) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None  # see bert.py
 
 
 def tensor_table(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], bool]]:

@@ -11,6 +11,7 @@ Writes beside itself:
   tiny_bert/  a random BERT checkpoint (D = 32, 2 layers) in Hugging Face layout
   tiny_bert.safetensors  ids, masks and last hidden states of the tiny checkpoint
   tiny_t5/, tiny_t5_v1_1/, tiny_umt5/  random T5 checkpoints of each layout, and as many .safetensors
+  tiny_clip/, tiny_open_clip/  random CLIP checkpoints (text half, quick GELU; whole model, GELU), the same
   minilm.safetensors  captions (as metadata), ids, masks and last hidden states of MiniLM
 """
 
@@ -46,6 +47,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     make_tiny()
     make_tiny_t5()
+    make_tiny_clip()
     make_minilm()
 
 
@@ -116,6 +118,34 @@ def make_tiny_t5() -> None:
     tokenizer_config = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "model_max_length": 64}
     path = HERE / "tiny_t5_v1_1" / "tokenizer_config.json"
     path.write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+
+
+def make_tiny_clip() -> None:
+    """The text half as OpenAI's weights have it, and a whole model as OpenCLIP's have it."""
+    sizes = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 20, "eos_token_id": 39, "bos_token_id": 38,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8,
+        "patch_size": 8,
+    }  # fmt: skip
+    text = transformers.CLIPTextConfig(**sizes, hidden_act="quick_gelu")
+    whole = transformers.CLIPConfig(text_config=sizes | {"hidden_act": "gelu"}, vision_config=vision)
+    for name, model in (
+        ("tiny_clip", transformers.CLIPTextModel(text)),
+        ("tiny_open_clip", transformers.CLIPModel(whole)),
+    ):
+        model = model.eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(HERE / name)
+        lengths = [20, 1, 7, 13]
+        mask = np.arange(20)[None] < np.array(lengths)[:, None]
+        ids = torch.randint(0, 38, mask.shape).numpy() * mask
+        ids[np.arange(4), np.array(lengths) - 1] = 39
+        save(name, getattr(model, "text_model", model), ids, mask, {})
 
 
 def make_minilm() -> None:

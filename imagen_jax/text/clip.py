@@ -1,0 +1,159 @@
+"""CLIP text encoder (Radford et al. 2021, arXiv:2103.00020) in Linen.
+
+A causal pre-norm transformer; it returns the last hidden states, after the final norm. Checkpoints of
+the whole model and of its text half alone load alike. `tensor_table` says where each tensor of a
+Hugging Face checkpoint goes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.text import layers
+
+_ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's weights
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP's
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP text encoder, named as in a Hugging Face config.json, whose defaults they have."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.hidden_act not in _ACTIVATIONS:
+            raise ValueError(
+                f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}; "
+                "this encoder computes nothing else, so choose another text encoder."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
+                f"and {self.num_attention_heads}; fix the model's config.json."
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":
+        """The config of a Hugging Face config.json (of the whole model, or of its text half), as a dict.
+
+        Raises:
+          ValueError: the model does something this encoder does not.
+        """
+        config = config.get("text_config", config)
+        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config})
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states."""
+        return self.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """The longest L the position embeddings reach."""
+        return self.max_position_embeddings
+
+
+class ClipEncoder(nn.Module):
+    """Token ids to last hidden states.
+
+    `dtype` is what the matrix products compute in; softmax and norm statistics are fp32 always.
+    """
+
+    config: ClipConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
+        config, length = self.config, input_ids.shape[1]
+        if length > config.max_length:
+            raise ValueError(
+                f"CLIP: input_ids must have at most {config.max_length} tokens, the reach of its "
+                f"position embeddings, got {length}; cut the captions."
+            )
+
+        def table(num: int, name: str) -> nn.Embed:
+            return nn.Embed(num, config.width, self.dtype, self.param_dtype, name=name)
+
+        x = table(config.vocab_size, "token")(input_ids)
+        x = x + table(config.max_position_embeddings, "position")(jnp.arange(length)[None])
+        ahead = jnp.triu(jnp.full((length, length), layers.MASKED, jnp.float32), 1)
+        # The lower of the two, not their sum, which two masks could push to -inf.
+        bias = jnp.minimum(layers.padding_bias(attention_mask), ahead[None, None])
+        for i in range(config.num_hidden_layers):
+            x = _Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
+        return layers.layer_norm(self, config.layer_norm_eps, "norm")(x)
+
+
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each behind a norm (pre-LN) and added to the residual."""
+
+    config: ClipConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        config = self.config
+        h = layers.layer_norm(self, config.layer_norm_eps, "attention_norm")(x)
+        query, key, value = (layers.dense(self, config.width, name)(h) for name in ("query", "key", "value"))
+        heads, scale = config.num_attention_heads, (config.width // config.num_attention_heads) ** -0.5
+        attended = layers.attend(query, key, value, bias, heads, scale)
+        x = x + layers.dense(self, config.width, "attention_out")(attended)
+        h = layers.layer_norm(self, config.layer_norm_eps, "mlp_norm")(x)
+        h = _ACTIVATIONS[config.hidden_act](layers.dense(self, config.intermediate_size, "mlp_in")(h))
+        return x + layers.dense(self, config.width, "mlp_out")(h)
+
+
+# Modules inside one layer of a checkpoint -> modules of _Layer.
+_LAYER_DENSES = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.out_proj": "attention_out",
+    "mlp.fc1": "mlp_in",
+    "mlp.fc2": "mlp_out",
+}
+_LAYER_NORMS = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm"}
+
+
+def tensor_table(config: ClipConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
+    for name in ("token", "position"):
+        yield f"text_model.embeddings.{name}_embedding.weight", (name, "embedding"), False
+    for i in range(config.num_hidden_layers):
+        source, layer = f"text_model.encoder.layers.{i}", f"layer_{i}"
+        for theirs, ours in _LAYER_DENSES.items():
+            yield f"{source}.{theirs}.weight", (layer, ours, "kernel"), True
+            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
+        for theirs, ours in _LAYER_NORMS.items():
+            yield f"{source}.{theirs}.weight", (layer, ours, "scale"), False
+            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
+    yield "text_model.final_layer_norm.weight", ("norm", "scale"), False
+    yield "text_model.final_layer_norm.bias", ("norm", "bias"), False
+
+
+def canonical_name(name: str) -> str | None:
+    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+
+    The image half, the projections into the space of both, and stored positions play no part.
+    """
+    if name.startswith(("vision_model.", "visual_projection.", "text_projection.", "logit_scale")):
+        return None
+    name = "text_model." + name.removeprefix("text_model.")  # newer files of the text half leave it out
+    return None if name == "text_model.embeddings.position_ids" else name

@@ -1,0 +1,70 @@
+import json
+import pathlib
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.text import clip, pretrained
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+TINY = json.loads((GOLDENS / "tiny_clip" / "config.json").read_text())
+
+
+def test_later_tokens_are_not_seen():
+    module, params = pretrained.load_model(GOLDENS / "tiny_clip", jnp.float32)
+    ids = np.arange(1, 11)[None]
+    changed = np.where(np.arange(10) < 6, ids, 30)
+    mask = np.ones_like(ids)
+    one, other = module.apply(params, ids, mask), module.apply(params, changed, mask)
+    np.testing.assert_array_equal(one[:, :6], other[:, :6])
+    assert np.abs(one[:, 6:] - other[:, 6:]).min(axis=-1).max() > 0
+
+
+def test_the_whole_model_names_its_text_half():
+    whole = json.loads((GOLDENS / "tiny_open_clip" / "config.json").read_text())
+    assert clip.ClipConfig.from_hf(whole) == clip.ClipConfig.from_hf(whole["text_config"])
+    assert clip.ClipConfig.from_hf(whole).hidden_act == "gelu"
+    # Published files leave out what is the default.
+    assert clip.ClipConfig.from_hf({"model_type": "clip", "text_config": {}}) == clip.ClipConfig()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [((512, 2048, 12, 8), 63_165_952), ((768, 3072, 12, 12), 123_060_480)],  # ViT-B/32, ViT-L/14
+)
+def test_the_sizes_of_the_paper(sizes, parameters):
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = clip.ClipConfig(**dict(zip(names, sizes, strict=True)))
+    ids = jnp.zeros((1, 8), jnp.int32)
+    shapes = jax.eval_shape(clip.ClipEncoder(config).init, jax.random.key(0), ids, ids)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    paths = [path for _, path, _ in clip.tensor_table(config)]
+    assert sorted(paths) == sorted(flax.traverse_util.flatten_dict(shapes))
+
+
+def test_too_many_tokens_and_other_models_are_refused():
+    module, params = pretrained.load_model(GOLDENS / "tiny_clip", jnp.float32)
+    with pytest.raises(ValueError, match="at most 20 tokens.*got 21"):
+        module.apply(params, np.zeros((1, 21), np.int32), np.ones((1, 21), np.int32))
+    with pytest.raises(ValueError, match="hidden_act must be one of.*got 'swish'"):
+        clip.ClipConfig.from_hf({**TINY, "hidden_act": "swish"})
+    with pytest.raises(ValueError, match="multiple of num_attention_heads, got 32 and 5"):
+        clip.ClipConfig.from_hf({**TINY, "num_attention_heads": 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+        ("final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+        ("text_model.embeddings.position_ids", None),
+        ("vision_model.embeddings.class_embedding", None),
+        ("text_projection.weight", None),
+        ("logit_scale", None),
+    ],
+)
+def test_names_of_both_kinds_of_checkpoints(name, canonical):
+    assert clip.canonical_name(name) == canonical
