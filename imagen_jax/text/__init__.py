@@ -1,6 +1,6 @@
 """Frozen text encoders: captions in, token embeddings out.
 
 `encoder.TextEncoder` encodes captions, `cache` keeps the embeddings of a data set, `pretrained`
-finds and loads published weights, and `bert` is one of the networks. Importing these modules
-imports neither transformers nor torch.
+finds and loads published weights, `known` lists some, and `bert`, `clip` and `t5` are the networks.
+Importing these modules imports neither transformers nor torch.
 """

