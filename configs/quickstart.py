@@ -39,7 +39,7 @@ def get_config() -> tuple[StageConfig, ...]:
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
-        # Many small steps: on two cores they cost no more than a few large ones, and teach far more.
+        # Many small steps: the number of steps teaches outlines, more than that of pictures.
         optim=dataclasses.replace(OPTIM, decay_steps=5600, batch_size=8),
         run=RunConfig(num_steps=5600, checkpoint_every=800, log_every=50),
     )

@@ -38,11 +38,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
-                f"and {self.num_attention_heads}; fix the model's config.json."
-            )
+        layers.check_heads(self.hidden_size, self.num_attention_heads)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "BertConfig":
@@ -57,14 +53,7 @@ class BertConfig:
                     f"BERT config.json: {key} must be {supported!r}, got {config[key]!r}; "
                     "this encoder computes nothing else, so choose another text encoder."
                 )
-        fields = dataclasses.fields(cls)
-        for field in fields:
-            if field.default is dataclasses.MISSING and field.name not in config:
-                raise ValueError(
-                    f"BERT config.json must hold {field.name}, which is missing; "
-                    "get a complete copy of the model."
-                )
-        return cls(**{f.name: config[f.name] for f in fields if f.name in config})
+        return cls(**layers.sizes(cls, "BERT", config))
 
     @property
     def width(self) -> int:
@@ -90,12 +79,7 @@ class BertEncoder(nn.Module):
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
         """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
-        length = input_ids.shape[1]
-        if length > self.config.max_length:
-            raise ValueError(
-                f"BERT: input_ids must have at most {self.config.max_length} tokens, the reach "
-                f"of its position embeddings, got {length}; cut the captions."
-            )
+        layers.check_length("BERT", input_ids, self.config.max_length)
         bias = layers.padding_bias(attention_mask)
         x = _Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids)
         for i in range(self.config.num_hidden_layers):
@@ -154,24 +138,17 @@ _LAYER_DENSES = {
 _LAYER_NORMS = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "mlp_norm"}
 
 
-def tensor_table(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+def tensor_table(config: BertConfig) -> Iterator[layers.Row]:
     """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
     for name in ("word", "position", "token_type"):
         yield f"embeddings.{name}_embeddings.weight", ("embeddings", name, "embedding"), False
-    yield from _norm_rows("embeddings.LayerNorm", ("embeddings", "norm"))
+    yield from layers.norm_rows("embeddings.LayerNorm", ("embeddings", "norm"))
     for i in range(config.num_hidden_layers):
         source, layer = f"encoder.layer.{i}", f"layer_{i}"
         for theirs, ours in _LAYER_DENSES.items():
-            # torch keeps [out, in], Linen [in, out].
-            yield f"{source}.{theirs}.weight", (layer, ours, "kernel"), True
-            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
+            yield from layers.dense_rows(f"{source}.{theirs}", (layer, ours))
         for theirs, ours in _LAYER_NORMS.items():
-            yield from _norm_rows(f"{source}.{theirs}", (layer, ours))
-
-
-def _norm_rows(name: str, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    yield f"{name}.weight", (*path, "scale"), False
-    yield f"{name}.bias", (*path, "bias"), False
+            yield from layers.norm_rows(f"{source}.{theirs}", (layer, ours))
 
 
 def canonical_name(name: str) -> str | None:

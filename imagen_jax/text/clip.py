@@ -40,11 +40,7 @@ class ClipConfig:
                 f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}; "
                 "this encoder computes nothing else, so choose another text encoder."
             )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
-                f"and {self.num_attention_heads}; fix the model's config.json."
-            )
+        layers.check_heads(self.hidden_size, self.num_attention_heads)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":
@@ -54,7 +50,7 @@ class ClipConfig:
           ValueError: the model does something this encoder does not.
         """
         config = config.get("text_config", config)
-        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls) if f.name in config})
+        return cls(**layers.sizes(cls, "CLIP", config))
 
     @property
     def width(self) -> int:
@@ -81,11 +77,7 @@ class ClipEncoder(nn.Module):
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
         """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
         config, length = self.config, input_ids.shape[1]
-        if length > config.max_length:
-            raise ValueError(
-                f"CLIP: input_ids must have at most {config.max_length} tokens, the reach of its "
-                f"position embeddings, got {length}; cut the captions."
-            )
+        layers.check_length("CLIP", input_ids, config.max_length)
 
         def table(num: int, name: str) -> nn.Embed:
             return nn.Embed(num, config.width, self.dtype, self.param_dtype, name=name)
@@ -132,20 +124,17 @@ _LAYER_DENSES = {
 _LAYER_NORMS = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm"}
 
 
-def tensor_table(config: ClipConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+def tensor_table(config: ClipConfig) -> Iterator[layers.Row]:
     """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
     for name in ("token", "position"):
         yield f"text_model.embeddings.{name}_embedding.weight", (name, "embedding"), False
     for i in range(config.num_hidden_layers):
         source, layer = f"text_model.encoder.layers.{i}", f"layer_{i}"
         for theirs, ours in _LAYER_DENSES.items():
-            yield f"{source}.{theirs}.weight", (layer, ours, "kernel"), True
-            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
+            yield from layers.dense_rows(f"{source}.{theirs}", (layer, ours))
         for theirs, ours in _LAYER_NORMS.items():
-            yield f"{source}.{theirs}.weight", (layer, ours, "scale"), False
-            yield f"{source}.{theirs}.bias", (layer, ours, "bias"), False
-    yield "text_model.final_layer_norm.weight", ("norm", "scale"), False
-    yield "text_model.final_layer_norm.bias", ("norm", "bias"), False
+            yield from layers.norm_rows(f"{source}.{theirs}", (layer, ours))
+    yield from layers.norm_rows("text_model.final_layer_norm", ("norm",))
 
 
 def canonical_name(name: str) -> str | None:

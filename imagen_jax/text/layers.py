@@ -1,5 +1,7 @@
-"""What the language models share: exact products in float32, attention, norms."""
+"""What the language models share: reading config.json, attention and norms, rows of tensor tables."""
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +11,44 @@ import jax.numpy as jnp
 # Added to the logits of padded keys. Far below any real logit, so that exp() in the softmax is
 # exactly zero, and far above the fp32 minimum, so that adding it never overflows.
 MASKED = -1e30
+
+
+Row = tuple[str, tuple[str, ...], bool]  # name in the checkpoint, path of the parameter, transposed?
+
+
+# --- config.json --------------------------------------------------------------------------------
+
+
+def sizes(cls: type, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the dataclass `cls` that a config.json holds; ValueError if a needed one is missing."""
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in config:
+            raise ValueError(
+                f"{family} config.json must hold {field.name}, which is missing; get a complete copy of the model."
+            )
+    return {field.name: config[field.name] for field in fields if field.name in config}
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raises ValueError unless the heads share the width evenly."""
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {num_heads}; "
+            "fix the model's config.json."
+        )
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def check_length(family: str, input_ids: jax.Array, limit: int) -> None:
+    """Raises ValueError if input_ids [B, L] have more positions than the model knows."""
+    if input_ids.shape[1] > limit:
+        raise ValueError(
+            f"{family}: input_ids must have at most {limit} tokens, the reach of its position embeddings, "
+            f"got {input_ids.shape[1]}; cut the captions."
+        )
 
 
 def padding_bias(attention_mask: jax.Array) -> jax.Array:
@@ -61,3 +101,18 @@ def layer_norm(module: nn.Module, epsilon: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(
         epsilon, dtype=module.dtype, param_dtype=module.param_dtype, use_fast_variance=False, name=name
     )
+
+
+# --- tensor tables ------------------------------------------------------------------------------
+
+
+def dense_rows(name: str, path: tuple[str, ...]) -> Iterator[Row]:
+    """A dense layer with bias; torch keeps [out, in], Linen [in, out]."""
+    yield f"{name}.weight", (*path, "kernel"), True
+    yield f"{name}.bias", (*path, "bias"), False
+
+
+def norm_rows(name: str, path: tuple[str, ...]) -> Iterator[Row]:
+    """A LayerNorm."""
+    yield f"{name}.weight", (*path, "scale"), False
+    yield f"{name}.bias", (*path, "bias"), False

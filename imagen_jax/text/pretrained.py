@@ -20,7 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.text import bert, clip, t5
+from imagen_jax.text import bert, clip, layers, t5
 from imagen_jax.text.known import KNOWN, SHORT_NAMES, Known
 
 
@@ -39,7 +39,7 @@ class Family:
 
     parse: Callable[[Mapping[str, Any]], Any]
     module: Callable[..., nn.Module]
-    tensor_table: Callable[[Any], Iterable[tuple[str, tuple[str, ...], bool]]]
+    tensor_table: Callable[[Any], Iterable[layers.Row]]
     canonical_name: Callable[[str], str | None]
 
 

@@ -60,14 +60,8 @@ class T5Config:
         Raises:
           ValueError: a size is missing, or the model does something this encoder does not.
         """
-        fields = [field for field in dataclasses.fields(cls) if field.name != "bias_per_layer"]
-        for field in fields:
-            if field.default is dataclasses.MISSING and field.name not in config:
-                raise ValueError(
-                    f"T5 config.json must hold {field.name}, which is missing; get a complete copy of the model."
-                )
-        given = {f.name: config[f.name] for f in fields if f.name in config}
-        return cls(**given, bias_per_layer=config.get("model_type") == "umt5")
+        known = layers.sizes(cls, "T5", config)
+        return cls(**known | {"bias_per_layer": config.get("model_type") == "umt5"})
 
     @property
     def width(self) -> int:
@@ -187,7 +181,7 @@ class _Layer(nn.Module):
         return _RMSNorm(self.config.layer_norm_epsilon, self.param_dtype, name=name)
 
 
-def tensor_table(config: T5Config) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+def tensor_table(config: T5Config) -> Iterator[layers.Row]:
     """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
     gated = _FEED_FORWARD[config.feed_forward_proj][1]
     hidden = {"wi_0": "mlp_in", "wi_1": "mlp_gate"} if gated else {"wi": "mlp_in"}
