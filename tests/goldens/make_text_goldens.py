@@ -59,6 +59,18 @@ def versions() -> dict[str, str]:
     }
 
 
+def perturb(model: torch.nn.Module, scale: float) -> None:
+    """Makes every tensor random, also those that are initialised to zero or one."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+
+
+def masked(lengths: list[int]) -> np.ndarray:
+    """[B, L] bool, True at the first lengths[i] positions of row i; L is the greatest length."""
+    return np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+
+
 def make_tiny() -> None:
     """A checkpoint whose every tensor is random, so that no two can be confused unnoticed."""
     directory = HERE / "tiny_bert"
@@ -73,16 +85,13 @@ def make_tiny() -> None:
         max_position_embeddings=48,
     )
     model = transformers.BertModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+    perturb(model, 0.2)
     model.save_pretrained(directory)
     (directory / "vocab.txt").write_text("\n".join(vocab) + "\n")
     tokenizer_config = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]"}
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
 
-    lengths = [48, 1, 7, 30]
-    mask = np.arange(48)[None] < np.array(lengths)[:, None]
+    mask = masked([48, 1, 7, 30])
     ids = torch.randint(5, len(vocab), mask.shape).numpy() * mask
     save("tiny_bert", model, ids, mask, {})
 
@@ -101,12 +110,9 @@ def make_tiny_t5() -> None:
     }
     for name, (config, model, feed_forward) in layouts.items():
         model = model(config(**sizes, feed_forward_proj=feed_forward)).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
+        perturb(model, 0.05)
         model.save_pretrained(HERE / name)
-        lengths = [100, 1, 7, 30]
-        mask = np.arange(100)[None] < np.array(lengths)[:, None]
+        mask = masked([100, 1, 7, 30])
         ids = torch.randint(3, sizes["vocab_size"], mask.shape).numpy() * mask
         save(name, model, ids, mask, {})
     pieces = tokenizers.Tokenizer(
@@ -137,12 +143,10 @@ def make_tiny_clip() -> None:
         ("tiny_open_clip", transformers.CLIPModel(whole)),
     ):
         model = model.eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+        perturb(model, 0.2)
         model.save_pretrained(HERE / name)
         lengths = [20, 1, 7, 13]
-        mask = np.arange(20)[None] < np.array(lengths)[:, None]
+        mask = masked(lengths)
         ids = torch.randint(0, 38, mask.shape).numpy() * mask
         ids[np.arange(4), np.array(lengths) - 1] = 39
         save(name, getattr(model, "text_model", model), ids, mask, {})
