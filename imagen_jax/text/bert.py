@@ -84,11 +84,11 @@ class BertEncoder(nn.Module):
         x = _Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(input_ids)
         for i in range(self.config.num_hidden_layers):
             x = _Layer(self.config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
-        return x
+        return x.reshape(*input_ids.shape, -1)
 
 
 class _Embeddings(nn.Module):
-    """Token + position + token type 0 embeddings, normalised."""
+    """Token + position + token type 0 embeddings, normalised: [B, L] -> [B L, D]."""
 
     config: BertConfig
     dtype: Any
@@ -96,13 +96,14 @@ class _Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> jax.Array:
-        def table(num: int, name: str) -> nn.Embed:
-            return nn.Embed(num, self.config.width, self.dtype, self.param_dtype, name=name)
+        def table(num: int, name: str) -> nn.Module:
+            return layers.embedding(self, num, self.config.width, name)
 
-        positions = jnp.arange(input_ids.shape[1])[None]
-        x = table(self.config.vocab_size, "word")(input_ids)
-        x = x + table(self.config.type_vocab_size, "token_type")(jnp.zeros_like(positions))
-        x = x + table(self.config.max_position_embeddings, "position")(positions)
+        batch, length = input_ids.shape
+        # [B L, D] from here on: XLA fuses what follows a product better behind two axes than behind three.
+        x = table(self.config.vocab_size, "word")(input_ids.reshape(-1))
+        x = x + table(self.config.type_vocab_size, "token_type")(jnp.zeros((1,), jnp.int32))
+        x = x + table(self.config.max_position_embeddings, "position")(jnp.tile(jnp.arange(length), batch))
         return layers.layer_norm(self, self.config.layer_norm_eps, "norm")(x)
 
 

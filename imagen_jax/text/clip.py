@@ -1,7 +1,8 @@
 """CLIP text encoder (Radford et al. 2021, arXiv:2103.00020) in Linen.
 
-A causal pre-norm transformer; it returns the last hidden states, after the final norm. Checkpoints of
-the whole model and of its text half alone load alike. `tensor_table` says where each tensor of a
+A causal pre-norm transformer. `ClipConfig.output` says what it returns: the last hidden states, after
+the final norm; the penultimate ones, which the paper takes, before any norm; or the pooled one, the last
+hidden state of the end of the text alone. Checkpoints of the whole model and of its text half load alike. `tensor_table` says where each tensor of a
 Hugging Face checkpoint goes.
 """
 
@@ -20,6 +21,8 @@ _ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP's
 }
 
+OUTPUTS = ("last", "penultimate", "pooled")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
@@ -33,8 +36,14 @@ class ClipConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    output: str = "last"
 
     def __post_init__(self):
+        if self.output not in OUTPUTS:
+            raise ValueError(
+                f"the output of CLIP must be one of {', '.join(OUTPUTS)}, got {self.output!r}; choose one."
+            )
         if self.hidden_act not in _ACTIVATIONS:
             raise ValueError(
                 f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}; "
@@ -50,7 +59,7 @@ class ClipConfig:
           ValueError: the model does something this encoder does not.
         """
         config = config.get("text_config", config)
-        return cls(**layers.sizes(cls, "CLIP", config))
+        return cls(**layers.sizes(cls, "CLIP", {k: v for k, v in config.items() if k != "output"}))
 
     @property
     def width(self) -> int:
@@ -64,7 +73,7 @@ class ClipConfig:
 
 
 class ClipEncoder(nn.Module):
-    """Token ids to last hidden states.
+    """Token ids to hidden states.
 
     `dtype` is what the matrix products compute in; softmax and norm statistics are fp32 always.
     """
@@ -75,21 +84,37 @@ class ClipEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D]."""
-        config, length = self.config, input_ids.shape[1]
+        """input_ids [B, L] int32 and attention_mask [B, L] (nonzero at tokens) -> [B, L, D], or [B, 1, D] if pooled."""
+        config, (batch, length) = self.config, input_ids.shape
         layers.check_length("CLIP", input_ids, config.max_length)
 
-        def table(num: int, name: str) -> nn.Embed:
-            return nn.Embed(num, config.width, self.dtype, self.param_dtype, name=name)
+        def table(num: int, name: str) -> nn.Module:
+            return layers.embedding(self, num, config.width, name)
 
-        x = table(config.vocab_size, "token")(input_ids)
-        x = x + table(config.max_position_embeddings, "position")(jnp.arange(length)[None])
+        # [B L, D] from here on: XLA fuses what follows a product better behind two axes than behind three.
+        x = table(config.vocab_size, "token")(input_ids.reshape(-1))
+        x = x + table(config.max_position_embeddings, "position")(jnp.tile(jnp.arange(length), batch))
         ahead = jnp.triu(jnp.full((length, length), layers.MASKED, jnp.float32), 1)
         # The lower of the two, not their sum, which two masks could push to -inf.
         bias = jnp.minimum(layers.padding_bias(attention_mask), ahead[None, None])
         for i in range(config.num_hidden_layers):
-            x = _Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
-        return layers.layer_norm(self, config.layer_norm_eps, "norm")(x)
+            before, x = x, _Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
+        x = layers.layer_norm(self, config.layer_norm_eps, "norm")(x)
+        if config.output == "penultimate":  # what comes after is not computed: XLA drops it
+            x = before
+        x = x.reshape(batch, length, -1)
+        if config.output == "pooled":
+            x = jnp.take_along_axis(x, _end(input_ids, config.eos_token_id)[:, None, None], axis=1)
+        return x
+
+
+def _end(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
+    """[B]: where the text ends, at its first end-of-text token, as padding may be the same token.
+
+    Configs of before 2023 give 2 for that token, wrongly; there it is the highest id of the vocabulary.
+    """
+    is_end = input_ids == (input_ids.max(-1, keepdims=True) if eos_token_id == 2 else eos_token_id)
+    return jnp.argmax(is_end, axis=-1)
 
 
 class _Layer(nn.Module):
