@@ -39,19 +39,20 @@ def parse(options: type, description: str, args: list[str] | None = None) -> Any
 
 
 def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
-    """`options` (which has `preset` and `stage`) and the preset's stage, with overrides such as
-    --optim.learning-rate applied to it."""
+    """`options` (which has `preset` and `stage`, "" for the first) and the preset's stage, with overrides
+    such as --optim.learning-rate applied to it. --text.encoder brings its own width."""
     fields = dataclasses.fields(options)
     chosen = [(f.name, f.type, f) for f in fields if f.name in ("preset", "stage")]
     peek = dataclasses.make_dataclass("Peek", [(n, t, _copy(f)) for n, t, f in chosen])
     args = [arg for arg in sys.argv[1:] if arg not in ("-h", "--help")]
     first, _ = _one_line(tyro.cli, peek, args=args, return_unknown_args=True)
     stages = {stage.name: stage for stage in load_preset(first.preset)}
-    if first.stage not in stages:
+    name = first.stage or next(iter(stages))
+    if name not in stages:
         raise ValueError(
             f"--stage must be one of {', '.join(stages)} in preset {first.preset}; got {first.stage!r}."
         )
-    config = dataclasses.field(default=stages[first.stage])
+    config = dataclasses.field(default=stages[name])
     both = dataclasses.make_dataclass(
         "Options",
         [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)],
@@ -60,7 +61,10 @@ def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
         frozen=True,
     )
     parsed = parse(both, description)
-    return parsed, parsed.config
+    preset, text = stages[name].text, parsed.config.text
+    if text.encoder != preset.encoder and text.width == preset.width:
+        text = dataclasses.replace(text, width=None)
+    return parsed, dataclasses.replace(parsed.config, text=text)
 
 
 def _copy(field: dataclasses.Field) -> dataclasses.Field:

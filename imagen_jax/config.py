@@ -86,8 +86,11 @@ class TextConfig:
     """The frozen language model. `length` tokens of each caption reach the network."""
 
     encoder: str = "all-MiniLM-L6-v2"
-    width: int = 384
+    width: int | None = 384  # None: training takes it from the encoder
     length: int = 32
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"  # int8: weights; computes in bfloat16
+    output: Literal["last", "penultimate", "pooled"] = "last"  # others than last: CLIP only
+    clean_captions: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def validate(config: StageConfig) -> StageConfig:
     network, process, sampling, optim, run = (
         config.network, config.process, config.sampling, config.optim, config.run
     )  # fmt: skip
-    for prefix, part in {"": config, "process.": process, "optim.": optim}.items():
+    for prefix, part in {"": config, "process.": process, "text.": config.text, "optim.": optim}.items():
         _choices(prefix, part)
     _validate_network(network)
     _rule(config.name.isidentifier(), "name", "an identifier such as base or sr256", config.name)
@@ -194,7 +197,7 @@ def validate(config: StageConfig) -> StageConfig:
         process.min_snr_floor,
     )
     _rule(config.text.length > 0, "text.length", "positive", config.text.length)
-    _rule(config.text.width > 0, "text.width", "positive", config.text.width)
+    _rule(config.text.width is None or config.text.width > 0, "text.width", "positive", config.text.width)
     validate_sampling(config, sampling)
     _rule(optim.learning_rate > 0, "optim.learning_rate", "positive", optim.learning_rate)
     _rule(optim.accumulation > 0, "optim.accumulation", "positive", optim.accumulation)

@@ -55,6 +55,17 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(leaf, shapes)
 
 
+def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """A whole host array, the same in every process, laid on the mesh as a state's leaf is.
+
+    None: on the default device.
+    """
+    if mesh is None:
+        return jax.device_put(array)
+    shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return jax.make_array_from_callback(array.shape, state_sharding(shape, mesh), lambda index: array[index])
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a global batch (numpy, [B / processes, ...]) -> global arrays [B, ...]."""
     sharding = batch_sharding(mesh)

@@ -63,6 +63,11 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 def init(config: StageConfig, key: jax.Array) -> Any:
     """Freshly initialised parameters. Pure, so `jax.eval_shape` gives their shapes at no cost."""
+    if config.text.width is None:
+        raise ValueError(
+            f"text.width must be the width of {config.text.encoder} before parameters are made; got None: set it, "
+            "as scripts/train.py does."
+        )
     size = config.image_size
     image = jnp.zeros((1, size, size, config.image_channels))
     level = jnp.zeros((1,))

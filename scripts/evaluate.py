@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "aug_level")}
     pictures = generate(
         stages,
-        TextEncoder.from_pretrained(stages[0].config.text.encoder),
+        TextEncoder.from_config(stages[0].config.text),
         captions,
         seeds=range(options.seed, options.seed + len(captions)),
         batch_size=options.batch_size,

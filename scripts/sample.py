@@ -65,7 +65,7 @@ def main(options: Options) -> None:
     from imagen_jax.generate import generate
 
     stages = load_cascade(options.workdir)
-    encoder = TextEncoder.from_pretrained(stages[0].config.text.encoder)
+    encoder = TextEncoder.from_config(stages[0].config.text)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num)]
     pictures = generate(
         stages, encoder, [p for p, _ in jobs], seeds=[s for _, s in jobs], batch_size=options.batch_size,

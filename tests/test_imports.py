@@ -23,7 +23,7 @@ ALLOWED = {
     "cascade": {"jax", "config", "stage", "structs"},
     "parallel": {"jax", "numpy"},
     "data": {"numpy", "PIL", "scipy", "resize", "data"},
-    "text": {"jax", "flax", "numpy", "ml_dtypes", "structs", "text"},
+    "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "parallel", "structs", "text"},
     "evaluation": {"numpy", "scipy", "PIL", "resize", "data", "evaluation"},
     "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
 }

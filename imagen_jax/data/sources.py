@@ -88,6 +88,12 @@ def open_source(
     return Source(records, f"{directory}, split {split!r}", image_key, caption_key, claims)
 
 
+def splits(directory: str | os.PathLike) -> list[str]:
+    """The names of the splits that have records; raises as `open_source` does."""
+    info = _read_info(Path(directory))["builder"].info
+    return [name for name, split in info.splits.items() if split.num_examples]
+
+
 def captions(source: Source) -> Iterator[str]:
     """The captions in order; no picture is decoded."""
     for start in range(0, len(source), 1024):

@@ -1,40 +1,54 @@
-"""The embeddings of all captions of a data set, computed once and read from disk.
+"""The embeddings of all captions of a data set, computed once and read from disk by random access.
 
 Layout, with one sub-directory per encoder so that embeddings never mix:
 
     directory/<encoder.fingerprint>/
-      meta.json                 format, fingerprint, encoder name, width, dtype
-      shard-00000/tokens.bin    [tokens, D], the captions one after the other, no padding
-                  offsets.npy   [captions + 1] int64, where each begins in tokens.bin
-                  digests.npy   [captions, 32] uint8, sha256 of each caption
+      meta.json                 format, fingerprint, encoder name, width, dtype, clean_captions
+      shard-00000/tokens.bin    the tokens of the captions, one after the other, no padding
+                  index.bin     a row per caption: hash, where it begins, how many tokens, checksum
 
-A shard appears by one atomic rename, so that a killed `build` leaves whole shards only and the
-next one goes on behind them. Several may run at once: they may repeat each other's work, but not
-harm it.
+A token is D numbers in the cache's dtype; in an int8 cache a float32 scale stands before them. Captions are
+known by the sha256 of their cleaned text, so each distinct one is there once.
+
+A shard grows under a temporary name that its process holds locked, and takes its own name when it is
+full. What a killed process leaves is taken over by the next `build`, up to the last caption whose checksum
+is right: nothing that was written is embedded again. Several processes may build at once, each its share.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import socket
+import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-_FORMAT = 1
+from imagen_jax.text import cleaning
+
+_FORMAT = 2
 _DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),
 }
-# Captions a shard: what a killed build repeats at most.
-_SHARD_SIZE = 8192
+_ROW = np.dtype([("digest", np.uint8, 32), ("start", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+_SHARD_SIZE = 8192  # captions
+_JUST_BEGUN = 60.0  # seconds in which a shard may be empty and not locked yet
+
+
+def directory_of(data: str | Path) -> Path:
+    """Where the embeddings of a data set lie."""
+    return Path(data) / "text_embeddings"
 
 
 def build(
@@ -45,34 +59,46 @@ def build(
     dtype: str | None = None,
     progress: bool = True,
     shard_size: int = _SHARD_SIZE,
+    share: tuple[int, int] = (0, 1),
+    total: int | None = None,
 ) -> "EmbeddingCache":
     """Embeds the captions that the cache lacks, each once, and opens it.
 
-    May be killed at any time: the next call embeds only what is not in a finished shard.
+    May be killed at any time: the next call goes on behind what was written.
 
     Args:
       captions: any iterable of str, read once; repeats cost nothing.
       encoder: a `TextEncoder`.
       directory: of the cache; made if need be.
-      batch_size: captions embedded at once.
-      dtype: "float16", "bfloat16" or "float32", as stored; None: that of the existing cache, or
-        float16, as encoders end in a norm, whose values stay far inside its range, and it keeps
-        eight times more digits than bfloat16 in the same space.
+      batch_size: captions embedded at once, of similar length.
+      dtype: "float16", "bfloat16", "float32", or "int8" with a scale per token, as stored; None: that of
+        the existing cache, or float16, as encoders end in a norm, whose values stay far inside its range,
+        and it keeps eight times more digits than bfloat16 in the same space.
       progress: show a progress bar.
       shard_size: captions in a shard.
+      share: (i, n) embeds the i-th of n shares of the captions, by their hash: n processes together embed
+        all of them, each once.
+      total: how many captions there are, for the progress bar.
 
     Raises:
       TypeError: a caption is not a str.
-      ValueError: the cache has another dtype, or a value does not fit `dtype`.
+      ValueError: the cache has another dtype, a value does not fit `dtype`, or `share` is none.
     """
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share must be (i, n) with 0 <= i < n, got {share}; pass such a pair.")
     root = Path(directory) / encoder.fingerprint
     dtype = _prepare(root, encoder, dtype)
-    present = {digest.tobytes() for shard in _shards(root) for digest in _digests(shard)}
+    _take_over(root, _token(dtype, encoder.width))
+    present = set()
+    for shard in _shards(root):
+        digests = np.asarray(_index(shard)["digest"])
+        present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
     from tqdm import tqdm
 
-    total = len(captions) if hasattr(captions, "__len__") else None
+    if total is None and hasattr(captions, "__len__"):
+        total = len(captions)
     with tqdm(total=total, unit=" captions", desc="embedding", disable=not progress) as bar:
-        for batch in _batched(_distinct(captions, present, bar), shard_size):
+        for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
             _write_shard(root, batch, encoder, batch_size, dtype, bar)
     return EmbeddingCache.open(directory, encoder.fingerprint)
 
@@ -81,60 +107,60 @@ class EmbeddingCache:
     """Read access: `cache[caption]` is [its tokens, D] float32.
 
     Memory-mapped, safe to read from many threads, and cheap to pickle to worker processes, which
-    map the files anew.
+    map the files anew. 16 bytes per caption are held in memory.
 
     Attributes:
       width: D.
       dtype: name of the type on disk.
+      nbytes: of all tokens and their index on disk.
     """
 
     def __init__(self, directory: Path, fingerprint: str, meta: dict[str, Any]):
         self._directory, self._fingerprint = directory, fingerprint
+        self._cleans = meta["clean_captions"]
         self.width, self.dtype = meta["width"], meta["dtype"]
         shards = _shards(directory / fingerprint)
-        self._tokens = [_map(s / "tokens.bin", _DTYPES[self.dtype], self.width) for s in shards]
-        self._offsets = [np.load(shard / "offsets.npy") for shard in shards]
-        digests = [_digests(shard) for shard in shards] or [np.zeros((0, 32), np.uint8)]
-        sizes = [len(d) for d in digests]
-        every = np.concatenate(digests)
-        # Found by its first 8 bytes, sorted as numbers, then compared in full.
-        heads = np.ascontiguousarray(every[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-        order = np.argsort(heads, kind="stable")
-        self._heads, self._digests = heads[order], every[order]
-        self._shard = np.repeat(np.arange(len(shards)), sizes)[order]
-        self._row = np.concatenate([np.arange(n) for n in sizes])[order]
+        token = _token(self.dtype, self.width)
+        self._rows = [_index(shard) for shard in shards]
+        self._tokens = [_tokens(shard, token, rows) for shard, rows in zip(shards, self._rows, strict=True)]
+        self.nbytes = sum(part.nbytes for part in (*self._rows, *self._tokens))
+        self._starts = np.cumsum([0, *map(len, self._rows)])
+        # Found by the first 8 bytes of its hash, then compared in full.
+        heads = [np.zeros(0, np.uint64), *(_heads(rows["digest"]) for rows in self._rows)]
+        heads = np.concatenate(heads)
+        self._order = np.argsort(heads, kind="stable")
+        self._heads = heads[self._order]
 
     @classmethod
     def open(cls, directory: str | Path, fingerprint: str) -> "EmbeddingCache":
         """Opens what `build` wrote in `directory` with the encoder of this fingerprint.
 
         Raises:
-          ValueError: there is no cache, or only those of other encoders.
+          ValueError: there is no cache, or only those of other encoders, or it is damaged.
         """
         directory = Path(directory)
         path = directory / fingerprint / "meta.json"
         if not path.is_file():
-            others = sorted(p.parent.name for p in directory.glob("*/meta.json"))
-            found = f"only those of {', '.join(others)}" if others else "no cache at all"
+            others = ", ".join(describe(directory))
             raise ValueError(
                 f"{directory} must hold the embeddings of the encoder with fingerprint "
-                f"{fingerprint}, got {found}; load the encoder (model, dtype, max_length) it was "
-                "built with, or build it: scripts/train.py does so before it trains."
+                f"{fingerprint}, got {f'only those of {others}' if others else 'no cache at all'}; load the "
+                "encoder (model, dtype, output, max_length, clean_captions) it was built with, or build it: "
+                "scripts/embed_text.py."
             )
         return cls(directory, fingerprint, _read_meta(path, fingerprint))
 
     def __getitem__(self, caption: str) -> np.ndarray:
         """The embeddings [its tokens, D] float32; ValueError if the caption is not there."""
-        at = self._find(caption)
-        if at is None:
+        row = self._find(caption)
+        if row is None:
             raise ValueError(
                 f"the caption {caption!r} is not in the embedding cache {self._directory}; "
-                "complete it: scripts/train.py does so before it trains, or call "
-                "imagen_jax.text.cache.build with all captions."
+                "complete it with scripts/embed_text.py, or call imagen_jax.text.cache.build with all captions."
             )
-        shard, row = self._shard[at], self._row[at]
-        start, stop = self._offsets[shard][row : row + 2]
-        return np.asarray(self._tokens[shard][start:stop], np.float32)
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        where = self._rows[shard][row - self._starts[shard]]
+        return _restored(self._tokens[shard][int(where["start"]) :][: int(where["length"])])
 
     def __contains__(self, caption: str) -> bool:
         return self._find(caption) is not None
@@ -147,14 +173,30 @@ class EmbeddingCache:
         return EmbeddingCache.open, (self._directory, self._fingerprint)
 
     def _find(self, caption: str) -> int | None:
-        digest = _digest(caption)
-        head = np.uint64(int.from_bytes(digest[:8], "big"))
+        if self._cleans:
+            caption = cleaning.clean(caption)
+        digest = np.frombuffer(_digest(caption), np.uint8)
+        head = _heads(digest[None])[0]
         at = int(np.searchsorted(self._heads, head))
         while at < len(self._heads) and self._heads[at] == head:
-            if self._digests[at].tobytes() == digest:
-                return at
+            row = int(self._order[at])
+            shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+            if np.array_equal(self._rows[shard]["digest"][row - self._starts[shard]], digest):
+                return row
             at += 1
         return None
+
+
+def describe(directory: str | Path) -> list[str]:
+    """What caches there are, a line each: "<fingerprint> (<encoder>)"."""
+    found = []
+    for path in sorted(Path(directory).glob("*/meta.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(f"{path.parent.name} ({json.loads(path.read_text())['encoder']})")
+    return found
+
+
+# --- captions -----------------------------------------------------------------------------------
 
 
 def _digest(caption: str) -> bytes:
@@ -162,15 +204,28 @@ def _digest(caption: str) -> bytes:
     return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()
 
 
-def _distinct(captions: Iterable[str], present: set[bytes], bar: Any) -> Iterator[tuple[bytes, str]]:
-    """(digest, caption) of each caption whose digest is not in `present`, which grows."""
+def _heads(digests: np.ndarray) -> np.ndarray:
+    """uint8 [N, 32] -> uint64 [N], the first 8 bytes as numbers."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def _is_in(share: tuple[int, int], digests: np.ndarray) -> np.ndarray:
+    """uint8 [N, 32] -> bool [N]: which belong to the share."""
+    return _heads(digests) % np.uint64(share[1]) == share[0]
+
+
+def _distinct(
+    captions: Iterable[str], encoder: Any, present: set[bytes], share: tuple[int, int], bar: Any
+) -> Iterator[tuple[bytes, str]]:
+    """(digest, cleaned caption) of each of the share whose digest is not in `present`, which grows."""
     for i, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
                 f"captions must be str, got {type(caption).__name__} at index {i}; decode or convert it."
             )
+        caption = encoder.clean(caption)
         digest = _digest(caption)
-        if digest in present:
+        if not _is_in(share, np.frombuffer(digest, np.uint8)[None])[0] or digest in present:
             bar.update()
             continue
         present.add(digest)
@@ -180,6 +235,47 @@ def _distinct(captions: Iterable[str], present: set[bytes], bar: Any) -> Iterato
 def _batched(items: Iterator, size: int) -> Iterator[list]:
     while batch := list(itertools.islice(items, size)):
         yield batch
+
+
+# --- tokens -------------------------------------------------------------------------------------
+
+
+def _token(dtype: str, width: int) -> np.dtype:
+    """One token on disk."""
+    if dtype == "int8":
+        return np.dtype([("scale", "<f4"), ("values", np.int8, (width,))])
+    return np.dtype((_DTYPES[dtype], (width,)))
+
+
+def _stored(embedding: np.ndarray, dtype: str, caption: str) -> bytes:
+    """[L, D] as it lies on disk; ValueError if a value does not fit."""
+    largest = np.abs(embedding.astype(np.float32)).max(axis=-1)  # [L]
+    with np.errstate(over="ignore", invalid="ignore"):  # Reported below, with the caption and what to do.
+        if dtype == "int8":
+            stored = np.empty(len(embedding), _token(dtype, embedding.shape[-1]))
+            stored["scale"] = scale = np.maximum(largest / np.float32(127), np.float32(1e-30))
+            stored["values"] = np.rint(np.nan_to_num(embedding.astype(np.float32) / scale[:, None]))
+            is_finite = np.isfinite(largest).all()
+        else:
+            stored = embedding.astype(_DTYPES[dtype])
+            is_finite = np.isfinite(stored).all()
+    if not is_finite:
+        raise ValueError(
+            f"embeddings stored as {dtype} must be finite in it, got values up to "
+            f"{largest.max()} for {caption!r}; build the cache in "
+            "another directory with dtype='bfloat16' or 'float32'."
+        )
+    return stored.tobytes()
+
+
+def _restored(tokens: np.ndarray) -> np.ndarray:
+    """Tokens from the disk -> [L, D] float32."""
+    if tokens.dtype.names:
+        return tokens["values"].astype(np.float32) * tokens["scale"][:, None]
+    return np.asarray(tokens, np.float32)
+
+
+# --- files --------------------------------------------------------------------------------------
 
 
 def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
@@ -194,7 +290,6 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
                 f"the embedding cache {root} is stored as {stored}, got dtype {dtype!r}; leave "
                 "dtype out, or choose another directory."
             )
-        _remove_leftovers(root)
         return stored
     root.mkdir(parents=True, exist_ok=True)
     meta = {
@@ -203,8 +298,9 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
         "encoder": encoder.name,
         "width": encoder.width,
         "dtype": dtype or "float16",
+        "clean_captions": encoder.clean_captions,
     }
-    temporary = _temporary(root)
+    temporary = root / f"meta-{uuid.uuid4().hex}"
     temporary.write_text(json.dumps(meta, indent=2) + "\n")
     os.replace(temporary, path)
     return meta["dtype"]
@@ -225,63 +321,98 @@ def _shards(root: Path) -> list[Path]:
     return sorted(root.glob("shard-*"), key=lambda path: int(path.name.removeprefix("shard-")))
 
 
-def _digests(shard: Path) -> np.ndarray:
-    return np.load(shard / "digests.npy")
+def _index(shard: Path) -> np.ndarray:
+    return np.memmap(shard / "index.bin", _ROW, mode="r")
 
 
-def _map(path: Path, dtype: np.dtype, width: int) -> np.ndarray:
-    return np.memmap(path, dtype, mode="r").reshape(-1, width)
+def _tokens(shard: Path, token: np.dtype, rows: np.ndarray) -> np.ndarray:
+    """The tokens of a whole shard, memory-mapped: [tokens] of records, or [tokens, D]."""
+    path, expected = shard / "tokens.bin", int(rows["length"].sum(dtype=np.int64)) * token.itemsize
+    if path.stat().st_size != expected:
+        raise ValueError(
+            f"{path} must have {expected} bytes, as its index says, got {path.stat().st_size}: the file is "
+            f"damaged; delete {shard} and build the cache again, which embeds only what is missing."
+        )
+    mapped = np.memmap(path, token.base, mode="r")
+    return mapped if token.names else mapped.reshape(-1, token.shape[0])
 
 
 def _write_shard(
-    root: Path,
-    batch: Sequence[tuple[bytes, str]],
-    encoder: Any,
-    batch_size: int,
-    dtype: str,
-    bar: Any,
+    root: Path, batch: Sequence[tuple[bytes, str]], encoder: Any, batch_size: int, dtype: str, bar: Any
 ) -> None:
-    """Embeds `batch` into a temporary directory, then renames it into the next shard."""
-    temporary = _temporary(root)
+    """Embeds `batch` into a temporary directory, which becomes the next shard; also if it is interrupted."""
+    temporary = root / f"tmp-{uuid.uuid4().hex}"
     temporary.mkdir()
-    captions = [caption for _, caption in batch]
-    digests, offsets = [], [0]
-    try:
-        with (temporary / "tokens.bin").open("wb") as file:
-            for i, embedding in encoder.encode_ragged(captions, batch_size):
-                file.write(_stored(embedding, dtype, captions[i]).tobytes())
-                digests.append(np.frombuffer(batch[i][0], np.uint8))
-                offsets.append(offsets[-1] + len(embedding))
+    start = 0
+    with (temporary / "tokens.bin").open("w+b") as tokens, (temporary / "index.bin").open("w+b") as index:
+        _lock(index)
+        try:
+            for i, embedding in encoder.encode_ragged([caption for _, caption in batch], batch_size):
+                digest, caption = batch[i]
+                stored = _stored(embedding, dtype, caption)
+                tokens.write(stored)
+                tokens.flush()  # before the row that speaks of it
+                row = (np.frombuffer(digest, np.uint8), start, len(embedding), zlib.crc32(stored))
+                index.write(np.array(row, _ROW).tobytes())
+                index.flush()
+                start += len(embedding)
                 bar.update()
-            _sync(file)
-        for name, array in (("offsets", np.array(offsets)), ("digests", np.stack(digests))):
-            with (temporary / f"{name}.npy").open("wb") as file:
-                np.save(file, array)
-                _sync(file)
-        _publish(temporary, root)
-    finally:
+        except BaseException:
+            _cut_to_whole(tokens, index, _token(dtype, encoder.width))
+            raise
+        finally:
+            _publish(temporary, root, tokens, index)
+
+
+def _take_over(root: Path, token: np.dtype) -> None:
+    """Makes shards of what killed processes left."""
+    for left in sorted(root.glob("tmp-*")):
+        with contextlib.suppress(FileNotFoundError):  # taken over by another process meanwhile
+            has_begun = time.time() - left.stat().st_mtime > _JUST_BEGUN
+            if not (left / "index.bin").exists():
+                if has_begun:
+                    shutil.rmtree(left)
+                continue
+            with (left / "tokens.bin").open("r+b") as tokens, (left / "index.bin").open("r+b") as index:
+                if (has_begun or os.fstat(index.fileno()).st_size) and _lock(index):  # else it is at work
+                    _cut_to_whole(tokens, index, token)
+                    _publish(left, root, tokens, index)
+
+
+def _cut_to_whole(tokens: BinaryIO, index: BinaryIO, token: np.dtype) -> None:
+    """Cuts both files of a shard behind the last caption that was written in full."""
+    for file in (tokens, index):
+        file.flush()
+        file.seek(0)
+    rows = np.fromfile(index, _ROW, count=os.fstat(index.fileno()).st_size // _ROW.itemsize)
+    whole, end = 0, 0
+    for row in rows:
+        stored = tokens.read(int(row["length"]) * token.itemsize)
+        if int(row["start"]) != end or zlib.crc32(stored) != row["checksum"]:
+            break
+        whole, end = whole + 1, end + int(row["length"])
+    index.truncate(whole * _ROW.itemsize)
+    tokens.truncate(end * token.itemsize)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Locks an open file until it is closed; False if another process has it, or there are no locks there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _publish(temporary: Path, root: Path, *files: BinaryIO) -> None:
+    """Renames a temporary directory, whose open files are given, to the next shard; nothing if it is empty."""
+    for file in files:
+        # The rename must not reach the disk before what it names.
+        file.flush()
+        os.fsync(file.fileno())
+    if not all(os.fstat(file.fileno()).st_size for file in files):
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _stored(embedding: np.ndarray, dtype: str, caption: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # Reported below, with the caption and what to do.
-        stored = embedding.astype(_DTYPES[dtype])
-    if not np.isfinite(stored).all():
-        raise ValueError(
-            f"embeddings stored as {dtype} must be finite in it, got values up to "
-            f"{np.abs(embedding.astype(np.float32)).max()} for {caption!r}; build the cache in "
-            "another directory with dtype='bfloat16' or 'float32'."
-        )
-    return stored
-
-
-def _sync(file: Any) -> None:
-    # The rename must not reach the disk before what it names.
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _publish(temporary: Path, root: Path) -> None:
+        return
     shards = _shards(root)
     number = int(shards[-1].name.removeprefix("shard-")) + 1 if shards else 0
     while True:
@@ -293,19 +424,3 @@ def _publish(temporary: Path, root: Path) -> None:
             if not (root / f"shard-{number:05d}").exists():
                 raise
             number += 1
-
-
-def _temporary(root: Path) -> Path:
-    return root / f"tmp-{uuid.uuid4().hex[:8]}-{os.getpid()}-{socket.gethostname()}"
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Removes what killed builds of this machine left; others may still be at work."""
-    for path in root.glob(f"tmp-*-*-{socket.gethostname()}"):
-        pid = int(path.name.split("-")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:  # Alive, another user's.
-            continue

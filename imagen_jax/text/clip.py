@@ -1,9 +1,9 @@
 """CLIP text encoder (Radford et al. 2021, arXiv:2103.00020) in Linen.
 
-A causal pre-norm transformer. `ClipConfig.output` says what it returns: the last hidden states, after
-the final norm; the penultimate ones, which the paper takes, before any norm; or the pooled one, the last
-hidden state of the end of the text alone. Checkpoints of the whole model and of its text half load alike. `tensor_table` says where each tensor of a
-Hugging Face checkpoint goes.
+A causal pre-norm transformer. `ClipConfig.output` says what it returns: the last hidden states, after the
+final norm; the penultimate ones, which the paper takes, before any norm; or the pooled one, the last hidden
+state of the end of the text alone. Checkpoints of the whole model and of its text half load alike.
+`tensor_table` says where each tensor of a Hugging Face checkpoint goes.
 """
 
 import dataclasses

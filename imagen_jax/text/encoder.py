@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from imagen_jax import parallel
+from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
-from imagen_jax.text import pretrained
+from imagen_jax.text import cleaning, pretrained
 
 # Part of every fingerprint: raise it when the same model begins to give other embeddings.
-_VERSION = 1
+_VERSION = 2
 _BATCH_SIZE = 64
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# dtype -> what it computes in, what its parameters are stored in
+_DTYPES = {
+    "float32": (jnp.float32, jnp.float32),
+    "bfloat16": (jnp.bfloat16, jnp.bfloat16),
+    "int8": (jnp.bfloat16, jnp.int8),
+}
 # For a model that states no limit itself.
 _DEFAULT_MAX_LENGTH = 256
 
@@ -31,21 +39,34 @@ def embed(module: nn.Module, params: Any, input_ids: jax.Array, attention_mask: 
 
 
 class TextEncoder:
-    """A frozen language model with its tokenizer.
+    """A frozen language model with its tokenizer; made by `from_pretrained`.
 
     Attributes:
       name: what `from_pretrained` was given.
-      module, params: the Linen module and its variables {"params": ...}; `embed` applies them.
+      module, params: the Linen module and its variables {"params": ...}; `embed` applies them. Parameters
+        are read when they are first asked for, so an encoder whose embeddings are all cached costs nothing.
       width: D.
       max_length: the most tokens of a caption, special tokens included; longer ones are cut.
+      clean_captions: whether captions are repaired first (`cleaning.clean`).
+      mesh: the devices that share the work; None: the default one.
     """
 
-    def __init__(self, name: str, directory: Path, module, params, tokenizer, max_length: int):
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        module,
+        tokenizer,
+        max_length: int,
+        clean_captions: bool,
+        mesh: Mesh | None,
+    ):
         self.name = name
         self.module = module
-        self.params = params
         self.width = module.config.width
         self.max_length = max_length
+        self.clean_captions = clean_captions
+        self.mesh = mesh
         self._directory = directory
         self._tokenizer = tokenizer
         self._pad_id = _pad_id(directory, tokenizer)
@@ -57,14 +78,24 @@ class TextEncoder:
         dtype: str = "float32",
         max_length: int | None = None,
         sha256: str | None = None,
+        *,
+        output: str = "last",
+        clean_captions: bool = False,
+        mesh: Mesh | None = None,
     ) -> "TextEncoder":
-        """Loads published weights and their tokenizer.
+        """Finds published weights and their tokenizer, and checks them.
 
         Args:
           name_or_path: a directory in Hugging Face layout, or a name; see `pretrained.resolve`.
-          dtype: "float32" or "bfloat16", of parameters, computation and embeddings.
+          dtype: "float32" or "bfloat16", of parameters, computation and embeddings; "int8" stores matrices
+            as int8, a scale for each output, and computes in bfloat16.
           max_length: the most tokens of a caption; None: what the model says (MiniLM: 256).
           sha256: the hash model.safetensors must have; known names are checked without it.
+          output: "last" hidden states; for CLIP also "penultimate" ones or the "pooled" one, which comes as
+            a sequence of one token.
+          clean_captions: repair captions before they are encoded; see `cleaning.clean`.
+          mesh: of this process's devices, as from `parallel.make_mesh`: captions are split over all of them,
+            parameters over its "fsdp" axis.
 
         Raises:
           ValueError: no such model, damaged weights, or an argument out of its range.
@@ -72,28 +103,58 @@ class TextEncoder:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
         directory = pretrained.resolve(name_or_path, sha256)
-        _, config = pretrained.read_config(directory)
+        module = pretrained.make_module(directory, *_DTYPES[dtype], output)
         tokenizer = pretrained.load_tokenizer(directory)
-        _check_vocabulary(directory, tokenizer, config)
-        max_length = _max_length(directory, tokenizer, config, max_length)
-        module, params = pretrained.load_model(directory, _DTYPES[dtype])
-        return cls(str(name_or_path), directory, module, params, tokenizer, max_length)
+        _check_vocabulary(directory, tokenizer, module.config)
+        max_length = _max_length(directory, tokenizer, module.config, max_length)
+        pretrained.locate(directory, module)
+        return cls(str(name_or_path), directory, module, tokenizer, max_length, clean_captions, mesh)
+
+    @classmethod
+    def from_config(cls, config: TextConfig, mesh: Mesh | None = None) -> "TextEncoder":
+        """The encoder that a stage was, or is to be, trained with: `stage.config.text`.
+
+        Raises:
+          ValueError: as `from_pretrained` does, or its width is not `config.width`.
+        """
+        encoder = cls.from_pretrained(
+            config.encoder,
+            config.dtype,
+            config.length,
+            output=config.output,
+            clean_captions=config.clean_captions,
+            mesh=mesh,
+        )
+        if config.width not in (None, encoder.width):
+            raise ValueError(
+                f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}."
+            )
+        return encoder
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """{"params": ...}, on the devices."""
+        return pretrained.load_params(self._directory, self.module, self.mesh)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """32 hex digits: equal where equal captions get equal embeddings, in any process.
 
-        Made of the weights, the tokenizer, the config, the dtype, max_length and this code's
-        version; the first call reads the weight files once.
+        Made of the weights, the tokenizer, the config and output, the dtypes, max_length, clean_captions
+        and this code's version; the first call reads weight files that are not in the hub's cache.
         """
         files = [
             *pretrained.weight_files(self._directory),
             *pretrained.tokenizer_files(self._directory),
         ]
-        parts = [_VERSION, self.max_length, repr(self.module.config)]
-        parts.append(jnp.dtype(self.module.dtype).name)
-        parts += [pretrained.file_hash(path) for path in files]
+        parts = [_VERSION, self.max_length, self.clean_captions, repr(self.module.config)]
+        parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
+        parts += [pretrained.named_hash(path) for path in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def clean(self, caption: str) -> str:
+        """The caption as the tokenizer sees it: repaired if `clean_captions`."""
+        return cleaning.clean(caption) if self.clean_captions else caption
 
     def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         """The token ids of each caption, special tokens included, uncut.
@@ -103,7 +164,7 @@ class TextEncoder:
           ValueError: there are no captions, or one is not valid Unicode.
         """
         _check_captions(captions)
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch([*map(self.clean, captions)])]
 
     def tokenize(self, captions: Sequence[str], length: int | None = None):
         """Captions -> (input_ids [B, L] int32, attention_mask [B, L] int32), NumPy arrays.
@@ -115,11 +176,11 @@ class TextEncoder:
         return self._pad(ids, length or _bucket(max(map(len, ids)), self.max_length))
 
     def embed(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        """input_ids and attention_mask [B, L] -> last hidden states [B, L, D].
+        """input_ids and attention_mask [B, L] -> hidden states [B, L, D], or [B, 1, D] if pooled.
 
         Pure. Rows at padding are whatever the model computes there.
         """
-        return embed(self.module, self.params, input_ids, attention_mask)
+        return self._on_devices(embed, input_ids, attention_mask)
 
     def encode(self, captions: Sequence[str], length: int | None = None) -> TextCond:
         """Captions -> TextCond; embeddings at padding are zero.
@@ -127,7 +188,7 @@ class TextEncoder:
         Args:
           captions: at least one str; long lists are computed in batches of similar length.
           length: L, at most `max_length`; None: the smallest bucket that holds the longest
-            caption. Give it where L must not depend on the captions.
+            caption, or 1 if pooled. Give it where L must not depend on the captions.
 
         Raises:
           TypeError: a caption is not a str.
@@ -137,13 +198,16 @@ class TextEncoder:
         total = length or _bucket(max(map(len, ids)), self.max_length)
         if len(ids) <= _BATCH_SIZE:
             embeddings, mask = self._embed_ids(ids, total)
-            return TextCond(embeddings[: len(ids)], jnp.asarray(mask[: len(ids)]))
-        out = np.zeros((len(ids), total, self.width), self.module.dtype)
-        mask = np.zeros((len(ids), total), bool)
-        for i, embedding in self._embed_sorted(ids, _BATCH_SIZE):
-            out[i, : len(embedding)] = embedding
-            mask[i, : len(embedding)] = True
-        return TextCond(jnp.asarray(out), jnp.asarray(mask))
+            text = TextCond(embeddings[: len(ids)], jnp.asarray(mask[: len(ids)]))
+        else:
+            rows = 1 if self._is_pooled else total
+            out = np.zeros((len(ids), rows, self.width), self.module.dtype)
+            mask = np.zeros((len(ids), rows), bool)
+            for i, embedding in self._embed_sorted(ids, _BATCH_SIZE):
+                out[i, : len(embedding)] = embedding
+                mask[i, : len(embedding)] = True
+            text = TextCond(jnp.asarray(out), jnp.asarray(mask))
+        return _lengthened(text, length) if self._is_pooled and length else text
 
     def encode_ragged(
         self, captions: Sequence[str], batch_size: int = _BATCH_SIZE
@@ -157,19 +221,43 @@ class TextEncoder:
 
     def _embed_sorted(self, ids: list[list[int]], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            longest = _bucket(len(ids[rows[-1]]), self.max_length)
-            embeddings, _ = self._embed_ids([ids[i] for i in rows], longest)
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+        def start(rows: list[int]) -> tuple[list[int], jax.Array]:
+            length = _bucket(len(ids[rows[-1]]), self.max_length)
+            return rows, self._embed_ids([ids[i] for i in rows], length)[0]
+
+        # The devices are at work on the next batch while this one is fetched and used.
+        upcoming = map(start, batches)
+        following = next(upcoming, None)
+        while following is not None:
+            (rows, embeddings), following = following, next(upcoming, None)
             for i, embedding in zip(rows, np.asarray(embeddings)[: len(rows)], strict=True):
                 yield i, embedding[: len(ids[i])]
 
     def _embed_ids(self, ids: list[list[int]], length: int) -> tuple[jax.Array, np.ndarray]:
-        """Embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids)."""
+        """Embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids).
+
+        L is `length`, or 1 if pooled.
+        """
         # Powers of two in B as buckets in L: few shapes, so few compilations.
         surplus = (1 << (len(ids) - 1).bit_length()) - len(ids)
         input_ids, mask = self._pad(ids + [ids[0]] * surplus, length)
-        return _embed_zeroed(self.module, self.params, input_ids, mask), mask.astype(bool)
+        embeddings = self._on_devices(_embed_zeroed, input_ids, mask)
+        return embeddings, mask[:, : embeddings.shape[1]].astype(bool)
+
+    def _on_devices(self, function: Callable, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """function(module, params, ids, mask) with the rows split over the mesh, if there is one."""
+        if self.mesh is None:
+            return function(self.module, self.params, input_ids, attention_mask)
+        num = len(input_ids)
+        size = num + -num % self.mesh.size
+        ids_and_mask = jax.tree.map(jnp.asarray, (input_ids, attention_mask))
+        return function(self.module, self.params, *parallel.pad_batch(ids_and_mask, size, self.mesh))[:num]
+
+    @property
+    def _is_pooled(self) -> bool:
+        return getattr(self.module.config, "output", "last") == "pooled"
 
     def _cut(self, captions: Sequence[str], length: int | None) -> list[list[int]]:
         """Token ids of each caption, at most `length` or `max_length`; one warning if it cuts."""
@@ -187,7 +275,7 @@ class TextEncoder:
             )
         for i in too_long:
             # Cut before the special tokens are added, so that the final one is kept.
-            encoding = self._tokenizer.encode(captions[i], add_special_tokens=False)
+            encoding = self._tokenizer.encode(self.clean(captions[i]), add_special_tokens=False)
             encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
             ids[i] = self._tokenizer.post_process(encoding).ids
         return ids
@@ -204,7 +292,14 @@ class TextEncoder:
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_zeroed(module: nn.Module, params: Any, input_ids: jax.Array, mask: jax.Array):
     embeddings = module.apply(params, input_ids, mask)
-    return jnp.where(mask[:, :, None] != 0, embeddings, 0)
+    return jnp.where(mask[:, : embeddings.shape[1], None] != 0, embeddings, 0)
+
+
+def _lengthened(text: TextCond, length: int) -> TextCond:
+    missing = length - text.mask.shape[1]
+    return TextCond(
+        jnp.pad(text.embeddings, ((0, 0), (0, missing), (0, 0))), jnp.pad(text.mask, ((0, 0), (0, missing)))
+    )
 
 
 def _bucket(length: int, limit: int) -> int:

@@ -70,12 +70,20 @@ def attend(
     split = lambda x: x.reshape(batch, length, num_heads, -1).swapaxes(1, 2)  # [B, N, L, K]
     exact = precision(dtype)
     logits = jnp.einsum(
-        "bnlk,bnmk->bnlm", split(query) * scale, split(key), precision=exact, preferred_element_type=jnp.float32
+        "bnlk,bnmk->bnlm",
+        split(query) * scale,
+        split(key),
+        precision=exact,
+        preferred_element_type=jnp.float32,
     )
     logits = logits + bias
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))  # in [0, 1], one of them 1
     attended = jnp.einsum(
-        "bnlm,bnmk->bnlk", weights.astype(dtype), split(value), precision=exact, preferred_element_type=jnp.float32
+        "bnlm,bnmk->bnlk",
+        weights.astype(dtype),
+        split(value),
+        precision=exact,
+        preferred_element_type=jnp.float32,
     )
     attended = (attended / weights.sum(-1, keepdims=True)).astype(dtype)
     return attended.swapaxes(1, 2).reshape(query.shape)

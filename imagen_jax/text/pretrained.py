@@ -6,6 +6,7 @@ parameters, `load_tokenizer` into its tokenizer. A family of models joins by one
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -13,13 +14,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from imagen_jax import parallel
 from imagen_jax.text import bert, clip, layers, t5
 from imagen_jax.text.known import KNOWN, SHORT_NAMES, Known
 
@@ -58,7 +62,7 @@ FAMILIES = {
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 
 
 def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
@@ -126,10 +130,9 @@ def _download(name: str, given: str) -> Path:
         # Exports to other runtimes lie in sub-directories, and none of them is needed.
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # The hub's client has no common base class for its errors.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"text encoder {given!r} is no local directory and the Hugging Face hub does not give "
-            f"it ({reason}); {fix}."
+            f"it ({_first_line(error)}); {fix}."
         ) from error
 
 
@@ -190,109 +193,234 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_model(directory: Path, dtype: Any) -> tuple[nn.Module, Any]:
-    """The Linen module of a model directory and its parameters {"params": ...} in `dtype`.
+def named_hash(path: Path) -> str:
+    """As `file_hash`, but without reading what the hub's cache has named by its hash: all large files."""
+    target = path.resolve()
+    is_named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
+    return target.name if is_named else file_hash(path)
 
-    The weights are read tensor by tensor, so host memory holds the model once. Every tensor of the
-    files is accounted for.
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint and the parameter that it becomes."""
+
+    file: Path
+    name: str
+    path: tuple[str, ...]
+    transposed: bool
+
+
+def make_module(directory: Path, dtype: Any, param_dtype: Any = None, output: str = "last") -> nn.Module:
+    """The Linen module of a model directory, without its parameters.
+
+    Args:
+      directory: in Hugging Face layout.
+      dtype: what it computes in.
+      param_dtype: what its parameters are stored in; int8 stores matrices as int8 with a scale for each
+        output, the rest as float32. None: as `dtype`.
+      output: "last"; for CLIP also "penultimate" and "pooled".
 
     Raises:
-      ValueError: a tensor is missing, unknown or of another shape than config.json says.
+      ValueError: no or an unsupported config.json, or an output that the model does not have.
+    """
+    family, config = read_config(directory)
+    if hasattr(config, "output"):
+        config = dataclasses.replace(config, output=output)
+    elif output != "last":
+        raise ValueError(
+            f"output must be 'last' for the model in {directory}, got {output!r}; only CLIP has other outputs."
+        )
+    return family.module(config, dtype=dtype, param_dtype=param_dtype or dtype)
+
+
+def load_model(
+    directory: Path, dtype: Any, param_dtype: Any = None, *, output: str = "last", mesh: Mesh | None = None
+) -> tuple[nn.Module, Any]:
+    """`make_module` and its parameters by `load_params`."""
+    module = make_module(directory, dtype, param_dtype, output)
+    return module, load_params(directory, module, mesh)
+
+
+def load_params(directory: Path, module: nn.Module, mesh: Mesh | None = None) -> Any:
+    """The parameters {"params": ...} of `module` from the weights in `directory`.
+
+    Tensor by tensor, from the file to the devices, where it is cast: host memory never holds more than
+    one of them.
+
+    Args:
+      directory: of the model that `module` was made from.
+      mesh: parameters are born sharded over its "fsdp" axis; None: on the default device.
+
+    Raises:
+      ValueError: as `locate` does.
+    """
+    shapes = _shapes(module)
+    shardings = parallel.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
+    loaded = {}
+    for tensor in locate(directory, module):
+        paths = [tensor.path]
+        if shapes[tensor.path].dtype == jnp.int8:
+            paths.append(_scale(tensor.path))
+        cast = _caster(
+            tensor.transposed,
+            shapes[tensor.path].dtype,
+            tensor.path[-1],
+            tuple(shardings[path] for path in paths),
+        )
+        # Waited for, or many tensors would be on their way at once.
+        parameters = jax.block_until_ready(cast(parallel.place(_read(tensor), mesh)))
+        loaded |= zip(paths, parameters, strict=True)
+    return {"params": flax.traverse_util.unflatten_dict(loaded)}
+
+
+def locate(directory: Path, module: nn.Module) -> list[Tensor]:
+    """Where in the files the parameters of `module` lie. Reads the headers alone, and what is there twice.
+
+    Every tensor of the files is accounted for.
+
+    Raises:
+      ValueError: a file cannot be read, or a tensor is missing, unknown, of another shape than config.json
+        says, or there twice with other values.
     """
     from safetensors import SafetensorError, safe_open
 
-    family, config = read_config(directory)
-    module = family.module(config, dtype=dtype, param_dtype=dtype)
-    wanted = _wanted(module, family.tensor_table(config))
-    loaded = {}
-    for path in weight_files(directory):
+    family, _ = read_config(directory)
+    shapes = _shapes(module)
+    rows = {name: (path, transposed) for name, path, transposed in family.tensor_table(module.config)}
+    derived = {_scale(path) for path, shape in shapes.items() if shape.dtype == jnp.int8}
+    assert {path for path, _ in rows.values()} == set(shapes) - derived, "table and module disagree"
+    tensors = {}
+    for file in weight_files(directory):
         try:
-            with safe_open(path, framework="numpy") as file:
-                for name, (to, transposed) in _match(file, path, family, wanted).items():
-                    tensor = file.get_tensor(name)
-                    value = jnp.asarray(tensor.T if transposed else tensor, dtype)
-                    if to in loaded and not jnp.array_equal(
-                        loaded[to], value
-                    ):  # tied tensors may be saved twice
-                        raise ValueError(f"{path}: the tensor {name} is there twice, and differs; keep one.")
-                    loaded[to] = value
+            with safe_open(file, framework="numpy") as opened:
+                found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); get it again.") from error
-    missing = [name for name, (to, _, _) in wanted.items() if to not in loaded]
+            raise ValueError(f"{file} is not a readable safetensors file ({error}); get it again.") from error
+        for name, shape in found.items():
+            canonical = family.canonical_name(name)
+            if canonical is None:
+                continue
+            if canonical not in rows:
+                raise ValueError(
+                    f"{file} holds the tensor {name}, which a model of this config.json does not have; "
+                    "get weights and config.json from the same model."
+                )
+            path, transposed = rows[canonical]
+            expected = shapes[path].shape[:: -1 if transposed else 1]
+            if shape != expected:
+                raise ValueError(
+                    f"{file}: the tensor {name} must have shape {expected} as config.json says, got "
+                    f"{shape}; get weights and config.json from the same model."
+                )
+            tensor = Tensor(file, name, path, transposed)
+            first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
+            if first is not tensor and not np.array_equal(_read(first), _read(tensor)):
+                raise ValueError(f"{file}: the tensor {name} is there twice, and differs; keep one.")
+    missing = [name for name, (path, _) in rows.items() if path not in tensors]
     if missing:
         raise ValueError(
             f"{directory}: the weights lack the tensor {missing[0]} ({len(missing)} in all), which "
             "config.json asks for; get weights and config.json from the same model."
         )
-    return module, {"params": flax.traverse_util.unflatten_dict(loaded)}
+    return list(tensors.values())
 
 
-def _wanted(module: nn.Module, table: Iterable) -> dict[str, tuple]:
-    """Name in the checkpoint -> (path of the parameter, transposed?, shape in the checkpoint)."""
+def _shapes(module: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Path of each parameter -> its shape and dtype."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes = flax.traverse_util.flatten_dict(
-        jax.eval_shape(module.init, jax.random.key(0), ids, ids)["params"]
-    )
-    wanted = {
-        name: (path, transposed, shapes[path].shape[:: -1 if transposed else 1])
-        for name, path, transposed in table
-    }
-    assert {path for path, _, _ in wanted.values()} == set(shapes), "table and module disagree"
-    return wanted
+    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), ids, ids)["params"])
 
 
-def _match(file: Any, path: Path, family: Family, wanted: dict[str, tuple]) -> dict[str, tuple]:
-    """The needed tensors of one open file: name -> (path of the parameter, transposed?)."""
-    matched = {}
-    for name in file.keys():
-        canonical = family.canonical_name(name)
-        if canonical is None:
-            continue
-        if canonical not in wanted:
-            raise ValueError(
-                f"{path} holds the tensor {name}, which a model of this config.json does not have; "
-                "get weights and config.json from the same model."
-            )
-        to, transposed, shape = wanted[canonical]
-        found = tuple(file.get_slice(name).get_shape())
-        if found != shape:
-            raise ValueError(
-                f"{path}: the tensor {name} must have shape {shape} as config.json says, got "
-                f"{found}; get weights and config.json from the same model."
-            )
-        matched[name] = to, transposed
-    return matched
+def _scale(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the scale of an int8 parameter lies."""
+    return *path[:-1], "scale"
+
+
+def _read(tensor: Tensor) -> np.ndarray:
+    from safetensors import safe_open
+
+    # Opened for each tensor: what has been read of an open file counts as the process's memory.
+    with safe_open(tensor.file, framework="numpy") as opened:
+        return opened.get_tensor(tensor.name)
+
+
+@functools.lru_cache
+def _caster(transposed: bool, dtype: Any, kind: str, shardings: tuple) -> Callable:
+    """A compiled function from a checkpoint's tensor to the parameter, and its scale if it is int8."""
+
+    def cast(values: jax.Array) -> tuple[jax.Array, ...]:
+        values = values.T if transposed else values
+        if dtype == jnp.int8:
+            return layers.quantize(values, axis=0 if kind == "kernel" else 1)
+        return (values.astype(dtype),)
+
+    return jax.jit(cast, out_shardings=None if shardings[0] is None else shardings)
 
 
 def load_tokenizer(directory: Path) -> Any:
     """The model's own tokenizer, as a `tokenizers.Tokenizer` that neither cuts nor pads.
 
     Raises:
-      ValueError: the directory holds no tokenizer.
+      ValueError: the directory holds no tokenizer, or one that cannot be read.
     """
     files = tokenizer_files(directory)
-    if files[0].name == "tokenizer.json":
-        from tokenizers import Tokenizer
+    try:
+        if files[0].name == "tokenizer.json":
+            from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(files[0]))
-    else:
-        # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
-        # install torch is for other uses.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
+            tokenizer = Tokenizer.from_file(str(files[0]))
+        elif files[0].name == "tokenizer_config.json":
+            tokenizer = _byte_tokenizer(json.loads(files[0].read_text()))
+        else:
+            # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
+            # install torch is for other uses.
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+            from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer
+    except Exception as error:  # The libraries have no common base class for their errors.
+        fix = "get the tokenizer's files again"
+        if files[0].suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
+            fix = "run `pip install sentencepiece`, which it needs"
+        raise ValueError(f"the tokenizer {files[0]} cannot be read ({_first_line(error)}); {fix}.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _byte_tokenizer(config: Mapping[str, Any]) -> Any:
+    """ByT5's (Xue et al. 2021, arXiv:2105.13626), which has no file: three special tokens, the 256 bytes,
+    and the sentinels."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    special = ["<pad>", "</s>", "<unk>"]
+    sentinels = [f"<extra_id_{i}>" for i in range(config.get("extra_ids", 125))]
+    printable = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace()]
+    # Byte-level tokenizers write a byte that is not printable as a character beyond the first 256.
+    others = [b for b in range(256) if b not in printable]
+    characters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    tokens = [*special, *(characters[b] for b in range(256)), *sentinels]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(
+        [*(AddedToken(t, lstrip=True, rstrip=True) for t in special), *map(AddedToken, sentinels)]
+    )
     return tokenizer
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
     """The files that define the tokenizer, in a fixed order; ValueError if there are none."""
     files = [directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()]
+    config = directory / "tokenizer_config.json"
+    if not files and config.is_file() and "ByT5Tokenizer" in config.read_text():
+        return [config]
     if not files:
         raise ValueError(
             f"a text encoder's directory must hold its tokenizer, got {directory} without any of "
             f"{', '.join(_TOKENIZER_FILES)}; copy them from where the weights came from."
         )
     return files[:1] if files[0].name == "tokenizer.json" else files
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """Training one stage from start, or from its newest checkpoint, to its last step."""
 
+import dataclasses
 import math
 import signal
 import time
@@ -42,7 +43,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     mesh = parallel.make_mesh(config.run.fsdp)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     source = sources.open_source(config.data.path, "train")
-    encoder = load_encoder(config)
+    # Its parameters are read only if there is something left to embed.
+    encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=encoder.width))
     checkpoint.claim(directory, config)
     embeddings = embedding_cache(config, source, encoder)
     data = pipeline.make_loader(
@@ -96,23 +99,16 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     return Result(state, stop[0] if stop else None)
 
 
-def load_encoder(config: StageConfig) -> TextEncoder:
-    """The frozen language model of the configuration."""
-    encoder = TextEncoder.from_pretrained(config.text.encoder)
-    if encoder.width != config.text.width:
-        raise ValueError(
-            f"text.width must be {encoder.width}, the width of {config.text.encoder}; got {config.text.width}."
-        )
-    return encoder
-
-
 def embedding_cache(
     config: StageConfig, source: sources.Source, encoder: TextEncoder
 ) -> cache.EmbeddingCache:
-    """The embeddings of all captions of the data set; process 0 computes those that are missing."""
-    directory = Path(config.data.path) / "text_embeddings"
-    if jax.process_index() == 0:
-        cache.build(list(sources.captions(source)), encoder, directory)
+    """The embeddings of all captions of the data set; those that are missing are computed first.
+
+    scripts/embed_text.py does that beforehand. Each process computes its share.
+    """
+    directory = cache.directory_of(config.data.path)
+    share = (jax.process_index(), jax.process_count())
+    cache.build(sources.captions(source), encoder, directory, share=share, total=len(source))
     multihost_utils.sync_global_devices("text embeddings are complete")
     return cache.EmbeddingCache.open(directory, encoder.fingerprint)
 

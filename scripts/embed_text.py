@@ -1,0 +1,81 @@
+"""Embeds all captions of a data set, once; training then reads them and never loads the language model.
+
+  python scripts/embed_text.py --preset shapes
+  python scripts/embed_text.py --preset shapes --text.encoder google/t5-v1_1-xxl --text.dtype bfloat16 --store int8
+
+Takes the options of scripts/train.py, of which --data.path and --text.* matter: give both the same. Kill it at any
+time: the same command goes on, and embeds nothing twice. Several machines, or processes, that see the same
+data share the work: give each --share-index I --share-count N.
+"""
+
+import dataclasses
+import itertools
+import time
+from typing import Literal
+
+from imagen_jax import cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: str
+    """Name of a file in configs/ without .py, or the path of such a file."""
+    stage: str = ""
+    """Name of a stage in the preset; by default the first. All stages of a cascade share the captions."""
+    splits: tuple[str, ...] = ()
+    """Splits of the data set; by default all of them."""
+    store: Literal["float16", "bfloat16", "float32", "int8"] | None = None
+    """How numbers are stored, int8 with a scale per token; by default float16, or as in the cache there."""
+    batch_size: int = 64
+    """Captions embedded at once, of similar length."""
+    fsdp: int = 1
+    """Devices that share each copy of the language model, for one that is too large for a single device."""
+    share_index: int = 0
+    """Which share of the captions to embed, from 0."""
+    share_count: int = 1
+    """How many processes share the captions."""
+
+
+def main(parsed) -> None:
+    options, config = parsed
+    from imagen_jax import TextEncoder, parallel
+    from imagen_jax.config import validate
+    from imagen_jax.data import sources
+    from imagen_jax.text import cache
+
+    validate(config)
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be positive; got {options.batch_size}.")
+    if not 0 <= options.share_index < options.share_count:
+        raise ValueError(
+            f"--share-index must be from 0 to --share-count - 1; got {options.share_index} of {options.share_count}."
+        )
+    import jax
+
+    mesh = parallel.make_mesh(options.fsdp, jax.local_devices())
+    data = config.data.path
+    parts = [sources.open_source(data, split) for split in options.splits or sources.splits(data)]
+    encoder = TextEncoder.from_config(config.text, mesh)
+    directory, before, start = cache.directory_of(data), 0, time.perf_counter()
+    if (directory / encoder.fingerprint / "meta.json").is_file():
+        before = len(cache.EmbeddingCache.open(directory, encoder.fingerprint))
+    embeddings = cache.build(
+        itertools.chain.from_iterable(map(sources.captions, parts)),
+        encoder,
+        directory,
+        batch_size=options.batch_size,
+        dtype=options.store,
+        share=(options.share_index, options.share_count),
+        total=sum(map(len, parts)),
+    )
+    seconds = time.perf_counter() - start
+    new, num = len(embeddings) - before, len(embeddings)
+    speed = f" at {new / seconds:.0f} captions/s" if new else ""
+    print(
+        f"{directory}: {num} distinct captions by {encoder.name}, {new} of them new{speed}; "
+        f"{embeddings.nbytes / max(num, 1):.0f} bytes per caption in {embeddings.dtype}."
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse_stage(Options, __doc__))
