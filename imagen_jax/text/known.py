@@ -1,6 +1,7 @@
 """Published language models that the paper and its followers compare, by name."""
 
 import dataclasses
+from typing import Any
 
 from imagen_jax.text.bert import BertConfig
 from imagen_jax.text.clip import ClipConfig
@@ -28,9 +29,18 @@ class Known:
     module: str | None = None
 
 
-def _t5(d_model: int, d_ff: int, num_layers: int, num_heads: int, parameters: int) -> Known:
-    sizes = (32128, d_model, 64, d_ff, num_layers, num_heads)
-    return Known(T5Config(*sizes, feed_forward_proj="gated-gelu"), 512, parameters)
+def _t5(
+    d_model: int,
+    d_ff: int,
+    num_layers: int,
+    num_heads: int,
+    parameters: int,
+    vocab_size: int = 32128,
+    **others: Any,
+) -> Known:
+    sizes = (vocab_size, d_model, 64, d_ff, num_layers, num_heads)
+    length = 1024 if vocab_size == 384 else 512  # ByT5's tokens are bytes
+    return Known(T5Config(*sizes, **{"feed_forward_proj": "gated-gelu"} | others), length, parameters)
 
 
 _T5_SIZES = {
@@ -53,11 +63,26 @@ KNOWN = {
     ),
     **{f"google/t5-v1_1-{size}": known for size, known in _T5_SIZES.items()},
     **{f"google/flan-t5-{size}": known for size, known in _T5_SIZES.items()},
+    "google-t5/t5-small": _t5(512, 2048, 6, 8, 35_330_816, feed_forward_proj="relu"),
+    "google-t5/t5-base": _t5(768, 3072, 12, 12, 109_628_544, feed_forward_proj="relu"),
+    "google-t5/t5-large": _t5(1024, 4096, 24, 16, 334_939_648, feed_forward_proj="relu"),
+    "google/mt5-base": _t5(768, 2048, 12, 12, 277_040_256, 250112),
+    "google/mt5-xxl": _t5(4096, 10240, 24, 64, 5_655_173_120, 250112),
+    "google/umt5-base": _t5(768, 2048, 12, 12, 281_861_376, 256384, bias_per_layer=True),
+    "google/umt5-xxl": _t5(4096, 10240, 24, 64, 5_680_910_336, 256384, bias_per_layer=True),
+    "google/byt5-small": _t5(1472, 3584, 12, 6, 217_657_472, 384),
+    "google/byt5-base": _t5(1536, 3968, 18, 12, 414_703_488, 384),
+    "google/byt5-large": _t5(1536, 3840, 36, 16, 864_204_800, 384),
+    "google/byt5-xl": _t5(2560, 6720, 36, 32, 2_614_091_264, 384),
+    "google/byt5-xxl": _t5(4672, 12352, 36, 64, 8_990_317_632, 384),
     "google-bert/bert-base-uncased": Known(BertConfig(30522, 768, 12, 12, 3072, 512), 512, 108_891_648),
     "google-bert/bert-large-uncased": Known(BertConfig(30522, 1024, 24, 16, 4096, 512), 512, 334_092_288),
     "openai/clip-vit-base-patch32": Known(ClipConfig(), 77, 63_165_952),
     "openai/clip-vit-large-patch14": Known(
         ClipConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12), 77, 123_060_480
+    ),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": Known(
+        ClipConfig(49408, 1024, 4096, 24, 16, hidden_act="gelu"), 77, 352_984_064
     ),
 }
 SHORT_NAMES = {name.rpartition("/")[2]: name for name in KNOWN}

@@ -61,6 +61,10 @@ FAMILIES = {
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_CONVERT = (
+    "convert it where transformers and torch are installed: "
+    "AutoModel.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
+)
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 
@@ -128,12 +132,15 @@ def _download(name: str, given: str) -> Path:
 
     try:
         # Exports to other runtimes lie in sub-directories, and none of them is needed.
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+        directory = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
             f"text encoder {given!r} is no local directory and the Hugging Face hub does not give "
             f"it ({_first_line(error)}); {fix}."
         ) from error
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError(f"weights must be safetensors, and {name!r} has none on the hub; {_CONVERT}.")
+    return directory
 
 
 def read_config(directory: Path) -> tuple[Family, Any]:
@@ -177,9 +184,8 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if any(directory.glob("pytorch_model*.bin")):
         raise ValueError(
-            f"weights must be safetensors, got only pytorch_model.bin in {directory}, a pickle, "
-            "which can run any code when it is read; convert it where transformers and torch are "
-            "installed: AutoModel.from_pretrained(directory).save_pretrained(directory)."
+            f"weights must be safetensors, got only pytorch_model.bin in {directory}, a pickle, which "
+            f" can run any code when it is read; {_CONVERT}."
         )
     raise ValueError(
         f"a text encoder's directory must hold model.safetensors, got {directory}, which has "

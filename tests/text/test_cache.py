@@ -1,7 +1,13 @@
 import concurrent.futures
+import fcntl
 import json
+import os
 import pathlib
 import pickle
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +59,46 @@ def test_gives_what_the_encoder_gives(tiny, tmp_path, dtype, relative):
         np.testing.assert_allclose(cache[caption], expected, rtol=relative, atol=1e-5)
 
 
+def test_int8_has_a_scale_per_token(tiny, tmp_path):
+    cache = make(CAPTIONS, tiny, tmp_path, dtype="int8")
+    tokens = 0
+    for caption in CAPTIONS:
+        text = tiny.encode([caption])
+        expected = np.asarray(text.embeddings[0])[np.asarray(text.mask[0])]
+        tokens += len(expected)
+        largest = np.abs(expected).max(axis=1, keepdims=True)
+        assert (np.abs(cache[caption] - expected) <= largest / 254 * 1.0001 + 1e-5).all()
+        np.testing.assert_allclose(np.abs(cache[caption]).max(axis=1, keepdims=True), largest, rtol=1e-5)
+    assert cache.nbytes == tokens * (32 + 4) + len(CAPTIONS) * 48
+
+    class Zeros(Counting):
+        def encode_ragged(self, captions, batch_size):
+            yield 0, np.zeros((2, 32), np.float32)
+
+    zeros = make(["nothing"], Zeros(tiny), tmp_path / "zeros", dtype="int8")
+    np.testing.assert_array_equal(zeros["nothing"], np.zeros((2, 32)))
+
+
+def test_processes_share_the_captions(tiny, tmp_path):
+    counting = [Counting(tiny) for _ in range(3)]
+    for i, encoder in enumerate(counting):
+        cache = make(CAPTIONS * 2, encoder, tmp_path, share=(i, 3))
+    assert sorted(sum((encoder.embedded for encoder in counting), [])) == sorted(CAPTIONS)
+    assert max(len(encoder.embedded) for encoder in counting) < len(CAPTIONS)
+    assert all(caption in cache for caption in CAPTIONS)
+    with pytest.raises(ValueError, match=r"share must be \(i, n\) with 0 <= i < n, got \(3, 3\)"):
+        make(CAPTIONS, tiny, tmp_path, share=(3, 3))
+
+
+def test_dirty_captions_are_known_by_what_they_say(tmp_path):
+    encoder = Counting(TextEncoder.from_pretrained(GOLDENS / "tiny_bert", clean_captions=True))
+    dirty = ["a&nbsp;red cat", "a red  cat www.cats.com", "a red cat"]
+    cache = make(dirty, encoder, tmp_path)
+    assert encoder.embedded == ["a red cat"] and len(cache) == 1
+    for caption in dirty:
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[caption], cache["a red cat"])
+
+
 def test_embeds_each_caption_once(tiny, tmp_path):
     counting = Counting(tiny)
     make(iter(CAPTIONS[:5] * 3), counting, tmp_path, shard_size=2)
@@ -75,16 +121,87 @@ def test_a_killed_build_goes_on_behind_its_last_shard(tiny, tmp_path):
         np.testing.assert_array_equal(cache[caption], whole[caption])
 
 
-def test_what_a_hard_kill_leaves_is_removed(tiny, tmp_path, monkeypatch):
-    make(CAPTIONS[:2], tiny, tmp_path)
-    root = tmp_path / tiny.fingerprint
-    with monkeypatch.context() as patch:
-        patch.setattr(cache_lib.os, "getpid", lambda: 2**22 + 1)  # No process has this id.
-        (cache_lib._temporary(root)).mkdir()
-    alive = cache_lib._temporary(root)
-    alive.mkdir()
-    make(CAPTIONS, tiny, tmp_path)
-    assert list(root.glob("tmp-*")) == [alive]
+KILLED = """
+import os, signal, sys
+from imagen_jax.text import cache
+from imagen_jax.text.encoder import TextEncoder
+
+class Dying:
+    def __init__(self, encoder):
+        self.encoder = encoder
+    def __getattr__(self, name):
+        return getattr(self.encoder, name)
+    def encode_ragged(self, captions, batch_size):
+        for number, found in enumerate(self.encoder.encode_ragged(captions, batch_size)):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield found
+
+encoder = TextEncoder.from_pretrained(sys.argv[1])
+cache.build(sys.argv[3:], Dying(encoder), sys.argv[2], batch_size=2, progress=False)
+"""
+
+
+@pytest.fixture
+def killed(tiny, tmp_path):
+    """The directory of a cache whose builder was killed after five captions."""
+    command = [sys.executable, "-c", KILLED, str(GOLDENS / "tiny_bert"), str(tmp_path), *CAPTIONS]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    (left,) = (tmp_path / tiny.fingerprint).glob("tmp-*")
+    return tmp_path, left
+
+
+def test_nothing_is_embedded_twice_after_a_hard_kill(tiny, killed):
+    directory, _ = killed
+    going_on = Counting(tiny)
+    cache = make(CAPTIONS, going_on, directory)
+    assert len(going_on.embedded) == len(CAPTIONS) - 5 and len(cache) == len(CAPTIONS)
+    whole = make(CAPTIONS, tiny, directory / "whole")
+    for caption in CAPTIONS:
+        np.testing.assert_allclose(cache[caption], whole[caption], rtol=2**-10, atol=1e-5)
+    assert not list(directory.glob("*/tmp-*"))
+
+
+@pytest.mark.parametrize("damage", ["cut tokens", "cut index", "wrong bytes"])
+def test_what_was_half_written_is_embedded_again(tiny, killed, damage):
+    directory, left = killed
+    tokens, index = left / "tokens.bin", left / "index.bin"
+    if damage == "cut tokens":
+        tokens.write_bytes(tokens.read_bytes()[:-1])
+    elif damage == "cut index":
+        index.write_bytes(index.read_bytes()[:-1])
+    else:  # a power cut: the file has its length, but not its content
+        tokens.write_bytes(tokens.read_bytes()[:-64] + bytes(64))
+    going_on = Counting(tiny)
+    cache = make(CAPTIONS, going_on, directory)
+    assert len(going_on.embedded) == len(CAPTIONS) - 4 and len(cache) == len(CAPTIONS)
+    whole = make(CAPTIONS, tiny, directory / "whole")
+    for caption in CAPTIONS:
+        np.testing.assert_allclose(cache[caption], whole[caption], rtol=2**-10, atol=1e-5)
+
+
+def test_what_a_living_process_writes_is_left_alone(tiny, killed):
+    directory, left = killed
+    beginning = left.with_name("tmp-beginning")  # has not even opened its files
+    beginning.mkdir()
+    with (left / "index.bin").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cache = make(CAPTIONS, tiny, directory)
+        assert left.is_dir() and beginning.is_dir() and len(cache) == len(CAPTIONS)
+    os.utime(beginning, (0, 0))
+    make(CAPTIONS, tiny, directory)
+    assert not left.exists() and not beginning.exists()
+
+
+def test_a_damaged_shard_is_named(tiny, tmp_path):
+    make(CAPTIONS, tiny, tmp_path, shard_size=4)
+    shard = tmp_path / tiny.fingerprint / "shard-00001"
+    (shard / "tokens.bin").write_bytes((shard / "tokens.bin").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{shard}/tokens.bin must have .* bytes.*delete {shard}"):
+        EmbeddingCache.open(tmp_path, tiny.fingerprint)
+    shutil.rmtree(shard)
+    assert len(EmbeddingCache.open(tmp_path, tiny.fingerprint)) == 4
 
 
 def test_two_builders_do_not_overwrite_each_other(tiny, tmp_path, monkeypatch):
@@ -100,7 +217,7 @@ def test_two_builders_do_not_overwrite_each_other(tiny, tmp_path, monkeypatch):
 def test_missing_caption_names_it_and_the_fix(tiny, tmp_path):
     cache = make(CAPTIONS, tiny, tmp_path)
     assert "a zebra" not in cache
-    with pytest.raises(ValueError, match="'a zebra' is not in .*scripts/train.py"):
+    with pytest.raises(ValueError, match="'a zebra' is not in .*scripts/embed_text.py"):
         cache["a zebra"]
     # A new cache holds nothing, and says the same.
     empty = make([], tiny, tmp_path / "empty")
@@ -117,7 +234,7 @@ def test_another_encoder_is_refused(tiny, tmp_path):
         EmbeddingCache.open(tmp_path, "abc")
     path = tmp_path / tiny.fingerprint / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "abc"}))
-    with pytest.raises(ValueError, match="must be of format 1 and fingerprint"):
+    with pytest.raises(ValueError, match="must be of format 2 and fingerprint"):
         EmbeddingCache.open(tmp_path, tiny.fingerprint)
 
 
@@ -137,7 +254,7 @@ def test_dtype_stays_what_it_was(tiny, tmp_path):
         make(CAPTIONS, tiny, tmp_path, dtype="float16")
     assert make(CAPTIONS, tiny, tmp_path).dtype == "float32"
     with pytest.raises(ValueError, match="dtype must be one of"):
-        make(CAPTIONS, tiny, tmp_path, dtype="int8")
+        make(CAPTIONS, tiny, tmp_path, dtype="int4")
 
 
 def test_values_that_do_not_fit_are_refused(tiny, tmp_path):

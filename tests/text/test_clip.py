@@ -1,11 +1,14 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from imagen_jax.text import clip, pretrained
+from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 TINY = json.loads((GOLDENS / "tiny_clip" / "config.json").read_text())
@@ -19,6 +22,57 @@ def test_later_tokens_are_not_seen():
     one, other = module.apply(params, ids, mask), module.apply(params, changed, mask)
     np.testing.assert_array_equal(one[:, :6], other[:, :6])
     assert np.abs(one[:, 6:] - other[:, 6:]).min(axis=-1).max() > 0
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_open_clip"])
+def test_other_outputs_match_torch(name):
+    golden = load_file(GOLDENS / f"{name}.safetensors")
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+
+    def run(output):
+        module, params = pretrained.load_model(GOLDENS / name, jnp.float32, output=output)
+        return jax.jit(module.apply)(params, ids, mask)
+
+    np.testing.assert_allclose(
+        run("penultimate")[mask.astype(bool)], golden["penultimate"], rtol=0, atol=1e-5
+    )
+    pooled = run("pooled")
+    assert pooled.shape == (len(ids), 1, 32)
+    np.testing.assert_allclose(pooled[:, 0], golden["pooled"], rtol=0, atol=1e-5)
+    assert np.abs(run("last")[mask.astype(bool)] - golden["penultimate"]).max() > 0.1
+
+
+def test_pooled_is_the_hidden_state_of_the_first_end():
+    # As padding may be the same token; 2 in a config means the highest id, whatever its name.
+    ids = jnp.asarray([[38, 5, 39, 39, 39], [38, 39, 7, 39, 0], [38, 4, 5, 6, 39]])
+    assert clip._end(ids, 39).tolist() == clip._end(ids, 2).tolist() == [2, 1, 4]
+    assert clip._end(jnp.asarray([[38, 39, 7, 37, 0]]), 37).tolist() == [3]
+
+
+def test_pooled_text_is_a_sequence_of_one():
+    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_clip", output="pooled")
+    captions = ["a red cat", "the dog on the square"]
+    text = encoder.encode(captions)
+    assert text.embeddings.shape == (2, 1, 32) and text.mask.tolist() == [[True], [True]]
+    padded = encoder.encode(captions, length=12)
+    assert padded.embeddings.shape == (2, 12, 32) and padded.mask.sum() == 2
+    np.testing.assert_allclose(padded.embeddings[:, :1], text.embeddings, rtol=0, atol=1e-5)
+    assert not np.any(padded.embeddings[:, 1:])
+    many = encoder.encode(captions * 40, length=12)
+    np.testing.assert_allclose(many.embeddings[78:], padded.embeddings, rtol=0, atol=1e-5)
+    assert encoder.encode(captions * 40).embeddings.shape == (80, 1, 32)
+    assert [e.shape for _, e in encoder.encode_ragged(captions)] == [(1, 32)] * 2
+    last = TextEncoder.from_pretrained(GOLDENS / "tiny_clip").encode(captions)
+    np.testing.assert_allclose(text.embeddings[0, 0], last.embeddings[0, 4], rtol=0, atol=1e-5)
+
+
+def test_outputs_are_checked():
+    with pytest.raises(
+        ValueError, match="output of CLIP must be one of last, penultimate, pooled, got 'first'"
+    ):
+        TextEncoder.from_pretrained(GOLDENS / "tiny_clip", output="first")
+    with pytest.raises(ValueError, match="output must be 'last' for the model in .*tiny_bert, got 'pooled'"):
+        TextEncoder.from_pretrained(GOLDENS / "tiny_bert", output="pooled")
 
 
 def test_the_whole_model_names_its_text_half():

