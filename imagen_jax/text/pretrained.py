@@ -185,7 +185,7 @@ def weight_files(directory: Path) -> list[Path]:
     if any(directory.glob("pytorch_model*.bin")):
         raise ValueError(
             f"weights must be safetensors, got only pytorch_model.bin in {directory}, a pickle, which "
-            f" can run any code when it is read; {_CONVERT}."
+            f"can run any code when it is read; {_CONVERT}."
         )
     raise ValueError(
         f"a text encoder's directory must hold model.safetensors, got {directory}, which has "
