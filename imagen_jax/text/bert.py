@@ -123,7 +123,7 @@ class _Layer(nn.Module):
         attended = layers.dense(self, config.width, "attention_out")(attended)
         x = layers.layer_norm(self, config.layer_norm_eps, "attention_norm")(x + attended)
         hidden = layers.dense(self, config.intermediate_size, "mlp_in")(x)
-        hidden = layers.dense(self, config.width, "mlp_out")(nn.gelu(hidden, approximate=False))
+        hidden = layers.dense(self, config.width, "mlp_out")(layers.gelu(hidden))
         return layers.layer_norm(self, config.layer_norm_eps, "mlp_norm")(x + hidden)
 
 

@@ -18,7 +18,7 @@ from imagen_jax.text import layers
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's weights
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP's
+    "gelu": layers.gelu,  # OpenCLIP's
 }
 
 OUTPUTS = ("last", "penultimate", "pooled")
