@@ -116,7 +116,7 @@ def embedding(module: nn.Module, num: int, features: int, name: str) -> nn.Modul
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU by erf, as torch has it; `nn.gelu` takes erfc, which costs three times as much on CPUs."""
+    """The exact GELU by erf, as torch has it; `nn.gelu` takes erfc, which costs more on CPUs."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
