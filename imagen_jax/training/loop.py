@@ -48,6 +48,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=encoder.width))
     checkpoint.claim(directory, config)
     embeddings = embedding_cache(config, source, encoder)
+    del encoder  # training has its own use for the memory
     data = pipeline.make_loader(
         source,
         embeddings.__getitem__,
