@@ -56,9 +56,7 @@ def main(parsed) -> None:
     data = config.data.path
     parts = [sources.open_source(data, split) for split in options.splits or sources.splits(data)]
     encoder = TextEncoder.from_config(config.text, mesh)
-    directory, before, start = cache.directory_of(data), 0, time.perf_counter()
-    if (directory / encoder.fingerprint / "meta.json").is_file():
-        before = len(cache.EmbeddingCache.open(directory, encoder.fingerprint))
+    directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(
         itertools.chain.from_iterable(map(sources.captions, parts)),
         encoder,
@@ -69,7 +67,7 @@ def main(parsed) -> None:
         total=sum(map(len, parts)),
     )
     seconds = time.perf_counter() - start
-    new, num = len(embeddings) - before, len(embeddings)
+    new, num = embeddings.num_new, len(embeddings)
     speed = f" at {new / seconds:.0f} captions/s" if new else ""
     print(
         f"{directory}: {num} distinct captions by {encoder.name}, {new} of them new{speed}; "

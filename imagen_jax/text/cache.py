@@ -3,7 +3,7 @@
 Layout, with one sub-directory per encoder so that embeddings never mix:
 
     directory/<encoder.fingerprint>/
-      meta.json                 format, fingerprint, encoder name, width, dtype, clean_captions
+      meta.json                 format, fingerprint, encoder's description, width, dtype, clean_captions
       shard-00000/tokens.bin    the tokens of the captions, one after the other, no padding
                   index.bin     a row per caption: hash, where it begins, how many tokens, checksum
 
@@ -12,7 +12,9 @@ known by the sha256 of their cleaned text, so each distinct one is there once.
 
 A shard grows under a temporary name that its process holds locked, and takes its own name when it is
 full. What a killed process leaves is taken over by the next `build`, up to the last caption whose checksum
-is right: nothing that was written is embedded again. Several processes may build at once, each its share.
+is right: nothing that was written is embedded again. Several processes may build at once, each its share;
+of two with the same share one waits. (Where the file system has no locks, what a killed process left of its
+last shard is embedded again, and nothing waits.)
 """
 
 import contextlib
@@ -32,7 +34,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from imagen_jax.text import cleaning
+from imagen_jax.text import cleaning, pretrained
 
 _FORMAT = 2
 _DTYPES = {
@@ -86,21 +88,30 @@ def build(
     """
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share must be (i, n) with 0 <= i < n, got {share}; pass such a pair.")
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"batch_size and shard_size must be positive, got {batch_size} and {shard_size}.")
+    if isinstance(captions, str):
+        raise TypeError(f"captions must be an iterable of str, got the str {captions!r}; put it in [].")
     root = Path(directory) / encoder.fingerprint
     dtype = _prepare(root, encoder, dtype)
-    _take_over(root, _token(dtype, encoder.width))
-    present = set()
-    for shard in _shards(root):
-        digests = np.asarray(_index(shard)["digest"])
-        present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
     from tqdm import tqdm
 
     if total is None and hasattr(captions, "__len__"):
         total = len(captions)
-    with tqdm(total=total, unit=" captions", desc="embedding", disable=not progress) as bar:
-        for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
-            _write_shard(root, batch, encoder, batch_size, dtype, bar)
-    return EmbeddingCache.open(directory, encoder.fingerprint)
+    new = 0
+    with _alone(root / f"share-{share[0]}-of-{share[1]}.lock"):
+        _take_over(root, _token(dtype, encoder.width))
+        present = set()
+        for shard in _shards(root):
+            digests = np.asarray(_index(shard)["digest"])
+            present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
+        with tqdm(total=total, unit=" captions", desc="embedding", disable=not progress) as bar:
+            for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
+                _write_shard(root, batch, encoder, batch_size, dtype, bar)
+                new += len(batch)
+    cache = EmbeddingCache.open(directory, encoder.fingerprint)
+    cache.num_new = new
+    return cache
 
 
 class EmbeddingCache:
@@ -113,7 +124,10 @@ class EmbeddingCache:
       width: D.
       dtype: name of the type on disk.
       nbytes: of all tokens and their index on disk.
+      num_new: how many captions the `build` that returned it has embedded.
     """
+
+    num_new = 0
 
     def __init__(self, directory: Path, fingerprint: str, meta: dict[str, Any]):
         self._directory, self._fingerprint = directory, fingerprint
@@ -260,10 +274,12 @@ def _stored(embedding: np.ndarray, dtype: str, caption: str) -> bytes:
             stored = embedding.astype(_DTYPES[dtype])
             is_finite = np.isfinite(stored).all()
     if not is_finite:
+        fix = "build the cache in another directory with dtype='bfloat16' or 'float32'"
+        if not np.isfinite(largest).all():
+            fix = "the encoder's weights are damaged, or its dtype is too small for it: get them again, or try float32"
         raise ValueError(
-            f"embeddings stored as {dtype} must be finite in it, got values up to "
-            f"{largest.max()} for {caption!r}; build the cache in "
-            "another directory with dtype='bfloat16' or 'float32'."
+            f"embeddings stored as {dtype} must be finite in it, got values up to {largest.max()} for {caption!r}; "
+            f"{fix}."
         )
     return stored.tobytes()
 
@@ -287,28 +303,43 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
         stored = _read_meta(path, encoder.fingerprint)["dtype"]
         if dtype not in (None, stored):
             raise ValueError(
-                f"the embedding cache {root} is stored as {stored}, got dtype {dtype!r}; leave "
-                "dtype out, or choose another directory."
+                f"the embedding cache {root} is stored as {stored}, got dtype {dtype!r}; leave the dtype out, or "
+                "delete that directory to embed everything again."
             )
         return stored
+    if _shards(root):
+        raise ValueError(
+            f"{root} has shards but no meta.json, so their dtype is not known; delete it and build again."
+        )
     root.mkdir(parents=True, exist_ok=True)
     meta = {
         "format": _FORMAT,
         "fingerprint": encoder.fingerprint,
-        "encoder": encoder.name,
+        "encoder": encoder.description,
         "width": encoder.width,
         "dtype": dtype or "float16",
         "clean_captions": encoder.clean_captions,
     }
     temporary = root / f"meta-{uuid.uuid4().hex}"
-    temporary.write_text(json.dumps(meta, indent=2) + "\n")
-    os.replace(temporary, path)
+    with temporary.open("w") as file:
+        file.write(json.dumps(meta, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)  # fails where another process was first
+    except FileExistsError:
+        return _prepare(root, encoder, dtype)
+    except OSError:  # no links on this file system
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return meta["dtype"]
 
 
 def _read_meta(path: Path, fingerprint: str) -> dict[str, Any]:
-    meta = json.loads(path.read_text())
-    if (meta.get("format"), meta.get("fingerprint")) != (_FORMAT, fingerprint):
+    meta = pretrained.read_json(path)
+    is_whole = {"width", "dtype", "clean_captions"} <= set(meta) and meta["dtype"] in _DTYPES
+    if not is_whole or (meta.get("format"), meta.get("fingerprint")) != (_FORMAT, fingerprint):
         raise ValueError(
             f"{path} must be of format {_FORMAT} and fingerprint {fingerprint}, got "
             f"{meta.get('format')} and {meta.get('fingerprint')}; delete that directory and build "
@@ -318,11 +349,19 @@ def _read_meta(path: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def _shards(root: Path) -> list[Path]:
-    return sorted(root.glob("shard-*"), key=lambda path: int(path.name.removeprefix("shard-")))
+    found = [path for path in root.glob("shard-*") if path.name.removeprefix("shard-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("shard-")))
 
 
 def _index(shard: Path) -> np.ndarray:
-    return np.memmap(shard / "index.bin", _ROW, mode="r")
+    path = shard / "index.bin"
+    size = path.stat().st_size if path.is_file() else 0
+    if not size or size % _ROW.itemsize or not (shard / "tokens.bin").is_file():
+        raise ValueError(
+            f"{shard} is damaged: it must hold tokens.bin and a whole index.bin; delete it and build the cache again, "
+            "which embeds only what is missing."
+        )
+    return np.memmap(path, _ROW, mode="r")
 
 
 def _tokens(shard: Path, token: np.dtype, rows: np.ndarray) -> np.ndarray:
@@ -367,7 +406,8 @@ def _write_shard(
 def _take_over(root: Path, token: np.dtype) -> None:
     """Makes shards of what killed processes left."""
     for left in sorted(root.glob("tmp-*")):
-        with contextlib.suppress(FileNotFoundError):  # taken over by another process meanwhile
+        # Gone: taken over by another process meanwhile. Not permitted: somebody else's cache, to be read only.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             has_begun = time.time() - left.stat().st_mtime > _JUST_BEGUN
             if not (left / "index.bin").exists():
                 if has_begun:
@@ -393,6 +433,22 @@ def _cut_to_whole(tokens: BinaryIO, index: BinaryIO, token: np.dtype) -> None:
         whole, end = whole + 1, end + int(row["length"])
     index.truncate(whole * _ROW.itemsize)
     tokens.truncate(end * token.itemsize)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same path."""
+    try:
+        file = path.open("wb")
+    except OSError:  # a cache that may only be read: whoever writes to it fails soon enough
+        yield
+        return
+    with file:
+        if not _lock(file):
+            with contextlib.suppress(OSError):  # no locks on this file system
+                print(f"Waiting for another process that embeds into {path.parent}.", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _lock(file: BinaryIO) -> bool:

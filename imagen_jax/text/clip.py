@@ -58,7 +58,7 @@ class ClipConfig:
         Raises:
           ValueError: the model does something this encoder does not.
         """
-        config = config.get("text_config", config)
+        config = config.get("text_config") or config
         return cls(**layers.sizes(cls, "CLIP", {k: v for k, v in config.items() if k != "output"}))
 
     @property

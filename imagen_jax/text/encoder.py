@@ -18,6 +18,7 @@ from imagen_jax import parallel
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
 from imagen_jax.text import cleaning, pretrained
+from imagen_jax.text.known import KNOWN, SHORT_NAMES
 
 # Part of every fingerprint: raise it when the same model begins to give other embeddings.
 _VERSION = 2
@@ -34,7 +35,7 @@ _DEFAULT_MAX_LENGTH = 256
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed(module: nn.Module, params: Any, input_ids: jax.Array, attention_mask: jax.Array):
-    """Last hidden states [B, L, D]; compiled once per module and shape, parameters an argument."""
+    """What the module gives, [B, L, D]; compiled once per module and shape, parameters an argument."""
     return module.apply(params, input_ids, attention_mask)
 
 
@@ -106,7 +107,9 @@ class TextEncoder:
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
         tokenizer = pretrained.load_tokenizer(directory)
         _check_vocabulary(directory, tokenizer, module.config)
-        max_length = _max_length(directory, tokenizer, module.config, max_length)
+        name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
+        default = KNOWN[name].max_length if name in KNOWN else _DEFAULT_MAX_LENGTH
+        max_length = _max_length(directory, tokenizer, module.config, max_length, default)
         pretrained.locate(directory, module)
         return cls(str(name_or_path), directory, module, tokenizer, max_length, clean_captions, mesh)
 
@@ -151,6 +154,14 @@ class TextEncoder:
         parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
         parts += [pretrained.named_hash(path) for path in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    @property
+    def description(self) -> str:
+        """What is part of the fingerprint, for people."""
+        stored = jnp.dtype(self.module.param_dtype).name
+        output = getattr(self.module.config, "output", "last")
+        cleaned = ", captions cleaned" if self.clean_captions else ""
+        return f"{self.name}, {stored}, {output}, at most {self.max_length} tokens{cleaned}"
 
     def clean(self, caption: str) -> str:
         """The caption as the tokenizer sees it: repaired if `clean_captions`."""
@@ -340,8 +351,8 @@ def _check_length(length: int, tokenizer: Any, limit: int) -> None:
         )
 
 
-def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None) -> int:
-    """`given`, or else the smallest limit that the model's files state."""
+def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None, default: int) -> int:
+    """`given`, or else the smallest limit that the model's files state, or else `default`."""
     reach = config.max_length
     if given is not None:
         _check_length(given, tokenizer, reach or given)
@@ -349,8 +360,8 @@ def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None)
     sentence = _read_json(directory / "sentence_bert_config.json").get("max_seq_length")
     stated = sentence or _read_json(directory / "tokenizer_config.json").get("model_max_length")
     # transformers writes 1e30 for "no limit".
-    limits = [x for x in (stated, reach) if x is not None and x < 1e9]
-    return int(min(limits, default=_DEFAULT_MAX_LENGTH))
+    limits = [x for x in (stated, reach) if isinstance(x, int | float) and 1 <= x < 1e9]
+    return int(min(limits, default=default))
 
 
 def _check_vocabulary(directory: Path, tokenizer: Any, config: Any) -> None:
@@ -366,12 +377,12 @@ def _pad_id(directory: Path, tokenizer: Any) -> int:
     # Masked everywhere, so it matters only to code that reads input_ids.
     token = _read_json(directory / "tokenizer_config.json").get("pad_token")
     if isinstance(token, dict):  # Some files spell out how the token is matched.
-        token = token["content"]
-    return (token and tokenizer.token_to_id(token)) or 0
+        token = token.get("content")
+    return (isinstance(token, str) and tokenizer.token_to_id(token)) or 0
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return pretrained.read_json(path) if path.is_file() else {}
 
 
 def _shorten(caption: str) -> str:

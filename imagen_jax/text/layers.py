@@ -27,7 +27,14 @@ def sizes(cls: type, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{family} config.json must hold {field.name}, which is missing; get a complete copy of the model."
             )
-    return {field.name: config[field.name] for field in fields if field.name in config}
+    found = {field.name: config[field.name] for field in fields if field.name in config}
+    for field in fields:
+        value = found.get(field.name, 1)
+        if field.type is int and (type(value) is not int or value < 1):
+            raise ValueError(
+                f"{family} config.json: {field.name} must be a positive integer, got {value!r}; get a complete copy."
+            )
+    return found
 
 
 def check_heads(hidden_size: int, num_heads: int) -> None:

@@ -62,10 +62,11 @@ FAMILIES = {
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _CONVERT = (
-    "convert it where transformers and torch are installed: "
-    "AutoModel.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
+    "convert it where transformers and torch are installed, AutoModel.from_pretrained(NAME).save_pretrained(DIRECTORY) "
+    "and AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
 )
-_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 
 
@@ -155,7 +156,7 @@ def read_config(directory: Path) -> tuple[Family, Any]:
             f"a text encoder's directory must hold config.json, got {directory}, which has none; "
             "pass a directory in Hugging Face layout."
         )
-    config = json.loads(path.read_text())
+    config = read_json(path)
     family = FAMILIES.get(config.get("model_type"))
     if family is None:
         raise ValueError(
@@ -175,7 +176,16 @@ def weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        where = read_json(index).get("weight_map")
+        if (
+            not isinstance(where, dict)
+            or not where
+            or not all(isinstance(name, str) for name in where.values())
+        ):
+            raise ValueError(
+                f"{index} must hold weight_map, from tensors to files, got {where!r:.80}; get it again."
+            )
+        names = sorted(set(where.values()))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise ValueError(
@@ -298,7 +308,9 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="numpy") as opened:
-                found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+                slices = {name: opened.get_slice(name) for name in opened.keys()}
+                found = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                types = {name: part.get_dtype() for name, part in slices.items()}
         except SafetensorError as error:
             raise ValueError(f"{file} is not a readable safetensors file ({error}); get it again.") from error
         for name, shape in found.items():
@@ -316,6 +328,11 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
                 raise ValueError(
                     f"{file}: the tensor {name} must have shape {expected} as config.json says, got "
                     f"{shape}; get weights and config.json from the same model."
+                )
+            if types[name] not in ("F16", "BF16", "F32", "F64"):
+                raise ValueError(
+                    f"{file}: the tensor {name} must be F16, BF16, F32 or F64, got {types[name]}; get weights that "
+                    "are not quantized."
                 )
             tensor = Tensor(file, name, path, transposed)
             first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
@@ -369,13 +386,16 @@ def load_tokenizer(directory: Path) -> Any:
       ValueError: the directory holds no tokenizer, or one that cannot be read.
     """
     files = tokenizer_files(directory)
+    for file in files:
+        if file.name in _TOKENIZER_SETTINGS:
+            read_json(file)  # or the libraries blame another file
     try:
         if files[0].name == "tokenizer.json":
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(files[0]))
         elif files[0].name == "tokenizer_config.json":
-            tokenizer = _byte_tokenizer(json.loads(files[0].read_text()))
+            tokenizer = _byte_tokenizer(read_json(files[0]))
         else:
             # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
             # install torch is for other uses.
@@ -416,16 +436,30 @@ def _byte_tokenizer(config: Mapping[str, Any]) -> Any:
 
 def tokenizer_files(directory: Path) -> list[Path]:
     """The files that define the tokenizer, in a fixed order; ValueError if there are none."""
-    files = [directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()]
-    config = directory / "tokenizer_config.json"
-    if not files and config.is_file() and "ByT5Tokenizer" in config.read_text():
-        return [config]
+    present = lambda names: [directory / name for name in names if (directory / name).is_file()]
+    files, settings = present(_TOKENIZER_FILES), present(_TOKENIZER_SETTINGS)
+    if not files and settings and settings[0].name == "tokenizer_config.json":
+        if read_json(settings[0]).get("tokenizer_class") == "ByT5Tokenizer":
+            return settings
     if not files:
         raise ValueError(
             f"a text encoder's directory must hold its tokenizer, got {directory} without any of "
             f"{', '.join(_TOKENIZER_FILES)}; copy them from where the weights came from."
         )
-    return files[:1] if files[0].name == "tokenizer.json" else files
+    return files[:1] if files[0].name == "tokenizer.json" else files + settings
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(
+            f"{path} must be JSON, and cannot be read ({_first_line(error)}); get it again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {found!r:.80}; get it again.")
+    return found
 
 
 def _first_line(error: Exception) -> str:

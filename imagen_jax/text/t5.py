@@ -52,6 +52,12 @@ class T5Config:
                 "T5 config.json: relative_attention_num_buckets must be even and at least 4, got "
                 f"{self.relative_attention_num_buckets}; get a complete copy of the model."
             )
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
+            raise ValueError(
+                "T5 config.json: relative_attention_max_distance must be more than a quarter of the buckets, "
+                f"{self.relative_attention_num_buckets // 4}, got {self.relative_attention_max_distance}; get a "
+                "complete copy of the model."
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "T5Config":

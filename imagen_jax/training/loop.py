@@ -46,6 +46,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     # Its parameters are read only if there is something left to embed.
     encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=encoder.width))
+    refuse_other_caches(config, encoder)
     checkpoint.claim(directory, config)
     embeddings = embedding_cache(config, source, encoder)
     del encoder  # training has its own use for the memory
@@ -98,6 +99,16 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
                     break
     data.close()
     return Result(state, stop[0] if stop else None)
+
+
+def refuse_other_caches(config: StageConfig, encoder: TextEncoder) -> None:
+    """Raises ValueError if the data set has embeddings, but of other encoders only.
+
+    They may have taken days: whoever wants others says so, by scripts/embed_text.py.
+    """
+    directory = cache.directory_of(config.data.path)
+    if cache.describe(directory):
+        cache.EmbeddingCache.open(directory, encoder.fingerprint)
 
 
 def embedding_cache(

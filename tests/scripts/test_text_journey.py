@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,23 @@ def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypa
 def sources_of(data, split):
     source = sources.open_source(data, split)
     return source.read(range(len(source)))
+
+
+def test_training_refuses_a_data_set_with_embeddings_of_another_encoder(data, tmp_path, capsys):
+    """They may have taken days, so others are not made unasked."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy, ignore=shutil.ignore_patterns("text_embeddings"))
+    text = ["--data.path", copy, "--text.encoder", GOLDENS / "tiny_t5_v1_1"]
+    assert run("embed_text.py", "--preset", "shapes", *text) in (0, None)
+    capsys.readouterr()
+    for change in (["--text.dtype", "bfloat16"], ["--text.length", "9"]):
+        code = run(
+            "train.py", "--preset", "shapes", "--stage", "base", "--workdir", tmp_path / "run", *text, *change
+        )
+        err = capsys.readouterr().err
+        assert code == 2 and "got only those of" in err and "float32, last, at most 40 tokens" in err
+        assert "scripts/embed_text.py" in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_killed_at_any_moment_and_shared_by_processes(tmp_path):

@@ -156,7 +156,7 @@ def test_nothing_is_embedded_twice_after_a_hard_kill(tiny, killed):
     directory, _ = killed
     going_on = Counting(tiny)
     cache = make(CAPTIONS, going_on, directory)
-    assert len(going_on.embedded) == len(CAPTIONS) - 5 and len(cache) == len(CAPTIONS)
+    assert len(going_on.embedded) == len(CAPTIONS) - 5 == cache.num_new and len(cache) == len(CAPTIONS)
     whole = make(CAPTIONS, tiny, directory / "whole")
     for caption in CAPTIONS:
         np.testing.assert_allclose(cache[caption], whole[caption], rtol=2**-10, atol=1e-5)
@@ -192,6 +192,55 @@ def test_what_a_living_process_writes_is_left_alone(tiny, killed):
     os.utime(beginning, (0, 0))
     make(CAPTIONS, tiny, directory)
     assert not left.exists() and not beginning.exists()
+
+
+def test_of_two_builders_of_a_share_one_waits(tiny, tmp_path):
+    counting = [Counting(tiny), Counting(tiny)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda encoder: make(CAPTIONS, encoder, tmp_path, shard_size=2), counting))
+    assert sorted(counting[0].embedded + counting[1].embedded) == sorted(CAPTIONS)
+
+
+def test_a_complete_cache_needs_no_writing(tiny, killed, monkeypatch):
+    directory, left = killed
+    captions = [*make(CAPTIONS, tiny, directory)._heads]
+    (left.parent / "tmp-old").mkdir()
+    os.utime(left.parent / "tmp-old", (0, 0))
+
+    real = pathlib.Path.open
+
+    def refused(path, mode="r", *args, **options):
+        if mode in ("r", "rb"):
+            return real(path, mode, *args, **options)
+        raise PermissionError("read-only")
+
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(pathlib.Path, "open", refused)
+        patch.setattr(shutil, "rmtree", lambda path: refused(path, "w"))
+        assert [*make(CAPTIONS, tiny, directory)._heads] == captions
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}'])
+def test_a_broken_meta_is_named(tiny, tmp_path, content):
+    make(CAPTIONS[:1], tiny, tmp_path)
+    path = tmp_path / tiny.fingerprint / "meta.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} must "):
+        make(CAPTIONS, tiny, tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match="has shards but no meta.json"):
+        make(CAPTIONS, tiny, tmp_path)
+
+
+def test_a_damaged_index_is_named(tiny, tmp_path):
+    make(CAPTIONS, tiny, tmp_path)
+    shard = tmp_path / tiny.fingerprint / "shard-00000"
+    (shard.parent / "shard-00000.bak").mkdir()  # not ours
+    index = (shard / "index.bin").read_bytes()
+    for content in (b"", index[:100]):
+        (shard / "index.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{shard} is damaged.*delete it"):
+            EmbeddingCache.open(tmp_path, tiny.fingerprint)
 
 
 def test_a_damaged_shard_is_named(tiny, tmp_path):
@@ -271,6 +320,10 @@ def test_values_that_do_not_fit_are_refused(tiny, tmp_path):
 def test_captions_must_be_str(tiny, tmp_path):
     with pytest.raises(TypeError, match="got bytes at index 1"):
         make(["a", b"b"], tiny, tmp_path)
+    with pytest.raises(TypeError, match="must be an iterable of str, got the str 'a cat'"):
+        make("a cat", tiny, tmp_path)
+    with pytest.raises(ValueError, match="batch_size and shard_size must be positive, got 2 and 0"):
+        make(["a"], tiny, tmp_path, shard_size=0)
 
 
 def test_pickles_small_and_reads_from_many_threads(tiny, tmp_path):

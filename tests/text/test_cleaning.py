@@ -1,4 +1,5 @@
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ TINY = pathlib.Path(__file__).parents[1] / "goldens" / "tiny_bert"
         ("  two\u3000spaces\n\there\u00a0", "two spaces here"),
         ("\U0001f469\u200d\U0001f33e at dusk", "\U0001f469\u200d\U0001f33e at dusk"),
         ("http://only.a/link", ""),
+        ("a cat (https://x.y/z) sits", "a cat ( ) sits"),
         ("", ""),
     ],
 )
@@ -42,6 +44,13 @@ def test_repairs(caption, cleaned):
 def test_cleaning_twice_is_cleaning_once(caption):
     once = clean(caption)
     assert clean(once) == once
+
+
+@pytest.mark.parametrize("hostile", ["<!--", "&amp;", "amp;", "<a ", "www."])
+def test_hostile_captions_take_no_time(hostile):
+    start = time.perf_counter()
+    clean("&" + hostile * 100_000)
+    assert time.perf_counter() - start < 10
 
 
 def test_an_encoder_cleans_only_when_asked():

@@ -384,6 +384,36 @@ def test_incomplete_directories_are_refused(directory):
         TextEncoder.from_pretrained(directory)
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_broken_json_is_named(directory, file, content):
+    if "index" in file:
+        (directory / "model.safetensors").unlink()
+    (directory / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{directory / file} must "):
+        TextEncoder.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("where", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_an_index_without_a_map_is_named(directory, where):
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text(json.dumps(where))
+    with pytest.raises(ValueError, match="index.json must hold weight_map"):
+        TextEncoder.from_pretrained(directory)
+
+
+def test_quantized_weights_and_odd_sizes_are_refused(directory):
+    name = "encoder.layer.0.output.dense.weight"
+    rewrite(directory, lambda tensors: tensors.update({name: tensors[name].astype(np.int8)}))
+    with pytest.raises(ValueError, match=f"{name} must be F16, BF16, F32 or F64, got I8"):
+        TextEncoder.from_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    for value in ("64", None, 0, 2.5):
+        (directory / "config.json").write_text(json.dumps(config | {"hidden_size": value}))
+        with pytest.raises(ValueError, match="BERT config.json: hidden_size must be a positive integer"):
+            TextEncoder.from_pretrained(directory)
+
+
 def test_a_tokenizer_of_another_model_is_refused(directory):
     with (directory / "vocab.txt").open("a") as file:
         file.write("elephant\n")
@@ -406,7 +436,10 @@ def test_fingerprint_tells_encoders_apart(directory, tiny):
     vocab = (directory / "vocab.txt").read_text()
     (directory / "vocab.txt").write_text(vocab.replace("cat", "cow"))
     prints.add(TextEncoder.from_pretrained(directory).fingerprint)
-    assert len(prints) == 5
+    settings = directory / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_lower_case": False}))
+    prints.add(TextEncoder.from_pretrained(directory).fingerprint)
+    assert len(prints) == 6
 
 
 def test_a_fresh_process_imports_little_and_agrees(tiny):
