@@ -3,7 +3,8 @@
 A causal pre-norm transformer. `ClipConfig.output` says what it returns: the last hidden states, after the
 final norm; the penultimate ones, which the paper takes, before any norm; or the pooled one, the last hidden
 state of the end of the text alone. Checkpoints of the whole model and of its text half load alike.
-`tensor_table` says where each tensor of a Hugging Face checkpoint goes.
+`tensor_table` says where each tensor of a Hugging Face checkpoint goes, `open_clip_table` the same of one as
+open_clip writes it.
 """
 
 import dataclasses
@@ -171,3 +172,66 @@ def canonical_name(name: str) -> str | None:
         return None
     name = "text_model." + name.removeprefix("text_model.")  # newer files of the text half leave it out
     return None if name == "text_model.embeddings.position_ids" else name
+
+
+# --- as open_clip writes it ---------------------------------------------------------------------
+
+
+def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
+    """The config of an open_clip_config.json, already parsed into a dict.
+
+    Raises:
+      ValueError: a size is missing, or the model does something this encoder does not.
+    """
+    model = config.get("model_cfg") or {}
+    text = model.get("text_cfg") or {}
+    for key, supported in (
+        ("hf_model_name", None),
+        ("embed_cls", False),
+        ("no_causal_mask", False),
+        ("pool_type", "argmax"),
+    ):
+        if text.get(key, supported) != supported:
+            raise ValueError(
+                f"open_clip_config.json: text_cfg.{key} must be {supported!r}, got {text[key]!r}; this encoder "
+                "computes nothing else, so choose another text encoder."
+            )
+    names = {
+        "vocab_size": "vocab_size", "hidden_size": "width", "num_hidden_layers": "layers",
+        "num_attention_heads": "heads", "max_position_embeddings": "context_length",
+    }  # fmt: skip
+    missing = [theirs for theirs in names.values() if theirs not in text]
+    if missing:
+        raise ValueError(
+            f"open_clip_config.json must hold text_cfg.{missing[0]}, which is missing; get a complete copy."
+        )
+    found = {ours: text[theirs] for ours, theirs in names.items()}
+    found["intermediate_size"] = int(text["width"] * text.get("mlp_ratio", 4))
+    found["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return ClipConfig(**layers.sizes(ClipConfig, "CLIP", found | {"eos_token_id": 2}))
+
+
+def open_clip_table(config: ClipConfig) -> Iterator[layers.Row]:
+    """As `tensor_table`; rows of one name are stacked in that tensor, in order."""
+    yield "token_embedding.weight", ("token", "embedding"), False
+    yield "positional_embedding", ("position", "embedding"), False
+    for i in range(config.num_hidden_layers):
+        source, layer = f"transformer.resblocks.{i}", f"layer_{i}"
+        for name in ("query", "key", "value"):
+            yield f"{source}.attn.in_proj_weight", (layer, name, "kernel"), True
+        for name in ("query", "key", "value"):
+            yield f"{source}.attn.in_proj_bias", (layer, name, "bias"), False
+        denses = {"attn.out_proj": "attention_out", "mlp.c_fc": "mlp_in", "mlp.c_proj": "mlp_out"}
+        for theirs, ours in denses.items():
+            yield from layers.dense_rows(f"{source}.{theirs}", (layer, ours))
+        for theirs, ours in {"ln_1": "attention_norm", "ln_2": "mlp_norm"}.items():
+            yield from layers.norm_rows(f"{source}.{theirs}", (layer, ours))
+    yield from layers.norm_rows("ln_final", ("norm",))
+
+
+def open_clip_name(name: str) -> str | None:
+    """The name `open_clip_table` uses for a checkpoint's tensor; None for one that is not needed."""
+    if name.startswith("visual."):
+        return None
+    name = name.removeprefix("text.")
+    return None if name in ("text_projection", "logit_scale", "logit_bias", "attn_mask") else name

@@ -5,6 +5,7 @@ the tokenizer's files. `resolve` finds it, `load_model` turns it into a Linen mo
 parameters, `load_tokenizer` into its tokenizer. A family of models joins by one row in `FAMILIES`.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -37,7 +38,8 @@ class Family:
         (None where positions have no end) and `vocab_size`.
       module: (config, dtype=, param_dtype=) -> a Linen module;
         module(input_ids [B, L], attention_mask [B, L]) -> [B, L, D].
-      tensor_table: config -> rows (name in the checkpoint, path of the parameter, transposed?).
+      tensor_table: config -> rows (name in the checkpoint, path of the parameter, transposed?). Several rows of
+        one name are stacked in that tensor along its first axis, in this order.
       canonical_name: a name found in a checkpoint -> the name in the table; None: not needed.
     """
 
@@ -57,6 +59,7 @@ FAMILIES = {
         model_type: Family(clip.ClipConfig.from_hf, clip.ClipEncoder, clip.tensor_table, clip.canonical_name)
         for model_type in ("clip", "clip_text_model")
     },
+    "open_clip": Family(clip.open_clip_config, clip.ClipEncoder, clip.open_clip_table, clip.open_clip_name),
 }
 
 
@@ -66,6 +69,7 @@ _CONVERT = (
     "and AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
 )
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 
@@ -134,6 +138,8 @@ def _download(name: str, given: str) -> Path:
     try:
         # Exports to other runtimes lie in sub-directories, and none of them is needed.
         directory = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+        if not (directory / "config.json").is_file():
+            directory = Path(snapshot_download(name, allow_patterns=(*_HUB_FILES, _OPEN_CLIP[1])))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
             f"text encoder {given!r} is no local directory and the Hugging Face hub does not give "
@@ -151,6 +157,9 @@ def read_config(directory: Path) -> tuple[Family, Any]:
       ValueError: no config.json, or a model_type that is not in FAMILIES.
     """
     path = directory / "config.json"
+    if not path.is_file() and (directory / _OPEN_CLIP[0]).is_file():
+        family = FAMILIES["open_clip"]
+        return family, family.parse(read_json(directory / _OPEN_CLIP[0]))
     if not path.is_file():
         raise ValueError(
             f"a text encoder's directory must hold config.json, got {directory}, which has none; "
@@ -172,6 +181,9 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
       ValueError: there are none, or some shards are missing.
     """
+    open_clip = directory / _OPEN_CLIP[1]
+    if not (directory / "config.json").is_file() and open_clip.is_file():
+        return [open_clip]
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -217,12 +229,14 @@ def named_hash(path: Path) -> str:
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint and the parameter that it becomes."""
+    """One tensor of a checkpoint, or its `part`-th of `parts` along the first axis, and the parameter it becomes."""
 
     file: Path
     name: str
     path: tuple[str, ...]
     transposed: bool
+    part: int
+    parts: int
 
 
 def make_module(directory: Path, dtype: Any, param_dtype: Any = None, output: str = "last") -> nn.Module:
@@ -301,9 +315,12 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
 
     family, _ = read_config(directory)
     shapes = _shapes(module)
-    rows = {name: (path, transposed) for name, path, transposed in family.tensor_table(module.config)}
+    rows = collections.defaultdict(list)
+    for name, path, transposed in family.tensor_table(module.config):
+        rows[name].append((path, transposed))
     derived = {_scale(path) for path, shape in shapes.items() if shape.dtype == jnp.int8}
-    assert {path for path, _ in rows.values()} == set(shapes) - derived, "table and module disagree"
+    targets = {path for parts in rows.values() for path, _ in parts}
+    assert targets == set(shapes) - derived, "table and module disagree"
     tensors = {}
     for file in weight_files(directory):
         try:
@@ -322,8 +339,10 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
                     f"{file} holds the tensor {name}, which a model of this config.json does not have; "
                     "get weights and config.json from the same model."
                 )
-            path, transposed = rows[canonical]
+            parts = rows[canonical]
+            path, transposed = parts[0]
             expected = shapes[path].shape[:: -1 if transposed else 1]
+            expected = (expected[0] * len(parts), *expected[1:])
             if shape != expected:
                 raise ValueError(
                     f"{file}: the tensor {name} must have shape {expected} as config.json says, got "
@@ -334,11 +353,12 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
                     f"{file}: the tensor {name} must be F16, BF16, F32 or F64, got {types[name]}; get weights that "
                     "are not quantized."
                 )
-            tensor = Tensor(file, name, path, transposed)
-            first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
-            if first is not tensor and not np.array_equal(_read(first), _read(tensor)):
-                raise ValueError(f"{file}: the tensor {name} is there twice, and differs; keep one.")
-    missing = [name for name, (path, _) in rows.items() if path not in tensors]
+            for i, (path, transposed) in enumerate(parts):
+                tensor = Tensor(file, name, path, transposed, i, len(parts))
+                first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
+                if first is not tensor and not np.array_equal(_read(first), _read(tensor)):
+                    raise ValueError(f"{file}: the tensor {name} is there twice, and differs; keep one.")
+    missing = [name for name, parts in rows.items() if parts[0][0] not in tensors]
     if missing:
         raise ValueError(
             f"{directory}: the weights lack the tensor {missing[0]} ({len(missing)} in all), which "
@@ -363,7 +383,8 @@ def _read(tensor: Tensor) -> np.ndarray:
 
     # Opened for each tensor: what has been read of an open file counts as the process's memory.
     with safe_open(tensor.file, framework="numpy") as opened:
-        return opened.get_tensor(tensor.name)
+        values = opened.get_tensor(tensor.name)
+    return np.split(values, tensor.parts)[tensor.part]
 
 
 @functools.lru_cache

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from imagen_jax.text import clip, pretrained
 from imagen_jax.text.encoder import TextEncoder
@@ -64,6 +64,77 @@ def test_pooled_text_is_a_sequence_of_one():
     assert [e.shape for _, e in encoder.encode_ragged(captions)] == [(1, 32)] * 2
     last = TextEncoder.from_pretrained(GOLDENS / "tiny_clip").encode(captions)
     np.testing.assert_allclose(text.embeddings[0, 0], last.embeddings[0, 4], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def open_clip(tmp_path):
+    """tiny_open_clip as open_clip would have written it."""
+    source = GOLDENS / "tiny_open_clip"
+    sizes = json.loads((source / "config.json").read_text())["text_config"]
+    text = {
+        "context_length": sizes["max_position_embeddings"], "vocab_size": sizes["vocab_size"],
+        "width": sizes["hidden_size"], "heads": sizes["num_attention_heads"], "layers": sizes["num_hidden_layers"],
+        "mlp_ratio": sizes["intermediate_size"] / sizes["hidden_size"],
+    }  # fmt: skip
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": {}, "text_cfg": text}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    theirs = load_file(source / "model.safetensors")
+    ours = {
+        "token_embedding.weight": theirs["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": theirs["text_model.embeddings.position_embedding.weight"],
+        "visual.proj": np.zeros((2, 2), np.float32), "text_projection": np.zeros((2, 2), np.float32),
+        "logit_scale": np.zeros((), np.float32),
+    }  # fmt: skip
+    names = {
+        "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+        "ln_1": "layer_norm1", "ln_2": "layer_norm2",
+    }  # fmt: skip
+    for kind in ("weight", "bias"):
+        ours[f"ln_final.{kind}"] = theirs[f"text_model.final_layer_norm.{kind}"]
+        for i in range(2):
+            layer, block = f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}"
+            stacked = [theirs[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            ours[f"{block}.attn.in_proj_{kind}"] = np.concatenate(stacked)
+            ours |= {f"{block}.{n}.{kind}": theirs[f"{layer}.{name}.{kind}"] for n, name in names.items()}
+    save_file(ours, tmp_path / "open_clip_model.safetensors")
+    return tmp_path, ours, config
+
+
+@pytest.mark.parametrize("output", ["last", "penultimate", "pooled"])
+def test_the_layout_of_open_clip(open_clip, output):
+    directory, tensors, _ = open_clip
+    golden = load_file(GOLDENS / "tiny_open_clip.safetensors")
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+    _, params = pretrained.load_model(GOLDENS / "tiny_open_clip", jnp.float32)
+    for prefix in ("", "text."):  # the second where the text half is a module of its own
+        named = {name if name.startswith("visual") else prefix + name: t for name, t in tensors.items()}
+        save_file(named, directory / "open_clip_model.safetensors")
+        module, loaded = pretrained.load_model(directory, jnp.float32, output=output)
+        assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, params, loaded)))
+    if output != "pooled":  # the golden's end of text is not the highest id, as open_clip's is
+        expected = golden["hidden" if output == "last" else output]
+        np.testing.assert_allclose(
+            jax.jit(module.apply)(loaded, ids, mask)[mask.astype(bool)], expected, rtol=0, atol=1e-5
+        )
+
+
+def test_what_open_clip_lacks_or_does_otherwise_is_named(open_clip):
+    directory, tensors, config = open_clip
+    name = "transformer.resblocks.1.attn.in_proj_weight"
+    save_file(tensors | {name: tensors[name][:64]}, directory / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(96, 32\) .*got \(64, 32\)"):
+        pretrained.load_model(directory, jnp.float32)
+    save_file({k: v for k, v in tensors.items() if k != name}, directory / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=f"lack the tensor {name}"):
+        pretrained.load_model(directory, jnp.float32)
+    for key, value in {"pool_type": "last", "no_causal_mask": True, "hf_model_name": "roberta-base"}.items():
+        changed = {
+            "model_cfg": config["model_cfg"] | {"text_cfg": config["model_cfg"]["text_cfg"] | {key: value}}
+        }
+        with pytest.raises(ValueError, match=f"text_cfg.{key} must be .*got {value!r}"):
+            clip.open_clip_config(changed)
+    with pytest.raises(ValueError, match="text_cfg.vocab_size, which is missing"):
+        clip.open_clip_config({"model_cfg": {}})
 
 
 def test_outputs_are_checked():
