@@ -332,9 +332,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+# Fields that files of earlier versions lack, with what those versions did.
+_ADDED = {TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False}}
+
+
 def from_dict(data: dict[str, Any], cls: type = StageConfig) -> Any:
     """Inverse of `to_dict`. Unknown and missing keys are errors that name them."""
-    data = dict(data)
+    data = _ADDED.get(cls, {}) | data
     hints = typing.get_type_hints(cls)
     unknown, missing = set(data) - set(hints), set(hints) - set(data)
     if unknown or missing:

@@ -78,6 +78,14 @@ def test_differences_are_named(tiny_configs):
     assert C.differences(tiny_configs[0], other) == ["optim.b2: 0.999 -> 0.5", "seed: 0 -> 4"]
 
 
+def test_files_of_earlier_versions():
+    settings = C.load_preset("quickstart")[0]
+    data = C.to_dict(settings)
+    for field in ("dtype", "output", "clean_captions"):
+        del data["text"][field]
+    assert C.from_dict(data) == settings
+
+
 def test_unknown_preset():
     with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
         C.load_preset("imagenet")
