@@ -205,8 +205,11 @@ def describe(directory: str | Path) -> list[str]:
     """What caches there are, a line each: "<fingerprint> (<encoder>)"."""
     found = []
     for path in sorted(Path(directory).glob("*/meta.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(f"{path.parent.name} ({json.loads(path.read_text())['encoder']})")
+        try:
+            encoder = pretrained.read_json(path).get("encoder")
+        except ValueError:
+            encoder = "damaged"
+        found.append(f"{path.parent.name} ({encoder})")
     return found
 
 
@@ -274,7 +277,7 @@ def _stored(embedding: np.ndarray, dtype: str, caption: str) -> bytes:
             stored = embedding.astype(_DTYPES[dtype])
             is_finite = np.isfinite(stored).all()
     if not is_finite:
-        fix = "build the cache in another directory with dtype='bfloat16' or 'float32'"
+        fix = "delete the cache and build it with dtype (--store) 'bfloat16' or 'float32'"
         if not np.isfinite(largest).all():
             fix = "the encoder's weights are damaged, or its dtype is too small for it: get them again, or try float32"
         raise ValueError(

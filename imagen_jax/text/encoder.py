@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from imagen_jax import parallel
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
-from imagen_jax.text import cleaning, pretrained
-from imagen_jax.text.known import KNOWN, SHORT_NAMES
+from imagen_jax.text import cleaning, pretrained, tokenizer
+from imagen_jax.text.known import KNOWN, full_name
 
 # Part of every fingerprint: raise it when the same model begins to give other embeddings.
 _VERSION = 2
@@ -105,13 +105,13 @@ class TextEncoder:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
         directory = pretrained.resolve(name_or_path, sha256)
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
-        tokenizer = pretrained.load_tokenizer(directory)
-        _check_vocabulary(directory, tokenizer, module.config)
-        name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
-        default = KNOWN[name].max_length if name in KNOWN else _DEFAULT_MAX_LENGTH
-        max_length = _max_length(directory, tokenizer, module.config, max_length, default)
+        tokens = tokenizer.load(directory)
+        _check_vocabulary(directory, tokens, module.config)
+        known = KNOWN.get(full_name(name_or_path))
+        default = known.max_length if known else _DEFAULT_MAX_LENGTH
+        max_length = _max_length(directory, tokens, module.config, max_length, default)
         pretrained.locate(directory, module)
-        return cls(str(name_or_path), directory, module, tokenizer, max_length, clean_captions, mesh)
+        return cls(str(name_or_path), directory, module, tokens, max_length, clean_captions, mesh)
 
     @classmethod
     def from_config(cls, config: TextConfig, mesh: Mesh | None = None) -> "TextEncoder":
@@ -148,7 +148,7 @@ class TextEncoder:
         """
         files = [
             *pretrained.weight_files(self._directory),
-            *pretrained.tokenizer_files(self._directory),
+            *tokenizer.files_of(self._directory),
         ]
         parts = [_VERSION, self.max_length, self.clean_captions, repr(self.module.config)]
         parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
@@ -302,7 +302,7 @@ class TextEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_zeroed(module: nn.Module, params: Any, input_ids: jax.Array, mask: jax.Array):
-    embeddings = module.apply(params, input_ids, mask)
+    embeddings = embed(module, params, input_ids, mask)
     return jnp.where(mask[:, : embeddings.shape[1], None] != 0, embeddings, 0)
 
 

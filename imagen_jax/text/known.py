@@ -86,3 +86,8 @@ KNOWN = {
     ),
 }
 SHORT_NAMES = {name.rpartition("/")[2]: name for name in KNOWN}
+
+
+def full_name(name_or_path: object) -> str:
+    """The hub's name of a model that was given by what stands behind the slash; others as they are."""
+    return SHORT_NAMES.get(str(name_or_path), str(name_or_path))

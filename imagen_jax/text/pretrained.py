@@ -1,8 +1,8 @@
-"""Published weights and tokenizers: find them, check them, load them.
+"""Published weights: find them, check them, load them.
 
-A model is a directory in Hugging Face layout: config.json, model.safetensors (or its shards) and
-the tokenizer's files. `resolve` finds it, `load_model` turns it into a Linen module with its
-parameters, `load_tokenizer` into its tokenizer. A family of models joins by one row in `FAMILIES`.
+A model is a directory in Hugging Face layout, config.json and model.safetensors or its shards, or in that of
+open_clip. `resolve` finds it, `load_model` turns it into a Linen module with its parameters. A family of models
+joins by one row in `FAMILIES`.
 """
 
 import collections
@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import parallel
 from imagen_jax.text import bert, clip, layers, t5
-from imagen_jax.text.known import KNOWN, SHORT_NAMES, Known
+from imagen_jax.text.known import KNOWN, Known, full_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Family:
       parse: config.json as a dict -> the module's hashable config, which has `width`, `max_length`
         (None where positions have no end) and `vocab_size`.
       module: (config, dtype=, param_dtype=) -> a Linen module;
-        module(input_ids [B, L], attention_mask [B, L]) -> [B, L, D].
+        module(input_ids [B, L], attention_mask [B, L]) -> [B, L, D], or [B, 1, D] if pooled.
       tensor_table: config -> rows (name in the checkpoint, path of the parameter, transposed?). Several rows of
         one name are stacked in that tensor along its first axis, in this order.
       canonical_name: a name found in a checkpoint -> the name in the table; None: not needed.
@@ -59,8 +58,10 @@ FAMILIES = {
         model_type: Family(clip.ClipConfig.from_hf, clip.ClipEncoder, clip.tensor_table, clip.canonical_name)
         for model_type in ("clip", "clip_text_model")
     },
-    "open_clip": Family(clip.open_clip_config, clip.ClipEncoder, clip.open_clip_table, clip.open_clip_name),
 }
+# Has files of its own in place of config.json and model.safetensors.
+_OPEN_CLIP = Family(clip.open_clip_config, clip.ClipEncoder, clip.open_clip_table, clip.open_clip_name)
+_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -69,9 +70,6 @@ _CONVERT = (
     "and AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
 )
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
-_OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")
-_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 
 
 def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
@@ -94,7 +92,7 @@ def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
         if sha256 is not None:
             verify(directory, sha256)
         return directory
-    name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
+    name = full_name(name_or_path)
     known = KNOWN.get(name)
     directory = (known and _packaged(known)) or _download(name, str(name_or_path))
     expected = sha256 or (known and known.sha256)
@@ -139,11 +137,11 @@ def _download(name: str, given: str) -> Path:
         # Exports to other runtimes lie in sub-directories, and none of them is needed.
         directory = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
         if not (directory / "config.json").is_file():
-            directory = Path(snapshot_download(name, allow_patterns=(*_HUB_FILES, _OPEN_CLIP[1])))
+            directory = Path(snapshot_download(name, allow_patterns=(*_HUB_FILES, _OPEN_CLIP_WEIGHTS)))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
             f"text encoder {given!r} is no local directory and the Hugging Face hub does not give "
-            f"it ({_first_line(error)}); {fix}."
+            f"it ({first_line(error)}); {fix}."
         ) from error
     if not any(directory.glob("*.safetensors")):
         raise ValueError(f"weights must be safetensors, and {name!r} has none on the hub; {_CONVERT}.")
@@ -157,9 +155,8 @@ def read_config(directory: Path) -> tuple[Family, Any]:
       ValueError: no config.json, or a model_type that is not in FAMILIES.
     """
     path = directory / "config.json"
-    if not path.is_file() and (directory / _OPEN_CLIP[0]).is_file():
-        family = FAMILIES["open_clip"]
-        return family, family.parse(read_json(directory / _OPEN_CLIP[0]))
+    if _is_open_clip(directory):
+        return _OPEN_CLIP, _OPEN_CLIP.parse(read_json(directory / _OPEN_CLIP_CONFIG))
     if not path.is_file():
         raise ValueError(
             f"a text encoder's directory must hold config.json, got {directory}, which has none; "
@@ -181,9 +178,8 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
       ValueError: there are none, or some shards are missing.
     """
-    open_clip = directory / _OPEN_CLIP[1]
-    if not (directory / "config.json").is_file() and open_clip.is_file():
-        return [open_clip]
+    if _is_open_clip(directory) and (directory / _OPEN_CLIP_WEIGHTS).is_file():
+        return [directory / _OPEN_CLIP_WEIGHTS]
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -213,6 +209,10 @@ def weight_files(directory: Path) -> list[Path]:
         f"a text encoder's directory must hold model.safetensors, got {directory}, which has "
         "none; get a complete copy of the model."
     )
+
+
+def _is_open_clip(directory: Path) -> bool:
+    return (directory / _OPEN_CLIP_CONFIG).is_file() and not (directory / "config.json").is_file()
 
 
 def file_hash(path: Path) -> str:
@@ -287,15 +287,10 @@ def load_params(directory: Path, module: nn.Module, mesh: Mesh | None = None) ->
     shardings = parallel.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
     loaded = {}
     for tensor in locate(directory, module):
-        paths = [tensor.path]
-        if shapes[tensor.path].dtype == jnp.int8:
-            paths.append(_scale(tensor.path))
-        cast = _caster(
-            tensor.transposed,
-            shapes[tensor.path].dtype,
-            tensor.path[-1],
-            tuple(shardings[path] for path in paths),
-        )
+        dtype = shapes[tensor.path].dtype
+        paths = [tensor.path] if dtype != jnp.int8 else [tensor.path, _scale(tensor.path)]
+        axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
+        cast = _caster(tensor.transposed, dtype, axis, tuple(shardings[path] for path in paths))
         # Waited for, or many tensors would be on their way at once.
         parameters = jax.block_until_ready(cast(parallel.place(_read(tensor), mesh)))
         loaded |= zip(paths, parameters, strict=True)
@@ -388,86 +383,16 @@ def _read(tensor: Tensor) -> np.ndarray:
 
 
 @functools.lru_cache
-def _caster(transposed: bool, dtype: Any, kind: str, shardings: tuple) -> Callable:
+def _caster(transposed: bool, dtype: Any, axis: int, shardings: tuple) -> Callable:
     """A compiled function from a checkpoint's tensor to the parameter, and its scale if it is int8."""
 
     def cast(values: jax.Array) -> tuple[jax.Array, ...]:
         values = values.T if transposed else values
         if dtype == jnp.int8:
-            return layers.quantize(values, axis=0 if kind == "kernel" else 1)
+            return layers.quantize(values, axis)
         return (values.astype(dtype),)
 
     return jax.jit(cast, out_shardings=None if shardings[0] is None else shardings)
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The model's own tokenizer, as a `tokenizers.Tokenizer` that neither cuts nor pads.
-
-    Raises:
-      ValueError: the directory holds no tokenizer, or one that cannot be read.
-    """
-    files = tokenizer_files(directory)
-    for file in files:
-        if file.name in _TOKENIZER_SETTINGS:
-            read_json(file)  # or the libraries blame another file
-    try:
-        if files[0].name == "tokenizer.json":
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(files[0]))
-        elif files[0].name == "tokenizer_config.json":
-            tokenizer = _byte_tokenizer(read_json(files[0]))
-        else:
-            # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
-            # install torch is for other uses.
-            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer
-    except Exception as error:  # The libraries have no common base class for their errors.
-        fix = "get the tokenizer's files again"
-        if files[0].suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
-            fix = "run `pip install sentencepiece`, which it needs"
-        raise ValueError(f"the tokenizer {files[0]} cannot be read ({_first_line(error)}); {fix}.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _byte_tokenizer(config: Mapping[str, Any]) -> Any:
-    """ByT5's (Xue et al. 2021, arXiv:2105.13626), which has no file: three special tokens, the 256 bytes,
-    and the sentinels."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-
-    special = ["<pad>", "</s>", "<unk>"]
-    sentinels = [f"<extra_id_{i}>" for i in range(config.get("extra_ids", 125))]
-    printable = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace()]
-    # Byte-level tokenizers write a byte that is not printable as a character beyond the first 256.
-    others = [b for b in range(256) if b not in printable]
-    characters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    tokens = [*special, *(characters[b] for b in range(256)), *sentinels]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens(
-        [*(AddedToken(t, lstrip=True, rstrip=True) for t in special), *map(AddedToken, sentinels)]
-    )
-    return tokenizer
-
-
-def tokenizer_files(directory: Path) -> list[Path]:
-    """The files that define the tokenizer, in a fixed order; ValueError if there are none."""
-    present = lambda names: [directory / name for name in names if (directory / name).is_file()]
-    files, settings = present(_TOKENIZER_FILES), present(_TOKENIZER_SETTINGS)
-    if not files and settings and settings[0].name == "tokenizer_config.json":
-        if read_json(settings[0]).get("tokenizer_class") == "ByT5Tokenizer":
-            return settings
-    if not files:
-        raise ValueError(
-            f"a text encoder's directory must hold its tokenizer, got {directory} without any of "
-            f"{', '.join(_TOKENIZER_FILES)}; copy them from where the weights came from."
-        )
-    return files[:1] if files[0].name == "tokenizer.json" else files + settings
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -476,12 +401,13 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
         raise ValueError(
-            f"{path} must be JSON, and cannot be read ({_first_line(error)}); get it again."
+            f"{path} must be JSON, and cannot be read ({first_line(error)}); get it again."
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, got {found!r:.80}; get it again.")
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from imagen_jax.text import pretrained
+from imagen_jax.text import tokenizer
 from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -24,15 +24,15 @@ def test_the_ids_of_the_original(directory, golden):
     arrays = load_file(path)
     with safe_open(path, "numpy") as file:
         captions = json.loads(file.metadata()["captions"])
-    tokenizer = pretrained.load_tokenizer(GOLDENS / directory)
+    tokens = tokenizer.load(GOLDENS / directory)
     expected = np.split(arrays[golden], np.cumsum(arrays[f"{golden}_lengths"])[:-1])
     for caption, ids in zip(captions, expected, strict=True):
-        assert tokenizer.encode(caption).ids == ids.tolist(), caption
+        assert tokens.encode(caption).ids == ids.tolist(), caption
 
 
 @given(st.text())
 def test_bytes_are_their_own_tokens(text):
-    ids = pretrained.load_tokenizer(GOLDENS / "tiny_byt5").encode(text).ids
+    ids = tokenizer.load(GOLDENS / "tiny_byt5").encode(text).ids
     assert ids == [byte + 3 for byte in text.encode()] + [1]
 
 
@@ -47,13 +47,13 @@ def test_what_a_tokenizer_needs_is_named(tmp_path, monkeypatch):
     directory = shutil.copytree(GOLDENS / "t5_tokenizer", tmp_path / "model")
     (directory / "spiece.model").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="spiece.model cannot be read .*get the tokenizer's files again"):
-        pretrained.load_tokenizer(directory)
+        tokenizer.load(directory)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="spiece.model cannot be read .*pip install sentencepiece"):
-        pretrained.load_tokenizer(directory)
+        tokenizer.load(directory)
     (directory / "spiece.model").unlink()
     with pytest.raises(ValueError, match="must hold its tokenizer"):
-        pretrained.load_tokenizer(directory)
+        tokenizer.load(directory)
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
-        pretrained.load_tokenizer(directory)
+        tokenizer.load(directory)
