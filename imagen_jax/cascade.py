@@ -1,36 +1,159 @@
 """From stage to stage: text -> base image -> super-resolution -> ... -> image."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from imagen_jax.config import SamplingConfig
-from imagen_jax.stage import Stage, sample_stage
+from imagen_jax import resize
+from imagen_jax.config import SamplingConfig, StageConfig, override, validate_sampling
+from imagen_jax.diffusion.samplers import Info
+from imagen_jax.stage import Stage, raise_if_broken, run_stage
 from imagen_jax.structs import TextCond
+
+# Fields of SamplingConfig that say something to super-resolution stages alone.
+_SUPER_RESOLUTION = ("aug_level",)
 
 
 def sample_cascade(
-    stages: tuple[Stage, ...], text: TextCond, keys: jax.Array, *, return_all: bool = False, **options: Any
+    stages: tuple[Stage, ...],
+    text: TextCond | Sequence[TextCond],
+    keys: jax.Array,
+    *,
+    return_all: bool = False,
+    **options: Any,
 ) -> jax.Array | tuple[jax.Array, ...]:
     """Samples one image per caption and key through all stages. Pure: `jax.jit` takes it whole.
 
     Args:
       stages: base first, as from `load_cascade`.
-      text: B encoded captions, as from `TextEncoder.encode`.
+      text: B encoded captions, as from `TextEncoder.encode`; or several such batches with `weights`.
       keys: [B], as from `image_keys`; image i depends on its caption and key alone.
       return_all: also return the images of the earlier stages.
       **options: fields of `SamplingConfig`, each one value for all stages or a tuple of one per
-        stage, such as steps=(64, 32) or guidance_scale=8.0. Under `jax.jit` close over them.
+        stage (None: the stage's own), such as steps=(64, 32) or guidance_scale=8.0. And of these:
+        start, stop: names of the first and the last stage to run, instead of all.
+        low_res: [B, h, w, C] the image that a super-resolution stage starts from, if one comes first.
+        size: (H, W) of the result, if not square; every stage keeps its share of it.
+        image: [B, H, W, C] of the result's size: every stage starts from it (strength) or paints in it (mask).
+        mask: [B, H, W] or [B, H, W, 1]: 1 = paint here. A small pixel is painted if any part of it is.
+        cond_image: [B, H, W, C'] resized for every stage that takes one.
+        z_1: initial noise of the first stage, [B, h, w, C], or a tuple of one (or None) per stage.
+        negative, weights: see `sample_stage`.
+        weak: a weaker stage for autoguidance, or a tuple of one (or None) per stage.
+        Under `jax.jit` close over those that are no arrays.
 
     Returns:
       [B, H, W, C] float32 in [-1, 1]; with return_all a tuple of one array per stage.
+
+    Raises:
+      FloatingPointError: a network returned NaN or infinity; see `sample_stage`.
     """
-    images = []
-    for stage, sampling in zip(stages, sampling_by_stage(stages, options), strict=True):
-        low_res = images[-1] if images else None
-        images.append(sample_stage(stage, text, keys, low_res=low_res, sampling=sampling))
-    return tuple(images) if return_all else images[-1]
+    images, infos = run_cascade(stages, text, keys, **options)
+    for stage, info in zip(between(stages, options), infos, strict=True):
+        raise_if_broken(stage.config, info)
+    return images if return_all else images[-1]
+
+
+def run_cascade(
+    stages: tuple[Stage, ...],
+    text: TextCond | Sequence[TextCond],
+    keys: jax.Array,
+    *,
+    start: str | None = None,
+    stop: str | None = None,
+    low_res: jax.Array | None = None,
+    size: tuple[int, int] | None = None,
+    image: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    cond_image: jax.Array | None = None,
+    z_1: jax.Array | Sequence[jax.Array | None] | None = None,
+    negative: TextCond | None = None,
+    weights: Sequence[float] | None = None,
+    weak: Stage | Sequence[Stage | None] | None = None,
+    **options: Any,
+) -> tuple[tuple[jax.Array, ...], tuple[Info, ...]]:
+    """`sample_cascade` that leaves it to the caller to look for broken images: (images, info) of every stage."""
+    stages = between(stages, {"start": start, "stop": stop})
+    settings = sampling_by_stage(stages, options)
+    sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
+    noises = (z_1, *[None] * (len(stages) - 1)) if hasattr(z_1, "ndim") else _one_each(z_1, stages, "z_1")
+    weak_stages = _one_each(weak, stages, "weak")
+    for stage, sampling, weaker in zip(stages, settings, weak_stages, strict=True):
+        validate_sampling(stage.config, sampling, needs_null=weaker is None)
+    if image is not None and image.shape[1:3] != sizes[-1]:
+        raise ValueError(
+            f"image must be of the result's size {sizes[-1]}; got {image.shape[1:3]}: resize it, or give size."
+        )
+    if mask is not None:
+        if image is None or mask.shape[:3] != image.shape[:3]:
+            raise ValueError(
+                "mask must have the image's size (1 = paint here); "
+                f"got {mask.shape} for image {None if image is None else image.shape}."
+            )
+        mask = jnp.asarray(mask, jnp.float32).reshape(*mask.shape[:3], 1)
+    if image is not None and mask is None and all(s.strength == 1 for s in settings):
+        raise ValueError(
+            "strength must be below 1 for an image without a mask, or the image is forgotten; got 1."
+        )
+    if cond_image is not None and not any(stage.config.cond_image_channels for stage in stages):
+        raise ValueError("cond_image must be left out: no stage was trained with one (cond_image_channels).")
+    images, infos = [], []
+    for i, stage in enumerate(stages):
+        takes_image = mask is not None or settings[i].strength < 1
+        x, info = run_stage(
+            stage,
+            text,
+            keys,
+            low_res=images[-1] if images else low_res,
+            sampling=settings[i],
+            size=sizes[i],
+            image=_fit(image, sizes[i]) if image is not None and takes_image else None,
+            mask=jnp.ceil(jnp.minimum(resize.area(mask, sizes[i]), 1)) if mask is not None else None,
+            cond_image=_fit(cond_image, sizes[i]) if stage.config.cond_image_channels else None,
+            z_1=noises[i],
+            negative=negative,
+            weights=weights,
+            weak=weak_stages[i],
+        )
+        images.append(x)
+        infos.append(info)
+    return tuple(images), tuple(infos)
+
+
+def between(stages: tuple[Stage, ...], options: dict[str, Any]) -> tuple[Stage, ...]:
+    """The stages from options["start"] to options["stop"], both by name and both included."""
+    names = [stage.config.name for stage in stages]
+    for end in ("start", "stop"):
+        if options.get(end) not in (None, *names):
+            raise ValueError(f"{end} must be a stage, one of {', '.join(names)}; got {options[end]!r}.")
+    first = names.index(options.get("start") or names[0])
+    last = names.index(options.get("stop") or names[-1])
+    if first > last:
+        raise ValueError(f"start must not come after stop; got {names[first]} and {names[last]}.")
+    return tuple(stages[first : last + 1])
+
+
+def sizes_by_stage(
+    configs: tuple[StageConfig, ...], size: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """(H, W) at every stage for a result of `size`; their own sizes if that is None."""
+    last = configs[-1].image_size
+    if size is None:
+        return [(config.image_size,) * 2 for config in configs]
+    sizes = []
+    for config in configs:
+        sides = [side * config.image_size / last for side in size]
+        if not all(side > 0 and side % config.network.stride == 0 for side in sides):
+            needed = max(c.network.stride * last // c.image_size for c in configs)
+            raise ValueError(
+                f"size must be (H, W) in multiples of {needed}, so that every stage gets multiples of its stride; "
+                f"got {tuple(size)}."
+            )
+        sizes.append(tuple(int(side) for side in sides))
+    return sizes
 
 
 def sampling_by_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> list[SamplingConfig]:
@@ -44,13 +167,38 @@ def sampling_by_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> lis
             raise ValueError(
                 f"{name} must be one value or one for each of the {len(stages)} stages; got {len(value)} values."
             )
-    return [
-        dataclasses.replace(
-            stage.config.sampling,
-            **{
-                name: value[i] if isinstance(value, tuple | list) else value
-                for name, value in options.items()
-            },
+    settings = []
+    for i, stage in enumerate(stages):
+        own = {n: v[i] if isinstance(v, tuple | list) else v for n, v in options.items()}
+        own = {name: value for name, value in own.items() if value is not None}
+        if not stage.config.is_super_resolution:
+            for name in set(own) & set(_SUPER_RESOLUTION):
+                if isinstance(options[name], tuple | list) or len(stages) == 1:
+                    raise ValueError(
+                        f"{name} must be left out (None) for stage {stage.config.name}, which has no low-res image; "
+                        f"got {own[name]}."
+                    )
+                del own[name]
+        settings.append(override(stage.config.sampling, own))
+    return settings
+
+
+def _one_each(value: Any, stages: tuple[Stage, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        if value is not None and len(stages) > 1:
+            raise ValueError(
+                f"{name} must be a tuple of one or None for each of the {len(stages)} stages; got one."
+            )
+        return (value,) * len(stages)
+    if len(value) != len(stages):
+        raise ValueError(
+            f"{name} must be one or None for each of the {len(stages)} stages; got {len(value)}."
         )
-        for i, stage in enumerate(stages)
-    ]
+    return tuple(value)
+
+
+def _fit(image: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The image at another size: averaged where it is larger, interpolated where it is smaller."""
+    image = jnp.asarray(image, jnp.float32)
+    height, width = (min(new, old) for new, old in zip(size, image.shape[1:3], strict=True))
+    return resize.bilinear(resize.area(image, (height, width)), size)

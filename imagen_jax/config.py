@@ -6,8 +6,10 @@ is stored as JSON in every checkpoint, so that a stage can be rebuilt from its d
 
 import dataclasses
 import importlib.util
+import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +59,9 @@ NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
 class ProcessConfig:
     """The diffusion process and its loss."""
 
-    schedule: Literal["cosine", "linear", "shifted_cosine"] = "cosine"
-    prediction: Literal["x", "eps", "v"] = "v"
+    schedule: str = "cosine"  # a name in diffusion.schedules.SCHEDULES
+    zero_terminal_snr: bool = False  # stretches the schedule so that t = 1 is noise alone; not for eps
+    prediction: Literal["x", "eps", "v", "edm"] = "v"
     loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
     min_snr_gamma: float = 5.0
     min_snr_floor: float = 0.0  # least weight on MSE(x); 1 is the truncated SNR
@@ -69,16 +72,78 @@ class ProcessConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a stage is sampled. Every field can be overridden at sampling time."""
+    """How a stage is sampled. Every field can be overridden at sampling time.
 
-    sampler: Literal["ddpm", "ddim", "dpmpp_2m"] = "ddim"
+    None is the method's own default. An option that the chosen method does not use must stay None.
+    """
+
+    sampler: Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"] = "ddim"
     steps: int = 64
-    guidance_scale: float = 5.0  # 1 is off
+    ddpm_gamma: float | None = None  # ddpm: interpolates the log-variance, 0 lower and 1 upper bound; 0.2
+    eta: float | None = None  # ddim (0) and dpmpp_2m_sde (1): share of noise, 0 none and 1 ancestral
+    order: int | None = None  # unipc: 1 to 3; 2
+    churn: float | None = None  # heun: noise added over the whole run; 0
+    churn_min: float | None = None  # heun: sigma / alpha between which it is added; 0.05
+    churn_max: float | None = None  # 50
+    churn_noise: float | None = None  # heun: standard deviation of it; 1.003
+    # Levels of noise
+    schedule: str | None = None  # the one of training
+    spacing: Literal["t", "logsnr", "rho", "trailing"] = "t"
+    sigma_min: float | None = None  # logsnr and rho: bounds of sigma / alpha; 0.002
+    sigma_max: float | None = None  # 80
+    rho: float | None = None  # rho; 7
+    # Guidance
+    guidance: Literal["cfg", "apg", "cfg++"] = "cfg"
+    guidance_scale: float = 5.0  # 1 is off; for cfg++ in (0, 1], never off
+    guidance_min_logsnr: float | None = None  # guided at this logsnr and above
+    guidance_max_logsnr: float | None = None  # and at this one and below; elsewhere the scale is 1
+    guidance_low: float | None = None  # every other step has this scale
+    guidance_low_start: int | None = None  # after so many steps; 0
+    guidance_rescale: float | None = None  # share brought back to the conditional estimate's contrast; 0
+    apg_parallel: float | None = None  # apg: share of the part along the conditional estimate; 0
+    apg_norm: float | None = None  # apg: largest root-mean-square of the difference; no bound
+    apg_momentum: float | None = None  # apg: weight of earlier differences, negative; 0
+    # Range
     threshold: Literal["dynamic", "static", "none"] = "dynamic"
-    percentile: float = 0.995
-    cap: float | None = None  # upper bound of the dynamic threshold
+    threshold_at: Literal["after", "before", "both"] = "after"  # guidance combines the estimates
+    percentile: float | None = None  # dynamic: 0.995
+    floor: float | None = None  # dynamic: lower bound of the threshold; 1
+    cap: float | None = None  # dynamic: upper bound of the threshold; no bound
+    # Inputs
     aug_level: float = 0.1  # super-resolution only: sigma of the noise added to the low-res image
-    ddpm_gamma: float = 0.2  # ddpm only: interpolates the log-variance, 0 lower and 1 upper bound
+    strength: float = 1.0  # with an image and no mask: the time to start from; 1 forgets the image
+    resample: int = 1  # with a mask: times that each stretch of steps is gone through
+    jump: int = 1  # with a mask: steps in such a stretch
+
+
+# option -> (the field that decides, its values that use the option)
+_USED_BY = {
+    "ddpm_gamma": ("sampler", ("ddpm",)),
+    "eta": ("sampler", ("ddim", "dpmpp_2m_sde")),
+    "order": ("sampler", ("unipc",)),
+    **dict.fromkeys(("churn", "churn_min", "churn_max", "churn_noise"), ("sampler", ("heun",))),
+    **dict.fromkeys(("sigma_min", "sigma_max"), ("spacing", ("logsnr", "rho"))),
+    "rho": ("spacing", ("rho",)),
+    **dict.fromkeys(("apg_parallel", "apg_norm", "apg_momentum"), ("guidance", ("apg",))),
+    **dict.fromkeys(("percentile", "floor", "cap"), ("threshold", ("dynamic",))),
+}
+_NEED_GUIDANCE = (
+    "guidance_min_logsnr", "guidance_max_logsnr", "guidance_low", "guidance_low_start", "guidance_rescale",
+    "apg_parallel", "apg_norm", "apg_momentum",
+)  # fmt: skip
+
+
+def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
+    """`sampling` with `options` put over it; what only its former method used goes with that method."""
+    changed = dataclasses.replace(sampling, **options)
+    stale = {
+        name: None
+        for name, (field, values) in _USED_BY.items()
+        if name not in options and field in options and getattr(changed, field) not in values
+    }
+    if changed.guidance_scale == 1 and "guidance_scale" in options:
+        stale |= {name: None for name in _NEED_GUIDANCE if name not in options}
+    return dataclasses.replace(changed, **stale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +203,7 @@ class StageConfig:
     image_size: int = 64
     low_res_size: int | None = None
     image_channels: int = 3
+    cond_image_channels: int = 0  # of a picture beside z_t that the network is also given, such as a sketch
     network: UNetConfig | EfficientUNetConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -187,6 +253,13 @@ def validate(config: StageConfig) -> StageConfig:
             config.low_res_size,
         )
     _rule(config.image_channels > 0, "image_channels", "positive", config.image_channels)
+    _rule(config.cond_image_channels >= 0, "cond_image_channels", "at least 0", config.cond_image_channels)
+    _rule(
+        not (process.zero_terminal_snr and process.prediction == "eps"),
+        "process.zero_terminal_snr",
+        "False with prediction 'eps', which says nothing about x where there is noise alone: use 'v'",
+        process.zero_terminal_snr,
+    )
     _rule(0 <= process.cond_drop_prob < 1, "process.cond_drop_prob", "in [0, 1)", process.cond_drop_prob)
     _rule(0 <= process.max_aug_level <= 1, "process.max_aug_level", "in [0, 1]", process.max_aug_level)
     _rule(process.min_snr_gamma > 0, "process.min_snr_gamma", "positive", process.min_snr_gamma)
@@ -219,19 +292,99 @@ def validate(config: StageConfig) -> StageConfig:
     return config
 
 
-def validate_sampling(config: StageConfig, sampling: SamplingConfig) -> SamplingConfig:
-    """Checks sampling options against the stage that they are for."""
+def validate_sampling(
+    config: StageConfig, sampling: SamplingConfig, *, needs_null: bool = True
+) -> SamplingConfig:
+    """Checks sampling options against the stage that they are for; a weak stage in its place needs no null."""
     _choices("sampling.", sampling)
-    _rule(sampling.steps > 0, "steps", "positive", sampling.steps)
-    _rule(0 < sampling.percentile <= 1, "percentile", "in (0, 1]", sampling.percentile)
-    _rule(sampling.cap is None or sampling.cap >= 1, "cap", "None or at least 1", sampling.cap)
-    _rule(0 <= sampling.ddpm_gamma <= 1, "ddpm_gamma", "in [0, 1]", sampling.ddpm_gamma)
+    for name, (field, values) in _USED_BY.items():
+        _rule(
+            getattr(sampling, name) is None or getattr(sampling, field) in values,
+            name,
+            f"left out, since {field} {getattr(sampling, field)!r} does not use it (only "
+            f"{' and '.join(map(repr, values))} {'does' if len(values) == 1 else 'do'})",
+            getattr(sampling, name),
+        )
+    for name, (expected, holds) in _RANGES.items():
+        value = getattr(sampling, name)
+        _rule(value is None or holds(value), name, expected, value)
     _rule(
-        sampling.guidance_scale == 1 or config.process.cond_drop_prob > 0,
+        (sampling.sigma_min or 0.002) < (sampling.sigma_max or 80),
+        "sigma_min",
+        "below sigma_max",
+        sampling.sigma_min,
+    )
+    _rule(
+        (sampling.churn_min or 0.05) < (sampling.churn_max or 50),
+        "churn_min",
+        "below churn_max",
+        sampling.churn_min,
+    )
+    low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
+    _rule(
+        low is None or high is None or low < high,
+        "guidance_min_logsnr",
+        f"below guidance_max_logsnr {high}",
+        low,
+    )
+    _rule(
+        sampling.cap is None or sampling.cap >= (sampling.floor or 1),
+        "cap",
+        "at least floor (1)",
+        sampling.cap,
+    )
+    _rule(
+        sampling.jump == 1 or sampling.resample > 1, "jump", "1 unless resample is more than 1", sampling.jump
+    )
+    _rule(
+        sampling.guidance_low_start is None or sampling.guidance_low is not None,
+        "guidance_low_start",
+        "left out without guidance_low",
+        sampling.guidance_low_start,
+    )
+    is_guided = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
+    _rule(
+        not is_guided or not needs_null or config.process.cond_drop_prob > 0,
         "guidance_scale",
-        "1 (off), since the stage was trained with cond_drop_prob 0 and knows no null caption",
+        "1 (off; not 'cfg++'), since the stage was trained with cond_drop_prob 0 and knows no null caption",
         sampling.guidance_scale,
     )
+    for name in _NEED_GUIDANCE:
+        _rule(
+            is_guided or getattr(sampling, name) is None,
+            name,
+            "left out, since guidance_scale 1 is no guidance",
+            getattr(sampling, name),
+        )
+    _rule(
+        is_guided or sampling.threshold_at == "after",
+        "threshold_at",
+        "'after' without guidance",
+        sampling.threshold_at,
+    )
+    _rule(
+        sampling.threshold != "none" or sampling.threshold_at == "after",
+        "threshold_at",
+        "'after' with threshold 'none'",
+        sampling.threshold_at,
+    )
+    if sampling.guidance == "cfg++":
+        _rule(sampling.sampler == "ddim", "sampler", "'ddim' for guidance 'cfg++'", sampling.sampler)
+        _rule(
+            0 < sampling.guidance_scale <= 1,
+            "guidance_scale",
+            "in (0, 1] for guidance 'cfg++'",
+            sampling.guidance_scale,
+        )
+        for name in _NEED_GUIDANCE:
+            _rule(
+                getattr(sampling, name) is None,
+                name,
+                "left out, since guidance 'cfg++' does not use it",
+                getattr(sampling, name),
+            )
+    for schedule in (config.process.schedule, sampling.schedule):
+        _schedule_name(schedule)
     if config.is_super_resolution:
         top = config.process.max_aug_level
         _rule(
@@ -241,6 +394,38 @@ def validate_sampling(config: StageConfig, sampling: SamplingConfig) -> Sampling
             sampling.aug_level,
         )
     return sampling
+
+
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "steps": ("at least 1", lambda value: value >= 1),
+    "ddpm_gamma": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "eta": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "order": ("1, 2 or 3", lambda value: value in (1, 2, 3)),
+    "churn": ("at least 0", lambda value: value >= 0),
+    "churn_min": ("positive", lambda value: value > 0),
+    "churn_max": ("positive", lambda value: value > 0),
+    "churn_noise": ("positive", lambda value: value > 0),
+    "sigma_min": ("positive", lambda value: value > 0),
+    "sigma_max": ("positive", lambda value: value > 0),
+    "rho": ("positive", lambda value: value > 0),
+    "guidance_scale": ("a number", lambda value: math.isfinite(value)),
+    "guidance_low_start": ("at least 0", lambda value: value >= 0),
+    "guidance_rescale": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "apg_norm": ("positive", lambda value: value > 0),
+    "apg_momentum": ("in (-1, 1)", lambda value: -1 < value < 1),
+    "percentile": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "floor": ("positive", lambda value: value > 0),
+    "strength": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "resample": ("at least 1", lambda value: value >= 1),
+    "jump": ("at least 1", lambda value: value >= 1),
+}
+
+
+def _schedule_name(name: str | None) -> None:
+    if name is not None:
+        from imagen_jax.diffusion import schedules  # inside: presets are read without importing jax
+
+        _rule(name in schedules.SCHEDULES, "schedule", f"one of {', '.join(schedules.SCHEDULES)}", name)
 
 
 def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
@@ -332,13 +517,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
-# Fields that files of earlier versions lack, with what those versions did.
-_ADDED = {TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False}}
+def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
+    """A dict of an earlier version with what it lacks, which is what that version did."""
+    if cls is SamplingConfig and "spacing" not in data:
+        unused = [n for n, (field, values) in _USED_BY.items() if data.get(field) not in values]
+        return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
+    added = {
+        TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
+        ProcessConfig: {"zero_terminal_snr": False},
+        StageConfig: {"cond_image_channels": 0},
+    }
+    return added.get(cls, {}) | data
 
 
 def from_dict(data: dict[str, Any], cls: type = StageConfig) -> Any:
     """Inverse of `to_dict`. Unknown and missing keys are errors that name them."""
-    data = _ADDED.get(cls, {}) | data
+    data = _upgraded(data, cls)
     hints = typing.get_type_hints(cls)
     unknown, missing = set(data) - set(hints), set(hints) - set(data)
     if unknown or missing:

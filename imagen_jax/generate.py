@@ -1,14 +1,14 @@
 """Prompts to pictures: encoding, batching and padding around `sample_cascade`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from imagen_jax import parallel
-from imagen_jax.cascade import sample_cascade
-from imagen_jax.stage import Stage, image_keys
+from imagen_jax.cascade import between, run_cascade, sample_cascade
+from imagen_jax.stage import Stage, image_keys, raise_if_broken
 from imagen_jax.structs import TextCond
 from imagen_jax.text.encoder import TextEncoder
 
@@ -20,6 +20,9 @@ def generate(
     *,
     seeds: Sequence[int],
     batch_size: int = 16,
+    fsdp: int = 1,
+    negative: str | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
     **options: Any,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Samples prompts[i] with seed seeds[i], in compiled batches of one size, over all devices.
@@ -30,22 +33,82 @@ def generate(
       prompts: any number of captions.
       seeds: one per prompt; an image depends on its prompt and seed alone.
       batch_size: images computed at once; rounded up to a multiple of the devices.
+      fsdp: devices that share each copy of the parameters.
+      negative: a prompt to steer away from.
+      images: "low_res", "image", "mask", "cond_image" of `sample_cascade`, one row per prompt.
       **options: of `sample_cascade`.
 
     Yields:
       for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
     """
-    mesh = parallel.make_mesh()
-    batch_size += -batch_size % mesh.size
-    stages = parallel.replicate(stages, mesh)
+    mesh = parallel.make_mesh(fsdp)
+    batch_size = min(batch_size, len(prompts))
+    batch_size += -batch_size % parallel.batch_ways(mesh)
+    stages = parallel.shard_params(stages, mesh)
     keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds])
     text = encode(stages, encoder, prompts)
+    if negative is not None:
+        options["negative"] = parallel.replicate(encode(stages, encoder, [negative]), mesh)
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, min(start + batch_size, len(prompts)))
-        inputs = parallel.pad_batch(jax.tree.map(lambda leaf: leaf[rows], (text, keys)), batch_size, mesh)  # noqa: B023
-        images = jax.device_get(sample_cascade(stages, *inputs, return_all=True, **options))
+        inputs = (text, keys, dict(images or {}))
+        inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)  # noqa: B023
+        *inputs, by_image = parallel.pad_batch(inputs, batch_size, mesh)
+        results = sample_cascade(stages, *inputs, return_all=True, **by_image, **options)
+        results = jax.device_get(results)
         for i in range(rows.stop - rows.start):
-            yield tuple(stage_images[i] for stage_images in images)
+            yield tuple(stage_images[i] for stage_images in results)
+
+
+def compile_cascade(
+    stages: tuple[Stage, ...], batch_size: int, *, fsdp: int = 1, return_all: bool = False, **options: Any
+) -> tuple[Callable[..., Any], Any]:
+    """The whole cascade as one program, compiled ahead of time for one batch size.
+
+    With a compilation cache (`parallel.use_compilation_cache`) the next process compiles nothing.
+
+    Args:
+      stages: as from `load_cascade`, or of `jax.ShapeDtypeStruct`s.
+      batch_size: a multiple of the devices.
+      fsdp: devices that share each copy of the parameters.
+      return_all, **options: of `sample_cascade`; none that is an array.
+
+    Returns:
+      (sample, program): sample(stages, text, keys) -> what `sample_cascade` returns, for any number of
+      images up to batch_size; program is the `jax.stages.Compiled`, with its cost and memory analysis.
+    """
+    mesh = parallel.make_mesh(fsdp)
+    ways = parallel.batch_ways(mesh)
+    if batch_size < 1 or batch_size % ways:
+        raise ValueError(f"batch_size must be a positive multiple of the {ways} devices; got {batch_size}.")
+    chosen = between(stages, options)
+    if chosen[0].config.is_super_resolution:
+        raise ValueError(f"start must be the base stage in a compiled cascade; got {chosen[0].config.name}.")
+    settings = stages[0].config.text
+    text = TextCond(
+        jax.ShapeDtypeStruct((batch_size, settings.length, settings.width), np.float32),
+        jax.ShapeDtypeStruct((batch_size, settings.length), bool),
+    )
+    keys = jax.eval_shape(lambda: image_keys(0, batch_size))
+    program = (
+        jax.jit(
+            lambda stages, text, keys: run_cascade(stages, text, keys, **options),
+            in_shardings=parallel.sampling_shardings(stages, mesh),
+        )
+        .lower(stages, text, keys)
+        .compile()
+    )
+
+    def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
+        batch = len(keys)
+        stages = parallel.shard_params(stages, mesh)
+        images, infos = program(stages, *parallel.pad_batch((text, keys), batch_size, mesh))
+        images, infos = jax.tree.map(lambda rows: rows[:batch], (images, infos))
+        for stage, info in zip(chosen, infos, strict=True):
+            raise_if_broken(stage.config, info)
+        return images if return_all else images[-1]
+
+    return sample, program
 
 
 def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:

@@ -1,5 +1,8 @@
-"""Devices: the mesh, how state and batches lie on it. The only file that names a mesh."""
+"""Devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
+import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,22 +14,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _MIN_SHARDED_BYTES = 2**20
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over all devices; `fsdp` of them share each copy of the parameters."""
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height: int = 1) -> Mesh:
+    """A (data, fsdp, height) mesh over all devices.
+
+    Args:
+      fsdp: devices that share each copy of the parameters.
+      devices: all unless given.
+      height: devices that share the rows of each image when sampling inside `jax.set_mesh(mesh)`.
+    """
     devices = jax.devices() if devices is None else devices
-    if len(devices) % fsdp:
-        raise ValueError(f"run.fsdp must divide the number of devices {len(devices)}; got {fsdp}.")
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    for name, ways in {"fsdp": fsdp, "height": height, "fsdp x height": fsdp * height}.items():
+        if ways < 1 or len(devices) % ways:
+            raise ValueError(f"{name} must divide the number of devices {len(devices)}; got {ways}.")
+    shape = (len(devices) // (fsdp * height), fsdp, height)
+    return jax.make_mesh(shape, ("data", "fsdp", "height"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """The number of parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Every device gets the same number of images in every part of a batch."""
-    parts = mesh.size * accumulation
+    ways = batch_ways(mesh)
+    parts = ways * accumulation
     if batch_size % parts:
         raise ValueError(
-            f"optim.batch_size must be divisible by devices x optim.accumulation = {mesh.size} x {accumulation}; "
+            f"optim.batch_size must be divisible by devices x optim.accumulation = {ways} x {accumulation}; "
             f"got {batch_size}: use {max(1, round(batch_size / parts)) * parts}."
         )
 
@@ -83,6 +98,42 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
+def shard_params(tree: Any, mesh: Mesh) -> Any:
+    """Parameters (or stages) on the mesh: large leaves over its "fsdp" devices, the rest whole on each."""
+    return jax.device_put(tree, state_sharding(tree, mesh))
+
+
+def sampling_shardings(stages: Any, mesh: Mesh) -> tuple[Any, NamedSharding, NamedSharding]:
+    """Of (stages, text, keys): parameters as in `shard_params`, the rest split over the batch."""
+    return state_sharding(stages, mesh), batch_sharding(mesh), batch_sharding(mesh)
+
+
+def use_compilation_cache(directory: str | Path | None = None) -> Path:
+    """Keeps compiled programs on disk, so that another process with the same ones compiles nothing.
+
+    In `directory`; else where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
+    """
+    given = directory or jax.config.jax_compilation_cache_dir
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(given) if given else Path(home) / "imagen_jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return path
+
+
+def constrain_images(images: jax.Array) -> jax.Array:
+    """Inside jit under `jax.set_mesh(mesh)`: [B, H, W, C] with B over "data" and "fsdp" and H over "height"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("height", 1) == 1:
+        return images
+    ways = mesh.shape["height"]
+    if images.shape[1] % ways:
+        raise ValueError(
+            f"height must divide the rows of every stage's image, {images.shape[1]}; got {ways}."
+        )
+    return jax.lax.with_sharding_constraint(images, PartitionSpec(("data", "fsdp"), "height"))
+
+
 def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
     """Leaves [B, ...] on the mesh as [size, ...], B <= size: the last row is repeated to fill up.
 
@@ -95,3 +146,55 @@ def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
         return jax.device_put(rows, batch_sharding(mesh))
 
     return jax.tree.map(leaf, tree)
+
+
+def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any) -> Any:
+    """`sample_cascade` with one program per device: the same images, to rounding.
+
+    Args:
+      stages: as for `sample_cascade`; every device gets a whole copy.
+      text, keys, **options: as for `sample_cascade`. The batch is split over this process's devices, padded
+        with copies of its last row and cropped again.
+
+    Returns:
+      what `sample_cascade` returns.
+    """
+    from imagen_jax.cascade import between  # stages constrain their images with this file
+    from imagen_jax.stage import raise_if_broken
+
+    batch, devices = len(keys), jax.local_device_count()
+    rows = -(-batch // devices)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        missing = devices * rows - batch
+        leaf = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
+        return leaf.reshape(devices, rows, *leaf.shape[1:])
+
+    by_image = {name: options.pop(name) for name in _BY_IMAGE if options.get(name) is not None}
+    negative, weak = options.pop("negative", None), options.pop("weak", None)
+    if negative is not None:
+        by_image["negative"] = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), negative)
+    return_all = options.pop("return_all", False)
+    weak = tuple(weak) if isinstance(weak, list) else weak
+    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    program = _pmapped(tuple(sorted(hashable.items())))
+    images, infos = program(stages, weak, *jax.tree.map(split, (text, keys, by_image)))
+    merge = lambda leaf: leaf.reshape(devices * rows, *leaf.shape[2:])[:batch]
+    images, infos = jax.tree.map(merge, (images, infos))
+    for stage, info in zip(between(stages, options), infos, strict=True):
+        raise_if_broken(stage.config, info)
+    return images if return_all else images[-1]
+
+
+# Options of `sample_cascade` with one row per image.
+_BY_IMAGE = ("low_res", "image", "mask", "cond_image", "z_1")
+
+
+@lru_cache(maxsize=32)
+def _pmapped(options: tuple[tuple[str, Any], ...]) -> Any:
+    from imagen_jax.cascade import run_cascade
+
+    def program(stages, weak, text, keys, by_image):
+        return run_cascade(stages, text, keys, weak=weak, **by_image, **dict(options))
+
+    return jax.pmap(program, axis_name="devices", in_axes=(None, None, 0, 0, 0))

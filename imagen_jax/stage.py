@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,20 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from imagen_jax import resize
+from imagen_jax import parallel, resize
 from imagen_jax.config import EfficientUNetConfig, SamplingConfig, StageConfig, validate_sampling
-from imagen_jax.diffusion import augmentation, guidance, losses, process, samplers, schedules, thresholding
+from imagen_jax.diffusion import (
+    augmentation,
+    editing,
+    guidance,
+    losses,
+    process,
+    samplers,
+    schedules,
+    thresholding,
+)
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.structs import Cond, TextCond
@@ -30,8 +40,24 @@ class Stage:
 
     def denoise(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
         """x_hat [B, H, W, C] for z_t [B, H, W, C] at logsnr_t [B], without guidance or thresholding."""
-        out = network(self.config).apply({"params": self.params}, z_t, logsnr_t, cond)
-        return process.x_from(z_t, out, logsnr_t, self.config.process.prediction)
+        variables = {"params": self.params}
+        if cond.features is not None:
+            variables["features"] = cond.features
+        prediction = self.config.process.prediction
+        out = network(self.config).apply(variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond)
+        return process.x_from(z_t, out, logsnr_t, prediction)
+
+    def prepare(self, cond: Cond) -> Cond:
+        """`cond` with all that depends on it alone (the keys and values of the text, its pooled vector, the low-res
+        image's share of the first layer), computed once for all steps."""
+        batch, size = len(cond.text.mask), (self.config.image_size,) * 2
+        beside = [image for image in (cond.low_res, cond.image) if image is not None]
+        shape = (batch, *(beside[0].shape[1:3] if beside else size), self.config.image_channels)
+        # Nothing of the forward pass but the features is used, so the compiler leaves the rest out.
+        _, made = network(self.config).apply(
+            {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
+        )
+        return cond.replace(features=made["features"])
 
 
 def network(config: StageConfig) -> nn.Module:
@@ -51,9 +77,15 @@ def compute_dtype(config: StageConfig) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def schedule(config: StageConfig) -> schedules.Schedule:
-    """The stage's noise schedule."""
-    return schedules.make(config.process.schedule, config.image_size)
+def schedule(config: StageConfig, name: str | None = None) -> schedules.Schedule:
+    """The noise schedule that the stage is trained on, or the one called `name` at the stage's size."""
+    made = schedules.make(name or config.process.schedule, config.image_size)
+    return schedules.zero_terminal(made) if config.process.zero_terminal_snr else made
+
+
+def network_input(z_t: jax.Array, logsnr_t: jax.Array, prediction: str) -> jax.Array:
+    """z_t as the network sees it."""
+    return z_t * process.expand(process.network_scale(logsnr_t, prediction), z_t)
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
@@ -75,6 +107,8 @@ def init(config: StageConfig, key: jax.Array) -> Any:
         jnp.zeros((1, config.text.length, config.text.width)), jnp.ones((1, config.text.length), bool)
     )
     cond = Cond(text, image, level) if config.is_super_resolution else Cond(text)
+    if config.cond_image_channels:
+        cond = cond.replace(image=jnp.zeros((1, size, size, config.cond_image_channels)))
     return network(config).init(key, image, level, cond)["params"]
 
 
@@ -112,7 +146,8 @@ def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train:
     Args:
       params: of the network.
       config: of the stage.
-      batch: "x" [B, H, W, C] in [-1, 1]; "text" [B, L, D] and "text_mask" [B, L].
+      batch: "x" [B, H, W, C] in [-1, 1]; "text" [B, L, D] and "text_mask" [B, L]; "cond_image" [B, H, W, C'] for
+        a stage with cond_image_channels.
       draws: as from `draw`.
       train: False turns dropout off.
     """
@@ -124,9 +159,12 @@ def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train:
     if config.is_super_resolution:
         low_res = resize.area(x, config.low_res_size)
         cond = _condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
+    if config.cond_image_channels:
+        cond = cond.replace(image=batch["cond_image"].astype(jnp.float32))
     rngs = {"dropout": named_key(draws.keys[0], "dropout")}
-    out = network(config).apply({"params": params}, z_t, logsnr_t, cond, train=train, rngs=rngs)
     prediction = config.process.prediction
+    z_in = network_input(z_t, logsnr_t, prediction)
+    out = network(config).apply({"params": params}, z_in, logsnr_t, cond, train=train, rngs=rngs)
     weight = _loss_weight(config, draws.t, logsnr_t)
     per_image = losses.denoising_loss(
         out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight
@@ -148,8 +186,8 @@ def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.
 def _condition_on_low_res(
     config: StageConfig, cond: Cond, low_res: jax.Array, aug_level: jax.Array, keys: jax.Array
 ) -> Cond:
-    """Up-samples low_res to the stage's size, noises it, and says how much: for training and sampling."""
-    low_res = resize.bilinear(low_res, config.image_size)
+    """Up-samples low_res by the stage's factor, noises it, and says how much: for training and sampling."""
+    low_res = resize.bilinear(low_res, output_size(config, low_res.shape[1:3]))
     eps = _noise(keys, "aug", low_res.shape[1:])
     low_res, aug_logsnr = augmentation.augment(low_res, aug_level, eps)
     return cond.replace(low_res=low_res, aug_logsnr=aug_logsnr)
@@ -168,81 +206,381 @@ def image_keys(seed: int, num: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num))
 
 
+def output_size(config: StageConfig, low_res_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of what a super-resolution stage makes of a low-res image of (h, w)."""
+    return tuple(side * config.image_size // config.low_res_size for side in low_res_size)
+
+
 def sample_stage(
     stage: Stage,
-    text: TextCond,
+    text: TextCond | Sequence[TextCond],
     keys: jax.Array,
     *,
     low_res: jax.Array | None = None,
     sampling: SamplingConfig | None = None,
-) -> jax.Array:
+    negative: TextCond | None = None,
+    weights: Sequence[float] | None = None,
+    weak: Stage | None = None,
+    image: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    cond_image: jax.Array | None = None,
+    z_1: jax.Array | None = None,
+    size: tuple[int, int] | None = None,
+    return_info: bool = False,
+    trajectory: bool = False,
+    callback: Callable[[jax.Array, jax.Array], None] | None = None,
+) -> Any:
     """Samples one image per caption and key, in one compiled call.
 
     Args:
       stage: parameters (usually the averaged ones) and configuration.
-      text: B encoded captions.
+      text: B encoded captions; or several such batches, whose estimates are averaged with `weights`.
       keys: [B], as from `image_keys`.
-      low_res: [B, h, w, C] in [-1, 1] for a super-resolution stage; of any size up to the stage's.
+      low_res: [B, h, w, C] in [-1, 1] for a super-resolution stage, the size that its configuration says.
       sampling: replaces the options in the stage's configuration.
+      negative: [B or 1] captions to steer away from, in place of the null caption.
+      weights: one for each batch of text; they sum to 1.
+      weak: a weaker stage to steer away from, in place of the null caption (autoguidance).
+      image: [B, H, W, C] to start from (`sampling.strength` below 1) or to paint in (`mask`).
+      mask: [B, H, W] or [B, H, W, 1]: 1 = paint here, 0 = keep the image.
+      cond_image: [B, H, W, C'] for a stage with cond_image_channels.
+      z_1: [B, H, W, C] initial noise, standard normal, in place of that of the keys.
+      size: (H, W) of the result, if not the stage's own; low_res is smaller by the stage's factor.
+      return_info, trajectory, callback: see `samplers.sample`.
 
     Returns:
-      [B, H, W, C] float32 in [-1, 1].
+      [B, H, W, C] float32 in [-1, 1]; with return_info (that, `samplers.Info`).
+
+    Raises:
+      FloatingPointError: the network returned NaN or infinity; says at which step. Inside `jax.jit` nothing
+        can be raised: such images are NaN.
     """
+    x, info = run_stage(
+        stage, text, keys, low_res=low_res, sampling=sampling, negative=negative, weights=weights, weak=weak,
+        image=image, mask=mask, cond_image=cond_image, z_1=z_1, size=size, trajectory=trajectory, callback=callback,
+    )  # fmt: skip
+    raise_if_broken(stage.config, info)
+    return (x, info) if return_info else x
+
+
+def run_stage(
+    stage: Stage,
+    text: TextCond | Sequence[TextCond],
+    keys: jax.Array,
+    *,
+    sampling: SamplingConfig | None = None,
+    weights: Sequence[float] | None = None,
+    size: tuple[int, int] | None = None,
+    trajectory: bool = False,
+    callback: Callable[[jax.Array, jax.Array], None] | None = None,
+    **inputs: Any,
+) -> tuple[jax.Array, samplers.Info]:
+    """`sample_stage` that leaves it to the caller to look for broken images: (x, info)."""
     config = stage.config
-    sampling = validate_sampling(config, sampling or config.sampling)
-    _check_inputs(config, text, keys, low_res)
-    return _sample(stage, text, keys, low_res, sampling)
+    texts = (text,) if isinstance(text, TextCond) else tuple(text)
+    weights = None if weights is None else tuple(float(weight) for weight in weights)
+    size = (config.image_size,) * 2 if size is None else tuple(size)
+    sampling = sampling or config.sampling
+    inputs = Inputs(**inputs)
+    validate_sampling(config, sampling, needs_null=inputs.weak is None)
+    _check_inputs(config, texts, keys, inputs, sampling, weights, size)
+    if inputs.mask is not None:
+        inputs = inputs.replace(mask=inputs.mask.reshape(inputs.image.shape[:3] + (1,)))
+    is_on = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
+    values = {
+        "guidance_scale": jnp.float32(sampling.guidance_scale),
+        "aug_level": jnp.float32(sampling.aug_level),
+    }
+    # Compiled once for all scales and levels.
+    fixed = dataclasses.replace(sampling, guidance_scale=0.0 if is_on else 1.0, aug_level=0.0)
+    return _sample(
+        stage, texts, keys, inputs, logsnr_grid(config, sampling), values, sampling=fixed, weights=weights, size=size,
+        trajectory=trajectory, callback=callback,
+    )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames="sampling")
+@flax.struct.dataclass
+class Inputs:
+    """What a stage may be given besides text and keys; see `sample_stage`."""
+
+    low_res: jax.Array | None = None
+    negative: TextCond | None = None
+    weak: Stage | None = None
+    image: jax.Array | None = None
+    mask: jax.Array | None = None
+    cond_image: jax.Array | None = None
+    z_1: jax.Array | None = None
+
+
+def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
+    """The levels that the stage is sampled on: [T+1]. Starting later, fewer steps of the same length are taken."""
+    options = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
+    with jax.ensure_compile_time_eval():
+        grid = schedules.grid(
+            schedule(config, sampling.schedule),
+            max(1, round(sampling.steps * sampling.strength)),
+            sampling.spacing,
+            start=sampling.strength,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        samplers.check_grid(grid)
+    return grid
+
+
+def raise_if_broken(config: StageConfig, info: samplers.Info) -> None:
+    """Raises a FloatingPointError that names the stage, the step and the images; inside jit it does nothing."""
+    if isinstance(info.broken_at, jax.core.Tracer):
+        return
+    broken_at = np.asarray(jax.device_get(info.broken_at))
+    if broken_at.any():
+        step = broken_at[broken_at > 0].min()
+        rows = ", ".join(map(str, np.flatnonzero(broken_at)[:8]))
+        raise FloatingPointError(
+            f"stage {config.name}: the network must return finite numbers; got NaN or infinity at step {step}, "
+            f"in {np.count_nonzero(broken_at)} of {len(broken_at)} images (rows {rows}). Check that training has not "
+            "diverged, or compute in float32 (compute_dtype)."
+        )
+
+
+@partial(jax.jit, static_argnames=("sampling", "weights", "size", "trajectory", "callback"))
 def _sample(
-    stage: Stage, text: TextCond, keys: jax.Array, low_res: jax.Array | None, sampling: SamplingConfig
-) -> jax.Array:
+    stage: Stage,
+    texts: tuple[TextCond, ...],
+    keys: jax.Array,
+    inputs: Inputs,
+    grid: jax.Array,
+    values: dict[str, jax.Array],
+    *,
+    sampling: SamplingConfig,
+    weights: tuple[float, ...] | None,
+    size: tuple[int, int],
+    trajectory: bool,
+    callback: Callable | None,
+) -> tuple[jax.Array, samplers.Info]:
     config = stage.config
     keys = jax.vmap(lambda key: named_key(key, config.name))(keys)
-    cond = Cond(text)
+    cond = Cond(texts[0], image=inputs.cond_image)
     if config.is_super_resolution:
-        aug_level = jnp.full((len(keys),), sampling.aug_level)
-        cond = _condition_on_low_res(config, cond, low_res.astype(jnp.float32), aug_level, keys)
-    null = cond.replace(text=text.drop(jnp.ones((len(keys),), bool)))
-    denoise = guidance.classifier_free(stage.denoise, cond, null, sampling.guidance_scale)
-    denoise = _thresholded(denoise, sampling)
-    x = samplers.sample(
-        denoise,
-        _noise(keys, "z_1", (config.image_size, config.image_size, config.image_channels)),
-        schedules.grid(schedule(config), sampling.steps),
-        sampler=samplers.make(sampling.sampler, ddpm_gamma=sampling.ddpm_gamma),
-        keys=jax.vmap(lambda key: named_key(key, "sampler"))(keys),
-    )
-    return jnp.clip(x, -1, 1)
-
-
-def _thresholded(denoise: guidance.DenoiseFn, sampling: SamplingConfig) -> guidance.DenoiseFn:
-    threshold: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "none": lambda x_hat: x_hat,
-        "static": thresholding.static,
-        "dynamic": partial(thresholding.dynamic, percentile=sampling.percentile, cap=sampling.cap),
+        aug_level = jnp.broadcast_to(values["aug_level"], (len(keys),))
+        cond = _condition_on_low_res(config, cond, inputs.low_res.astype(jnp.float32), aug_level, keys)
+        cond = cond.replace(low_res=parallel.constrain_images(cond.low_res))
+    denoise = _denoiser(stage, cond, texts, inputs, grid, values["guidance_scale"], sampling, weights)
+    z_1 = inputs.z_1
+    if z_1 is None:
+        z_1 = _noise(keys, "z_1", (*size, config.image_channels))
+    if sampling.strength < 1:
+        z_1 = process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0])
+    options = {"gamma": sampling.ddpm_gamma} | {
+        name: getattr(sampling, name)
+        for name in ("eta", "order", "churn", "churn_min", "churn_max", "churn_noise")
     }
-    return lambda z_t, logsnr_t: threshold[sampling.threshold](denoise(z_t, logsnr_t))
+    x, info = samplers.sample(
+        denoise,
+        parallel.constrain_images(z_1),
+        grid,
+        sampler=samplers.make(sampling.sampler, **{k: v for k, v in options.items() if v is not None}),
+        keys=jax.vmap(lambda key: named_key(key, "sampler"))(keys),
+        resample=sampling.resample,
+        jump=sampling.jump,
+        return_info=True,
+        trajectory=trajectory,
+        callback=callback,
+    )
+    x = jnp.clip(x, -1, 1)
+    if inputs.mask is not None:
+        x = editing.merge(x, inputs.image, inputs.mask)
+    broken = process.expand(info.broken_at > 0, x)
+    return jnp.where(broken, jnp.nan, x), info
 
 
-def _check_inputs(config: StageConfig, text: TextCond, keys: jax.Array, low_res: jax.Array | None) -> None:
-    batch, width = len(keys), text.embeddings.shape[-1]
-    if width != config.text.width:
-        raise ValueError(
-            f"text must have the width {config.text.width} of {config.text.encoder}, which stage "
-            f"{config.name} was trained with; got {width}."
+def _denoiser(
+    stage: Stage,
+    cond: Cond,
+    texts: tuple[TextCond, ...],
+    inputs: Inputs,
+    grid: jax.Array,
+    guidance_scale: jax.Array,
+    sampling: SamplingConfig,
+    weights: tuple[float, ...] | None,
+) -> guidance.Denoiser:
+    """The stage's network under guidance, thresholding and the mask."""
+
+    def limit(x_hat: jax.Array) -> jax.Array:
+        # Infinity is not to be clipped into range: the sampler looks for it.
+        return _threshold(sampling)(jnp.where(jnp.isfinite(x_hat), x_hat, jnp.nan))
+
+    options = {
+        "rule": _rule(sampling),
+        "threshold": limit if sampling.threshold_at in ("before", "both") else None,
+    }
+    is_off = sampling.guidance_scale == 1
+    scale = 1 if is_off else _scale(sampling, guidance_scale, grid)
+    conds = tuple(stage.prepare(cond.replace(text=text)) for text in texts)
+    if inputs.weak is not None:
+        weak_cond = inputs.weak.prepare(cond)
+        denoise = guidance.autoguidance(
+            stage.denoise, inputs.weak.denoise, conds[0], weak_cond, scale, **options
         )
-    if len(text.embeddings) != batch:
-        raise ValueError(
-            f"text and keys must have one row per image; got {len(text.embeddings)} and {batch}."
+    else:
+        batch = len(cond.text.mask)
+        if inputs.negative is None:
+            null = cond.text.drop(jnp.ones((batch,), bool))
+        else:
+            null = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), inputs.negative)
+        null = stage.prepare(cond.replace(text=null))
+        denoise = guidance.classifier_free(
+            stage.denoise, conds if weights else conds[0], null, scale, weights=weights, **options
         )
-    if config.is_super_resolution != (low_res is not None):
-        raise ValueError(
-            f"low_res must be {'given to the super-resolution' if config.is_super_resolution else 'None for the base'} "
-            f"stage {config.name}; got {'None' if low_res is None else f'shape {low_res.shape}'}."
+    if sampling.threshold_at in ("after", "both"):
+        denoise = guidance.then(denoise, limit)
+    if inputs.mask is not None:
+        denoise = editing.inpainting(denoise, inputs.image, inputs.mask)
+    return denoise
+
+
+def _rule(sampling: SamplingConfig) -> guidance.Rule:
+    if sampling.guidance == "cfg++":
+        return guidance.plus_plus()
+    rule = guidance.linear()
+    if sampling.guidance == "apg":
+        rule = guidance.projected(
+            sampling.apg_parallel or 0.0, sampling.apg_norm, sampling.apg_momentum or 0.0
         )
-    if low_res is not None and (len(low_res) != batch or low_res.shape[-1] != config.image_channels):
-        raise ValueError(
-            f"low_res must be [{batch}, h, w, {config.image_channels}], one per key; got {low_res.shape}."
+    return guidance.rescaled(rule, sampling.guidance_rescale) if sampling.guidance_rescale else rule
+
+
+def _scale(sampling: SamplingConfig, guidance_scale: jax.Array, grid: jax.Array) -> guidance.Scale:
+    scale = guidance_scale
+    if sampling.guidance_low is not None:
+        scale = guidance.oscillating(scale, sampling.guidance_low, sampling.guidance_low_start or 0, grid)
+    low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
+    if low is None and high is None:
+        return scale
+    return guidance.interval(scale, -np.inf if low is None else low, np.inf if high is None else high)
+
+
+def _threshold(sampling: SamplingConfig) -> Callable[[jax.Array], jax.Array]:
+    if sampling.threshold == "none":
+        return lambda x_hat: x_hat
+    if sampling.threshold == "static":
+        return thresholding.static
+    options = {name: getattr(sampling, name) for name in ("percentile", "floor", "cap")}
+    return partial(thresholding.dynamic, **{k: v for k, v in options.items() if v is not None})
+
+
+def _check_inputs(
+    config: StageConfig,
+    texts: tuple[TextCond, ...],
+    keys: jax.Array,
+    inputs: Inputs,
+    sampling: SamplingConfig,
+    weights: tuple[float, ...] | None,
+    size: tuple[int, int],
+) -> None:
+    """One line for whatever does not fit, before anything is compiled."""
+    batch = len(keys)
+    for text in texts:
+        width = text.embeddings.shape[-1]
+        _require(
+            width == config.text.width,
+            f"text must have the width {config.text.width} of {config.text.encoder}, which stage {config.name} was "
+            f"trained with; got {width}.",
         )
+        _require(
+            len(text.embeddings) == batch,
+            f"text and keys must have one row per image; got {len(text.embeddings)} and {batch}.",
+        )
+    _require(
+        (weights is None and len(texts) == 1) or (weights is not None and len(weights) == len(texts)),
+        "weights must be given for several texts, one for each; got "
+        f"{'none' if weights is None else len(weights)} for {len(texts)}.",
+    )
+    shapes = {text.embeddings.shape[1:] for text in texts}
+    if inputs.negative is not None:
+        _require(
+            inputs.weak is None,
+            "negative must be left out with a weak stage, which takes the null's place; got both.",
+        )
+        _require(
+            len(inputs.negative.mask) in (1, batch),
+            f"negative must have 1 or {batch} rows; got {len(inputs.negative.mask)}.",
+        )
+        shapes.add(inputs.negative.embeddings.shape[1:])
+    _require(
+        len(shapes) == 1,
+        f"texts and negative must have equal length and width: encode all at the same length; got {sorted(shapes)}.",
+    )
+    is_off = sampling.guidance_scale == 1 and sampling.guidance != "cfg++"
+    _require(
+        not is_off or (inputs.negative is None and inputs.weak is None),
+        "guidance_scale must not be 1 (off) with a negative prompt or a weak stage; got 1.",
+    )
+    if inputs.weak is not None:
+        _require(len(texts) == 1, f"text must be one batch with a weak stage; got {len(texts)}.")
+        facts = lambda c: (c.image_channels, c.low_res_size, c.cond_image_channels, c.text.width)
+        _require(
+            facts(inputs.weak.config) == facts(config),
+            f"weak must take the inputs of stage {config.name}; {inputs.weak.config.name} takes others.",
+        )
+    _check_images(config, batch, inputs, sampling, size)
+
+
+def _check_images(
+    config: StageConfig, batch: int, inputs: Inputs, sampling: SamplingConfig, size: tuple[int, int]
+) -> None:
+    stride = config.network.stride
+    _require(
+        len(size) == 2 and all(side > 0 and side % stride == 0 for side in size),
+        f"size must be (H, W) in multiples of {stride}, the total stride of stage {config.name}; got {size}.",
+    )
+    _require(
+        config.is_super_resolution == (inputs.low_res is not None),
+        f"low_res must be {'given to the super-resolution' if config.is_super_resolution else 'None for the base'} "
+        f"stage {config.name}; got {'None' if inputs.low_res is None else f'shape {inputs.low_res.shape}'}.",
+    )
+    whole = (batch, *size, config.image_channels)
+    expected = {"image": whole, "z_1": whole, "cond_image": (*whole[:3], config.cond_image_channels)}
+    if config.is_super_resolution:
+        height, width = (side * config.low_res_size / config.image_size for side in size)
+        _require(
+            height % 1 == width % 1 == 0,
+            f"size must be a multiple of the stage's factor {config.image_size}/{config.low_res_size}; got {size}.",
+        )
+        expected["low_res"] = (batch, int(height), int(width), config.image_channels)
+    for name, shape in expected.items():
+        value = getattr(inputs, name)
+        _require(
+            value is None or value.shape == shape,
+            f"{name} must be {list(shape)} for stage {config.name}; got {None if value is None else value.shape}: "
+            "resize it (imagen_jax.resize.area, bilinear) or give the size that you want.",
+        )
+    _require(
+        (inputs.cond_image is not None) == bool(config.cond_image_channels),
+        f"cond_image must be {'given' if config.cond_image_channels else 'left out'}: stage {config.name} has "
+        f"cond_image_channels {config.cond_image_channels}.",
+    )
+    if inputs.mask is not None:
+        _require(inputs.image is not None, "mask must come with the image to paint in; got image None.")
+        shape = inputs.mask.shape
+        _require(
+            shape in (whole[:3], (*whole[:3], 1)),
+            f"mask must have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}; got {shape}.",
+        )
+    uses_image = inputs.mask is not None or sampling.strength < 1
+    _require(
+        inputs.image is None or uses_image,
+        "strength must be below 1 for an image without a mask, or the image is forgotten; got 1.",
+    )
+    _require(
+        sampling.strength == 1 or inputs.image is not None,
+        f"strength must be 1 without an image; got {sampling.strength}.",
+    )
+    _require(
+        sampling.resample == 1 or inputs.mask is not None,
+        f"resample must be 1 without a mask; got {sampling.resample}.",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

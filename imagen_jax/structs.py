@@ -45,11 +45,15 @@ class Cond:
       low_res: [B, H, W, C] the noise-augmented low-res image, already at the network's resolution;
         None in a base stage.
       aug_logsnr: [B] log-SNR of the noise that `low_res` carries; None in a base stage.
+      image: [B, H, W, C'] a further image in [-1, 1] at the network's resolution, if it was trained with one.
+      features: what the network made of the rest, as from `Stage.prepare`; None: it is made at every call.
     """
 
     text: TextCond
     low_res: jax.Array | None = None
     aug_logsnr: jax.Array | None = None
+    image: jax.Array | None = None
+    features: Any = None
 
 
 @flax.struct.dataclass

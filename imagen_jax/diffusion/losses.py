@@ -2,7 +2,7 @@
 
 A weight is the factor on the mean squared error of the network's own target, a function of logsnr.
 With SNR = exp(logsnr), the errors of one estimate are related by
-    MSE(eps) = SNR MSE(x),    MSE(v) = (SNR + 1) MSE(x),
+    MSE(eps) = SNR MSE(x),    MSE(v) = (SNR + 1) MSE(x),    MSE(edm) = (SNR + 1 / d^2) MSE(x),
 so a weight w on MSE(eps) is w SNR on MSE(x) and w SNR / (SNR + 1) on MSE(v).
 """
 
@@ -61,7 +61,7 @@ def denoising_loss(
       out: [B, H, W, C] network output.
       x, eps: [B, H, W, C] clean image and the noise in z_t.
       logsnr_t, weight: [B].
-      prediction: "x", "eps" or "v", what `out` estimates.
+      prediction: what `out` estimates.
     """
     error = out.astype(jnp.float32) - process.target(x, eps, logsnr_t, prediction)
     return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
@@ -71,4 +71,10 @@ def _log_mse_ratio(logsnr_t: jax.Array, prediction: str) -> jax.Array:
     """log(MSE(prediction) / MSE(x))."""
     if prediction not in process.PREDICTIONS:
         raise ValueError(f"prediction must be one of {', '.join(process.PREDICTIONS)}; got {prediction!r}.")
-    return {"x": jnp.zeros_like(logsnr_t), "eps": logsnr_t, "v": jax.nn.softplus(logsnr_t)}[prediction]
+    edm = jnp.logaddexp(logsnr_t, -2 * jnp.log(process.SIGMA_DATA))  # 1 / c_out^2: EDM's own weight is 1
+    return {
+        "x": jnp.zeros_like(logsnr_t),
+        "eps": logsnr_t,
+        "v": jax.nn.softplus(logsnr_t),
+        "edm": edm,
+    }[prediction]

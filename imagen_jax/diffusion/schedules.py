@@ -3,7 +3,8 @@
     z_t = alpha_t x + sigma_t eps,   alpha_t^2 + sigma_t^2 = 1,   logsnr = log(alpha_t^2 / sigma_t^2)
 
 A schedule maps the time t in [0, 1] (1 is noise) to logsnr, decreasing, clipped to
-[LOGSNR_MIN, LOGSNR_MAX], and has an inverse on that range.
+[LOGSNR_MIN, LOGSNR_MAX], and has an inverse on that range; `zero_terminal` alone reaches -infinity. A process in
+EDM's variables, y = x + S eps, is the same one: S = sigma_t / alpha_t = exp(-logsnr / 2), y = z_t / alpha_t.
 """
 
 from collections.abc import Callable
@@ -29,14 +30,23 @@ class Schedule(NamedTuple):
 
 
 def make(name: str, size: int = 64) -> Schedule:
-    """The schedule called `name`; `size` is the image side in pixels that "shifted_cosine" is for."""
-    if name == "cosine":
-        return Schedule(cosine, cosine_inverse)
-    if name == "linear":
-        return Schedule(linear, linear_inverse)
-    if name == "shifted_cosine":
-        return Schedule(partial(shifted_cosine, size=size), partial(shifted_cosine_inverse, size=size))
-    raise ValueError(f"schedule must be cosine, linear or shifted_cosine; got {name!r}.")
+    """The schedule called `name` in `SCHEDULES`; `size` is the image side in pixels that some are shifted for."""
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
+    return SCHEDULES[name](size)
+
+
+def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
+    """A schedule from any decreasing function of t, elementwise, jittable; its inverse is found by bisection.
+
+    `SCHEDULES["mine"] = lambda size: from_function(f)` makes it a name that configurations can use.
+    """
+    clipped = lambda t: _clip(logsnr(jnp.asarray(t, jnp.float32)))
+    with jax.ensure_compile_time_eval():
+        values = np.asarray(clipped(jnp.linspace(0, 1, 257)))
+    if not (np.isfinite(values).all() and (np.diff(values) <= 0).all() and values[0] > values[-1]):
+        raise ValueError("logsnr(t) must be finite and decrease from t = 0 to t = 1 (1 is noise).")
+    return Schedule(clipped, partial(_bisect, clipped))
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,9 +95,187 @@ def shifted_cosine_inverse(logsnr: jax.Array, size: int = 256) -> jax.Array:
     return cosine_inverse(jnp.asarray(logsnr, jnp.float32) - 2 * np.log(64 / size))
 
 
-def grid(schedule: Schedule, steps: int) -> jax.Array:
-    """logsnr on `steps` + 1 equal steps of t from 1 to 0: [T+1], noisiest first."""
-    return schedule.logsnr(jnp.linspace(1, 0, steps + 1, dtype=jnp.float32))
+def interpolated_cosine(t: jax.Array, size: int = 256, low: int = 32, high: int = 256) -> jax.Array:
+    """cosine(t) + 2 [t log(low / size) + (1 - t) log(high / size)] (Hoogeboom et al. 2023, section 3.1).
+
+    Args:
+      t: [...] in [0, 1].
+      size: side of the image in pixels.
+      low, high: the sizes that the schedule is shifted from at the noisy and at the clean end.
+    """
+    t = jnp.asarray(t, jnp.float32)
+    return _clip(cosine(t) + 2 * (t * np.log(low / size) + (1 - t) * np.log(high / size)))
+
+
+def interpolated_cosine_inverse(
+    logsnr: jax.Array, size: int = 256, low: int = 32, high: int = 256
+) -> jax.Array:
+    """t with interpolated_cosine(t, size, low, high) = logsnr, by bisection."""
+    return _bisect(partial(interpolated_cosine, size=size, low=low, high=high), logsnr)
+
+
+def sigmoid(t: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> jax.Array:
+    """alpha_t^2 falls as a sigmoid between `start` and `end`, stretched to go from 1 to 0 (Jabri et al. 2022).
+
+    With d = (end - start) / (2 tau) the logsnr is log sinh((1 - t) d) - log sinh(t d) + constant.
+    """
+    t = jnp.asarray(t, jnp.float32)
+    d, constant = _sigmoid_constants(start, end, tau)
+    return _clip(jnp.log(jnp.sinh((1 - t) * d)) - jnp.log(jnp.sinh(t * d)) + constant)
+
+
+def sigmoid_inverse(logsnr: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> jax.Array:
+    """t with sigmoid(t, start, end, tau) = logsnr: tanh(t d) = sinh(d) / (exp(logsnr - constant) + cosh(d))."""
+    d, constant = _sigmoid_constants(start, end, tau)
+    ratio = np.sinh(d) / (jnp.exp(jnp.asarray(logsnr, jnp.float32) - constant) + np.cosh(d))
+    return jnp.arctanh(ratio) / d
+
+
+def _sigmoid_constants(start: float, end: float, tau: float) -> tuple[float, float]:
+    return (end - start) / (2 * tau), float(np.log(np.cosh(start / tau / 2) / np.cosh(end / tau / 2)))
+
+
+def edm(t: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> jax.Array:
+    """-2 log S(t), S^(1/rho) linear in t from sigma_min to sigma_max (Karras et al. 2022, equation 5)."""
+    t = jnp.asarray(t, jnp.float32)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return _clip(-2 * rho * jnp.log(low + t * (high - low)))
+
+
+def edm_inverse(
+    logsnr: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> jax.Array:
+    """t with edm(t, sigma_min, sigma_max, rho) = logsnr."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (jnp.exp(-jnp.asarray(logsnr, jnp.float32) / (2 * rho)) - low) / (high - low)
+
+
+def lognormal(t: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
+    """log S is N(mean, std^2) for uniform t: the levels that EDM trains on (Karras et al. 2022, table 1)."""
+    t = jnp.asarray(t, jnp.float32)
+    return _clip(-2 * (mean + std * jax.scipy.special.ndtri(t)))
+
+
+def lognormal_inverse(logsnr: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
+    """t with lognormal(t, mean, std) = logsnr."""
+    return jax.scipy.special.ndtr((-jnp.asarray(logsnr, jnp.float32) / 2 - mean) / std)
+
+
+def zero_terminal(schedule: Schedule) -> Schedule:
+    """The schedule with alpha stretched so that t = 1 is noise alone, logsnr -infinity (Lin et al. 2023).
+
+    alpha' = (alpha - alpha(1)) alpha(0) / (alpha(0) - alpha(1)). Needs prediction "x", "v" or "edm": eps says
+    nothing about x there.
+    """
+    with jax.ensure_compile_time_eval():
+        ends = alpha_sigma(schedule.logsnr(jnp.array([0.0, 1.0])))
+    (_, alpha_1), (sigma_0, _) = np.asarray(ends, np.float64)
+    alpha_0 = np.sqrt(1 - sigma_0**2)
+    stretch = alpha_0 / (alpha_0 - alpha_1)
+
+    # 1 - alpha is carried beside alpha, since it vanishes towards t = 0 and alpha towards t = 1.
+    def logsnr(t: jax.Array) -> jax.Array:
+        alpha, sigma = alpha_sigma(schedule.logsnr(t))
+        below = (sigma - sigma_0) * (sigma + sigma_0) / (alpha_0 + alpha)  # alpha_0 - alpha
+        return _logsnr(alpha=(alpha - alpha_1) * stretch, missing=1 - alpha_0 + stretch * below)
+
+    def inverse(value: jax.Array) -> jax.Array:
+        alpha, sigma = alpha_sigma(value)
+        below = (sigma**2 / (1 + alpha) - (1 - alpha_0)) / stretch
+        return schedule.inverse(_logsnr(alpha=alpha / stretch + alpha_1, missing=1 - alpha_0 + below))
+
+    return Schedule(logsnr, inverse)
+
+
+def _logsnr(*, alpha: jax.Array, missing: jax.Array) -> jax.Array:
+    """2 log alpha - log(1 - alpha^2) for missing = 1 - alpha."""
+    alpha, missing = jnp.maximum(alpha, 0), jnp.maximum(missing, np.exp(-LOGSNR_MAX) / 2)
+    return jnp.minimum(2 * jnp.log(alpha) - jnp.log(missing) - jnp.log1p(alpha), LOGSNR_MAX)
+
+
+SPACINGS = ("t", "logsnr", "rho", "trailing")
+
+
+def grid(
+    schedule: Schedule,
+    steps: int,
+    spacing: str = "t",
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    start: float = 1.0,
+) -> jax.Array:
+    """Levels to sample on: logsnr [steps + 1], noisiest first.
+
+    Args:
+      schedule: of the process.
+      steps: T, at least 1.
+      spacing: "t" equal steps of t from 1 to 0;
+        "trailing" the same on the 1000 times of a discretely trained network, rounded to them (Lin et al. 2023);
+        "logsnr" T equally spaced logsnr and then a clean level;
+        "rho" T levels with S^(1/rho) equally spaced and then a clean level (Karras et al. 2022, equation 5).
+      sigma_min, sigma_max: bounds of S = sigma / alpha for "logsnr" and "rho", inside the schedule's own range.
+      rho: 7 is EDM's; larger puts more steps at low noise.
+      start: time to start from in (0, 1]; below 1 for image-to-image.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}.")
+    if not 0 < start <= 1:
+        raise ValueError(f"start must be a time in (0, 1]; got {start}.")
+    if spacing == "t":
+        return schedule.logsnr(jnp.linspace(start, 0, steps + 1, dtype=jnp.float32))
+    if spacing == "trailing":
+        times = np.round(1000 * start * np.arange(steps, -1, -1) / steps) / 1000
+        if not (np.diff(times) < 0).all():
+            raise ValueError(f"steps must be at most {int(1000 * start)} with trailing spacing; got {steps}.")
+        return schedule.logsnr(jnp.asarray(times, jnp.float32))
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r}.")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must be positive and below sigma_max; got {sigma_min} and {sigma_max}.")
+    first, last = schedule.logsnr(jnp.float32(start)), schedule.logsnr(jnp.float32(0))
+    low = jnp.maximum(first, -2 * np.log(sigma_max))
+    high = jnp.maximum(jnp.minimum(last, -2 * np.log(sigma_min)), low)
+    place = jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)
+    if spacing == "logsnr":
+        levels = low + place * (high - low)
+    else:
+        noisy, clean = jnp.exp(-low / (2 * rho)), jnp.exp(-high / (2 * rho))
+        levels = -2 * rho * jnp.log(noisy + place * (clean - noisy))
+    # A schedule that reaches pure noise was trained to be started there.
+    levels = levels.at[0].set(jnp.where(jnp.isneginf(first) | (start < 1), first, levels[0]))
+    return jnp.append(levels, LOGSNR_MAX)
+
+
+# Names that configurations use: each a function of the image side in pixels.
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "cosine": lambda size: Schedule(cosine, cosine_inverse),
+    "linear": lambda size: Schedule(linear, linear_inverse),
+    "shifted_cosine": lambda size: Schedule(
+        partial(shifted_cosine, size=size), partial(shifted_cosine_inverse, size=size)
+    ),
+    "interpolated_cosine": lambda size: Schedule(
+        partial(interpolated_cosine, size=size), partial(interpolated_cosine_inverse, size=size)
+    ),
+    "sigmoid": lambda size: Schedule(sigmoid, sigmoid_inverse),
+    "edm": lambda size: Schedule(edm, edm_inverse),
+    "lognormal": lambda size: Schedule(lognormal, lognormal_inverse),
+}
+
+
+def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    """t in [0, 1] with decreasing(t) = value, to the resolution of float32."""
+    value = jnp.asarray(value, jnp.float32)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        too_clean = decreasing(middle) > value
+        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
+    return (low + high) / 2
 
 
 def _clip(logsnr: jax.Array) -> jax.Array:

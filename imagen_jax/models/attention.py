@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from imagen_jax.models.layers import Dtype, GroupNorm, zeros
+from imagen_jax.models.layers import Dtype, GroupNorm, once, zeros
 from imagen_jax.structs import TextCond
 
 
@@ -28,9 +28,13 @@ class TextAttention(nn.Module):
     def __call__(self, x: jax.Array, text: TextCond) -> jax.Array:
         width = self.num_heads * self.head_dim
         h = rearrange(GroupNorm(self.dtype, name="norm")(x), "b h w c -> b (h w) c")
-        tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(text.embeddings)
         query = self._heads(nn.Dense(width, dtype=self.dtype, name="query")(h), 1)[0]
-        key, value = self._heads(nn.Dense(2 * width, dtype=self.dtype, name="text_key_value")(tokens), 2)
+
+        def of_text() -> list[jax.Array]:
+            tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(text.embeddings)
+            return self._heads(nn.Dense(2 * width, dtype=self.dtype, name="text_key_value")(tokens), 2)
+
+        key, value = once(self, "text_key_value", of_text)
         mask = text.mask  # [B, L]
         if self.over_pixels:
             own_key, own_value = self._heads(nn.Dense(2 * width, dtype=self.dtype, name="key_value")(h), 2)

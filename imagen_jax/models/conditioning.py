@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.attention import AttentionPool
-from imagen_jax.models.layers import Dtype
+from imagen_jax.models.layers import Dtype, once
 from imagen_jax.structs import Cond, TextCond
 
 
@@ -47,15 +47,23 @@ class Conditioning(nn.Module):
 
     @nn.compact
     def __call__(self, logsnr_t: jax.Array, cond: Cond) -> tuple[jax.Array, TextCond]:
-        tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(cond.text.embeddings)
-        text = cond.text.replace(embeddings=nn.Dense(self.features, dtype=self.dtype, name="text")(tokens))
+
+        def project() -> jax.Array:
+            tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(cond.text.embeddings)
+            return nn.Dense(self.features, dtype=self.dtype, name="text")(tokens)
+
+        def of_condition() -> jax.Array:
+            emb = AttentionPool(self.features, dtype=self.dtype, name="text_pool")(text)
+            if cond.aug_logsnr is not None:
+                emb += LevelEmbedding(self.features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
+            return emb
+
+        text = cond.text.replace(embeddings=once(self, "text", project))
         emb = LevelEmbedding(self.features, self.dtype, name="logsnr")(logsnr_t)
-        emb += AttentionPool(self.features, dtype=self.dtype, name="text_pool")(text)
-        if cond.aug_logsnr is not None:
-            emb += LevelEmbedding(self.features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
-        return emb, text
+        return emb + once(self, "condition", of_condition), text
 
 
-def network_input(z_t: jax.Array, cond: Cond) -> jax.Array:
-    """z_t with the low-res image, if there is one, beside it in the channels."""
-    return z_t if cond.low_res is None else jnp.concatenate([z_t, cond.low_res], axis=-1)
+def images_beside(cond: Cond) -> jax.Array | None:
+    """What stands beside z_t in the channels: the low-res image, then the further conditioning image."""
+    images = [image for image in (cond.low_res, cond.image) if image is not None]
+    return jnp.concatenate(images, axis=-1) if images else None

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.attention import TextAttention
-from imagen_jax.models.conditioning import Conditioning, network_input
-from imagen_jax.models.layers import Dtype, GroupNorm, ResBlock, conv3x3, upsample
+from imagen_jax.models.conditioning import Conditioning, images_beside
+from imagen_jax.models.layers import Dtype, GroupNorm, InputConv, ResBlock, conv3x3, upsample
 from imagen_jax.structs import Cond
 
 
@@ -57,7 +57,7 @@ class EfficientUNet(nn.Module):
             return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, text)
 
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
-        stem = conv3x3(self.stem_channels, self.dtype, "stem")(network_input(z_t, cond).astype(self.dtype))
+        stem = InputConv(self.stem_channels, self.dtype, name="stem")(z_t, images_beside(cond))
         h, skips = stem, []
 
         for level, num_blocks in enumerate(self.num_res_blocks):  # DBlocks

@@ -1,6 +1,7 @@
 """Convolutions, norms and residual blocks that both U-Nets are made of."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +27,46 @@ def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: 
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
+
+
+def once(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
+    """compute(), or its value from an earlier call if that is in the collection "features".
+
+    For what depends on the condition alone: `apply(..., mutable=["features"])` keeps it, and an `apply` that is given
+    the collection reads it instead of computing it at every step of sampling.
+    """
+    if module.has_variable("features", name):
+        return module.get_variable("features", name)
+    value = compute()
+    if not module.is_initializing() and module.is_mutable_collection("features"):
+        module.put_variable("features", name, value)
+    return value
+
+
+class InputConv(nn.Module):
+    """3x3 convolution of z_t and the images beside it; the share of those images is computed once."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, z_t: jax.Array, beside: jax.Array | None) -> jax.Array:
+        channels = z_t.shape[-1] + (0 if beside is None else beside.shape[-1])
+        kernel_shape = (3, 3, channels, self.features)
+        kernel = self.param("kernel", nn.linear.default_kernel_init, kernel_shape).astype(self.dtype)
+        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)[None, None, None, :]
+
+        def conv(x: jax.Array, part: jax.Array) -> jax.Array:
+            return conv_general_dilated(
+                x.astype(self.dtype), part, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        own, other = kernel[:, :, : z_t.shape[-1]], kernel[:, :, z_t.shape[-1] :]
+        if beside is None:
+            return conv(z_t, own) + bias
+        if self.has_variable("features", "beside") or self.is_mutable_collection("features"):
+            return conv(z_t, own) + once(self, "beside", lambda: conv(beside, other) + bias)
+        return conv(jnp.concatenate([z_t, beside], axis=-1), kernel) + bias
 
 
 def downsample(h: jax.Array) -> jax.Array:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.attention import TextAttention
-from imagen_jax.models.conditioning import Conditioning, network_input
-from imagen_jax.models.layers import Dtype, GroupNorm, ResBlock, conv3x3
+from imagen_jax.models.conditioning import Conditioning, images_beside
+from imagen_jax.models.layers import Dtype, GroupNorm, InputConv, ResBlock, conv3x3
 from imagen_jax.structs import Cond
 
 
@@ -52,7 +52,7 @@ class UNet(nn.Module):
             return h
 
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
-        h = conv3x3(self.channels[0], self.dtype, "conv_in")(network_input(z_t, cond).astype(self.dtype))
+        h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, images_beside(cond))
         skips = [h]
         last = len(self.channels) - 1
 

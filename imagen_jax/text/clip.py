@@ -45,12 +45,7 @@ class ClipConfig:
             raise ValueError(
                 f"the output of CLIP must be one of {', '.join(OUTPUTS)}, got {self.output!r}; choose one."
             )
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(
-                f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {self.hidden_act!r}; "
-                "this encoder computes nothing else, so choose another text encoder."
-            )
-        layers.check_heads(self.hidden_size, self.num_attention_heads)
+        check_layer(self)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":
@@ -71,6 +66,16 @@ class ClipConfig:
     def max_length(self) -> int:
         """The longest L the position embeddings reach."""
         return self.max_position_embeddings
+
+
+def check_layer(config: Any) -> None:
+    """Raises ValueError unless `Layer` computes what `config`, of either half, says."""
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ValueError(
+            f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {config.hidden_act!r}; "
+            "this encoder computes nothing else, so choose another CLIP."
+        )
+    layers.check_heads(config.hidden_size, config.num_attention_heads)
 
 
 class ClipEncoder(nn.Module):
@@ -99,7 +104,7 @@ class ClipEncoder(nn.Module):
         # The lower of the two, not their sum, which two masks could push to -inf.
         bias = jnp.minimum(layers.padding_bias(attention_mask), ahead[None, None])
         for i in range(config.num_hidden_layers):
-            before, x = x, _Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
+            before, x = x, Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
         x = layers.layer_norm(self, config.layer_norm_eps, "norm")(x)
         if config.output == "penultimate":  # what comes after is not computed: XLA drops it
             x = before
@@ -118,10 +123,13 @@ def _end(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
     return jnp.argmax(is_end, axis=-1)
 
 
-class _Layer(nn.Module):
-    """Self-attention and feed-forward, each behind a norm (pre-LN) and added to the residual."""
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each behind a norm (pre-LN) and added to the residual.
 
-    config: ClipConfig
+    The image half has the same: any `config` with the fields of a ClipConfig that are read here will do.
+    """
+
+    config: Any
     dtype: Any
     param_dtype: Any
 
@@ -129,16 +137,16 @@ class _Layer(nn.Module):
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         config = self.config
         h = layers.layer_norm(self, config.layer_norm_eps, "attention_norm")(x)
-        query, key, value = (layers.dense(self, config.width, name)(h) for name in ("query", "key", "value"))
-        heads, scale = config.num_attention_heads, (config.width // config.num_attention_heads) ** -0.5
-        attended = layers.attend(query, key, value, bias, heads, scale)
-        x = x + layers.dense(self, config.width, "attention_out")(attended)
+        width, heads = config.hidden_size, config.num_attention_heads
+        query, key, value = (layers.dense(self, width, name)(h) for name in ("query", "key", "value"))
+        attended = layers.attend(query, key, value, bias, heads, (width // heads) ** -0.5)
+        x = x + layers.dense(self, width, "attention_out")(attended)
         h = layers.layer_norm(self, config.layer_norm_eps, "mlp_norm")(x)
         h = _ACTIVATIONS[config.hidden_act](layers.dense(self, config.intermediate_size, "mlp_in")(h))
-        return x + layers.dense(self, config.width, "mlp_out")(h)
+        return x + layers.dense(self, width, "mlp_out")(h)
 
 
-# Modules inside one layer of a checkpoint -> modules of _Layer.
+# Modules inside one layer of a checkpoint -> modules of Layer.
 _LAYER_DENSES = {
     "self_attn.q_proj": "query",
     "self_attn.k_proj": "key",
@@ -154,13 +162,17 @@ def tensor_table(config: ClipConfig) -> Iterator[layers.Row]:
     """Yields (name in the checkpoint, path of the Linen parameter, is it transposed)."""
     for name in ("token", "position"):
         yield f"text_model.embeddings.{name}_embedding.weight", (name, "embedding"), False
-    for i in range(config.num_hidden_layers):
-        source, layer = f"text_model.encoder.layers.{i}", f"layer_{i}"
-        for theirs, ours in _LAYER_DENSES.items():
-            yield from layers.dense_rows(f"{source}.{theirs}", (layer, ours))
-        for theirs, ours in _LAYER_NORMS.items():
-            yield from layers.norm_rows(f"{source}.{theirs}", (layer, ours))
+    yield from layer_rows("text_model", config.num_hidden_layers)
     yield from layers.norm_rows("text_model.final_layer_norm", ("norm",))
+
+
+def layer_rows(source: str, num_layers: int) -> Iterator[layers.Row]:
+    """Of `tensor_table`: the layers of one half, `source`, as layer_0, layer_1, ..."""
+    for i in range(num_layers):
+        for theirs, ours in _LAYER_DENSES.items():
+            yield from layers.dense_rows(f"{source}.encoder.layers.{i}.{theirs}", (f"layer_{i}", ours))
+        for theirs, ours in _LAYER_NORMS.items():
+            yield from layers.norm_rows(f"{source}.encoder.layers.{i}.{theirs}", (f"layer_{i}", ours))
 
 
 def canonical_name(name: str) -> str | None:

@@ -262,7 +262,7 @@ class TextEncoder:
         if self.mesh is None:
             return function(self.module, self.params, input_ids, attention_mask)
         num = len(input_ids)
-        size = num + -num % self.mesh.size
+        size = num + -num % parallel.batch_ways(self.mesh)
         ids_and_mask = jax.tree.map(jnp.asarray, (input_ids, attention_mask))
         return function(self.module, self.params, *parallel.pad_batch(ids_and_mask, size, self.mesh))[:num]
 

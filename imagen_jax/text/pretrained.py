@@ -28,6 +28,11 @@ from imagen_jax.text import bert, clip, layers, t5
 from imagen_jax.text.known import KNOWN, Known, full_name
 
 
+def _tokens(config: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return ids, ids
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How the checkpoints of one config["model_type"] become a Linen module.
@@ -40,12 +45,14 @@ class Family:
       tensor_table: config -> rows (name in the checkpoint, path of the parameter, transposed?). Several rows of
         one name are stacked in that tensor along its first axis, in this order.
       canonical_name: a name found in a checkpoint -> the name in the table; None: not needed.
+      inputs: config -> shapes of what the module is called with; tokens unless given.
     """
 
     parse: Callable[[Mapping[str, Any]], Any]
     module: Callable[..., nn.Module]
     tensor_table: Callable[[Any], Iterable[layers.Row]]
     canonical_name: Callable[[str], str | None]
+    inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]] = _tokens
 
 
 FAMILIES = {
@@ -270,7 +277,9 @@ def load_model(
     return module, load_params(directory, module, mesh)
 
 
-def load_params(directory: Path, module: nn.Module, mesh: Mesh | None = None) -> Any:
+def load_params(
+    directory: Path, module: nn.Module, mesh: Mesh | None = None, family: Family | None = None
+) -> Any:
     """The parameters {"params": ...} of `module` from the weights in `directory`.
 
     Tensor by tensor, from the file to the devices, where it is cast: host memory never holds more than
@@ -279,14 +288,16 @@ def load_params(directory: Path, module: nn.Module, mesh: Mesh | None = None) ->
     Args:
       directory: of the model that `module` was made from.
       mesh: parameters are born sharded over its "fsdp" axis; None: on the default device.
+      family: of `module`, where it is another than the directory's text encoder.
 
     Raises:
       ValueError: as `locate` does.
     """
-    shapes = _shapes(module)
+    family = family or read_config(directory)[0]
+    shapes = _shapes(module, family)
     shardings = parallel.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
     loaded = {}
-    for tensor in locate(directory, module):
+    for tensor in locate(directory, module, family):
         dtype = shapes[tensor.path].dtype
         paths = [tensor.path] if dtype != jnp.int8 else [tensor.path, _scale(tensor.path)]
         axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
@@ -297,7 +308,7 @@ def load_params(directory: Path, module: nn.Module, mesh: Mesh | None = None) ->
     return {"params": flax.traverse_util.unflatten_dict(loaded)}
 
 
-def locate(directory: Path, module: nn.Module) -> list[Tensor]:
+def locate(directory: Path, module: nn.Module, family: Family | None = None) -> list[Tensor]:
     """Where in the files the parameters of `module` lie. Reads the headers alone, and what is there twice.
 
     Every tensor of the files is accounted for.
@@ -308,8 +319,8 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
     """
     from safetensors import SafetensorError, safe_open
 
-    family, _ = read_config(directory)
-    shapes = _shapes(module)
+    family = family or read_config(directory)[0]
+    shapes = _shapes(module, family)
     rows = collections.defaultdict(list)
     for name, path, transposed in family.tensor_table(module.config):
         rows[name].append((path, transposed))
@@ -362,10 +373,10 @@ def locate(directory: Path, module: nn.Module) -> list[Tensor]:
     return list(tensors.values())
 
 
-def _shapes(module: nn.Module) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def _shapes(module: nn.Module, family: Family | None = None) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Path of each parameter -> its shape and dtype."""
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), ids, ids)["params"])
+    inputs = (family.inputs if family else _tokens)(module.config)
+    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
 
 
 def _scale(path: tuple[str, ...]) -> tuple[str, ...]:

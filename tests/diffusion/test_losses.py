@@ -14,8 +14,7 @@ Z = process.diffuse(X, EPS, LOGSNR)
 def loss_of_the_same_estimate(prediction, weight):
     """The loss of an estimate that is wrong by ERROR in x, whatever the network predicts."""
     x_hat = X + ERROR
-    convert = {"x": process.x_from, "eps": process.eps_from, "v": process.v_from}[prediction]
-    out = convert(Z, x_hat, LOGSNR, "x")
+    out = process.target(x_hat, process.eps_from(Z, x_hat, LOGSNR, "x"), LOGSNR, prediction)
     return losses.denoising_loss(out, x=X, eps=EPS, logsnr_t=LOGSNR, prediction=prediction, weight=weight)
 
 

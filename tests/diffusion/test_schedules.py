@@ -1,38 +1,56 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from imagen_jax.diffusion import schedules
+from imagen_jax.diffusion import process, schedules
 
-NAMES = ("cosine", "linear", "shifted_cosine")
+NAMES = list(schedules.SCHEDULES)
 T = np.linspace(0.01, 0.99, 99)
 
 
-def reference(name, t):
-    """float64."""
-    if name == "linear":
-        return -np.log(np.expm1(0.1 * t + 9.95 * t**2))
-    return -2 * np.log(np.tan(np.pi * t / 2)) + (2 * np.log(64 / 256) if name == "shifted_cosine" else 0)
+def sigmoid_reference(t):
+    """Jabri et al.'s alpha^2: (s(end) - s(u)) / (s(end) - s(start)) at u = start + t (end - start)."""
+    s = lambda u: 1 / (1 + np.exp(-u))
+    alpha2 = (s(3.0) - s(-3 + 6 * t)) / (s(3.0) - s(-3.0))
+    return np.log(alpha2 / (1 - alpha2))
+
+
+COSINE = lambda t: -2 * np.log(np.tan(np.pi * t / 2))
+REFERENCES = {  # float64, at size 256
+    "cosine": COSINE,
+    "linear": lambda t: -np.log(np.expm1(0.1 * t + 9.95 * t**2)),
+    "shifted_cosine": lambda t: COSINE(t) + 2 * np.log(64 / 256),
+    "interpolated_cosine": lambda t: COSINE(t) + t * 2 * np.log(32 / 256) + (1 - t) * 2 * np.log(256 / 256),
+    "sigmoid": sigmoid_reference,
+    "edm": lambda t: -2 * np.log((0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7),
+    "lognormal": lambda t: -2 * (-1.2 + 1.2 * stats.norm.ppf(t)),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_agree_with_float64(name):
     logsnr = schedules.make(name, size=256).logsnr(T)
     assert logsnr.dtype == jnp.float32
-    np.testing.assert_allclose(logsnr, reference(name, T), atol=2e-5)
+    np.testing.assert_allclose(logsnr, REFERENCES[name](T), atol=3e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inverse(name):
+@pytest.mark.parametrize("is_stretched", [False, True])
+def test_inverse(name, is_stretched):
     schedule = schedules.make(name, size=256)
-    np.testing.assert_allclose(schedule.inverse(schedule.logsnr(T)), T, atol=1e-5)
+    schedule = schedules.zero_terminal(schedule) if is_stretched else schedule
+    logsnr = schedule.logsnr(T)
+    np.testing.assert_allclose(schedule.inverse(logsnr), T, atol=2e-4 if name == "edm" else 2e-5)
+    np.testing.assert_allclose(schedule.logsnr(schedule.inverse(logsnr)), logsnr, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decreases_and_stays_in_range(name):
     logsnr = np.asarray(schedules.make(name).logsnr(np.linspace(0, 1, 1001)))
     assert np.isfinite(logsnr).all() and (np.diff(logsnr) <= 0).all()
-    assert logsnr[0] == schedules.LOGSNR_MAX and logsnr[-1] >= schedules.LOGSNR_MIN
+    assert logsnr[0] <= schedules.LOGSNR_MAX and logsnr[-1] >= schedules.LOGSNR_MIN
 
 
 def test_cosine_ends_in_pure_noise():
@@ -63,11 +81,116 @@ def test_alpha_sigma_keep_their_small_values():
     np.testing.assert_allclose(alpha, np.sqrt(1 / (1 + np.exp(-logsnr))), rtol=1e-5)
 
 
-def test_grid_runs_from_noise_to_image():
-    grid = schedules.grid(schedules.make("cosine"), 10)
-    assert grid.shape == (11,) and (np.diff(grid) > 0).all()
+def test_alpha_sigma_of_noise_alone():
+    assert [float(a) for a in schedules.alpha_sigma(-jnp.inf)] == [0.0, 1.0]
+
+
+# --- zero terminal SNR ----------------------------------------------------------------------------
+
+
+def test_zero_terminal_is_the_published_stretch_of_alpha():
+    """Lin et al. 2023, algorithm 1, in float64 on the paper's discrete schedule."""
+    t = np.linspace(0, 1, 1001)
+    alpha = np.sqrt(1 / (1 + np.exp(-np.asarray(schedules.linear(t), np.float64))))
+    expected = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    got, _ = schedules.alpha_sigma(schedules.zero_terminal(schedules.make("linear")).logsnr(t))
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    assert got[-1] == 0
+
+
+@pytest.mark.parametrize("prediction", ["x", "v", "edm"])
+def test_x_is_known_from_the_output_where_there_is_noise_alone(prediction):
+    x, eps = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 3))
+    logsnr = jnp.array([-jnp.inf])
+    z = process.diffuse(x, eps, logsnr)
+    np.testing.assert_array_equal(z, eps)
+    out = process.target(x, eps, logsnr, prediction)
+    np.testing.assert_allclose(process.x_from(z, out, logsnr, prediction), x, atol=1e-6)
+
+
+# --- user functions -------------------------------------------------------------------------------
+
+
+def test_any_function_is_a_schedule():
+    schedule = schedules.from_function(lambda t: 8 - 15 * t - t**3)
+    np.testing.assert_allclose(schedule.inverse(schedule.logsnr(T)), T, atol=1e-6)
+    assert schedules.grid(schedule, 5)[0] == -8
+
+
+@pytest.mark.parametrize("function", [lambda t: t, lambda t: 1 / (t - 0.5), lambda t: 0 * t])
+def test_a_function_that_does_not_decrease_is_refused(function):
+    with pytest.raises(ValueError, match="must be finite and decrease from t = 0 to t = 1"):
+        schedules.from_function(function)
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="cosine, linear or shifted_cosine; got 'quadratic'"):
+    with pytest.raises(ValueError, match="must be one of cosine, linear, .*; got 'quadratic'"):
         schedules.make("quadratic")
+
+
+# --- grids ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("spacing", schedules.SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 250])
+def test_grids_run_from_noise_to_image(name, spacing, steps):
+    grid = np.asarray(schedules.grid(schedules.make(name), steps, spacing))
+    assert grid.shape == (steps + 1,) and (np.diff(grid) > 0).all() and np.isfinite(grid).all()
+
+
+@pytest.mark.parametrize("spacing", schedules.SPACINGS)
+def test_grids_of_a_zero_terminal_schedule_start_at_noise_alone(spacing):
+    grid = schedules.grid(schedules.zero_terminal(schedules.make("linear")), 8, spacing)
+    assert jnp.isneginf(grid[0]) and (jnp.diff(grid) > 0).all()
+
+
+def test_rho_is_the_published_grid():
+    """Karras et al. 2022, equation 5, and the clean level after it."""
+    i = np.arange(18)
+    sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    grid = schedules.grid(schedules.make("cosine"), 18, "rho")
+    np.testing.assert_allclose(np.exp(-grid[:-1] / 2), sigma, rtol=1e-5)
+    assert grid[-1] == schedules.LOGSNR_MAX
+
+
+def test_logsnr_is_evenly_spaced():
+    grid = schedules.grid(schedules.make("cosine"), 9, "logsnr", sigma_min=0.1, sigma_max=10.0)
+    np.testing.assert_allclose(np.diff(grid[:-1]), np.full(8, 4 * np.log(10) / 8), rtol=1e-5)
+
+
+def test_trailing_uses_the_times_of_training():
+    """Lin et al. 2023, section 3.3: from the last time of training on, rounded to its thousandths."""
+    schedule = schedules.make("linear")
+    grid = schedules.grid(schedule, 7, "trailing")
+    np.testing.assert_allclose(
+        1000 * schedule.inverse(grid[:-1]), [1000, 857, 714, 571, 429, 286, 143], atol=0.01
+    )
+    with pytest.raises(ValueError, match="steps must be at most 1000"):
+        schedules.grid(schedule, 1001, "trailing")
+
+
+@pytest.mark.parametrize("spacing", schedules.SPACINGS)
+def test_a_later_start(spacing):
+    schedule = schedules.make("cosine")
+    assert schedules.grid(schedule, 5, spacing, start=0.4)[0] == schedule.logsnr(0.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        (
+            {"steps": 4, "spacing": "leading"},
+            "spacing must be one of t, logsnr, rho, trailing; got 'leading'",
+        ),
+        ({"steps": 4, "start": 0.0}, r"start must be a time in \(0, 1\]; got 0.0"),
+        (
+            {"steps": 4, "spacing": "rho", "sigma_min": 9.0, "sigma_max": 1.0},
+            "sigma_min must be positive and",
+        ),
+    ],
+)
+def test_wrong_grids(options, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.grid(schedules.make("cosine"), **options)
