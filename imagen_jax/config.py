@@ -346,7 +346,7 @@ def validate_sampling(
     _rule(
         not is_guided or not needs_null or config.process.cond_drop_prob > 0,
         "guidance_scale",
-        "1 (off; not 'cfg++'), since the stage was trained with cond_drop_prob 0 and knows no null caption",
+        "1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null",
         sampling.guidance_scale,
     )
     for name in _NEED_GUIDANCE:

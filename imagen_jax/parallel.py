@@ -23,7 +23,7 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
       height: devices that share the rows of each image when sampling inside `jax.set_mesh(mesh)`.
     """
     devices = jax.devices() if devices is None else devices
-    for name, ways in {"fsdp": fsdp, "height": height, "fsdp x height": fsdp * height}.items():
+    for name, ways in {"run.fsdp": fsdp, "height": height, "run.fsdp x height": fsdp * height}.items():
         if ways < 1 or len(devices) % ways:
             raise ValueError(f"{name} must divide the number of devices {len(devices)}; got {ways}.")
     shape = (len(devices) // (fsdp * height), fsdp, height)

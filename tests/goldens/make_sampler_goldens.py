@@ -1,4 +1,4 @@
-"""Makes the goldens of the samplers: what diffusers' schedulers return for an analytic network and fixed noise.
+"""Makes the goldens of the samplers: what diffusers' schedulers make of an analytic network and fixed noise.
 
 Run where torch and diffusers are installed (the committed file: torch 2.13.0, diffusers 0.42.1, numpy 2.4.6,
 seed 0; the versions are also in the file), with no argument:
@@ -13,9 +13,9 @@ Writes samplers.npz beside itself:
   RUN/x_hats  [T, B, H, W, C], the estimate at the start of every step
   RUN/z_0  [B, H, W, C], what it returned
 
-All have linear betas from 1e-4 to 0.02 over 1000 steps, except that with churn, which has levels of its own.
-Tables stay the float32 numbers that diffusers makes, but are widened, so that steps are computed in float64 (only
-DPM-Solver rounds z to float32).
+Betas are linear from 1e-4 to 0.02 over 1000 steps, except in heun_churn, which has levels of its own. The
+schedulers' tables stay the float32 numbers that they are, but are widened, so that steps are computed in
+float64 (only DPM-Solver rounds z to float32).
 """
 
 import json
@@ -53,41 +53,45 @@ def main() -> None:
 
 def runs() -> dict[str, Callable]:
     trailing, linspace = {"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace"}
-    # Steps of DDIMScheduler end 1000 // T below their start, which is where the next one starts only if T divides
-    # 1000 and the spacing is trailing. set_alpha_to_one (the default) ends at alpha 1, where no noise is added.
+    # A step of DDIMScheduler ends 1000 // T below its start. The next one starts there if T divides 1000 and
+    # the spacing is trailing. By default (set_alpha_to_one) it ends at alpha 1, where no noise is added.
     ddim = trailing | {"clip_sample": False}
     ddim_v = ddim | {"prediction_type": "v_prediction"}
-    # With fixed_large, whose variance is 1 - alpha_t^2 / alpha_s^2 and so (1-r) sigma_t^2, DDPMScheduler adds noise
-    # in the last step as well, unless that starts at time 0: it does with linspace alone.
+    # fixed_large is a variance 1 - alpha_t^2 / alpha_s^2 = (1-r) sigma_t^2 on any levels. DDPMScheduler adds
+    # it in the last step too, unless that starts at time 0, as with linspace. fixed_small is 0 there.
     ddpm = {"clip_sample": False}
-    # final_sigmas_type "zero" (the default) makes the last step first order, lower_order_final does so below 15
-    # steps whatever the last level.
+    # The last step is of first order because it ends at sigma 0 (final_sigmas_type "zero", the default), or,
+    # with "sigma_min", because of lower_order_final, which in DPM-Solver acts below 15 steps alone.
     dpm = {"solver_order": 2, "solver_type": "midpoint", "lower_order_final": True}
     sde = dpm | {"algorithm_type": "sde-dpmsolver++"}
     unipc = {"solver_type": "bh2", "predict_x0": True, "lower_order_final": True}
-    sigma_min = {"final_sigmas_type": "sigma_min"}
+    long = {"use_karras_sigmas": True, "prediction_type": "v_prediction"}
+    sigma_min = linspace | {"final_sigmas_type": "sigma_min"}
+    # HeunDiscreteScheduler is of first order only in the step to sigma 0; no other is longer than h = 4 here.
     return {
         "ddim": vp(diffusers.DDIMScheduler, ddim, steps=10),
         "ddim_eta": vp(diffusers.DDIMScheduler, ddim, steps=10, eta=0.7),
         "ddim_v": vp(diffusers.DDIMScheduler, ddim_v, steps=10),
         "ddim_v_to_alpha_0": vp(diffusers.DDIMScheduler, ddim_v | {"set_alpha_to_one": False}, steps=10),
         "ddpm_small": vp(diffusers.DDPMScheduler, ddpm | trailing | {"variance_type": "fixed_small"}),
-        "ddpm_small_linspace": vp(diffusers.DDPMScheduler, ddpm | linspace | {"variance_type": "fixed_small"}),
-        "ddpm_large_linspace": vp(diffusers.DDPMScheduler, ddpm | linspace | {"variance_type": "fixed_large"}),
+        "ddpm_small_linspace": vp(
+            diffusers.DDPMScheduler, ddpm | linspace | {"variance_type": "fixed_small"}
+        ),
+        "ddpm_large_linspace": vp(
+            diffusers.DDPMScheduler, ddpm | linspace | {"variance_type": "fixed_large"}
+        ),
         "dpmpp_2m": vp(diffusers.DPMSolverMultistepScheduler, dpm | trailing),
-        "dpmpp_2m_linspace": vp(diffusers.DPMSolverMultistepScheduler, dpm | linspace),
-        "dpmpp_2m_to_sigma_min": vp(diffusers.DPMSolverMultistepScheduler, dpm | linspace | sigma_min),
+        "dpmpp_2m_to_sigma_min": vp(diffusers.DPMSolverMultistepScheduler, dpm | sigma_min),
         "dpmpp_2m_sde": vp(diffusers.DPMSolverMultistepScheduler, sde | trailing),
-        "dpmpp_2m_sde_linspace": vp(diffusers.DPMSolverMultistepScheduler, sde | linspace),
         "heun": vp(diffusers.HeunDiscreteScheduler, trailing),
         "heun_linspace": vp(diffusers.HeunDiscreteScheduler, linspace),
-        "heun_rho": vp(diffusers.HeunDiscreteScheduler, linspace | {"use_karras_sigmas": True}),
+        "heun_rho": vp(diffusers.HeunDiscreteScheduler, {"use_karras_sigmas": True}),
         "heun_churn": churned,
         "unipc_2": vp(diffusers.UniPCMultistepScheduler, unipc | trailing | {"solver_order": 2}),
         "unipc_3": vp(diffusers.UniPCMultistepScheduler, unipc | trailing | {"solver_order": 3}),
-        "unipc_3_linspace": vp(diffusers.UniPCMultistepScheduler, unipc | linspace | {"solver_order": 3}),
+        "unipc_3_v_long": vp(diffusers.UniPCMultistepScheduler, unipc | long | {"solver_order": 3}, steps=5),
         "unipc_3_to_sigma_min": vp(
-            diffusers.UniPCMultistepScheduler, unipc | linspace | sigma_min | {"solver_order": 3}
+            diffusers.UniPCMultistepScheduler, unipc | sigma_min | {"solver_order": 3}
         ),
     }
 
@@ -110,7 +114,7 @@ def vp(scheduler_class: type, options: dict, *, steps: int = STEPS, **step_optio
         scheduler.set_timesteps(steps)
         levels = widen(scheduler).numpy()
         is_heun = isinstance(scheduler, diffusers.HeunDiscreteScheduler)
-        # Heun's variable is z / alpha. It ends at alpha 1. (Pipelines start it at sigma / alpha, less by 2e-5.)
+        # Heun's variable is z / alpha, ending at alpha 1. (Pipelines start it with the factor sigma / alpha.)
         sample = z_1 / alpha_sigma(levels[0])[0] if is_heun else z_1
         x_hats, draws = [], iter(noise)
         module = sys.modules[scheduler_class.__module__]
@@ -122,7 +126,7 @@ def vp(scheduler_class: type, options: dict, *, steps: int = STEPS, **step_optio
                 if not (is_heun and i % 2):  # every second call is the correction of the one before
                     x_hats.append(alpha * z - sigma * v)
                 sample = scheduler.step(out, t, sample, **step_options).prev_sample
-        return levels[::2] if is_heun else levels, x_hats, sample
+        return np.append(levels[:-1:2], levels[-1]) if is_heun else levels, x_hats, sample
 
     return run
 
@@ -138,9 +142,7 @@ def widen(scheduler: diffusers.SchedulerMixin) -> torch.Tensor:
     return torch.log(squares) - torch.log1p(-squares)
 
 
-def churned(
-    z_1: torch.Tensor, noise: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+def churned(z_1: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Algorithm 2 of Karras et al. 2022 with churn. HeunDiscreteScheduler has none, KarrasVeScheduler does.
 
     Its pipeline takes what it calls sigma^2 for S, and so do we: S falls geometrically from 80 to 0.02. Only

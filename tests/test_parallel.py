@@ -1,0 +1,154 @@
+"""Sampling over devices: the same images, whatever their number and however parameters and rows are split."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax import image_keys, parallel, resize, sample_cascade
+from imagen_jax.generate import compile_cascade
+
+SEED = 3
+
+
+def batch_of(text, num):
+    rows = np.arange(num) % 7
+    return jax.tree.map(itemgetter(rows), text), image_keys(SEED, num)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_stages, tiny_text):
+    """Sixteen images on one device."""
+    return np.asarray(sample_cascade(tiny_stages, *batch_of(tiny_text, 16)))
+
+
+@pytest.mark.parametrize("num", [1, 7, 16])
+def test_pmapped_is_the_same_to_1e_5(tiny_stages, tiny_text, reference, num):
+    out = parallel.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, num))
+    assert out.shape == (num, 16, 16, 3)
+    np.testing.assert_allclose(out, reference[:num], atol=1e-5)
+
+
+def test_pmapped_takes_every_input(tiny_stages, tiny_text):
+    text, keys = batch_of(tiny_text, 7)
+    picture = jnp.asarray(resize.bilinear(np.random.default_rng(0).uniform(-1, 1, (7, 4, 4, 3)), 16))
+    mask = jnp.zeros((7, 16, 16)).at[:, :, 4:11].set(1)
+    options = {
+        "image": picture, "mask": mask, "negative": jax.tree.map(lambda leaf: leaf[:1], text), "sampler": "unipc",
+        "steps": (3, 2), "guidance_scale": (2.0, 1.5), "return_all": True, "resample": 2,
+    }  # fmt: skip
+    one = sample_cascade(tiny_stages, text, keys, **options)
+    eight = parallel.pmap_sample_cascade(tiny_stages, text, keys, **options)
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_pmapped_programs_are_kept(tiny_stages, tiny_text):
+    run = lambda: parallel.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, 8), steps=2)
+    run()
+    before = parallel._pmapped.cache_info()
+    run()
+    assert parallel._pmapped.cache_info().hits == before.hits + 1
+
+
+@pytest.mark.parametrize("num", [1, 7, 16])
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_on_a_mesh_it_is_the_same_to_1e_5(tiny_stages, tiny_text, reference, num, fsdp, monkeypatch):
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    mesh = parallel.make_mesh(fsdp)
+    stages = parallel.shard_params(tiny_stages, mesh)
+    inputs = parallel.pad_batch(batch_of(tiny_text, num), 16, mesh)
+    out = sample_cascade(stages, *inputs)
+    assert len(out.sharding.device_set) == 8 and out.addressable_shards[0].data.shape[0] == 2
+    np.testing.assert_allclose(np.asarray(out)[:num], reference[:num], atol=1e-5)
+    biggest = max(jax.tree.leaves(stages), key=lambda leaf: leaf.size)
+    assert biggest.addressable_shards[0].data.size * fsdp == biggest.size
+
+
+def test_rows_of_an_image_can_be_split_over_devices(tiny_stages, tiny_text, reference):
+    mesh = parallel.make_mesh(height=4)
+    with jax.set_mesh(mesh):
+        stages = parallel.replicate(tiny_stages, mesh)
+        inputs = parallel.pad_batch(batch_of(tiny_text, 2), 2, mesh)
+        run = jax.jit(sample_cascade)
+        out = run(stages, *inputs)
+        text = run.lower(stages, *inputs).compile().as_text()
+    np.testing.assert_allclose(out, reference[:2], atol=1e-5)
+    assert "collective-permute" in text  # convolutions exchange the rows at the borders
+    assert out.addressable_shards[0].data.shape == (1, 4, 16, 3)
+
+
+def test_rows_that_cannot_be_split(tiny_stages, tiny_text):
+    mesh = parallel.make_mesh(height=8)
+    odd = dataclasses.replace(tiny_stages[0].config, image_size=12)
+    stage = type(tiny_stages[0])(tiny_stages[0].params, odd)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="height must divide .* 12; got 8"):
+        sample_cascade((stage,), *batch_of(tiny_text, 1))
+
+
+@pytest.mark.parametrize("ways", [{"fsdp": 3}, {"height": 5}, {"fsdp": 4, "height": 4}])
+def test_a_mesh_that_does_not_fit(ways):
+    with pytest.raises(ValueError, match="must divide the number of devices 8"):
+        parallel.make_mesh(**ways)
+
+
+# --- one program ----------------------------------------------------------------------------------
+
+
+def test_compiled_ahead_of_time(tiny_stages, tiny_text, reference):
+    sample, program = compile_cascade(tiny_stages, 16)
+    for num in (16, 7):
+        np.testing.assert_allclose(sample(tiny_stages, *batch_of(tiny_text, num)), reference[:num], atol=1e-5)
+    assert program.cost_analysis()["flops"] > 0
+    with pytest.raises(ValueError, match="multiple of the 8 devices; got 12"):
+        compile_cascade(tiny_stages, 12)
+
+
+def test_one_program_needs_no_more_memory_than_its_largest_stage(tiny_stages):
+    """Buffers of one stage are reused by the next."""
+    temporary = lambda **options: (
+        compile_cascade(tiny_stages, 8, **options)[1].memory_analysis().temp_size_in_bytes
+    )
+    assert (
+        temporary() < 1.2 * max(temporary(stop="base"), temporary()) and temporary(stop="base") < temporary()
+    )
+
+
+PROGRAM = """
+import jax, sys
+from imagen_jax import parallel, stage
+from imagen_jax.generate import compile_cascade
+from imagen_jax.stage import Stage
+from imagen_jax.config import *
+events = []
+jax.monitoring.register_event_listener(lambda name, **kw: events.append(name))
+parallel.use_compilation_cache(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+config = StageConfig(
+    image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, head_dim=8),
+    sampling=SamplingConfig(sampler="unipc", steps=4), text=TextConfig(width=12, length=5),
+)
+params = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+compile_cascade((Stage(params, config),), 2)
+print(sum(name.endswith("cache_misses") for name in events), sum(name.endswith("cache_hits") for name in events))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    }
+
+    def run():
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        return tuple(map(int, out.split()))
+
+    (misses, _), (misses_again, hits) = run(), run()
+    assert misses > 0 and misses_again == 0 and hits >= misses
