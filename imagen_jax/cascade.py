@@ -88,9 +88,10 @@ def run_cascade(
             f"image must be of the result's size {sizes[-1]}; got {image.shape[1:3]}: resize it, or give size."
         )
     if mask is not None:
-        if image is None or mask.shape[:3] != image.shape[:3]:
+        whole = None if image is None else image.shape[:3]
+        if mask.shape not in (whole, (*(whole or ()), 1)):
             raise ValueError(
-                "mask must have the image's size (1 = paint here); "
+                "mask must have the image's size, [B, H, W] or [B, H, W, 1] (1 = paint here); "
                 f"got {mask.shape} for image {None if image is None else image.shape}."
             )
         mask = jnp.asarray(mask, jnp.float32).reshape(*mask.shape[:3], 1)
@@ -103,6 +104,7 @@ def run_cascade(
     images, infos = [], []
     for i, stage in enumerate(stages):
         takes_image = mask is not None or settings[i].strength < 1
+        takes_sketch = cond_image is not None and stage.config.cond_image_channels > 0
         x, info = run_stage(
             stage,
             text,
@@ -112,7 +114,7 @@ def run_cascade(
             size=sizes[i],
             image=_fit(image, sizes[i]) if image is not None and takes_image else None,
             mask=jnp.ceil(jnp.minimum(resize.area(mask, sizes[i]), 1)) if mask is not None else None,
-            cond_image=_fit(cond_image, sizes[i]) if stage.config.cond_image_channels else None,
+            cond_image=_fit(cond_image, sizes[i]) if takes_sketch else None,
             z_1=noises[i],
             negative=negative,
             weights=weights,

@@ -415,19 +415,18 @@ def _denoiser(
     }
     is_off = sampling.guidance_scale == 1
     scale = 1 if is_off else _scale(sampling, guidance_scale, grid)
-    conds = tuple(stage.prepare(cond.replace(text=text)) for text in texts)
+    batch = len(cond.text.mask)
+    conds = [cond.replace(text=text) for text in texts]
     if inputs.weak is not None:
-        weak_cond = inputs.weak.prepare(cond)
-        denoise = guidance.autoguidance(
-            stage.denoise, inputs.weak.denoise, conds[0], weak_cond, scale, **options
-        )
+        [own] = _prepared(stage, conds)
+        [weaks] = _prepared(inputs.weak, conds)
+        denoise = guidance.autoguidance(stage.denoise, inputs.weak.denoise, own, weaks, scale, **options)
     else:
-        batch = len(cond.text.mask)
         if inputs.negative is None:
             null = cond.text.drop(jnp.ones((batch,), bool))
         else:
             null = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), inputs.negative)
-        null = stage.prepare(cond.replace(text=null))
+        *conds, null = _prepared(stage, [*conds, cond.replace(text=null)])
         denoise = guidance.classifier_free(
             stage.denoise, conds if weights else conds[0], null, scale, weights=weights, **options
         )
@@ -436,6 +435,14 @@ def _denoiser(
     if inputs.mask is not None:
         denoise = editing.inpainting(denoise, inputs.image, inputs.mask)
     return denoise
+
+
+def _prepared(stage: Stage, conds: list[Cond]) -> list[Cond]:
+    """`Stage.prepare` of each, in one batch."""
+    together = stage.prepare(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conds))
+    parts = jax.tree.map(lambda leaf: jnp.split(leaf, len(conds)), together)
+    outer, inner = jax.tree.structure(together), jax.tree.structure([0] * len(conds))
+    return jax.tree.transpose(outer, inner, parts)
 
 
 def _rule(sampling: SamplingConfig) -> guidance.Rule:

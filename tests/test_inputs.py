@@ -10,7 +10,7 @@ import pytest
 
 from imagen_jax import Stage, image_keys, resize, sample_cascade, sample_stage, stage
 from imagen_jax import config as C
-from imagen_jax.diffusion import editing, schedules
+from imagen_jax.diffusion import editing, samplers, schedules
 from tests.conftest import WIDTH, random_array
 
 KEYS = image_keys(3, 7)
@@ -67,7 +67,7 @@ def test_given_noise_takes_the_place_of_that_of_the_keys(tiny_stages, tiny_text)
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels(tiny_configs, tiny_text, channels):
     stages = tuple(with_random_params(dataclasses.replace(c, image_channels=channels)) for c in tiny_configs)
-    assert sample_cascade(stages, tiny_text, KEYS).shape == (7, 16, 16, channels)
+    assert sample_cascade(stages, tiny_text, KEYS, steps=2).shape == (7, 16, 16, channels)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_further_image_is_trained_with(sketched, tiny_batch):
     base = sketched[0]
     batch = tiny_batch | {"x": resize.area(tiny_batch["x"], 8)}
     draws = stage.draw(base.config, jax.random.key(0), 8)
-    loss = lambda image: stage.loss(base.params, base.config, batch | {"cond_image": image}, draws)
+    loss = jax.jit(lambda image: stage.loss(base.params, base.config, batch | {"cond_image": image}, draws))
     assert loss(jnp.zeros((8, 8, 8, 2))) != loss(jnp.ones((8, 8, 8, 2)))
 
 
@@ -103,10 +103,9 @@ def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
         if tiny.config.is_super_resolution:
             cond = cond.replace(low_res=0.5 * z_t[:, ::-1], aug_logsnr=jnp.linspace(-1, 3, 7))
         logsnr = jnp.linspace(-3, 3, 7)
-        prepared = tiny.prepare(cond)
-        np.testing.assert_allclose(
-            tiny.denoise(z_t, logsnr, prepared), tiny.denoise(z_t, logsnr, cond), atol=2e-6
-        )
+        denoise = jax.jit(tiny.denoise)
+        prepared = jax.jit(tiny.prepare)(cond)
+        np.testing.assert_allclose(denoise(z_t, logsnr, prepared), denoise(z_t, logsnr, cond), atol=2e-6)
 
 
 def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_text):
@@ -114,15 +113,14 @@ def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_tex
     tiny = tiny_stages[1]
     z_t = jax.random.normal(jax.random.key(0), (7, 16, 16, 3))
     cond = stage.Cond(tiny_text, low_res=0.3 * z_t, aug_logsnr=jnp.zeros(7))
-    prepared = tiny.prepare(cond)
+    prepared = jax.jit(tiny.prepare)(cond)
+    denoise = jax.jit(tiny.denoise)
     spoiled = prepared.replace(
         text=prepared.text.replace(embeddings=jnp.full_like(tiny_text.embeddings, jnp.nan)),
         low_res=jnp.full_like(z_t, jnp.nan),
         aug_logsnr=jnp.full((7,), jnp.nan),
     )
-    np.testing.assert_array_equal(
-        tiny.denoise(z_t, jnp.zeros(7), spoiled), tiny.denoise(z_t, jnp.zeros(7), prepared)
-    )
+    np.testing.assert_array_equal(denoise(z_t, jnp.zeros(7), spoiled), denoise(z_t, jnp.zeros(7), prepared))
     kinds = {
         jax.tree_util.keystr(path).split("'")[-2] for path, _ in jax.tree.leaves_with_path(prepared.features)
     }
@@ -133,37 +131,39 @@ def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_tex
 
 
 def test_negative_prompts(tiny_stages, tiny_text):
-    plain = sample_cascade(tiny_stages, tiny_text, KEYS)
+    plain = sample_cascade(tiny_stages[:1], tiny_text, KEYS)
     other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
-    assert np.abs(sample_cascade(tiny_stages, tiny_text, KEYS, negative=other) - plain).mean() > 0.01
+    assert np.abs(sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=other) - plain).mean() > 5e-5
     null = tiny_text.drop(jnp.ones(7, bool))
-    dropped = sample_cascade(tiny_stages, tiny_text, KEYS, negative=null)
+    dropped = sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=null)
     np.testing.assert_allclose(dropped, plain, atol=1e-6)
     one = jax.tree.map(itemgetter(slice(0, 1)), null)
-    np.testing.assert_allclose(sample_cascade(tiny_stages, tiny_text, KEYS, negative=one), plain, atol=1e-6)
+    np.testing.assert_allclose(
+        sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one), plain, atol=1e-6
+    )
     with pytest.raises(ValueError, match=r"guidance_scale must not be 1 \(off\) with a negative prompt"):
-        sample_cascade(tiny_stages, tiny_text, KEYS, negative=one, guidance_scale=1.0)
+        sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one, guidance_scale=1.0)
 
 
 def test_several_prompts_with_weights(tiny_stages, tiny_text):
     other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
-    run = lambda *weights: sample_cascade(tiny_stages, (tiny_text, other), KEYS, weights=weights)
-    np.testing.assert_allclose(run(1.0, 0.0), sample_cascade(tiny_stages, tiny_text, KEYS), atol=1e-5)
-    np.testing.assert_allclose(run(0.0, 1.0), sample_cascade(tiny_stages, other, KEYS), atol=1e-5)
-    assert np.abs(run(0.5, 0.5) - run(1.0, 0.0)).mean() > 0.01
+    run = lambda *weights: sample_cascade(tiny_stages[:1], (tiny_text, other), KEYS, weights=weights)
+    np.testing.assert_allclose(run(1.0, 0.0), sample_cascade(tiny_stages[:1], tiny_text, KEYS), atol=2e-6)
+    np.testing.assert_allclose(run(0.0, 1.0), sample_cascade(tiny_stages[:1], other, KEYS), atol=2e-6)
+    assert np.abs(run(0.5, 0.5) - run(1.0, 0.0)).mean() > 2e-5
     with pytest.raises(ValueError, match="sum to 1"):
         run(0.5, 0.6)
     with pytest.raises(ValueError, match="weights must be given for several texts"):
-        sample_cascade(tiny_stages, (tiny_text, other), KEYS)
+        sample_cascade(tiny_stages[:1], (tiny_text, other), KEYS)
 
 
 def test_a_weaker_stage_takes_the_place_of_the_null(tiny_stages, tiny_text):
     """Against itself guidance does nothing, whatever the scale."""
-    free = sample_cascade(tiny_stages, tiny_text, KEYS, guidance_scale=1.0)
-    same = sample_cascade(tiny_stages, tiny_text, KEYS, guidance_scale=4.0, weak=tiny_stages)
+    free = sample_cascade(tiny_stages[:1], tiny_text, KEYS, guidance_scale=1.0)
+    same = sample_cascade(tiny_stages[:1], tiny_text, KEYS, guidance_scale=4.0, weak=tiny_stages[:1])
     np.testing.assert_allclose(same, free, atol=2e-5)
-    weaker = tuple(with_random_params(tiny.config) for tiny in tiny_stages)
-    assert np.abs(sample_cascade(tiny_stages, tiny_text, KEYS, weak=weaker) - free).mean() > 0.01
+    weaker = (with_random_params(tiny_stages[0].config),)
+    assert np.abs(sample_cascade(tiny_stages[:1], tiny_text, KEYS, weak=weaker) - free).mean() > 0.01
 
 
 def test_autoguidance_needs_no_dropped_captions(tiny_stages, tiny_text):
@@ -178,27 +178,22 @@ def test_autoguidance_needs_no_dropped_captions(tiny_stages, tiny_text):
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.6, 0.95])
-def test_image_to_image_starts_at_the_closed_form_level(tiny_stages, tiny_text, picture, strength):
+def test_image_to_image_starts_at_the_closed_form_level(
+    tiny_stages, tiny_text, picture, strength, monkeypatch
+):
     """z at the start is N(alpha x, sigma^2) for the alpha and sigma of t = strength."""
-    start = []
 
-    def keep(z_t, logsnr_t, cond):
-        jax.debug.callback(lambda z, logsnr: start.append((z, logsnr)), z_t, logsnr_t, ordered=True)
-        return z_t
+    def only_start(denoise, z_1, grid, **_):
+        return 0.1 * z_1, samplers.Info(jnp.zeros(7, jnp.int32), grid)
 
-    class Watched(Stage):
-        denoise = staticmethod(keep)
-
-    watched = Watched(tiny_stages[1].params, tiny_stages[1].config)
-    sampling = dataclasses.replace(
-        watched.config.sampling, strength=strength, steps=2, guidance_scale=1.0, threshold="none"
-    )
-    low_res = resize.area(picture, 8)
-    jax.block_until_ready(
-        sample_stage(watched, tiny_text, KEYS, low_res=low_res, image=picture, sampling=sampling)
-    )
-    jax.effects_barrier()
-    z, logsnr = start[0]
+    monkeypatch.setattr(stage.samplers, "sample", only_start)
+    sampling = dataclasses.replace(tiny_stages[1].config.sampling, strength=strength, steps=30)
+    tenth, info = sample_stage(
+        tiny_stages[1], tiny_text, KEYS, low_res=resize.area(picture, 8), image=picture, sampling=sampling,
+        return_info=True,
+    )  # fmt: skip
+    z, logsnr = 10 * tenth, info.x_hats
+    assert len(logsnr) == round(30 * strength) + 1  # steps of the same length, not as many
     assert logsnr[0] == pytest.approx(float(schedules.cosine(strength)), rel=1e-5)
     alpha, sigma = schedules.alpha_sigma(logsnr[0])
     noise = (z - alpha * picture) / sigma
@@ -222,8 +217,7 @@ def test_less_strength_stays_nearer(tiny_stages, tiny_text, picture):
 # --- inpainting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "unipc"])
-@pytest.mark.parametrize("resample", [1, 2])
+@pytest.mark.parametrize(("sampler", "resample"), [("ddim", 1), ("ddpm", 2), ("unipc", 2)])
 def test_the_mask_is_honoured_at_every_stage(tiny_stages, tiny_text, picture, sampler, resample):
     """1 = paint here: the rest is the image itself, at the small stage too."""
     mask = np.zeros((7, 16, 16))
@@ -243,8 +237,6 @@ def test_the_mask_is_honoured_at_every_stage(tiny_stages, tiny_text, picture, sa
 
 def test_the_known_part_has_the_exact_marginal_at_every_level():
     """N(alpha x, sigma^2), by a deterministic and by a stochastic sampler, with resampling too."""
-    from imagen_jax.diffusion import samplers
-
     num, x = 20_000, 0.6
     grid = schedules.grid(schedules.make("cosine"), 6)
     image, mask = (
@@ -252,7 +244,7 @@ def test_the_known_part_has_the_exact_marginal_at_every_level():
         jnp.broadcast_to(jnp.array([0.0, 1.0])[None, None, :, None], (num, 1, 2, 1)),
     )
     keys = jax.random.split(jax.random.key(0), num)
-    for sampler, resample in (("dpmpp_2m", 1), ("ddpm", 1), ("ddim", 3)):
+    for sampler, resample in (("dpmpp_2m", 1), (samplers.ddpm(0.0), 1), (samplers.ddim(0.6), 1), ("ddim", 3)):
         seen = []
 
         def watched(z_t, logsnr_t, seen=seen):
@@ -294,7 +286,7 @@ def test_outpainting_adds_borders_to_paint():
         ),
         (
             {"image": np.ones((7, 16, 16, 3)), "mask": np.ones((7, 8, 8))},
-            r"mask must have the image's size .* \(7, 8, 8\)",
+            r"mask must have the image's size.* \(7, 8, 8\)",
         ),
         (
             {"image": np.ones((7, 16, 16, 3)), "mask": np.ones((7, 16, 16, 3))},
@@ -337,7 +329,7 @@ def test_every_stage_takes_edm_and_zero_terminal_snr(tiny_configs, tiny_text):
                 schedule="lognormal" if prediction == "edm" else "linear",
             )  # fmt: skip
             stages.append(with_random_params(dataclasses.replace(config, process=process)))
-        x = sample_cascade(tuple(stages), tiny_text, KEYS, sampler=sampler, spacing="rho")
+        x = sample_cascade(tuple(stages), tiny_text, KEYS, sampler=sampler, spacing="rho", steps=3)
         assert np.isfinite(x).all()
         grid = stage.logsnr_grid(stages[0].config, stages[0].config.sampling)
         assert bool(jnp.isneginf(grid[0])) == is_stretched

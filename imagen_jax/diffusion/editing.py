@@ -1,9 +1,10 @@
 """Inpainting and outpainting. A mask is 1 where to paint and 0 where the image is kept, [B, H, W, 1].
 
-Wherever the image is known, x_hat is the image itself. Every sampler then gives z_s there the exact marginal
+Wherever the image is known, x_hat is the image itself. A sampler then gives z_s there the exact marginal
 N(alpha_s x, sigma_s^2 I): a deterministic one keeps each pixel's own noise, a stochastic one draws from the
-posterior of x. `resample` of `samplers.sample` goes back and forth between levels (RePaint, Lugmayr et al.
-2022), which lets the painted part agree with the known one.
+posterior of x. (ddpm with gamma > 0 adds the same surplus of noise to it as to the rest.) `resample` of
+`samplers.sample` goes back and forth between levels (RePaint, Lugmayr et al. 2022), which lets the painted
+part agree with the known one.
 """
 
 import jax
