@@ -5,6 +5,7 @@ import dataclasses
 import io
 import logging
 import sys
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,29 @@ from typing import Annotated, Any
 
 import tyro
 
-from imagen_jax.config import StageConfig, load_preset
+from imagen_jax.config import SamplingConfig, StageConfig, load_preset
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """The sampling options that were given: name -> one value, or a tuple of one per stage."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingConfig)}
+    return {name: value[0] if len(value) == 1 else value for name, value in values.items() if value}
+
+
+def _sampling_options() -> type:
+    hints = typing.get_type_hints(SamplingConfig)
+    fields = [
+        (field.name, tuple[hints[field.name] | None, ...], dataclasses.field(default=()))
+        for field in dataclasses.fields(SamplingConfig)
+    ]
+    return dataclasses.make_dataclass(
+        "SamplingOptions", fields, frozen=True, kw_only=True, namespace={"sampling": _given}
+    )
+
+
+# Every field of SamplingConfig as an option of one value for all stages or one for each ("None": the stage's own);
+# `.sampling()` returns those that were given.
+SamplingOptions = _sampling_options()
 
 
 def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:

@@ -327,6 +327,22 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
     return grid
 
 
+def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
+    """How many images go through the network for one result: two a guided step, twice as many with Heun."""
+    grid = np.asarray(logsnr_grid(config, sampling))
+    is_on = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
+    weight = np.full(len(grid), sampling.guidance_scale if is_on else 1.0)
+    with jax.ensure_compile_time_eval():
+        scale = _scale(sampling, jnp.float32(sampling.guidance_scale), jnp.asarray(grid))
+        weight = np.asarray(scale(jnp.asarray(grid))) if callable(scale) and is_on else weight
+    images = np.where((weight != 1) | (sampling.guidance == "cfg++"), 2, 1)
+    total = images[:-1].sum()
+    if sampling.sampler == "heun":  # a second evaluation at the level that a step leads to
+        corrected = (np.diff(grid) / 2 <= 4) & (np.arange(len(grid) - 1) < len(grid) - 2)
+        total += images[1:][corrected].sum()
+    return int(total) * sampling.resample
+
+
 def raise_if_broken(config: StageConfig, info: samplers.Info) -> None:
     """Raises a FloatingPointError that names the stage, the step and the images; inside jit it does nothing."""
     if isinstance(info.broken_at, jax.core.Tracer):

@@ -18,7 +18,7 @@ from imagen_jax import cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(cli.SamplingOptions):
     workdir: Path
     """Directory of the cascade, as scripts/train.py wrote it."""
     data: Path
@@ -32,16 +32,14 @@ class Options:
     seed: int = 0
     batch_size: int = 40
     """Pictures computed at once."""
-    steps: tuple[int, ...] = ()
-    guidance_scale: tuple[float, ...] = ()
-    aug_level: tuple[float, ...] = ()
-    """One value for all stages or one for each; by default the preset's."""
+    best: bool = False
+    """Start from the options that scripts/sweep.py found best, instead of the preset's."""
 
 
 def main(options: Options) -> None:
-    from imagen_jax import TextEncoder, load_cascade, resize
+    from imagen_jax import TextEncoder, load_cascade, parallel, resize
     from imagen_jax.data import pipeline, sources
-    from imagen_jax.evaluation import alignment
+    from imagen_jax.evaluation import alignment, sweep
     from imagen_jax.evaluation.grid import labelled_grid
     from imagen_jax.generate import generate
 
@@ -51,16 +49,16 @@ def main(options: Options) -> None:
         raise ValueError(
             f"--data must be a data set of shapes, which records what captions claim; got {options.data}."
         )
-    stages = load_cascade(options.workdir)
+    stages = load_cascade(options.workdir, best=options.best)
     captions = [example["caption"] for example in examples]
-    given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "aug_level")}
+    parallel.use_compilation_cache()
     pictures = generate(
         stages,
         TextEncoder.from_config(stages[0].config.text),
         captions,
         seeds=range(options.seed, options.seed + len(captions)),
         batch_size=options.batch_size,
-        **{name: value[0] if len(value) == 1 else value for name, value in given.items() if value},
+        **options.sampling(),
     )
     by_stage = [
         np.stack(images) for images in zip(*tqdm(pictures, total=len(captions), unit="picture"), strict=True)
@@ -70,10 +68,7 @@ def main(options: Options) -> None:
         final = resize.bilinear(final, examples[0]["image"].shape[0])
     result = alignment.alignment(final, [example["claims"] for example in examples])
     table = alignment.format_table(result)
-    consistency = [
-        psnr(resize.area(big, small.shape[1:3]), small)
-        for small, big in zip(by_stage, by_stage[1:], strict=False)
-    ]
+    consistency = [sweep.consistency(small, big) for small, big in zip(by_stage, by_stage[1:], strict=False)]
     lines = [table, *(
         f"Output of {stage.config.name} averaged down to {before.config.image_size}x{before.config.image_size} against "
         f"{before.config.name}: PSNR {np.mean(values):.1f} dB on average, {np.min(values):.1f} dB at worst."
@@ -87,11 +82,6 @@ def main(options: Options) -> None:
     (output / "alignment.json").write_text(json.dumps(result, indent=2) + "\n")
     labelled_grid(list(by_stage[-1][:32]), captions[:32]).save(output / "grid.png")
     print(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
-
-
-def psnr(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each image in dB; the range of pixels is 2."""
-    return 10 * np.log10(4 / np.maximum(np.mean((x - reference) ** 2, axis=(1, 2, 3)), 1e-12))
 
 
 if __name__ == "__main__":

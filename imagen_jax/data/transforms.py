@@ -79,6 +79,17 @@ def square(data: bytes, image_size: int, where: str = "picture") -> np.ndarray:
     return to_unit(scale(x, image_size))
 
 
+def fit(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of a uint8 picture [H, W, C] in the shape of `size`, as float32 [*size, C] in [-1, 1]."""
+    height, width = x.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    rows, columns = (max(1, round(side * scale)) for side in size)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    x = x[top : top + rows, left : left + columns]
+    smaller = tuple(min(new, old) for new, old in zip(size, x.shape[:2], strict=True))
+    return to_unit(resize.bilinear(resize.area(x, smaller), size))
+
+
 def encode_png(x: np.ndarray) -> bytes:
     """uint8 [H, W, 3] -> PNG bytes."""
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ A stage's directory holds
 atomic rename once every item is written.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from imagen_jax import stage
-from imagen_jax.config import StageConfig, differences, from_dict, to_dict, validate_cascade
+from imagen_jax.config import (
+    SamplingConfig,
+    StageConfig,
+    differences,
+    from_dict,
+    to_dict,
+    validate_cascade,
+    validate_sampling,
+)
 from imagen_jax.structs import TrainState
 
 CONFIG_FILE = "config.json"
+SAMPLING_FILE = "sampling.json"
 
 
 class Checkpoints:
@@ -140,8 +150,11 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     return stage.Stage(params=params, config=config)
 
 
-def load_cascade(workdir: str | Path) -> tuple[stage.Stage, ...]:
-    """All trained stages in `workdir`, base first, from the newest checkpoint of each."""
+def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
+    """All trained stages in `workdir`, base first, from the newest checkpoint of each.
+
+    With `best`, sampling starts from the options that scripts/sweep.py stored as the best.
+    """
     workdir = Path(workdir)
     directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
@@ -151,7 +164,36 @@ def load_cascade(workdir: str | Path) -> tuple[stage.Stage, ...]:
     configs = {directory: read_config(directory) for directory in directories}
     ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
     validate_cascade(tuple(configs[directory] for directory in ordered))
-    return tuple(load_stage(directory) for directory in ordered)
+    stages = tuple(load_stage(directory) for directory in ordered)
+    return _with_best_sampling(workdir, stages) if best else stages
+
+
+def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
+    """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
+    file = Path(workdir) / SAMPLING_FILE
+    content = {"stages": {name: to_dict(sampling) for name, sampling in found.items()}, "about": about}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(file)
+    return file
+
+
+def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple[stage.Stage, ...]:
+    file = workdir / SAMPLING_FILE
+    if not file.exists():
+        raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
+    try:
+        found = {
+            name: from_dict(options, SamplingConfig)
+            for name, options in json.loads(file.read_text())["stages"].items()
+        }
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} must hold sampling options, but cannot be read: {error}") from error
+    replaced = []
+    for each in stages:
+        sampling = validate_sampling(each.config, found.get(each.config.name, each.config.sampling))
+        replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
+    return tuple(replaced)
 
 
 def _read(directory: Path, step: int, restore):

@@ -1,0 +1,226 @@
+"""Sweeps sampling options, scores every setting on the same prompts and seeds, and keeps the best.
+
+  python scripts/sweep.py --workdir runs/quickstart --data datasets/shapes_single \\
+    --aug-level 0.0 0.1 0.2 0.3 --guidance-scale 2 3 5 --steps 10 32
+  python scripts/sweep.py --workdir runs/photos --prompts-file prompts.txt --clip openai/clip-vit-base-patch32 \\
+    --steps 10 20 40 --sampler unipc ddim
+
+Each sampling option takes the values to try; all combinations are sampled, in every stage or in --stage alone.
+Scores: "alignment", the share of the claims of a caption of shapes that its picture fulfils (--data); "clip", the
+cosine of picture and caption (--clip); "consistency", the PSNR of the result averaged down against the stage before
+in dB. With --data also "frechet", the distance of the results to the pictures of the split (evaluation/frechet.py; it
+is one number for a setting and decides nothing). Cost: images put through the networks for one result. Writes to the
+output directory:
+
+  sweep.md, sweep.json  the whole table
+  pareto.png            score against cost, with the settings that none beats in both
+  best/*.png, best.png  for each prompt the picture that scored highest
+  WORKDIR/sampling.json the setting with the highest mean score, for sample.py --best
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagen_jax import cli
+from imagen_jax.config import SamplingConfig, validate_sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.SamplingOptions):
+    workdir: Path
+    """Directory of the cascade, as scripts/train.py wrote it."""
+    data: Path | None = None
+    """A data set of shapes, for its captions and what they claim."""
+    split: str = "test"
+    prompts_file: Path | None = None
+    """A text file with one prompt per line, instead of --data."""
+    clip: str | None = None
+    """A CLIP by its directory or name: scores pictures of any prompts."""
+    score: Literal["alignment", "clip", "consistency"] | None = None
+    """What decides; by default alignment with --data, else clip with --clip, else consistency."""
+    stage: str | None = None
+    """The stage whose options are swept; the others keep theirs."""
+    num: int = 64
+    """Prompts, from the start."""
+    seed: int = 0
+    batch_size: int = 32
+    output: Path | None = None
+    """By default sweep/ in the workdir."""
+
+
+def main(options: Options) -> None:
+    from imagen_jax import TextEncoder, load_cascade, parallel, resize
+    from imagen_jax.cascade import between, sampling_by_stage
+    from imagen_jax.evaluation import frechet, sweep
+    from imagen_jax.evaluation.grid import labelled_grid, to_uint8
+    from imagen_jax.generate import generate
+    from imagen_jax.stage import evaluations
+    from imagen_jax.training.checkpoint import save_best_sampling
+
+    prompts, claims, reference = read_prompts(options)
+    score_name = options.score or ("alignment" if claims else "clip" if options.clip else "consistency")
+    for name, given in {"alignment": claims, "clip": options.clip}.items():
+        if score_name == name and not given:
+            raise ValueError(f"--score {name} needs --{'data' if name == 'alignment' else 'clip'}.")
+    stages = load_cascade(options.workdir)
+    if options.stage is not None:
+        between(stages, {"start": options.stage})  # names the stages if it is none
+    if score_name == "consistency" and len(stages) == 1:
+        raise ValueError("--score consistency needs a super-resolution stage; the cascade has one stage.")
+    choices = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(SamplingConfig)
+        if getattr(options, field.name)
+    }
+    if not choices:
+        raise ValueError(
+            "Give at least one sampling option with the values to try, such as --aug-level 0 0.1 0.3."
+        )
+    settings = sweep.combinations(choices)
+    per_stage = [
+        {name: for_stages(value, name, options, stages) for name, value in s.items()} for s in settings
+    ]
+    by_stage = [sampling_by_stage(stages, s) for s in per_stage]
+    for sampling in by_stage:  # all of them, before any is sampled
+        for stage, own in zip(stages, sampling, strict=True):
+            validate_sampling(stage.config, own)
+    clip = None
+    if options.clip:
+        from imagen_jax.evaluation.clip_score import ClipScorer
+
+        clip = ClipScorer.from_pretrained(options.clip)
+    parallel.use_compilation_cache()
+    encoder = TextEncoder.from_config(stages[0].config.text)
+    rows, scores, finals = [], [], []
+    for setting, given, sampling in zip(tqdm(settings, unit="setting"), per_stage, by_stage, strict=True):
+        seeds = range(options.seed, options.seed + len(prompts))
+        results = list(
+            generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)
+        )
+        images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
+        measured = {}
+        if claims:
+            measured["alignment"] = fulfilled(images[-1], claims)
+        if clip is not None:
+            measured["clip"] = clip.score(images[-1], prompts)
+        if len(images) > 1:
+            measured["consistency"] = sweep.consistency(images[-2], images[-1])
+        row = {name: float(values.mean()) for name, values in measured.items()}
+        if reference is not None:
+            row["frechet"] = frechet.distance(images[-1], resize.area(reference, images[-1].shape[1:3]))
+        row["cost"] = sum(evaluations(stage.config, own) for stage, own in zip(stages, sampling, strict=True))
+        rows.append(setting | row)
+        scores.append(measured)
+        finals.append(images[-1])
+
+    output = options.output or options.workdir / "sweep"
+    (output / "best").mkdir(parents=True, exist_ok=True)
+    means, costs = np.array([row[score_name] for row in rows]), np.array([row["cost"] for row in rows])
+    front = sweep.pareto(costs, means)
+    for i, row in enumerate(rows):
+        row["front"] = "*" if i in front else ""
+    best = min(range(len(rows)), key=lambda i: (-round(means[i], 6), costs[i]))
+    (output / "sweep.md").write_text(sweep.format_table(rows) + "\n")
+    (output / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n")
+    plot(output / "pareto.png", costs, means, front, score_name, [label(s) for s in settings])
+    chosen = sweep.best_per_prompt(
+        np.stack([s[score_name] for s in scores]),
+        np.stack([s.get("consistency", s[score_name]) for s in scores]),
+    )
+    pictures = [finals[setting][i] for i, setting in enumerate(chosen)]
+    for i, (prompt, x) in enumerate(zip(prompts, pictures, strict=True)):
+        stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+        Image.fromarray(to_uint8(x)).save(output / "best" / f"{i:04d}-{stem}.png")
+    labels = [f"{p} ({label(settings[c])})" for p, c in zip(prompts, chosen, strict=True)]
+    labelled_grid(pictures[:32], labels[:32]).save(output / "best.png")
+    found = {stage.config.name: own for stage, own in zip(stages, by_stage[best], strict=True)}
+    file = save_best_sampling(
+        options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
+    )
+    print(sweep.format_table(rows))
+    kept = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])
+    print(
+        f"\nBest setting: {label(settings[best])} ({score_name} {means[best]:.4g}); best of all per prompt: {kept:.4g}."
+    )
+    print(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
+
+
+def for_stages(value: object, name: str, options: Options, stages: tuple) -> object:
+    """The value for all stages that have this option, or for --stage alone."""
+    if options.stage is None:
+        return value
+    return tuple(value if stage.config.name == options.stage else None for stage in stages)
+
+
+def fulfilled(images: np.ndarray, claims: list) -> np.ndarray:
+    """[N] the share of each caption's claims that its picture fulfils."""
+    from imagen_jax.evaluation import alignment
+
+    answers = [
+        alignment.score(alignment.read(image), claim) for image, claim in zip(images, claims, strict=True)
+    ]
+    return np.array([np.mean([right for name, right in a.items() if name != "all"]) for a in answers])
+
+
+def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:
+    """(prompts, what they claim, the pictures they belong to); the latter two if a data set says."""
+    if (options.data is None) == (options.prompts_file is None):
+        raise ValueError("Give either --data or --prompts-file.")
+    if options.num < 1 or options.batch_size < 1:
+        raise ValueError(
+            f"--num and --batch-size must be positive; got {options.num} and {options.batch_size}."
+        )
+    if options.data is None:
+        lines = [line.strip() for line in options.prompts_file.read_text(encoding="utf-8").splitlines()]
+        prompts = [line for line in lines if line][: options.num]
+        if not prompts:
+            raise ValueError(
+                f"--prompts-file must hold one prompt per line; {options.prompts_file} is empty."
+            )
+        return prompts, None, None
+    from imagen_jax.data import pipeline, sources, transforms
+
+    source = sources.open_source(options.data, options.split)
+    examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
+    if not examples:
+        raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
+    claims = [example["claims"] for example in examples]
+    pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
+    return [example["caption"] for example in examples], None if claims[0] is None else claims, pictures
+
+
+def label(setting: dict) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in setting.items()
+    )
+
+
+def plot(
+    file: Path, costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, labels: list[str]
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.scatter(costs, means, s=18, color="tab:gray", label="settings")
+    axes.plot(costs[front], means[front], "o-", color="tab:red", label="Pareto front")
+    for i in front:
+        axes.annotate(labels[i], (costs[i], means[i]), fontsize=7, xytext=(4, -9), textcoords="offset points")
+    axes.set(xlabel="images through the networks for one result", ylabel=f"mean {score}", xscale="log")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__))
