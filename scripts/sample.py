@@ -88,10 +88,10 @@ def main(options: Options) -> None:
         stages, encoder, [p for p, _ in jobs], seeds=[s for _, s in jobs], batch_size=options.batch_size,
         fsdp=options.fsdp, negative=options.negative, images=images, size=options.size, **ends, **options.sampling(),
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
     recorded = json.dumps({s.config.name: to_dict(used) for s, used in zip(chosen, settings, strict=True)})
     finals = []
     for (prompt, seed), by_stage in tqdm(zip(jobs, pictures, strict=True), total=len(jobs), unit="picture"):
+        output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
         finals.append(by_stage[-1])
         information = PngInfo()
         for key, value in {"prompt": prompt, "seed": str(seed), "sampling": recorded}.items():

@@ -107,7 +107,7 @@ def main(options: Options) -> None:
         images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
         measured = {}
         if claims:
-            measured["alignment"] = fulfilled(images[-1], claims)
+            measured["alignment"] = fulfilled(images[-1], claims, reference.shape[1:3])
         if clip is not None:
             measured["clip"] = clip.score(images[-1], prompts)
         if len(images) > 1:
@@ -159,9 +159,13 @@ def for_stages(value: object, name: str, options: Options, stages: tuple) -> obj
     return tuple(value if stage.config.name == options.stage else None for stage in stages)
 
 
-def fulfilled(images: np.ndarray, claims: list) -> np.ndarray:
-    """[N] the share of each caption's claims that its picture fulfils."""
+def fulfilled(images: np.ndarray, claims: list, size: tuple[int, int]) -> np.ndarray:
+    """[N] the share of each caption's claims that its picture, enlarged to the data's size, fulfils."""
+    from imagen_jax import resize
     from imagen_jax.evaluation import alignment
+
+    if images.shape[1] < size[0]:  # a cascade without its last stage
+        images = resize.bilinear(images, size)
 
     answers = [
         alignment.score(alignment.read(image), claim) for image, claim in zip(images, claims, strict=True)
