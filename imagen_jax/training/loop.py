@@ -39,6 +39,11 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     """
     # --- check everything before anything is written -------------------------------------------
     validate(config)
+    if config.cond_image_channels:
+        raise ValueError(
+            f"cond_image_channels must be 0 here, since data sets hold no such image; got {config.cond_image_channels}: "
+            'train with stage.loss and a batch of your own, which has "cond_image".'
+        )
     directory = Path(workdir) / config.name
     mesh = parallel.make_mesh(config.run.fsdp)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
