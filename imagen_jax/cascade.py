@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from imagen_jax import resize
 from imagen_jax.config import SamplingConfig, StageConfig, override, validate_sampling
 from imagen_jax.diffusion.samplers import Info
+from imagen_jax.inputs import require_float
 from imagen_jax.stage import Stage, raise_if_broken, run_stage
 from imagen_jax.structs import TextCond
 
@@ -83,6 +84,7 @@ def run_cascade(
     weak_stages = _one_each(weak, stages, "weak")
     for stage, sampling, weaker in zip(stages, settings, weak_stages, strict=True):
         validate_sampling(stage.config, sampling, needs_null=weaker is None)
+    require_float(image=image, low_res=low_res)
     if image is not None and image.shape[1:3] != sizes[-1]:
         raise ValueError(
             f"image must be of the result's size {sizes[-1]}; got {image.shape[1:3]}: resize it, or give size."
@@ -201,6 +203,8 @@ def _one_each(value: Any, stages: tuple[Stage, ...], name: str) -> tuple[Any, ..
 
 def _fit(image: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The image at another size: averaged where it is larger, interpolated where it is smaller."""
+    if tuple(image.shape[1:3]) == tuple(size):
+        return image
     image = jnp.asarray(image, jnp.float32)
     height, width = (min(new, old) for new, old in zip(size, image.shape[1:3], strict=True))
     return resize.bilinear(resize.area(image, (height, width)), size)

@@ -281,6 +281,10 @@ def test_outpainting_adds_borders_to_paint():
     [
         ({"mask": np.ones((7, 8, 8))}, "mask must have the image's size"),
         (
+            {"image": np.ones((7, 16, 16, 3), np.uint8), "strength": 0.5},
+            r"image must be float in .* got uint8",
+        ),
+        (
             {"image": np.ones((7, 8, 8, 3)), "mask": np.ones((7, 8, 8))},
             r"image must be of the result's size \(16, 16\)",
         ),

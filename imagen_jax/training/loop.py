@@ -41,8 +41,8 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     validate(config)
     if config.cond_image_channels:
         raise ValueError(
-            f"cond_image_channels must be 0 here, since data sets hold no such image; got {config.cond_image_channels}: "
-            'train with stage.loss and a batch of your own, which has "cond_image".'
+            f"cond_image_channels must be 0 here, since data sets hold no such image; got "
+            f'{config.cond_image_channels}: train with stage.loss and a batch of your own, which has "cond_image".'
         )
     directory = Path(workdir) / config.name
     mesh = parallel.make_mesh(config.run.fsdp)
