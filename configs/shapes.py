@@ -45,7 +45,7 @@ def get_config() -> tuple[StageConfig, ...]:
             head_dim=16,
         ),
         process=PROCESS,
-        sampling=SamplingConfig(sampler="dpmpp_2m", steps=32, guidance_scale=3.0, threshold="static"),
+        sampling=SamplingConfig(sampler="unipc", steps=16, guidance_scale=3.0, threshold="static"),
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=10_000),
@@ -66,7 +66,7 @@ def get_config() -> tuple[StageConfig, ...]:
         ),
         process=dataclasses.replace(PROCESS, max_aug_level=0.5),
         sampling=SamplingConfig(
-            sampler="dpmpp_2m", steps=16, guidance_scale=2.0, threshold="static", aug_level=0.1
+            sampler="unipc", steps=10, guidance_scale=2.0, threshold="static", aug_level=0.1
         ),
         text=TEXT,
         data=DATA,
