@@ -221,6 +221,8 @@ def plot(
     for i in front:
         axes.annotate(labels[i], (costs[i], means[i]), fontsize=7, xytext=(4, -9), textcoords="offset points")
     axes.set(xlabel="images through the networks for one result", ylabel=f"mean {score}", xscale="log")
+    axes.set_xticks(np.unique(costs), [f"{cost:g}" for cost in np.unique(costs)])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
