@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax import resize
 from imagen_jax.config import SamplingConfig, StageConfig, override, validate_sampling
 from imagen_jax.diffusion.samplers import Info
-from imagen_jax.inputs import require_float
-from imagen_jax.stage import Stage, raise_if_broken, run_stage
+from imagen_jax.inputs import Inputs, require_float, require_mask
+from imagen_jax.stage import Stage, check_stage, raise_if_broken, run_stage
 from imagen_jax.structs import TextCond
 
 # Fields of SamplingConfig that say something to super-resolution stages alone.
@@ -78,53 +79,82 @@ def run_cascade(
 ) -> tuple[tuple[jax.Array, ...], tuple[Info, ...]]:
     """`sample_cascade` that leaves it to the caller to look for broken images: (images, info) of every stage."""
     stages = between(stages, {"start": start, "stop": stop})
-    settings = sampling_by_stage(stages, options)
+    texts = (text,) if isinstance(text, TextCond) else tuple(text)
+    weights = None if weights is None else tuple(float(weight) for weight in weights)
+    weak_stages = _one_each(weak, stages, "weak")
+    settings = sampling_by_stage(stages, options, weak_stages)
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
     noises = (z_1, *[None] * (len(stages) - 1)) if hasattr(z_1, "ndim") else _one_each(z_1, stages, "z_1")
-    weak_stages = _one_each(weak, stages, "weak")
-    for stage, sampling, weaker in zip(stages, settings, weak_stages, strict=True):
-        validate_sampling(stage.config, sampling, needs_null=weaker is None)
-    require_float(image=image, low_res=low_res)
-    if image is not None and image.shape[1:3] != sizes[-1]:
-        raise ValueError(
-            f"image must be of the result's size {sizes[-1]}; got {image.shape[1:3]}: resize it, or give size."
+    is_guided = [s.guidance_scale != 1 or s.guidance == "cfg++" for s in settings]
+    if negative is not None and not any(is_guided):
+        raise ValueError("guidance_scale must not be 1 (off) in every stage with a negative prompt; got 1.")
+    mask = _check_pictures(stages, settings, sizes[-1], image, mask, cond_image, low_res)
+
+    inputs = []
+    for i, stage in enumerate(stages):
+        takes_image = mask is not None or settings[i].strength < 1
+        takes_sketch = cond_image is not None and stage.config.cond_image_channels > 0
+        own = Inputs(
+            low_res=low_res if i == 0 else _shape_of_low_res(stage.config, sizes[i], len(keys)),
+            image=_fit(image, sizes[i]) if image is not None and takes_image else None,
+            mask=jnp.ceil(jnp.minimum(resize.area(mask, sizes[i]), 1)) if mask is not None else None,
+            cond_image=_fit(cond_image, sizes[i]) if takes_sketch else None,
+            z_1=noises[i],
+            negative=negative if is_guided[i] else None,
+            weak=weak_stages[i],
         )
-    if mask is not None:
-        whole = None if image is None else image.shape[:3]
-        if mask.shape not in (whole, (*(whole or ()), 1)):
-            raise ValueError(
-                "mask must have the image's size, [B, H, W] or [B, H, W, 1] (1 = paint here); "
-                f"got {mask.shape} for image {None if image is None else image.shape}."
-            )
-        mask = jnp.asarray(mask, jnp.float32).reshape(*mask.shape[:3], 1)
+        check_stage(stage.config, texts, keys, own, settings[i], weights, sizes[i])
+        inputs.append(own)
+
+    images, infos = [], []
+    for stage, own, sampling, stage_size in zip(stages, inputs, settings, sizes, strict=True):
+        given = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+        if images:
+            given["low_res"] = images[-1]
+        x, info = run_stage(stage, texts, keys, sampling=sampling, size=stage_size, weights=weights, **given)
+        images.append(x)
+        infos.append(info)
+    return tuple(images), tuple(infos)
+
+
+def _check_pictures(
+    stages: tuple[Stage, ...],
+    settings: list[SamplingConfig],
+    size: tuple[int, int],
+    image: jax.Array | None,
+    mask: jax.Array | None,
+    cond_image: jax.Array | None,
+    low_res: jax.Array | None,
+) -> jax.Array | None:
+    """Checks what is given at the result's size; the mask as float [B, H, W, 1]."""
+    require_float(image=image, low_res=low_res, cond_image=cond_image)
+    if image is not None and image.shape[1:3] != size:
+        raise ValueError(
+            f"image must be of the result's size {size}; got {image.shape[1:3]}: resize it, or give size."
+        )
     if image is not None and mask is None and all(s.strength == 1 for s in settings):
         raise ValueError(
             "strength must be below 1 for an image without a mask, or the image is forgotten; got 1."
         )
     if cond_image is not None and not any(stage.config.cond_image_channels for stage in stages):
         raise ValueError("cond_image must be left out: no stage was trained with one (cond_image_channels).")
-    images, infos = [], []
-    for i, stage in enumerate(stages):
-        takes_image = mask is not None or settings[i].strength < 1
-        takes_sketch = cond_image is not None and stage.config.cond_image_channels > 0
-        x, info = run_stage(
-            stage,
-            text,
-            keys,
-            low_res=images[-1] if images else low_res,
-            sampling=settings[i],
-            size=sizes[i],
-            image=_fit(image, sizes[i]) if image is not None and takes_image else None,
-            mask=jnp.ceil(jnp.minimum(resize.area(mask, sizes[i]), 1)) if mask is not None else None,
-            cond_image=_fit(cond_image, sizes[i]) if takes_sketch else None,
-            z_1=noises[i],
-            negative=negative,
-            weights=weights,
-            weak=weak_stages[i],
+    if mask is None:
+        return None
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    whole = None if image is None else image.shape[:3]
+    if mask.shape not in (whole, (*(whole or ()), 1)):
+        raise ValueError(
+            "mask must have the image's size, [B, H, W] or [B, H, W, 1] (1 = paint here); "
+            f"got {mask.shape} for image {None if image is None else image.shape}."
         )
-        images.append(x)
-        infos.append(info)
-    return tuple(images), tuple(infos)
+    require_mask(mask)
+    return jnp.asarray(mask, jnp.float32).reshape(*mask.shape[:3], 1)
+
+
+def _shape_of_low_res(config: StageConfig, size: tuple[int, int], batch: int) -> jax.ShapeDtypeStruct:
+    """Of what the stage before gives."""
+    sides = (side * config.low_res_size // config.image_size for side in size)
+    return jax.ShapeDtypeStruct((batch, *sides, config.image_channels), jnp.float32)
 
 
 def between(stages: tuple[Stage, ...], options: dict[str, Any]) -> tuple[Stage, ...]:
@@ -160,8 +190,11 @@ def sizes_by_stage(
     return sizes
 
 
-def sampling_by_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> list[SamplingConfig]:
-    """Each stage's own settings with `options` put over them; see `sample_cascade`."""
+def sampling_by_stage(
+    stages: tuple[Stage, ...], options: dict[str, Any], weak: Sequence[Stage | None] | None = None
+) -> list[SamplingConfig]:
+    """Each stage's own settings with `options` put over them, checked; see `sample_cascade`."""
+    options = {n: v.tolist() if getattr(v, "ndim", 0) == 1 else v for n, v in options.items()}
     known = [field.name for field in dataclasses.fields(SamplingConfig)]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -183,7 +216,9 @@ def sampling_by_stage(stages: tuple[Stage, ...], options: dict[str, Any]) -> lis
                         f"got {own[name]}."
                     )
                 del own[name]
-        settings.append(override(stage.config.sampling, own))
+        sampling = override(stage.config.sampling, own)
+        is_weak_given = weak is not None and weak[i] is not None
+        settings.append(validate_sampling(stage.config, sampling, needs_null=not is_weak_given))
     return settings
 
 

@@ -127,6 +127,7 @@ _USED_BY = {
     **dict.fromkeys(("apg_parallel", "apg_norm", "apg_momentum"), ("guidance", ("apg",))),
     **dict.fromkeys(("percentile", "floor", "cap"), ("threshold", ("dynamic",))),
 }
+_NEED_CHURN = ("churn_min", "churn_max", "churn_noise")
 _NEED_GUIDANCE = (
     "guidance_min_logsnr", "guidance_max_logsnr", "guidance_low", "guidance_low_start", "guidance_rescale",
     "apg_parallel", "apg_norm", "apg_momentum",
@@ -135,14 +136,26 @@ _NEED_GUIDANCE = (
 
 def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
     """`sampling` with `options` put over it; what only its former method used goes with that method."""
+    plain = lambda value: value.item() if getattr(value, "ndim", None) == 0 else value  # numpy's scalars
+    options = {name: plain(value) for name, value in options.items()}
     changed = dataclasses.replace(sampling, **options)
     stale = {
         name: None
         for name, (field, values) in _USED_BY.items()
         if name not in options and field in options and getattr(changed, field) not in values
     }
-    if changed.guidance_scale == 1 and "guidance_scale" in options:
-        stale |= {name: None for name in _NEED_GUIDANCE if name not in options}
+    is_off = changed.guidance_scale == 1 and changed.guidance != "cfg++"
+    if (is_off and "guidance_scale" in options) or options.get("guidance") == "cfg++":
+        stale |= dict.fromkeys(_NEED_GUIDANCE)
+    if (is_off and "guidance_scale" in options) or options.get("threshold") == "none":
+        stale["threshold_at"] = "after"
+    if is_off and "guidance_scale" in options:
+        stale["guidance"] = "cfg"
+    if options.get("resample") == 1:
+        stale["jump"] = 1
+    if options.get("churn") == 0:
+        stale |= dict.fromkeys(_NEED_CHURN)
+    stale = {name: value for name, value in stale.items() if name not in options}
     return dataclasses.replace(changed, **stale)
 
 
@@ -297,6 +310,18 @@ def validate_sampling(
 ) -> SamplingConfig:
     """Checks sampling options against the stage that they are for; a weak stage in its place needs no null."""
     _choices("sampling.", sampling)
+    for name, hint in typing.get_type_hints(SamplingConfig).items():
+        kinds = typing.get_args(hint) or (hint,)
+        value = getattr(sampling, name)
+        if int in kinds or float in kinds:
+            right = int if int in kinds else int | float
+            _rule(
+                value is None
+                or (isinstance(value, right) and not isinstance(value, bool) and math.isfinite(value)),
+                name,
+                "a whole number" if int in kinds else "a finite number",
+                value,
+            )
     for name, (field, values) in _USED_BY.items():
         _rule(
             getattr(sampling, name) is None or getattr(sampling, field) in values,
@@ -319,6 +344,19 @@ def validate_sampling(
         "churn_min",
         "below churn_max",
         sampling.churn_min,
+    )
+    for name in _NEED_CHURN:
+        _rule(
+            sampling.churn or getattr(sampling, name) is None,
+            name,
+            "left out without churn",
+            getattr(sampling, name),
+        )
+    _rule(
+        not sampling.churn or sampling.guidance_low is None,
+        "guidance_low",
+        "left out with churn, which moves between the steps that it counts",
+        sampling.guidance_low,
     )
     low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
     _rule(
@@ -356,6 +394,12 @@ def validate_sampling(
             "left out, since guidance_scale 1 is no guidance",
             getattr(sampling, name),
         )
+    _rule(
+        is_guided or sampling.guidance == "cfg",
+        "guidance",
+        "'cfg' with guidance_scale 1 (off)",
+        sampling.guidance,
+    )
     _rule(
         is_guided or sampling.threshold_at == "after",
         "threshold_at",
@@ -408,7 +452,6 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "sigma_min": ("positive", lambda value: value > 0),
     "sigma_max": ("positive", lambda value: value > 0),
     "rho": ("positive", lambda value: value > 0),
-    "guidance_scale": ("a number", lambda value: math.isfinite(value)),
     "guidance_low_start": ("at least 0", lambda value: value >= 0),
     "guidance_rescale": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "apg_norm": ("positive", lambda value: value > 0),
@@ -423,7 +466,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def _schedule_name(name: str | None) -> None:
     if name is not None:
-        from imagen_jax.diffusion import schedules  # inside: presets are read without importing jax
+        from imagen_jax.diffusion import schedules  # inside, for reading a configuration needs no jax
 
         _rule(name in schedules.SCHEDULES, "schedule", f"one of {', '.join(schedules.SCHEDULES)}", name)
 

@@ -1,6 +1,7 @@
 """Prompts to pictures: encoding, batching and padding around `sample_cascade`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -41,23 +42,37 @@ def generate(
     Yields:
       for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
     """
+    images = {name: rows for name, rows in (images or {}).items() if rows is not None}
+    counts = {"seeds": len(seeds), **{name: len(rows) for name, rows in images.items()}}
+    wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
+    if not prompts or wrong:
+        raise ValueError(
+            f"prompts must be at least one, with one row of everything else each; got {len(prompts)} prompts "
+            f"{'and ' if wrong else ''}{', '.join(wrong)}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     mesh = parallel.make_mesh(fsdp)
     batch_size = min(batch_size, len(prompts))
     batch_size += -batch_size % parallel.batch_ways(mesh)
-    stages = parallel.shard_params(stages, mesh)
     keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds])
     text = encode(stages, encoder, prompts)
+    stages = parallel.shard_params(stages, mesh)
+    if options.get("weak") is not None:
+        options["weak"] = parallel.shard_params(options["weak"], mesh)
     if negative is not None:
         options["negative"] = parallel.replicate(encode(stages, encoder, [negative]), mesh)
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, min(start + batch_size, len(prompts)))
-        inputs = (text, keys, dict(images or {}))
-        inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)  # noqa: B023
-        *inputs, by_image = parallel.pad_batch(inputs, batch_size, mesh)
-        results = sample_cascade(stages, *inputs, return_all=True, **by_image, **options)
-        results = jax.device_get(results)
-        for i in range(rows.stop - rows.start):
-            yield tuple(stage_images[i] for stage_images in results)
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, min(start + batch_size, len(prompts)))
+            inputs = jax.tree.map(itemgetter(rows), (text, keys, images))
+            *inputs, by_image = parallel.pad_batch(inputs, batch_size, mesh)
+            results = jax.device_get(sample_cascade(stages, *inputs, return_all=True, **by_image, **options))
+            for i in range(rows.stop - rows.start):
+                yield tuple(stage_images[i] for stage_images in results)
+
+    return batches()
 
 
 def compile_cascade(
@@ -101,6 +116,12 @@ def compile_cascade(
 
     def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
         batch = len(keys)
+        if not 0 < batch <= batch_size or text.embeddings.shape[:2] != (batch, settings.length):
+            raise ValueError(
+                f"text and keys must have 1 to {batch_size} rows, and captions {settings.length} tokens; got "
+                f"{text.embeddings.shape} and {batch} keys."
+            )
+        text = text.replace(embeddings=text.embeddings.astype(np.float32))
         stages = parallel.shard_params(stages, mesh)
         images, infos = program(stages, *parallel.pad_batch((text, keys), batch_size, mesh))
         images, infos = jax.tree.map(lambda rows: rows[:batch], (images, infos))

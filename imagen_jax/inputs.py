@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.structs import TextCond
@@ -33,7 +34,19 @@ def check_inputs(
     size: tuple[int, int],
 ) -> None:
     """Raises a ValueError of one line for whatever does not fit the stage; the arguments are those of `run_stage`."""
+    _require(
+        keys.ndim == 1 or (keys.ndim == 2 and keys.dtype == jnp.uint32),
+        f"keys must be [B], one for each image, as from image_keys; got shape {keys.shape}.",
+    )
     batch = len(keys)
+    for text in (*texts, *([inputs.negative] if inputs.negative is not None else [])):
+        _require(
+            text.embeddings.ndim == 3
+            and text.mask.shape == text.embeddings.shape[:2]
+            and text.mask.dtype == bool,
+            "text must have embeddings [B, L, D] and a bool mask [B, L]; got "
+            f"{text.embeddings.shape} and {text.mask.dtype} {text.mask.shape}.",
+        )
     for text in texts:
         width = text.embeddings.shape[-1]
         _require(
@@ -109,7 +122,7 @@ def _check_images(
             f"{name} must be {list(shape)} for stage {config.name}; got {None if value is None else value.shape}: "
             "resize it (imagen_jax.resize.area, bilinear) or give the size that you want.",
         )
-    require_float(image=inputs.image, low_res=inputs.low_res)
+    require_float(image=inputs.image, low_res=inputs.low_res, cond_image=inputs.cond_image)
     _require(
         (inputs.cond_image is not None) == bool(config.cond_image_channels),
         f"cond_image must be {'given' if config.cond_image_channels else 'left out'}: stage {config.name} has "
@@ -122,6 +135,7 @@ def _check_images(
             shape in (whole[:3], (*whole[:3], 1)),
             f"mask must have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}; got {shape}.",
         )
+        require_mask(inputs.mask)
     uses_image = inputs.mask is not None or sampling.strength < 1
     _require(
         inputs.image is None or uses_image,
@@ -143,6 +157,16 @@ def require_float(**images: jax.Array | None) -> None:
         _require(
             value is None or jnp.issubdtype(value.dtype, jnp.floating),
             f"{name} must be float in [-1, 1]; got {None if value is None else value.dtype}: x / 127.5 - 1 of 0..255.",
+        )
+
+
+def require_mask(mask: jax.Array) -> None:
+    """A mask says 1 or 0; inside jit its values are not known."""
+    if not isinstance(mask, jax.core.Tracer):
+        values = np.unique(np.asarray(mask))
+        _require(
+            bool(np.isin(values, (0, 1)).all()),
+            f"mask must hold 1 (paint here) and 0 (keep) only; got values from {values[0]:g} to {values[-1]:g}.",
         )
 
 

@@ -117,7 +117,8 @@ def use_compilation_cache(directory: str | Path | None = None) -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(given) if given else Path(home) / "imagen_jax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
 
 
@@ -152,7 +153,8 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     """`sample_cascade` with one program per device: the same images, to rounding.
 
     Args:
-      stages: as for `sample_cascade`; every device gets a whole copy.
+      stages: as for `sample_cascade`; every device gets a whole copy, at every call unless they lie there already, as
+        `replicate(stages, make_mesh())` puts them.
       text, keys, **options: as for `sample_cascade`. The batch is split over this process's devices, padded
         with copies of its last row and cropped again.
 
@@ -176,7 +178,15 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
         by_image["negative"] = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), negative)
     return_all = options.pop("return_all", False)
     weak = tuple(weak) if isinstance(weak, list) else weak
-    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    wrong = [
+        name
+        for name, rows in {"text": text, **by_image}.items()
+        if any(len(leaf) != batch for leaf in jax.tree.leaves(rows))
+    ]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} must have one row for each of the {batch} keys.")
+    plain = lambda v: v.tolist() if hasattr(v, "tolist") else v
+    hashable = {k: tuple(plain(v)) if np.ndim(v) else plain(v) for k, v in options.items()}
     program = _pmapped(tuple(sorted(hashable.items())))
     images, infos = program(stages, weak, *jax.tree.map(split, (text, keys, by_image)))
     merge = lambda leaf: leaf.reshape(devices * rows, *leaf.shape[2:])[:batch]

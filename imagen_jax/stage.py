@@ -283,8 +283,7 @@ def run_stage(
     size = (config.image_size,) * 2 if size is None else tuple(size)
     sampling = sampling or config.sampling
     inputs = Inputs(**inputs)
-    validate_sampling(config, sampling, needs_null=inputs.weak is None)
-    check_inputs(config, texts, keys, inputs, sampling, weights, size)
+    check_stage(config, texts, keys, inputs, sampling, weights, size)
     if inputs.mask is not None:
         inputs = inputs.replace(mask=inputs.mask.reshape(inputs.image.shape[:3] + (1,)))
     is_on = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
@@ -292,12 +291,30 @@ def run_stage(
         "guidance_scale": jnp.float32(sampling.guidance_scale),
         "aug_level": jnp.float32(sampling.aug_level),
     }
-    # Compiled once for all scales and levels.
-    fixed = dataclasses.replace(sampling, guidance_scale=0.0 if is_on else 1.0, aug_level=0.0)
+    # Compiled once for all scales, aug levels and grids of as many steps.
+    fixed = dataclasses.replace(
+        sampling, guidance_scale=0.0 if is_on else 1.0, aug_level=0.0, schedule=None, spacing="t", sigma_min=None,
+        sigma_max=None, rho=None, strength=1.0 if sampling.strength == 1 else 0.5,
+    )  # fmt: skip
     return _sample(
         stage, texts, keys, inputs, logsnr_grid(config, sampling), values, sampling=fixed, weights=weights, size=size,
         trajectory=trajectory, callback=callback,
     )  # fmt: skip
+
+
+def check_stage(
+    config: StageConfig,
+    texts: Sequence[TextCond],
+    keys: jax.Array,
+    inputs: Inputs,
+    sampling: SamplingConfig,
+    weights: Sequence[float] | None,
+    size: tuple[int, int],
+) -> None:
+    """Raises a ValueError for anything that the stage cannot be sampled with; `inputs` may be mere shapes."""
+    validate_sampling(config, sampling, needs_null=inputs.weak is None)
+    check_inputs(config, texts, keys, inputs, sampling, weights, size)
+    logsnr_grid(config, sampling)
 
 
 def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
@@ -335,15 +352,21 @@ def raise_if_broken(config: StageConfig, info: samplers.Info) -> None:
     """Raises a FloatingPointError that names the stage, the step and the images; inside jit it does nothing."""
     if isinstance(info.broken_at, jax.core.Tracer):
         return
-    broken_at = np.asarray(jax.device_get(info.broken_at))
-    if broken_at.any():
-        step = broken_at[broken_at > 0].min()
-        rows = ", ".join(map(str, np.flatnonzero(broken_at)[:8]))
+    step, count, row = np.asarray(_summary(info.broken_at))
+    if count:
         raise FloatingPointError(
             f"stage {config.name}: the network must return finite numbers; got NaN or infinity at step {step}, "
-            f"in {np.count_nonzero(broken_at)} of {len(broken_at)} images (rows {rows}). Check that training has not "
+            f"in {count} of {len(info.broken_at)} images (the first is row {row}). Check that training has not "
             "diverged, or compute in float32 (compute_dtype)."
         )
+
+
+@jax.jit
+def _summary(broken_at: jax.Array) -> jax.Array:
+    """[3] first step, number of images, first row: replicated, so that every process can read it."""
+    is_broken = broken_at > 0
+    first = jnp.min(jnp.where(is_broken, broken_at, jnp.iinfo(jnp.int32).max))
+    return jnp.stack([first, jnp.sum(is_broken), jnp.argmax(is_broken)])
 
 
 @partial(jax.jit, static_argnames=("sampling", "weights", "size", "trajectory", "callback"))
@@ -374,6 +397,8 @@ def _sample(
         z_1 = _noise(keys, "z_1", (*size, config.image_channels))
     if sampling.strength < 1:
         z_1 = process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0])
+    elif inputs.mask is not None:  # a grid may start below pure noise: the known part is exact there too
+        z_1 = editing.merge(z_1, process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0]), inputs.mask)
     options = {"gamma": sampling.ddpm_gamma} | {
         name: getattr(sampling, name)
         for name in ("eta", "order", "churn", "churn_min", "churn_max", "churn_noise")
@@ -426,11 +451,14 @@ def _denoiser(
         [weaks] = _prepared(inputs.weak, conds)
         denoise = guidance.autoguidance(stage.denoise, inputs.weak.denoise, own, weaks, scale, **options)
     else:
-        if inputs.negative is None:
+        if is_off:
+            null = None
+        elif inputs.negative is None:
             null = cond.text.drop(jnp.ones((batch,), bool))
         else:
             null = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), inputs.negative)
-        *conds, null = _prepared(stage, [*conds, cond.replace(text=null)])
+        conds = _prepared(stage, conds if is_off else [*conds, cond.replace(text=null)])
+        null = conds[0] if is_off else conds.pop()
         denoise = guidance.classifier_free(
             stage.denoise, conds if weights else conds[0], null, scale, weights=weights, **options
         )

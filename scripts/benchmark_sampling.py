@@ -5,8 +5,8 @@
 
 The stage has about eight million parameters, at random: speed does not depend on what they are. Both
 libraries take ancestral steps on the cosine schedule in float32, guided (each step evaluates the network
-with and without the caption) and dynamically thresholded. imagen-pytorch's network is given the same
-widths at each level and as many blocks as bring its work to ours; what else it can do is off. The two
+with and without the caption) and dynamically thresholded. imagen-pytorch's network is as wide and attends
+where ours does, has as many blocks as bring its work to ours, and leaves out its costlier options. The two
 take turns in one run. Even so, other load on the machine slows torch's threads, which wait for each
 other, far more than XLA's: look at the load, and compare on one thread (--threads 1) if it is high.
 """
@@ -54,11 +54,11 @@ class Options:
 
 
 def main(options: Options) -> None:
-    load = os.getloadavg()[0]
-    os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
     for name in ("batch_size", "steps", "repeats", "threads"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}.")
+    load = os.getloadavg()[0]
+    os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
     config = validate(
         StageConfig(
             image_size=options.image_size,
@@ -84,7 +84,7 @@ def main(options: Options) -> None:
             pairs = [(sample(), peer.sample()) for _ in range(options.repeats)]
         own_seconds, peer_seconds = zip(*pairs, strict=True)
         runs = {"imagen_jax": (facts, own_seconds), "imagen-pytorch": (peer.facts, peer_seconds)}
-    print(f"Load of the machine before, in busy cores: {load:.1f} of {os.cpu_count()}.\n")
+    print(f"Load average before: {load:.1f} on {available_cores()} cores.\n")
     print(format_table(runs, options))
 
 
@@ -217,7 +217,7 @@ def serve_peer(settings: str) -> None:
         dim_mults=tuple(given["mults"]),
         text_embed_dim=width,
         max_text_len=length,  # shorter texts are padded to it
-        num_resnet_blocks=2,
+        num_resnet_blocks=2,  # each level has one more
         layer_attns=tuple(given["attention"]),
         layer_cross_attns=tuple(given["attention"]),
         attn_heads=heads,
@@ -281,7 +281,7 @@ def format_table(runs: dict[str, tuple[dict, list[list[float]]]], options: Optio
     medians = {name: statistics.median(s for s, _ in taken) for name, (_, taken) in runs.items()}
     lines = [
         f"{size}x{size}, batches of {batch}, {steps} guided steps, median of {options.repeats} runs.",
-        "GFLOP: one image through the network once, as XLA and as torch count them.",
+        "GFLOP: one image through the network once, as XLA and as torch count them (torch: products only).",
         "",
         "| | parameters | GFLOP | images/s | ratio | ms per step | CPU s per image | threads | versions |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -289,9 +289,10 @@ def format_table(runs: dict[str, tuple[dict, list[list[float]]]], options: Optio
     for name, (facts, taken) in runs.items():
         seconds, busy = zip(*taken, strict=True)
         speed = [batch / s for s in (medians[name], max(seconds), min(seconds))]
+        ratio = max(medians.values()) / medians[name]
         lines.append(
             f"| {name} | {facts['parameters'] / 1e6:.2f}M | {facts['flops'] / 1e9:.2f} "
-            f"| {speed[0]:.3g} ({speed[1]:.3g} to {speed[2]:.3g}) | {max(medians.values()) / medians[name]:.2f} "
+            f"| {speed[0]:.3g} ({speed[1]:.3g} to {speed[2]:.3g}) | {ratio:.2f} "
             f"| {1000 * medians[name] / steps:.0f} | {statistics.median(busy) / batch:.2f} "
             f"| {facts['threads']} | {facts['versions']} |"
         )

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagen_jax import cli
-from imagen_jax.config import SamplingConfig, validate_sampling
+from imagen_jax.config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,6 @@ def main(options: Options) -> None:
         {name: for_stages(value, name, options, stages) for name, value in s.items()} for s in settings
     ]
     by_stage = [sampling_by_stage(stages, s) for s in per_stage]
-    for sampling in by_stage:  # all of them, before any is sampled
-        for stage, own in zip(stages, sampling, strict=True):
-            validate_sampling(stage.config, own)
     clip = None
     if options.clip:
         from imagen_jax.evaluation.clip_score import ClipScorer
@@ -98,7 +95,7 @@ def main(options: Options) -> None:
         clip = ClipScorer.from_pretrained(options.clip)
     parallel.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
-    rows, scores, finals = [], [], []
+    rows, scores, pictures, chosen, top = [], [], None, None, None
     for setting, given, sampling in zip(tqdm(settings, unit="setting"), per_stage, by_stage, strict=True):
         seeds = range(options.seed, options.seed + len(prompts))
         results = list(
@@ -118,7 +115,16 @@ def main(options: Options) -> None:
         row["cost"] = sum(evaluations(stage.config, own) for stage, own in zip(stages, sampling, strict=True))
         rows.append(setting | row)
         scores.append(measured)
-        finals.append(images[-1])
+        # By what decides, then by consistency: only the best pictures so far are kept.
+        marks = np.stack([measured[score_name], measured.get("consistency", measured[score_name])], axis=1)
+        if pictures is None:
+            pictures, chosen, top = images[-1].copy(), np.zeros(len(prompts), int), marks
+        is_better = np.array([tuple(new) > tuple(old) for new, old in zip(marks, top, strict=True)])
+        pictures[is_better], chosen[is_better], top[is_better] = (
+            images[-1][is_better],
+            len(rows) - 1,
+            marks[is_better],
+        )
 
     output = options.output or options.workdir / "sweep"
     (output / "best").mkdir(parents=True, exist_ok=True)
@@ -130,16 +136,11 @@ def main(options: Options) -> None:
     (output / "sweep.md").write_text(sweep.format_table(rows) + "\n")
     (output / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n")
     plot(output / "pareto.png", costs, means, front, score_name, [label(s) for s in settings])
-    chosen = sweep.best_per_prompt(
-        np.stack([s[score_name] for s in scores]),
-        np.stack([s.get("consistency", s[score_name]) for s in scores]),
-    )
-    pictures = [finals[setting][i] for i, setting in enumerate(chosen)]
     for i, (prompt, x) in enumerate(zip(prompts, pictures, strict=True)):
         stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
         Image.fromarray(to_uint8(x)).save(output / "best" / f"{i:04d}-{stem}.png")
     labels = [f"{p} ({label(settings[c])})" for p, c in zip(prompts, chosen, strict=True)]
-    labelled_grid(pictures[:32], labels[:32]).save(output / "best.png")
+    labelled_grid(list(pictures[:32]), labels[:32]).save(output / "best.png")
     found = {stage.config.name: own for stage, own in zip(stages, by_stage[best], strict=True)}
     file = save_best_sampling(
         options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]

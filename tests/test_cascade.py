@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import image_keys, parallel, sample_cascade, sample_stage
+from imagen_jax import config as C
+from imagen_jax import image_keys, parallel, sample_cascade, sample_stage, stage
+from imagen_jax.cascade import sampling_by_stage
 
 SEED = 3
 
@@ -94,6 +96,18 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"eta": 0.5, "sampler": "dpmpp_2m"}, "left out, since sampler 'dpmpp_2m' does not use it"),
         ({"ddpm_gamma": 0.5}, r"left out, since sampler 'ddim' does not use it \(only 'ddpm' does\)"),
         ({"order": 2, "sampler": ("unipc", "ddim")}, "order must be left out"),
+        ({"churn_noise": 1.1, "sampler": "heun"}, "churn_noise must be left out without churn"),
+        (
+            {"churn": 4.0, "sampler": "heun", "guidance_low": 1.0},
+            "guidance_low must be left out with churn",
+        ),
+        ({"steps": 2.5}, "steps must be a whole number; got 2.5"),
+        ({"steps": True}, "steps must be a whole number; got True"),
+        ({"guidance_low": np.nan}, "guidance_low must be a finite number; got nan"),
+        ({"guidance_scale": "high"}, "guidance_scale must be a finite number; got 'high'"),
+        ({"guidance": "apg", "guidance_scale": 1.0}, r"guidance must be 'cfg' with guidance_scale 1 \(off\)"),
+        ({"steps": (4, 2000), "spacing": (None, "trailing")}, "steps must be at most 1000"),
+        ({"floor": (1.0, np.inf)}, "floor must be a finite number"),
         ({"order": 4, "sampler": "unipc"}, "order must be 1, 2 or 3; got 4"),
         ({"churn": 10.0}, "churn must be left out"),
         ({"rho": 3.0}, "rho must be left out, since spacing 't'"),
@@ -116,9 +130,40 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"size": (18, 16)}, r"size must be \(H, W\) in multiples of 4.*got \(18, 16\)"),
     ],
 )
-def test_wrong_options(tiny_stages, tiny_text, options, message):
+def test_wrong_options(tiny_stages, tiny_text, options, message, monkeypatch):
+    monkeypatch.setattr(stage, "_sample", lambda *_, **__: pytest.fail("a stage was sampled"))
     with pytest.raises(ValueError, match=message):
         sample_cascade(tiny_stages, tiny_text, image_keys(SEED, 7), **options)
+
+
+def test_an_option_of_another_method_goes_with_it(tiny_stages, tiny_text):
+    """A preset's own options do not stand in the way of another method; numpy's scalars are numbers."""
+    preset = dataclasses.replace(
+        tiny_stages[0].config.sampling, sampler="ddpm", ddpm_gamma=0.3, guidance_rescale=0.5, percentile=0.9,
+        threshold_at="both",
+    )  # fmt: skip
+    stages = (tiny_stages[0].replace(config=dataclasses.replace(tiny_stages[0].config, sampling=preset)),)
+    [changed] = sampling_by_stage(
+        stages, {"sampler": "ddim", "threshold": "none", "guidance_scale": np.float32(1)}
+    )
+    assert changed == C.SamplingConfig(steps=4, sampler="ddim", threshold="none", guidance_scale=1.0)
+    [changed] = sampling_by_stage(stages, {"guidance": "cfg++", "guidance_scale": 0.5, "sampler": "ddim"})
+    assert changed.guidance_rescale is None and changed.percentile == 0.9
+    [kept] = sampling_by_stage(stages, {"steps": np.array([7])})
+    assert kept == dataclasses.replace(preset, steps=7)
+
+
+def test_compiled_once_for_all_scales_levels_and_grids(tiny_stages, tiny_text):
+    keys = image_keys(SEED, 7)
+    sample(tiny_stages, tiny_text, keys, spacing="t", steps=3)
+    before = stage._sample._cache_size()
+    for options in (
+        {"spacing": "rho", "rho": 3.0},
+        {"guidance_scale": 2.5, "aug_level": 0.3},
+        {"schedule": "linear"},
+    ):
+        sample(tiny_stages, tiny_text, keys, steps=3, **options)
+    assert stage._sample._cache_size() == before
 
 
 def test_wrong_inputs(tiny_stages, tiny_text):
@@ -127,6 +172,11 @@ def test_wrong_inputs(tiny_stages, tiny_text):
     wide = tiny_text.replace(embeddings=jnp.zeros((7, 5, 99)))
     with pytest.raises(ValueError, match="text must have the width 12 .* got 99"):
         sample_cascade(tiny_stages, wide, image_keys(SEED, 7))
+    short = tiny_text.replace(mask=tiny_text.mask[:, :3])
+    with pytest.raises(ValueError, match=r"a bool mask \[B, L\]; got \(7, 5, 12\) and bool \(7, 3\)"):
+        sample_cascade(tiny_stages, short, image_keys(SEED, 7))
+    with pytest.raises(ValueError, match=r"keys must be \[B\], one for each image"):
+        sample_cascade(tiny_stages, tiny_text, jax.random.key(0))
     with pytest.raises(ValueError, match="low_res must be given to the super-resolution stage sr16"):
         sample_stage(tiny_stages[1], tiny_text, image_keys(SEED, 7))
     with pytest.raises(ValueError, match="low_res must be None for the base stage"):

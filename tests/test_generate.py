@@ -43,6 +43,21 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(stages, encoder):
     assert np.abs(other - alone).mean() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [0, 1]}, "got 7 prompts and 2 seeds"),
+        ({"seeds": range(7), "images": {"image": np.zeros((2, 8, 8, 3))}}, "got 7 prompts and 2 image"),
+        ({"seeds": range(7), "batch_size": 0}, "batch_size must be at least 1; got 0"),
+    ],
+)
+def test_rows_that_do_not_match_are_refused_at_the_call(stages, encoder, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(stages, encoder, PROMPTS, **options)
+    with pytest.raises(ValueError, match="prompts must be at least one"):
+        generate(stages, encoder, [], seeds=[])
+
+
 def test_another_encoder_is_refused(tiny_stages, encoder):
     with pytest.raises(ValueError, match="must be the one of training, test of width 12"):
         next(generate(tiny_stages, encoder, PROMPTS, seeds=range(7)))

@@ -19,7 +19,7 @@ ALLOWED = {
     "structs": {"jax", "flax"},
     "config": set(),
     "resize": {"numpy"},
-    "inputs": {"jax", "flax", "config", "structs"},
+    "inputs": {"jax", "flax", "numpy", "config", "structs"},
     "stage": {
         "jax",
         "flax",
@@ -32,7 +32,7 @@ ALLOWED = {
         "diffusion",
         "models",
     },
-    "cascade": {"jax", "config", "inputs", "stage", "structs", "resize", "diffusion"},
+    "cascade": {"jax", "numpy", "config", "inputs", "stage", "structs", "resize", "diffusion"},
     "parallel": {"jax", "numpy"},
     "data": {"numpy", "PIL", "scipy", "resize", "data"},
     "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "parallel", "structs", "text"},

@@ -141,8 +141,16 @@ def test_negative_prompts(tiny_stages, tiny_text):
     np.testing.assert_allclose(
         sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one), plain, atol=1e-6
     )
-    with pytest.raises(ValueError, match=r"guidance_scale must not be 1 \(off\) with a negative prompt"):
+    with pytest.raises(ValueError, match=r"guidance_scale must not be 1 \(off\) in every stage with a negative prompt"):
         sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one, guidance_scale=1.0)
+
+
+def test_a_negative_prompt_is_for_the_guided_stages(tiny_stages, tiny_text):
+    other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
+    run = lambda **options: sample_cascade(tiny_stages, tiny_text, KEYS, return_all=True, steps=2, **options)
+    small, _ = run(negative=other, guidance_scale=(3.0, 1.0))
+    expected = sample_cascade(tiny_stages[:1], tiny_text, KEYS, steps=2, negative=other)
+    np.testing.assert_allclose(small, expected, atol=1e-6)
 
 
 def test_several_prompts_with_weights(tiny_stages, tiny_text):
@@ -298,7 +306,8 @@ def test_outpainting_adds_borders_to_paint():
         ),
     ],
 )
-def test_wrong_images(tiny_stages, tiny_text, options, message):
+def test_wrong_images(tiny_stages, tiny_text, options, message, monkeypatch):
+    monkeypatch.setattr(stage, "_sample", lambda *_, **__: pytest.fail("a stage was sampled"))
     with pytest.raises(ValueError, match=message):
         sample_cascade(tiny_stages, tiny_text, KEYS, **options)
 

@@ -128,6 +128,8 @@ def rescaled(rule: Rule, share: float = 0.7) -> Rule:
 
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         x_hat, state = rule.combine(x_cond, x_null, w, state)
+        if isinstance(x_hat, Estimate):
+            raise ValueError("rescaled must be of a rule that returns x_hat alone; got plus_plus().")
         factor = _std(x_cond) / jnp.maximum(_std(x_hat), 1e-12)
         return x_hat * (share * factor + 1 - share), state
 
@@ -175,21 +177,22 @@ def classifier_free(
             f"strength of all); got {weights}."
         )
 
-    def evaluate(z_t: jax.Array, logsnr_t: jax.Array, conds: tuple[Any, ...]) -> list[jax.Array]:
-        stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conds)
-        copies = len(conds)
-        return jnp.split(denoise(_tile(z_t, copies), _tile(logsnr_t, copies), stacked), copies)
+    stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+    without, together = stack(*conds), stack(*conds, null)
 
     def mixed(x_hats: list[jax.Array]) -> jax.Array:
         if len(x_hats) == 1:
             return x_hats[0]
         return sum(weight * x_hat for weight, x_hat in zip(weights, x_hats, strict=True))
 
+    def evaluate(z_t: jax.Array, logsnr_t: jax.Array, stacked: Any, copies: int) -> list[jax.Array]:
+        return jnp.split(denoise(_tile(z_t, copies), _tile(logsnr_t, copies), stacked), copies)
+
     def both(z_t: jax.Array, logsnr_t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        *x_hats, x_null = evaluate(z_t, logsnr_t, (*conds, null))
+        *x_hats, x_null = evaluate(z_t, logsnr_t, together, len(conds) + 1)
         return mixed(x_hats), x_null
 
-    only_cond = lambda z_t, logsnr_t: mixed(evaluate(z_t, logsnr_t, conds))
+    only_cond = lambda z_t, logsnr_t: mixed(evaluate(z_t, logsnr_t, without, len(conds)))
     return _guided(only_cond, both, guidance_scale, rule or linear(), threshold)
 
 
@@ -242,7 +245,7 @@ def _guided(
     rule: Rule,
     threshold: Callable[[jax.Array], jax.Array] | None,
 ) -> Denoiser:
-    if isinstance(scale, int | float) and scale == 1 and rule.is_off_at_one:
+    if isinstance(scale, int | float | np.number) and scale == 1 and rule.is_off_at_one:
         return only_cond if threshold is None else then(only_cond, threshold)
     limit = threshold or (lambda x_hat: x_hat)
 

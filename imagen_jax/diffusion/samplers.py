@@ -51,7 +51,7 @@ class Info(NamedTuple):
     """What `sample` knows besides the images.
 
     Attributes:
-      broken_at: [B] the first step (from 1) whose estimate held NaN or infinity, 0 if none did.
+      broken_at: [B] the step (from 1) of the first estimate with NaN or infinity, 0 if there was none.
       x_hats: [T, B, H, W, C] the estimates of all steps, if asked for.
     """
 
@@ -94,10 +94,16 @@ def sample(
     check_grid(logsnr_grid)
     if resample < 1 or jump < 1:
         raise ValueError(f"resample and jump must be at least 1; got {resample} and {jump}.")
+    if jump > 1 and resample == 1:
+        raise ValueError(f"jump must be 1 without resample; got {jump}.")
+    if trajectory and not return_info:
+        raise ValueError("trajectory must come with return_info, which holds it; got return_info False.")
     needs_noise = sampler.is_stochastic or resample > 1
     if needs_noise and keys is None:
         why = "a stochastic sampler" if sampler.is_stochastic else "resample > 1"
         raise ValueError(f"keys must be given to {why}: one for each image, [B].")
+    if needs_noise and keys.shape[:1] != z_1.shape[:1]:
+        raise ValueError(f"keys must be one for each image, [{len(z_1)}]; got shape {keys.shape}.")
     if isinstance(denoise, Stateful):
         first_state, call = denoise.init(z_1), denoise.call
     else:
@@ -114,13 +120,13 @@ def sample(
 
     def body(state, inputs):
         z_t, carry, memory, broken_at = state
-        i, place, is_first, back_to = inputs
+        i, place, before, is_first, back_to = inputs
         logsnr_t, logsnr_s = logsnr_grid[place], logsnr_grid[place + 1]
         noise = noise_of(0, i) if sampler.is_stochastic else None
         if sampler.churn is not None:
             z_t, logsnr_t = sampler.churn(z_t, logsnr_t, noise, steps)
         # An estimate inside the step before may have spoiled z_t: that step is to blame.
-        blame = jnp.where(_broken(z_t), i, i + 1)
+        blame = jnp.where(_broken(z_t), before + 1, place + 1)
         estimate, memory = evaluate(z_t, logsnr_t, memory)
         broken_at = jnp.where((broken_at == 0) & _broken(estimate.x), blame, broken_at)
         again = lambda z, logsnr: evaluate(z, logsnr, memory)[0].x
@@ -134,7 +140,7 @@ def sample(
             )
             z_s = jnp.where(back_to >= 0, returned, z_s)
         if callback is not None:
-            jax.debug.callback(callback, i + 1, estimate.x, ordered=True)
+            jax.debug.callback(callback, place + 1, estimate.x, ordered=True)
         return (z_s, carry, memory, broken_at), estimate.x if trajectory else None
 
     z_1 = z_1.astype(jnp.float32)
@@ -144,7 +150,8 @@ def sample(
 
 
 def _itinerary(steps: int, resample: int, jump: int) -> tuple[np.ndarray, ...]:
-    """For each evaluation: its number, its place on the grid, whether it starts anew, where to return (-1: on)."""
+    """For each evaluation: its number, its place on the grid and that of the one before, whether it starts anew, where
+    to return to afterwards (-1: on)."""
     place, is_first, back_to = [], [], []
     for start in range(0, steps, jump):
         stretch = list(range(start, min(start + jump, steps)))
@@ -152,7 +159,8 @@ def _itinerary(steps: int, resample: int, jump: int) -> tuple[np.ndarray, ...]:
             place += stretch
             is_first += [start == 0 or turn > 0] + [False] * (len(stretch) - 1)
             back_to += [-1] * (len(stretch) - 1) + [start if turn < resample - 1 else -1]
-    return np.arange(len(place)), np.array(place), np.array(is_first), np.array(back_to)
+    before = np.array([0, *place[:-1]])
+    return np.arange(len(place)), np.array(place), before, np.array(is_first), np.array(back_to)
 
 
 def check_grid(logsnr_grid: jax.Array) -> None:
@@ -193,6 +201,9 @@ def ddim(eta: float = 0.0) -> Sampler:
 
     (Song et al. 2020, equations 12 and 16.) eta 0 is deterministic, 1 is ddpm with gamma 0.
     """
+
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1]; got {eta}.")
 
     def step(s: Step, carry):
         alpha_t, sigma_t = alpha_sigma(s.logsnr_t)

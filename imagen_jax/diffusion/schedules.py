@@ -211,7 +211,7 @@ def grid(
     Args:
       schedule: of the process.
       steps: T, at least 1.
-      spacing: "t" equal steps of t from 1 to 0;
+      spacing: "t" equal steps of t from 1 on, the last of which goes to a clean level;
         "trailing" the same on the 1000 times of a discretely trained network, rounded to them (Lin et al. 2023);
         "logsnr" T equally spaced logsnr and then a clean level;
         "rho" T levels with S^(1/rho) equally spaced and then a clean level (Karras et al. 2022, equation 5).
@@ -224,12 +224,13 @@ def grid(
     if not 0 < start <= 1:
         raise ValueError(f"start must be a time in (0, 1]; got {start}.")
     if spacing == "t":
-        return schedule.logsnr(jnp.linspace(start, 0, steps + 1, dtype=jnp.float32))
+        times = jnp.linspace(start, 0, steps + 1, dtype=jnp.float32)
+        return jnp.append(schedule.logsnr(times[:-1]), LOGSNR_MAX)
     if spacing == "trailing":
         times = np.round(1000 * start * np.arange(steps, -1, -1) / steps) / 1000
         if not (np.diff(times) < 0).all():
             raise ValueError(f"steps must be at most {int(1000 * start)} with trailing spacing; got {steps}.")
-        return schedule.logsnr(jnp.asarray(times, jnp.float32))
+        return jnp.append(schedule.logsnr(jnp.asarray(times[:-1], jnp.float32)), LOGSNR_MAX)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r}.")
     if not 0 < sigma_min < sigma_max:

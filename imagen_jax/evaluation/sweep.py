@@ -1,4 +1,4 @@
-"""Comparing sampling options: scores of every setting, the Pareto front, the best picture of each prompt."""
+"""Comparing sampling options: scores of every setting, the Pareto front."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,6 @@ def pareto(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
             front.append(int(i))
             best = value[i]
     return np.array(front, int)
-
-
-def best_per_prompt(scores: np.ndarray, tie_break: np.ndarray) -> np.ndarray:
-    """[P] the setting whose picture scores highest for each prompt: scores and tie_break [S, P], then the first."""
-    top = scores == scores.max(axis=0, keepdims=True)
-    return np.argmax(np.where(top, tie_break, -np.inf), axis=0)
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

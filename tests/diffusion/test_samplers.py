@@ -306,8 +306,9 @@ def test_calls_of_the_model():
 
 
 def test_resampling_visits_the_levels_in_the_published_order():
-    number, place, is_first, back_to = samplers._itinerary(steps=5, resample=3, jump=2)
+    number, place, before, is_first, back_to = samplers._itinerary(steps=5, resample=3, jump=2)
     assert place.tolist() == [0, 1] * 3 + [2, 3] * 3 + [4] * 3
+    assert before.tolist() == [0, *place.tolist()[:-1]]
     assert back_to.tolist() == [-1, 0, -1, 0, -1, -1, -1, 2, -1, 2, -1, -1, 4, 4, -1]
     assert np.flatnonzero(is_first).tolist() == [0, 2, 4, 8, 10, 13, 14]
     assert number.tolist() == list(range(15))

@@ -37,12 +37,6 @@ def test_the_front_holds_what_no_setting_beats_in_both():
         assert (i in front) == (not any(beaten))
 
 
-def test_the_best_picture_of_each_prompt():
-    scores = np.array([[1.0, 0.5, 0.2], [1.0, 0.7, 0.2], [0.9, 0.7, 0.2]])
-    tie_break = np.array([[3.0, 9.0, 1.0], [4.0, 1.0, 1.0], [9.0, 2.0, 1.0]])
-    assert sweep.best_per_prompt(scores, tie_break).tolist() == [1, 2, 0]
-
-
 def test_table():
     table = sweep.format_table([{"steps": 4, "alignment": 0.123456}, {"steps": 8, "alignment": 0.5}])
     assert table.splitlines() == ["| steps | alignment |", "| --- | --- |", "| 4 | 0.1235 |", "| 8 | 0.5 |"]
