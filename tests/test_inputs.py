@@ -141,7 +141,9 @@ def test_negative_prompts(tiny_stages, tiny_text):
     np.testing.assert_allclose(
         sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one), plain, atol=1e-6
     )
-    with pytest.raises(ValueError, match=r"guidance_scale must not be 1 \(off\) in every stage with a negative prompt"):
+    with pytest.raises(
+        ValueError, match=r"guidance_scale must not be 1 \(off\) in every stage with a negative prompt"
+    ):
         sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one, guidance_scale=1.0)
 
 

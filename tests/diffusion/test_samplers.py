@@ -153,6 +153,45 @@ def test_heun_reaches_the_data_on_the_grids_of_sigma(spacing):
     assert error(samplers.heun(), grid) < 0.03
 
 
+def moments(sampler, steps):
+    """Mean and variance of what a stochastic sampler makes of the Gaussian, free of sampling noise.
+
+    z at the end is affine in z at the start and in the noise of every step: its variance is the sum of the
+    squared derivatives, times the variance at the start.
+    """
+    grid = jnp.linspace(-8, 14, steps + 1)
+
+    def last(z_1, noise):
+        at = lambda logsnr: noise[jnp.argmin(jnp.abs(grid - logsnr))]
+        churn = lambda z, logsnr, _, steps: sampler.churn(z, logsnr, jnp.full_like(z, at(logsnr)), steps)
+        fed = samplers.Sampler(
+            lambda s, carry: sampler.step(s._replace(noise=jnp.full_like(s.z_t, noise[s.index])), carry),
+            sampler.init, is_stochastic=True, churn=churn if sampler.churn else None,
+        )  # fmt: skip
+        keys = jax.random.split(jax.random.key(0), 1)
+        return samplers.sample(denoise, z_1.reshape(1, 1, 1, 1), grid, sampler=fed, keys=keys)[0, 0, 0, 0]
+
+    start = jnp.float32(alpha64(-8) * MEAN), jnp.zeros(steps)
+    mean, (by_start, by_noise) = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(*start)
+    variance = alpha64(-8) ** 2 * VAR + 1 / (1 + np.exp(-8.0))
+    return float(mean), float(by_start) ** 2 * variance + float(np.sum(np.float64(by_noise) ** 2))
+
+
+@pytest.mark.parametrize(("name", "order"), [
+    ("ddpm gamma 0", 1), ("ddpm gamma 0.3", 1), ("ddpm gamma 1", 1), ("ddim eta 0.6", 1),
+    ("dpmpp_2m_sde", 2), ("dpmpp_2m_sde eta 0.5", 2), ("heun with churn", 2),
+])  # fmt: skip
+def test_mean_and_variance_of_stochastic_samplers_converge_with_the_order(name, order):
+    expected = MEAN, VAR  # at a last level of 14, sigma^2 is 8e-7
+
+    def deviation(steps):
+        mean, variance = moments(STOCHASTIC[name], steps)
+        return max(abs(mean - expected[0]), abs(variance - expected[1]))
+
+    coarse, fine = deviation(88), deviation(176)
+    assert coarse / fine > 2**order * 0.75 and fine < 0.05
+
+
 # --- stochastic samplers --------------------------------------------------------------------------
 
 
