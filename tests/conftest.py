@@ -12,6 +12,7 @@ import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import dataclasses
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -31,6 +32,20 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
     """About the size of trained parameters, and nothing at zero."""
     fan_in = max(1, int(np.prod(shape[:-1])))
     return jax.numpy.asarray(rng.normal(0, 0.5 / fan_in**0.5 if len(shape) > 1 else 0.5, shape), "float32")
+
+
+_tests_run = 0
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Lets go of compiled programs now and then: some hundred tests' would use up the memory maps of a process."""
+    yield
+    global _tests_run
+    _tests_run += 1
+    if _tests_run % 100 == 0:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
