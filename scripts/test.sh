@@ -4,4 +4,4 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "[test]"
 
 ruff check .
-python -m pytest "$@"
+python -m pytest -n 2 "$@"  # two processes: one would take twice as long, more would want more memory
