@@ -54,8 +54,7 @@ def sample_cascade(
       FloatingPointError: a network returned NaN or infinity; see `sample_stage`.
     """
     images, infos = run_cascade(stages, text, keys, **options)
-    for stage, info in zip(between(stages, options), infos, strict=True):
-        raise_if_broken(stage.config, info)
+    raise_if_any_broken(between(stages, options), infos)
     return images if return_all else images[-1]
 
 
@@ -85,8 +84,7 @@ def run_cascade(
     settings = sampling_by_stage(stages, options, weak_stages)
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
     noises = (z_1, *[None] * (len(stages) - 1)) if hasattr(z_1, "ndim") else _one_each(z_1, stages, "z_1")
-    is_guided = [s.guidance_scale != 1 or s.guidance == "cfg++" for s in settings]
-    if negative is not None and not any(is_guided):
+    if negative is not None and not any(sampling.is_guided for sampling in settings):
         raise ValueError("guidance_scale must not be 1 (off) in every stage with a negative prompt; got 1.")
     mask = _check_pictures(stages, settings, sizes[-1], image, mask, cond_image, low_res)
 
@@ -100,7 +98,7 @@ def run_cascade(
             mask=jnp.ceil(jnp.minimum(resize.area(mask, sizes[i]), 1)) if mask is not None else None,
             cond_image=_fit(cond_image, sizes[i]) if takes_sketch else None,
             z_1=noises[i],
-            negative=negative if is_guided[i] else None,
+            negative=negative if settings[i].is_guided else None,
             weak=weak_stages[i],
         )
         check_stage(stage.config, texts, keys, own, settings[i], weights, sizes[i])
@@ -108,13 +106,18 @@ def run_cascade(
 
     images, infos = [], []
     for stage, own, sampling, stage_size in zip(stages, inputs, settings, sizes, strict=True):
-        given = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
         if images:
-            given["low_res"] = images[-1]
-        x, info = run_stage(stage, texts, keys, sampling=sampling, size=stage_size, weights=weights, **given)
+            own = own.replace(low_res=images[-1])
+        x, info = run_stage(stage, texts, keys, own, sampling, weights, stage_size)
         images.append(x)
         infos.append(info)
     return tuple(images), tuple(infos)
+
+
+def raise_if_any_broken(stages: tuple[Stage, ...], infos: Sequence[Info]) -> None:
+    """`raise_if_broken` for all stages that ran, first to last."""
+    for stage, info in zip(stages, infos, strict=True):
+        raise_if_broken(stage.config, info)
 
 
 def _check_pictures(

@@ -111,9 +111,13 @@ class SamplingConfig:
     cap: float | None = None  # dynamic: upper bound of the threshold; no bound
     # Inputs
     aug_level: float = 0.1  # super-resolution only: sigma of the noise added to the low-res image
-    strength: float = 1.0  # with an image and no mask: the time to start from; 1 forgets the image
+    strength: float = 1.0  # with an image: the time to start from it; 1 starts from noise alone
     resample: int = 1  # with a mask: times that each stretch of steps is gone through
     jump: int = 1  # with a mask: steps in such a stretch
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale != 1 or self.guidance == "cfg++"
 
 
 # option -> (the field that decides, its values that use the option)
@@ -144,12 +148,12 @@ def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfi
         for name, (field, values) in _USED_BY.items()
         if name not in options and field in options and getattr(changed, field) not in values
     }
-    is_off = changed.guidance_scale == 1 and changed.guidance != "cfg++"
-    if (is_off and "guidance_scale" in options) or options.get("guidance") == "cfg++":
+    turned_off = "guidance_scale" in options and not changed.is_guided
+    if turned_off or options.get("guidance") == "cfg++":
         stale |= dict.fromkeys(_NEED_GUIDANCE)
-    if (is_off and "guidance_scale" in options) or options.get("threshold") == "none":
+    if turned_off or options.get("threshold") == "none":
         stale["threshold_at"] = "after"
-    if is_off and "guidance_scale" in options:
+    if turned_off:
         stale["guidance"] = "cfg"
     if options.get("resample") == 1:
         stale["jump"] = 1
@@ -333,18 +337,6 @@ def validate_sampling(
     for name, (expected, holds) in _RANGES.items():
         value = getattr(sampling, name)
         _rule(value is None or holds(value), name, expected, value)
-    _rule(
-        (sampling.sigma_min or 0.002) < (sampling.sigma_max or 80),
-        "sigma_min",
-        "below sigma_max",
-        sampling.sigma_min,
-    )
-    _rule(
-        (sampling.churn_min or 0.05) < (sampling.churn_max or 50),
-        "churn_min",
-        "below churn_max",
-        sampling.churn_min,
-    )
     for name in _NEED_CHURN:
         _rule(
             sampling.churn or getattr(sampling, name) is None,
@@ -358,13 +350,12 @@ def validate_sampling(
         "left out with churn, which moves between the steps that it counts",
         sampling.guidance_low,
     )
-    low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
-    _rule(
-        low is None or high is None or low < high,
-        "guidance_min_logsnr",
-        f"below guidance_max_logsnr {high}",
-        low,
-    )
+    # With only one of a pair given, the grid or the sampler compares it with its own default.
+    for low, high in (
+        ("sigma_min", "sigma_max"), ("churn_min", "churn_max"), ("guidance_min_logsnr", "guidance_max_logsnr"),
+    ):  # fmt: skip
+        bottom, top = getattr(sampling, low), getattr(sampling, high)
+        _rule(bottom is None or top is None or bottom < top, low, f"below {high} {top}", bottom)
     _rule(
         sampling.cap is None or sampling.cap >= (sampling.floor or 1),
         "cap",
@@ -380,7 +371,7 @@ def validate_sampling(
         "left out without guidance_low",
         sampling.guidance_low_start,
     )
-    is_guided = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
+    is_guided = sampling.is_guided
     _rule(
         not is_guided or not needs_null or config.process.cond_drop_prob > 0,
         "guidance_scale",

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from imagen_jax import parallel
-from imagen_jax.cascade import between, run_cascade, sample_cascade
-from imagen_jax.stage import Stage, image_keys, raise_if_broken
+from imagen_jax.cascade import between, raise_if_any_broken, run_cascade, sample_cascade
+from imagen_jax.stage import Stage, image_keys
 from imagen_jax.structs import TextCond
 from imagen_jax.text.encoder import TextEncoder
 
@@ -125,8 +125,7 @@ def compile_cascade(
         stages = parallel.shard_params(stages, mesh)
         images, infos = program(stages, *parallel.pad_batch((text, keys), batch_size, mesh))
         images, infos = jax.tree.map(lambda rows: rows[:batch], (images, infos))
-        for stage, info in zip(chosen, infos, strict=True):
-            raise_if_broken(stage.config, info)
+        raise_if_any_broken(chosen, infos)
         return images if return_all else images[-1]
 
     return sample, program

@@ -78,9 +78,8 @@ def check_inputs(
         len(shapes) == 1,
         f"texts and negative must have equal length and width: encode all at the same length; got {sorted(shapes)}.",
     )
-    is_off = sampling.guidance_scale == 1 and sampling.guidance != "cfg++"
     _require(
-        not is_off or (inputs.negative is None and inputs.weak is None),
+        sampling.is_guided or (inputs.negative is None and inputs.weak is None),
         "guidance_scale must not be 1 (off) with a negative prompt or a weak stage; got 1.",
     )
     if inputs.weak is not None:

@@ -142,11 +142,14 @@ def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
     """
 
     def leaf(rows: jax.Array) -> jax.Array:
-        missing = size - len(rows)
-        rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, axis=0)]) if missing else rows
-        return jax.device_put(rows, batch_sharding(mesh))
+        return jax.device_put(_padded(rows, size), batch_sharding(mesh))
 
     return jax.tree.map(leaf, tree)
+
+
+def _padded(rows: jax.Array, size: int) -> jax.Array:
+    missing = size - len(rows)
+    return jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
 
 def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any) -> Any:
@@ -161,16 +164,14 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     Returns:
       what `sample_cascade` returns.
     """
-    from imagen_jax.cascade import between  # stages constrain their images with this file
-    from imagen_jax.stage import raise_if_broken
+    # Inside, since stages constrain their images with this file.
+    from imagen_jax.cascade import between, raise_if_any_broken
 
     batch, devices = len(keys), jax.local_device_count()
     rows = -(-batch // devices)
 
     def split(leaf: jax.Array) -> jax.Array:
-        missing = devices * rows - batch
-        leaf = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
-        return leaf.reshape(devices, rows, *leaf.shape[1:])
+        return _padded(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
 
     by_image = {name: options.pop(name) for name in _BY_IMAGE if options.get(name) is not None}
     negative, weak = options.pop("negative", None), options.pop("weak", None)
@@ -191,8 +192,7 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     images, infos = program(stages, weak, *jax.tree.map(split, (text, keys, by_image)))
     merge = lambda leaf: leaf.reshape(devices * rows, *leaf.shape[2:])[:batch]
     images, infos = jax.tree.map(merge, (images, infos))
-    for stage, info in zip(between(stages, options), infos, strict=True):
-        raise_if_broken(stage.config, info)
+    raise_if_any_broken(between(stages, options), infos)
     return images if return_all else images[-1]
 
 

@@ -256,49 +256,44 @@ def sample_stage(
       FloatingPointError: the network returned NaN or infinity; says at which step. Inside `jax.jit` nothing
         can be raised: such images are NaN.
     """
-    x, info = run_stage(
-        stage, text, keys, low_res=low_res, sampling=sampling, negative=negative, weights=weights, weak=weak,
-        image=image, mask=mask, cond_image=cond_image, z_1=z_1, size=size, trajectory=trajectory, callback=callback,
-    )  # fmt: skip
+    config = stage.config
+    texts = (text,) if isinstance(text, TextCond) else tuple(text)
+    weights = None if weights is None else tuple(float(weight) for weight in weights)
+    size = (config.image_size,) * 2 if size is None else tuple(size)
+    sampling = sampling or config.sampling
+    inputs = Inputs(low_res, negative, weak, image, mask, cond_image, z_1)
+    check_stage(config, texts, keys, inputs, sampling, weights, size)
+    x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
     raise_if_broken(stage.config, info)
     return (x, info) if return_info else x
 
 
 def run_stage(
     stage: Stage,
-    text: TextCond | Sequence[TextCond],
+    texts: tuple[TextCond, ...],
     keys: jax.Array,
-    *,
-    sampling: SamplingConfig | None = None,
-    weights: Sequence[float] | None = None,
-    size: tuple[int, int] | None = None,
+    inputs: Inputs,
+    sampling: SamplingConfig,
+    weights: tuple[float, ...] | None,
+    size: tuple[int, int],
     trajectory: bool = False,
     callback: Callable[[jax.Array, jax.Array], None] | None = None,
-    **inputs: Any,
 ) -> tuple[jax.Array, samplers.Info]:
-    """`sample_stage` that leaves it to the caller to look for broken images: (x, info)."""
-    config = stage.config
-    texts = (text,) if isinstance(text, TextCond) else tuple(text)
-    weights = None if weights is None else tuple(float(weight) for weight in weights)
-    size = (config.image_size,) * 2 if size is None else tuple(size)
-    sampling = sampling or config.sampling
-    inputs = Inputs(**inputs)
-    check_stage(config, texts, keys, inputs, sampling, weights, size)
+    """`sample_stage` for a caller that has called `check_stage` and looks for broken images itself: (x, info)."""
     if inputs.mask is not None:
         inputs = inputs.replace(mask=inputs.mask.reshape(inputs.image.shape[:3] + (1,)))
-    is_on = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
     values = {
         "guidance_scale": jnp.float32(sampling.guidance_scale),
         "aug_level": jnp.float32(sampling.aug_level),
     }
     # Compiled once for all scales, aug levels and grids of as many steps.
     fixed = dataclasses.replace(
-        sampling, guidance_scale=0.0 if is_on else 1.0, aug_level=0.0, schedule=None, spacing="t", sigma_min=None,
-        sigma_max=None, rho=None, strength=1.0 if sampling.strength == 1 else 0.5,
+        sampling, guidance_scale=0.0 if sampling.is_guided else 1.0, aug_level=0.0, schedule=None, spacing="t",
+        sigma_min=None, sigma_max=None, rho=None, strength=1.0 if sampling.strength == 1 else 0.5,
     )  # fmt: skip
     return _sample(
-        stage, texts, keys, inputs, logsnr_grid(config, sampling), values, sampling=fixed, weights=weights, size=size,
-        trajectory=trajectory, callback=callback,
+        stage, texts, keys, inputs, logsnr_grid(stage.config, sampling), values, sampling=fixed, weights=weights,
+        size=size, trajectory=trajectory, callback=callback,
     )  # fmt: skip
 
 
@@ -315,10 +310,11 @@ def check_stage(
     validate_sampling(config, sampling, needs_null=inputs.weak is None)
     check_inputs(config, texts, keys, inputs, sampling, weights, size)
     logsnr_grid(config, sampling)
+    _sampler(sampling)
 
 
 def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
-    """The levels that the stage is sampled on: [T+1]. Starting later, fewer steps of the same length are taken."""
+    """The levels that the stage is sampled on: [T+1], T in proportion to `strength`."""
     options = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
     with jax.ensure_compile_time_eval():
         grid = schedules.grid(
@@ -335,15 +331,14 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
 def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
     """How many images go through the network for one result: two a guided step, twice as many with Heun."""
     grid = np.asarray(logsnr_grid(config, sampling))
-    is_on = sampling.guidance_scale != 1 or sampling.guidance == "cfg++"
-    weight = np.full(len(grid), sampling.guidance_scale if is_on else 1.0)
+    weight = np.full(len(grid), sampling.guidance_scale)
     with jax.ensure_compile_time_eval():
         scale = _scale(sampling, jnp.float32(sampling.guidance_scale), jnp.asarray(grid))
-        weight = np.asarray(scale(jnp.asarray(grid))) if callable(scale) and is_on else weight
+        weight = np.asarray(scale(jnp.asarray(grid))) if callable(scale) else weight
     images = np.where((weight != 1) | (sampling.guidance == "cfg++"), 2, 1)
     total = images[:-1].sum()
     if sampling.sampler == "heun":  # a second evaluation at the level that a step leads to
-        corrected = (np.diff(grid) / 2 <= 4) & (np.arange(len(grid) - 1) < len(grid) - 2)
+        corrected = (np.diff(grid) / 2 <= samplers.LONGEST_HEUN) & (np.arange(len(grid) - 1) < len(grid) - 2)
         total += images[1:][corrected].sum()
     return int(total) * sampling.resample
 
@@ -399,15 +394,11 @@ def _sample(
         z_1 = process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0])
     elif inputs.mask is not None:  # a grid may start below pure noise: the known part is exact there too
         z_1 = editing.merge(z_1, process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0]), inputs.mask)
-    options = {"gamma": sampling.ddpm_gamma} | {
-        name: getattr(sampling, name)
-        for name in ("eta", "order", "churn", "churn_min", "churn_max", "churn_noise")
-    }
     x, info = samplers.sample(
         denoise,
         parallel.constrain_images(z_1),
         grid,
-        sampler=samplers.make(sampling.sampler, **{k: v for k, v in options.items() if v is not None}),
+        sampler=_sampler(sampling),
         keys=jax.vmap(lambda key: named_key(key, "sampler"))(keys),
         resample=sampling.resample,
         jump=sampling.jump,
@@ -442,7 +433,7 @@ def _denoiser(
         "rule": _rule(sampling),
         "threshold": limit if sampling.threshold_at in ("before", "both") else None,
     }
-    is_off = sampling.guidance_scale == 1
+    is_off = not sampling.is_guided
     scale = 1 if is_off else _scale(sampling, guidance_scale, grid)
     batch = len(cond.text.mask)
     conds = [cond.replace(text=text) for text in texts]
@@ -475,6 +466,14 @@ def _prepared(stage: Stage, conds: list[Cond]) -> list[Cond]:
     parts = jax.tree.map(lambda leaf: jnp.split(leaf, len(conds)), together)
     outer, inner = jax.tree.structure(together), jax.tree.structure([0] * len(conds))
     return jax.tree.transpose(outer, inner, parts)
+
+
+def _sampler(sampling: SamplingConfig) -> samplers.Sampler:
+    options = {"gamma": sampling.ddpm_gamma} | {
+        name: getattr(sampling, name)
+        for name in ("eta", "order", "churn", "churn_min", "churn_max", "churn_noise")
+    }
+    return samplers.make(sampling.sampler, **{k: v for k, v in options.items() if v is not None})
 
 
 def _rule(sampling: SamplingConfig) -> guidance.Rule:

@@ -112,6 +112,11 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"churn": 10.0}, "churn must be left out"),
         ({"rho": 3.0}, "rho must be left out, since spacing 't'"),
         ({"sigma_min": 3.0, "sigma_max": 1.0, "spacing": "rho"}, "sigma_min must be below sigma_max"),
+        (
+            {"sigma_max": 1e-3, "spacing": "rho"},
+            "sigma_min must be positive and below sigma_max; got 0.002 and 0.001",
+        ),
+        ({"sampler": (None, "heun"), "churn": (None, 9.0), "churn_min": (None, 99.0)}, "got 99.0 and 50.0"),
         ({"schedule": "quadratic"}, "schedule must be one of cosine, .*got 'quadratic'"),
         ({"apg_norm": 3.0}, "apg_norm must be left out, since guidance 'cfg'"),
         ({"guidance": "cfg++"}, r"guidance_scale must be in \(0, 1\] for guidance 'cfg\+\+'; got 3.0"),

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import image_keys, parallel, resize, sample_cascade
+from imagen_jax import image_keys, parallel, resize, sample_cascade, sample_stage
 from imagen_jax.cascade import run_cascade
 from imagen_jax.generate import compile_cascade
-from imagen_jax.stage import run_stage
 
 SEED = 3
 
@@ -125,8 +124,8 @@ def test_one_program_needs_no_more_memory_than_its_largest_stage(tiny_stages, ti
     small = jnp.zeros((8, 8, 8, 3))
     memory = lambda f, *a: jax.jit(f).lower(*a).compile().memory_analysis().temp_size_in_bytes
     both = memory(lambda s: run_cascade(s, text, keys), tiny_stages)
-    base = memory(lambda s: run_stage(s, text, keys), tiny_stages[0])
-    last = memory(lambda s: run_stage(s, text, keys, low_res=small), tiny_stages[1])
+    base = memory(lambda s: sample_stage(s, text, keys), tiny_stages[0])
+    last = memory(lambda s: sample_stage(s, text, keys, low_res=small), tiny_stages[1])
     assert both < max(base, last) + 0.5 * min(base, last)
 
 
@@ -135,7 +134,6 @@ import jax, sys
 from imagen_jax import parallel, stage
 from imagen_jax.cascade import run_cascade
 from imagen_jax.generate import compile_cascade
-from imagen_jax.stage import run_stage
 from imagen_jax.stage import Stage
 from imagen_jax.config import *
 events = []

@@ -19,6 +19,8 @@ from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful
 from imagen_jax.diffusion.schedules import alpha_sigma
 
+LONGEST_HEUN = 4.0  # in h: S falls 55-fold
+
 
 class Step(NamedTuple):
     """What a step knows: z_t and x_hat [B, ...], scalars logsnr_t and logsnr_s (s < t), its place."""
@@ -268,7 +270,7 @@ def heun(
     """EDM's sampler (Karras et al. 2022, algorithm 2): the trapezoidal rule in S = sigma / alpha.
 
     In these variables the correction of the Euler (ddim) step is (alpha_s / 2) expm1(h) (x_hat_s - x_hat_t).
-    The last step, to no noise, is an Euler step; so are those longer than h = 4 (S falls 55-fold), whose
+    The last step, to no noise, is an Euler step; so are those longer than h = LONGEST_HEUN, whose
     trapezoid would amplify the change of x_hat. Two evaluations a step, one in Euler steps. Made for "rho" grids.
 
     Args:
@@ -276,6 +278,9 @@ def heun(
       churn_min, churn_max: S between which it is added.
       churn_noise: standard deviation of the added noise.
     """
+
+    if not 0 < churn_min < churn_max:
+        raise ValueError(f"churn_min must be positive and below churn_max; got {churn_min} and {churn_max}.")
 
     def add_noise(z_t, logsnr_t, noise, steps):
         level = jnp.exp(-jnp.maximum(logsnr_t, -100) / 2)  # S
@@ -298,7 +303,7 @@ def heun(
             change = s.denoise(euler, s.logsnr_s) - s.x_hat
             return euler + alpha_s / 2 * jnp.expm1(h) * change
 
-        return jax.lax.cond(s.is_last | (h > 4), lambda: euler, corrected), carry
+        return jax.lax.cond(s.is_last | (h > LONGEST_HEUN), lambda: euler, corrected), carry
 
     return Sampler(step, is_stochastic=churn > 0, churn=add_noise if churn > 0 else None)
 
