@@ -210,6 +210,9 @@ class RunConfig:
     keep_checkpoints: int = 2
     log_every: int = 50
     fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
+    height: int = 1  # devices over which the rows of each image are split
+    remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
+    scan_blocks: bool = False  # compiles equal neighbours once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +222,7 @@ class StageConfig:
     name: str = "base"
     image_size: int = 64
     low_res_size: int | None = None
+    crop_size: int | None = None  # side of the random crops that are trained on; None: whole images
     image_channels: int = 3
     cond_image_channels: int = 0  # of a picture beside z_t that the network is also given, such as a sketch
     network: UNetConfig | EfficientUNetConfig = UNetConfig()
@@ -230,6 +234,16 @@ class StageConfig:
     run: RunConfig = RunConfig()
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
     seed: int = 0
+
+    @property
+    def train_size(self) -> int:
+        """Side of the pictures that training sees."""
+        return self.crop_size or self.image_size
+
+    @property
+    def low_res_factor(self) -> int:
+        """Pixels after which this stage's grid and that of the stage before meet again: 4 for 256 -> 1024."""
+        return self.image_size // math.gcd(self.image_size, self.low_res_size)
 
     @property
     def is_super_resolution(self) -> bool:
@@ -244,7 +258,13 @@ def validate(config: StageConfig) -> StageConfig:
     network, process, sampling, optim, run = (
         config.network, config.process, config.sampling, config.optim, config.run
     )  # fmt: skip
-    for prefix, part in {"": config, "process.": process, "text.": config.text, "optim.": optim}.items():
+    for prefix, part in {
+        "": config,
+        "process.": process,
+        "text.": config.text,
+        "optim.": optim,
+        "run.": run,
+    }.items():
         _choices(prefix, part)
     _validate_network(network)
     _rule(config.name.isidentifier(), "name", "an identifier such as base or sr256", config.name)
@@ -268,6 +288,21 @@ def validate(config: StageConfig) -> StageConfig:
             "low_res_size",
             f"positive and smaller than image_size {config.image_size}",
             config.low_res_size,
+        )
+    if config.crop_size is not None:
+        _rule(
+            config.is_super_resolution,
+            "crop_size",
+            "None for a stage without low_res_size, which has to see whole images",
+            config.crop_size,
+        )
+        step = math.lcm(network.stride, config.low_res_factor)
+        _rule(
+            0 < config.crop_size <= config.image_size and config.crop_size % step == 0,
+            "crop_size",
+            f"a multiple of {step}, so that network and low-res image divide it, up to image_size "
+            f"{config.image_size}",
+            config.crop_size,
         )
     _rule(config.image_channels > 0, "image_channels", "positive", config.image_channels)
     _rule(config.cond_image_channels >= 0, "cond_image_channels", "at least 0", config.cond_image_channels)
@@ -304,7 +339,7 @@ def validate(config: StageConfig) -> StageConfig:
         f"0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
         optim.decay_steps,
     )
-    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp"):
+    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
     return config
 
@@ -559,7 +594,8 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
     added = {
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
-        StageConfig: {"cond_image_channels": 0},
+        StageConfig: {"cond_image_channels": 0, "crop_size": None},
+        RunConfig: {"height": 1, "remat": "none", "scan_blocks": False},
     }
     return added.get(cls, {}) | data
 
@@ -607,7 +643,12 @@ _PRESETS = Path(__file__).parent.parent / "configs"
 
 
 def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
-    """The stages of configs/<name>.py, or of any such file: what its `get_config()` returns, checked."""
+    """The stages of a preset, checked: what `get_config` of configs/<name>.py, or of any such file, returns.
+
+    A colon and words choose among a preset's variants, as in "base64:1b,paper". Each parameter of its
+    `get_config` is a `Literal` of such words, with a default.
+    """
+    name_or_path, _, variant = name_or_path.partition(":")
     path = Path(name_or_path) if name_or_path.endswith(".py") else _PRESETS / f"{name_or_path}.py"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.py")))
@@ -615,4 +656,21 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     spec = importlib.util.spec_from_file_location(f"imagen_jax_preset_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return validate_cascade(tuple(module.get_config()))
+    return validate_cascade(tuple(module.get_config(**_variant(path.stem, module.get_config, variant))))
+
+
+def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
+    """Words such as "1b,paper" by the parameter whose choices they are among."""
+    hints = typing.get_type_hints(get_config)
+    choices = {name: typing.get_args(hints[name]) for name in hints if name != "return"}
+    chosen = {}
+    for word in words.split(",") if words else ():
+        names = [name for name, allowed in choices.items() if word in allowed]
+        if not names or names[0] in chosen:
+            variants = "; ".join(f"{name}: {', '.join(allowed)}" for name, allowed in choices.items())
+            raise ValueError(
+                f"--preset {preset} must be followed by at most one word each of its variants "
+                f"({variants or 'it has none'}); got {words!r}."
+            )
+        chosen[names[0]] = word
+    return chosen

@@ -1,13 +1,16 @@
-"""Devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
+"""Processes and devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
+import hashlib
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Smaller leaves than this are not worth the collectives that sharding them costs.
@@ -20,7 +23,7 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
     Args:
       fsdp: devices that share each copy of the parameters.
       devices: all unless given.
-      height: devices that share the rows of each image when sampling inside `jax.set_mesh(mesh)`.
+      height: devices that share the rows of each image, inside `jax.set_mesh(mesh)`.
     """
     devices = jax.devices() if devices is None else devices
     for name, ways in {"run.fsdp": fsdp, "height": height, "run.fsdp x height": fsdp * height}.items():
@@ -28,6 +31,58 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
             raise ValueError(f"{name} must divide the number of devices {len(devices)}; got {ways}.")
     shape = (len(devices) // (fsdp * height), fsdp, height)
     return jax.make_mesh(shape, ("data", "fsdp", "height"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def initialize(timeout_s: int = 300) -> None:
+    """Joins the processes of a run, as the environment says; called once, before anything asks for devices.
+
+    TPU pod slices (also under Kubernetes), SLURM, Open MPI and JobSets are recognised by JAX itself. Anything else
+    sets JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process, with none of
+    these, joins nothing.
+
+    Raises:
+      ValueError: only some of the three variables are set, or they are no numbers.
+    """
+    given = {name: os.environ.get(name) for name in _RUN_VARIABLES}
+    if any(given.values()):
+        address, num, index = given.values()
+        if not (address and ":" in address and num and index and num.isdigit() and index.isdigit()):
+            raise ValueError(
+                "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set together; got "
+                f"{', '.join(f'{name}={value}' for name, value in given.items())}."
+            )
+        if not int(index) < int(num):
+            raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
+        jax.distributed.initialize(address, int(num), int(index), initialization_timeout=timeout_s)
+        return
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout_s)
+    except ValueError as error:  # JAX found no cluster around it: there is this process alone
+        if "coordinator_address" not in str(error):
+            raise
+
+
+_RUN_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def require_same(what: dict[str, str]) -> None:
+    """Raises a ValueError in every process unless all of them hold the same texts under the same names.
+
+    Called by every process, before any other collective: processes of different code or options would hang in
+    the first step, or train on different batches.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = np.array([list(hashlib.sha256(text.encode()).digest()) for text in what.values()], np.uint8)
+    everywhere = np.asarray(multihost_utils.process_allgather(digests))  # [processes, names, 32]
+    for i, name in enumerate(what):
+        differs = np.flatnonzero((everywhere[:, i] != everywhere[0, i]).any(axis=-1))
+        if len(differs):
+            raise ValueError(
+                f"{name} must be the same in every process; process{'es' if len(differs) > 1 else ''} "
+                f"{', '.join(map(str, differs[:8]))} of {len(everywhere)} {'have' if len(differs) > 1 else 'has'} "
+                f"another than process 0. Start all of them with one version of the code and one command."
+            )
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -68,6 +123,28 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(leaf, shapes)
+
+
+def shares(abstract: Any) -> "Shares":
+    """How the bytes of a tree of arrays (or their shapes), each with its sharding, lie on the devices."""
+    total = per_device = whole = 0
+    for leaf in jax.tree.leaves(abstract):
+        size = (
+            np.dtype(leaf.dtype).itemsize if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else 8
+        )
+        total += leaf.size * size
+        per_device += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
+        if leaf.sharding.is_fully_replicated and leaf.sharding.num_devices > 1:
+            whole += leaf.size * size
+    return Shares(total, per_device, whole / max(1, total))
+
+
+class Shares(NamedTuple):
+    """Bytes of a tree: of one copy, on each device, and the share of the first that lies whole on each device."""
+
+    total: int
+    per_device: int
+    replicated: float
 
 
 def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
@@ -122,17 +199,35 @@ def use_compilation_cache(directory: str | Path | None = None) -> Path:
     return path
 
 
+def use_mesh(mesh: Mesh) -> Any:
+    """A context in which functions that jit traces split their images over `mesh`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def constrain_images(images: jax.Array) -> jax.Array:
-    """Inside jit under `jax.set_mesh(mesh)`: [B, H, W, C] with B over "data" and "fsdp" and H over "height"."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.shape.get("height", 1) == 1:
-        return images
-    ways = mesh.shape["height"]
+    """Inside jit and a mesh: [B, H, W, C] with B over "data" and "fsdp", and H over "height".
+
+    The mesh is that of `use_mesh` or `jax.set_mesh`; without one nothing is constrained.
+    """
+    ways = jax.sharding.get_abstract_mesh().shape.get("height", 1)
     if images.shape[1] % ways:
         raise ValueError(
             f"height must divide the rows of every stage's image, {images.shape[1]}; got {ways}."
         )
-    return jax.lax.with_sharding_constraint(images, PartitionSpec(("data", "fsdp"), "height"))
+    return constrain_activations(images)
+
+
+def constrain_activations(h: jax.Array) -> jax.Array:
+    """`constrain_images` for what a network makes of them; an axis that does not divide stays whole.
+
+    Left to itself, the compiler may follow the parameters' sharding instead of the batch's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or "height" not in mesh.shape:
+        return h
+    batch = ("data", "fsdp") if h.shape[0] % batch_ways(mesh) == 0 else None
+    rows = "height" if h.shape[1] % mesh.shape["height"] == 0 else None
+    return jax.lax.with_sharding_constraint(h, PartitionSpec(batch, rows))
 
 
 def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:

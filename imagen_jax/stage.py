@@ -67,7 +67,14 @@ def network(config: StageConfig) -> nn.Module:
         field.name: getattr(config.network, field.name) for field in dataclasses.fields(config.network)
     }
     cls = EfficientUNet if isinstance(config.network, EfficientUNetConfig) else UNet
-    return cls(**options, out_channels=config.image_channels, dtype=compute_dtype(config))
+    return cls(
+        **options,
+        out_channels=config.image_channels,
+        dtype=compute_dtype(config),
+        scan=config.run.scan_blocks,
+        remat=config.run.remat,
+        constrain=parallel.constrain_activations,
+    )
 
 
 def compute_dtype(config: StageConfig) -> jnp.dtype:
@@ -147,18 +154,18 @@ def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train:
     Args:
       params: of the network.
       config: of the stage.
-      batch: "x" [B, H, W, C] in [-1, 1]; "text" [B, L, D] and "text_mask" [B, L]; "cond_image" [B, H, W, C'] for
-        a stage with cond_image_channels.
+      batch: "x" [B, H, W, C] in [-1, 1], of config.train_size; "text" [B, L, D] and "text_mask" [B, L];
+        "cond_image" [B, H, W, C'] for a stage with cond_image_channels.
       draws: as from `draw`.
       train: False turns dropout off.
     """
-    x = batch["x"].astype(jnp.float32)
+    x = parallel.constrain_images(batch["x"].astype(jnp.float32))
     logsnr_t = schedule(config).logsnr(draws.t)
     eps = _noise(draws.keys, "eps", x.shape[1:])
     z_t = process.diffuse(x, eps, logsnr_t)
     cond = Cond(TextCond(batch["text"], batch["text_mask"]).drop(draws.dropped))
     if config.is_super_resolution:
-        low_res = resize.area(x, config.low_res_size)
+        low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
         cond = _condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
     if config.cond_image_channels:
         cond = cond.replace(image=batch["cond_image"].astype(jnp.float32))

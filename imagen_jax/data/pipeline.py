@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class BatchReader:
     source: Source
     embed: Callable[[str], np.ndarray]
     image_size: int
+    crop_size: int
+    crop_grid: int
     text_length: int
     flip: bool
     rows: slice  # of the global batch
@@ -33,10 +35,14 @@ class BatchReader:
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts.
         flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
+        places = (self.image_size - self.crop_size) // self.crop_grid + 1
+        corners = rng.integers(places, size=(len(indices), 2))[self.rows] * self.crop_grid
         indices = indices[self.rows]
         records = self.source.read(indices)
         batch = read_text([r["caption"] for r in records], self.embed, self.text_length)
-        batch["x"] = read_pictures(self.source, indices, records, self.image_size)
+        batch["x"] = read_pictures(
+            self.source, indices, records, self.image_size, crop_size=self.crop_size, corners=corners
+        )
         batch["x"][flips] = batch["x"][flips, :, ::-1]
         return batch
 
@@ -110,6 +116,8 @@ def make_loader(
     batch_size: int,
     text_length: int,
     seed: int,
+    crop_size: int | None = None,
+    crop_grid: int = 1,
     shuffle: bool = True,
     num_epochs: int | None = None,
     flip: bool = False,
@@ -130,7 +138,9 @@ def make_loader(
       image_size: side S of the square pictures, in pixels.
       batch_size: of the *global* batch, all hosts together.
       text_length: L; shorter embeddings are padded with zeros, longer ones cut.
-      seed: of the order and the flips, 0 <= seed < 2**32.
+      seed: of the order, the crops and the flips, 0 <= seed < 2**32.
+      crop_size: side S of a random crop of that square, in its place; all of it if None.
+      crop_grid: crops begin at multiples of this; S and image_size are multiples of it.
       shuffle: False keeps the order of the source.
       num_epochs: None never ends.
       flip: mirrors half of the pictures. Leave it off when captions speak of left and right.
@@ -147,6 +157,12 @@ def make_loader(
     """
     _check(batch_size, image_size, text_length, seed, num_threads, num_workers)
     _check_shards(batch_size, shard_index, shard_count)
+    crop_size = image_size if crop_size is None else crop_size
+    if not 0 < crop_size <= image_size or crop_size % crop_grid or image_size % crop_grid:
+        raise ValueError(
+            f"crop_size must be a multiple of crop_grid {crop_grid}, which divides image_size {image_size}, and at "
+            f"most that; got {crop_size}."
+        )
     if num_epochs is not None and (num_epochs < 1 or num_epochs * len(source) < batch_size):
         raise ValueError(
             f"num_epochs={num_epochs} of {len(source)} records do not fill one batch of "
@@ -156,7 +172,7 @@ def make_loader(
 
     rows = batch_size // shard_count
     mine = slice(shard_index * rows, (shard_index + 1) * rows)
-    reader = BatchReader(source, embed, image_size, text_length, flip, mine)
+    reader = BatchReader(source, embed, image_size, crop_size, crop_grid, text_length, flip, mine)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
@@ -196,11 +212,25 @@ def eval_batches(
         }
 
 
-def read_pictures(source: Source, indices, records: list[dict], image_size: int) -> np.ndarray:
-    """Decodes records into float32 [B, S, S, 3] in [-1, 1]."""
-    x = np.empty((len(records), image_size, image_size, 3), np.float32)
-    for row, index, record in zip(x, indices, records, strict=True):
-        row[:] = transforms.square(record["image"], image_size, f"Record {index} of {source.name}")
+def read_pictures(
+    source: Source,
+    indices: Sequence[int],
+    records: list[dict],
+    image_size: int,
+    *,
+    crop_size: int | None = None,
+    corners: np.ndarray | None = None,
+) -> np.ndarray:
+    """Decodes records into float32 [B, S, S, 3] in [-1, 1].
+
+    S is image_size, or crop_size with `corners` [B, 2]: row and column of each crop's first pixel.
+    """
+    side = crop_size or image_size
+    corners = np.zeros((len(records), 2), int) if corners is None else corners
+    x = np.empty((len(records), side, side, 3), np.float32)
+    for row, index, record, (top, left) in zip(x, indices, records, corners, strict=True):
+        whole = transforms.square(record["image"], image_size, f"Record {index} of {source.name}")
+        row[:] = whole[top : top + side, left : left + side]
     return x
 
 

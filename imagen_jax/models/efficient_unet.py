@@ -1,12 +1,16 @@
 """The super-resolution network: Efficient U-Net (paper appendix B and F.2, figures A.27 to A.30)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.attention import TextAttention
+from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks, unchanged
 from imagen_jax.models.conditioning import Conditioning, images_beside
-from imagen_jax.models.layers import Dtype, GroupNorm, InputConv, ResBlock, conv3x3, upsample
+from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
 from imagen_jax.structs import Cond
 
 
@@ -25,7 +29,7 @@ class EfficientUNet(nn.Module):
       cross_attention: attention over the text alone after a level's blocks.
       embedding: width of the conditioning vector and of the text tokens inside the network.
       num_heads: of both; their inner width is twice the channels (figure A.28).
-      dropout, out_channels, dtype: as in `UNet`.
+      dropout, out_channels, dtype, scan, remat, constrain: as in `UNet`.
     """
 
     channels: tuple[int, ...]
@@ -38,16 +42,23 @@ class EfficientUNet(nn.Module):
     dropout: float = 0.0
     out_channels: int = 3
     dtype: Dtype = jnp.float32
+    scan: bool = False
+    remat: Remat = "none"
+    constrain: Callable[[jax.Array], jax.Array] = unchanged
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^levels; logsnr_t [B]."""
 
-        def block(h: jax.Array, level: int, name: str) -> jax.Array:
-            width = self.channels[level]
-            return ResBlock(width, rescale=True, dropout=self.dropout, dtype=self.dtype, name=name)(
-                h, emb, train=train
-            )
+        emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
+        use_dropout = train and self.dropout > 0
+
+        def run(h: jax.Array, level: int, way: str, skips: list[jax.Array] | None = None) -> list[jax.Array]:
+            names = [f"{way}_{level}_block_{i}" for i in range(self.num_res_blocks[level])]
+            block = partial(Block, self.channels[level], rescale=True, dropout=self.dropout, dtype=self.dtype)
+            rng = self.make_rng("dropout") if use_dropout else None
+            options = {"scan": self.scan, "remat": self.remat, "constrain": self.constrain}
+            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng, **options)
 
         def attend(h: jax.Array, level: int, name: str) -> jax.Array:
             over_pixels = self.self_attention[level]
@@ -56,24 +67,19 @@ class EfficientUNet(nn.Module):
             head_dim = 2 * self.channels[level] // self.num_heads
             return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, text)
 
-        emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         stem = InputConv(self.stem_channels, self.dtype, name="stem")(z_t, images_beside(cond))
         h, skips = stem, []
 
-        for level, num_blocks in enumerate(self.num_res_blocks):  # DBlocks
-            h = conv3x3(self.channels[level], self.dtype, f"down_{level}_downsample", stride=2)(h)
-            for i in range(num_blocks):
-                h = block(h, level, f"down_{level}_block_{i}")
-                skips.append(h)
-            h = attend(h, level, f"down_{level}_attention")
+        for level, width in enumerate(self.channels):  # DBlocks
+            h = conv3x3(width, self.dtype, f"down_{level}_downsample", stride=2)(h)
+            skips += run(h, level, "down")
+            h = attend(skips[-1], level, f"down_{level}_attention")
 
-        for level, num_blocks in reversed(list(enumerate(self.num_res_blocks))):  # UBlocks
-            for i in range(num_blocks):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_block_{i}")
+        for level in reversed(range(len(self.channels))):  # UBlocks
+            h = run(h, level, "up", [skips.pop() for _ in range(self.num_res_blocks[level])])[-1]
             h = attend(h, level, f"up_{level}_attention")
             width = self.channels[level - 1] if level > 0 else self.stem_channels
             h = conv3x3(width, self.dtype, f"up_{level}_upsample")(upsample(h))
         assert not skips
-
-        h = nn.silu(GroupNorm(self.dtype, name="norm_out")(jnp.concatenate([h, stem], axis=-1), emb))
-        return conv3x3(self.out_channels, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
+        h = jnp.concatenate([h, stem], axis=-1)
+        return output_layers(self, h, emb, self.out_channels, self.dtype, self.remat)

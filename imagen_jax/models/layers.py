@@ -1,4 +1,4 @@
-"""Convolutions, norms and residual blocks that both U-Nets are made of."""
+"""Convolutions, re-sampling and norms that both U-Nets are made of."""
 
 import math
 from collections.abc import Callable
@@ -108,32 +108,3 @@ class GroupNorm(nn.Module):
             scale, shift = jnp.split(film, 2, axis=-1)
             factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
         return (x * factor[:, None, None, :] + offset[:, None, None, :]).astype(self.dtype)
-
-
-class ResBlock(nn.Module):
-    """Residual block of ADM ("biggan"): re-sampling inside, FiLM in the second norm, zero-init output.
-
-    Attributes:
-      channels: of the output.
-      resample: None, "down" or "up": both branches are averaged or repeated before the first conv.
-      rescale: divide the sum by sqrt(2) and always project the shortcut, as the Efficient U-Net does.
-    """
-
-    channels: int
-    resample: str | None = None
-    rescale: bool = False
-    dropout: float = 0.0
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array, *, train: bool = False) -> jax.Array:
-        resample = {None: lambda a: a, "down": downsample, "up": upsample}[self.resample]
-        h = nn.silu(GroupNorm(self.dtype, name="norm_1")(x))
-        h = conv3x3(self.channels, self.dtype, "conv_1")(resample(h))
-        h = nn.silu(GroupNorm(self.dtype, name="norm_2")(h, emb))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.channels, self.dtype, "conv_2", zero_init=True)(h)
-        shortcut = resample(x)
-        if self.rescale or x.shape[-1] != self.channels:
-            shortcut = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(shortcut)  # 1x1 convolution
-        return (shortcut + h) / math.sqrt(2) if self.rescale else shortcut + h

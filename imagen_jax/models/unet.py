@@ -1,12 +1,15 @@
 """The base network: an ADM U-Net that attends to the text (paper section 2.4 and F.1)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.attention import TextAttention
+from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks, unchanged
 from imagen_jax.models.conditioning import Conditioning, images_beside
-from imagen_jax.models.layers import Dtype, GroupNorm, InputConv, ResBlock, conv3x3
+from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.structs import Cond
 
 
@@ -24,6 +27,8 @@ class UNet(nn.Module):
       dropout: in the residual blocks, when training.
       out_channels: of the image.
       dtype: of the computation; parameters are float32.
+      scan, remat, constrain: how the blocks are compiled and what is kept for the backward pass; see
+        `blocks.run_blocks`.
     """
 
     channels: tuple[int, ...]
@@ -34,45 +39,49 @@ class UNet(nn.Module):
     dropout: float = 0.0
     out_channels: int = 3
     dtype: Dtype = jnp.float32
+    scan: bool = False
+    remat: Remat = "none"
+    constrain: Callable[[jax.Array], jax.Array] = unchanged
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^(levels - 1); logsnr_t [B]."""
-
-        def block(
-            h: jax.Array, level: int, name: str, resample: str | None = None, attend: bool = True
-        ) -> jax.Array:
-            width = self.channels[level]
-            h = ResBlock(width, resample, dropout=self.dropout, dtype=self.dtype, name=name)(
-                h, emb, train=train
-            )
-            if attend and self.attention[level]:
-                heads = width // self.head_dim
-                h = TextAttention(heads, self.head_dim, dtype=self.dtype, name=f"{name}_attention")(h, text)
-            return h
-
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
+        use_dropout = train and self.dropout > 0
+
+        def run(
+            h: jax.Array,
+            level: int,
+            names: list[str],
+            skips: list[jax.Array] | None = None,
+            resample: str | None = None,
+            attend: bool = True,
+        ) -> list[jax.Array]:
+            width = self.channels[level]
+            heads = width // self.head_dim if attend and self.attention[level] else 0
+            block = partial(
+                Block, width, resample, num_heads=heads, head_dim=self.head_dim, dropout=self.dropout, dtype=self.dtype
+            )  # fmt: skip
+            rng = self.make_rng("dropout") if use_dropout else None
+            options = {"scan": self.scan, "remat": self.remat, "constrain": self.constrain}
+            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng, **options)
+
         h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, images_beside(cond))
         skips = [h]
         last = len(self.channels) - 1
 
         for level, num_blocks in enumerate(self.num_res_blocks):
-            for i in range(num_blocks):
-                h = block(h, level, f"down_{level}_block_{i}")
-                skips.append(h)
+            skips += run(skips[-1], level, [f"down_{level}_block_{i}" for i in range(num_blocks)])
             if level < last:
-                h = block(h, level, f"down_{level}_downsample", "down", attend=False)
-                skips.append(h)
+                skips += run(skips[-1], level, [f"down_{level}_downsample"], resample="down", attend=False)
 
-        h = block(h, last, "middle_0")
-        h = block(h, last, "middle_1", attend=False)
+        (h,) = run(skips[-1], last, ["middle_0"])
+        (h,) = run(h, last, ["middle_1"], attend=False)
 
         for level, num_blocks in reversed(list(enumerate(self.num_res_blocks))):
-            for i in range(num_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_block_{i}")
+            names = [f"up_{level}_block_{i}" for i in range(num_blocks + 1)]
+            h = run(h, level, names, skips=[skips.pop() for _ in names])[-1]
             if level > 0:
-                h = block(h, level, f"up_{level}_upsample", "up", attend=False)
+                (h,) = run(h, level, [f"up_{level}_upsample"], resample="up", attend=False)
         assert not skips
-
-        h = nn.silu(GroupNorm(self.dtype, name="norm_out")(h))
-        return conv3x3(self.out_channels, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
+        return output_layers(self, h, None, self.out_channels, self.dtype, self.remat)

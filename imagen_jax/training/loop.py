@@ -45,7 +45,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             f'{config.cond_image_channels}: train with stage.loss and a batch of your own, which has "cond_image".'
         )
     directory = Path(workdir) / config.name
-    mesh = parallel.make_mesh(config.run.fsdp)
+    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     source = sources.open_source(config.data.path, "train")
     # Its parameters are read only if there is something left to embed.
@@ -59,6 +59,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         source,
         embeddings.__getitem__,
         image_size=config.image_size,
+        crop_size=config.crop_size,
+        # The crop's low-res image is then a crop of the picture's, to the pixel.
+        crop_grid=config.low_res_factor if config.crop_size else 1,
         batch_size=config.optim.batch_size,
         text_length=config.text.length,
         seed=config.seed,

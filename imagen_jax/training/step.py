@@ -26,7 +26,8 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
 
     def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
-        loss, grads = _loss_and_grads(config, mesh, state.params, batch, draws)
+        with parallel.use_mesh(mesh):
+            loss, grads = _loss_and_grads(config, mesh, state.params, batch, draws)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(
