@@ -52,7 +52,7 @@ def get_config(
         text=TEXT,
         data=DataConfig(path="datasets/images"),
         optim=OptimConfig(optimizer="adamw", b2=0.99, batch_size=2048),
-        run=RunConfig(fsdp=FSDP[size], remat="save_convs"),
+        run=RunConfig(fsdp=FSDP[size], remat="full"),
     )
     if recipe == "improved":
         return (improved,)

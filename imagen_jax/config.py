@@ -210,7 +210,6 @@ class RunConfig:
     keep_checkpoints: int = 2
     log_every: int = 50
     fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
-    height: int = 1  # devices over which the rows of each image are split
     remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
     scan_blocks: bool = False  # compiles equal neighbours once
 
@@ -339,7 +338,7 @@ def validate(config: StageConfig) -> StageConfig:
         f"0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
         optim.decay_steps,
     )
-    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
+    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp"):
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
     return config
 
@@ -595,7 +594,7 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
-        RunConfig: {"height": 1, "remat": "none", "scan_blocks": False},
+        RunConfig: {"remat": "none", "scan_blocks": False},
     }
     return added.get(cls, {}) | data
 

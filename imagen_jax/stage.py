@@ -73,7 +73,6 @@ def network(config: StageConfig) -> nn.Module:
         dtype=compute_dtype(config),
         scan=config.run.scan_blocks,
         remat=config.run.remat,
-        constrain=parallel.constrain_activations,
     )
 
 

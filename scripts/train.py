@@ -4,7 +4,8 @@
   python scripts/train.py --preset quickstart --stage base --workdir runs/mine --data.path datasets/mine
 
 Every option of the preset can be changed, for example --optim.batch-size 64 (see --help). Ctrl-C
-leaves a checkpoint, and the same command continues from it.
+leaves a checkpoint, and the same command continues from it. On several hosts start it on each: see
+docs/pods.md.
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ class Options:
 
 def main(parsed) -> int:
     options, config = parsed
+    from imagen_jax import parallel
+
+    parallel.initialize()
     from imagen_jax.training.loop import train
 
     stopped_by = train(config, options.workdir).stopped_by

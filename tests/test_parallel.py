@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from operator import itemgetter
@@ -97,6 +98,78 @@ def test_rows_that_cannot_be_split(tiny_stages, tiny_text):
 def test_a_mesh_that_does_not_fit(ways):
     with pytest.raises(ValueError, match="must divide the number of devices 8"):
         parallel.make_mesh(**ways)
+
+
+# --- many processes -------------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+from imagen_jax import parallel
+parallel.initialize(timeout_s=60)
+import jax
+assert jax.process_count() == 2
+parallel.require_same({"the configuration": "one"})
+parallel.require_same({"the seed": "0", "the configuration": sys.argv[1]})
+print("the same")
+"""
+
+
+def processes(texts):
+    """What two processes print that hold these texts."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    return ["".join(process.communicate(timeout=120)) for process in started]
+
+
+def test_processes_agree_or_stop():
+    assert all("the same" in out for out in processes(["a", "a"]))
+    rule = "the configuration must be the same in every process; process 1 of 2 has another than process 0"
+    assert all(rule in out and "the same\n" not in out for out in processes(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "must be set together"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "must be set together",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "must be below",
+        ),
+    ],
+)
+def test_an_incomplete_environment_is_refused(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        parallel.initialize()
+
+
+def test_shares_of_a_state():
+    mesh = parallel.make_mesh(4)
+    kernel = jax.ShapeDtypeStruct((512, 1024), np.float32)
+    bias = jax.ShapeDtypeStruct((1024,), np.float32)
+    tree = {"kernel": kernel, "bias": bias}
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        parallel.state_sharding(tree, mesh),
+    )
+    total, per_device, replicated = parallel.shares(placed)
+    assert total == 4 * (512 * 1024 + 1024) and per_device == 4 * (512 * 1024 // 4 + 1024)
+    assert replicated == pytest.approx(4096 / total)
 
 
 # --- one program ----------------------------------------------------------------------------------

@@ -13,14 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.layers import Dtype, GroupNorm, conv3x3, downsample, upsample
+from imagen_jax.parallel import constrain_activations
 from imagen_jax.structs import TextCond
 
 Remat = Literal["none", "save_convs", "full"]
-
-
-def unchanged(h: jax.Array) -> jax.Array:
-    """h"""
-    return h
 
 
 class Block(nn.Module):
@@ -84,7 +80,6 @@ def run_blocks(
     rng: jax.Array | None = None,
     scan: bool = False,
     remat: Remat = "none",
-    constrain: Callable[[jax.Array], jax.Array] = unchanged,
 ) -> list[jax.Array]:
     """The output of each block called in `names`; each takes the one before it, and its own skip.
 
@@ -92,21 +87,22 @@ def run_blocks(
 
       scan: whether neighbours of equal shapes are compiled once and run as a loop over their stacked parameters;
       remat: what the backward pass computes again: nothing ("none"), all but the first convolution of a block
-        ("save_convs"), or everything from the block's input ("full");
-      constrain: what is applied to each block's input and output: a sharding constraint.
+        ("save_convs"), or everything from the block's input ("full").
     """
     dropout = [None if rng is None else jax.random.fold_in(rng, i) for i in range(len(names))]
     rows = list(zip(names, skips or [None] * len(names), dropout, strict=True))
     outputs = []
     if parent.is_initializing() or parent.is_mutable_collection("features") or not (scan or remat != "none"):
         for name, *inputs in rows:
-            h = constrain(block(name=name)(constrain(h), emb, text, *inputs))
+            h = constrain_activations(block(name=name)(constrain_activations(h), emb, text, *inputs))
             outputs.append(h)
         return outputs
 
     @partial(rematerialised, remat=remat)
     def run(variables: Any, h: jax.Array, inputs: Any) -> jax.Array:
-        return constrain(block(parent=None).apply(variables, constrain(h), emb, text, *inputs))
+        return constrain_activations(
+            block(parent=None).apply(variables, constrain_activations(h), emb, text, *inputs)
+        )
 
     widths = [h.shape[-1]] + [block(parent=None).channels] * (len(names) - 1)
     kinds = [(width, jnp.shape(skip)) for width, (_, skip, _) in zip(widths, rows, strict=True)]

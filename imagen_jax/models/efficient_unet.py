@@ -1,6 +1,5 @@
 """The super-resolution network: Efficient U-Net (paper appendix B and F.2, figures A.27 to A.30)."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.attention import TextAttention
-from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks, unchanged
+from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, images_beside
 from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
 from imagen_jax.structs import Cond
@@ -29,7 +28,7 @@ class EfficientUNet(nn.Module):
       cross_attention: attention over the text alone after a level's blocks.
       embedding: width of the conditioning vector and of the text tokens inside the network.
       num_heads: of both; their inner width is twice the channels (figure A.28).
-      dropout, out_channels, dtype, scan, remat, constrain: as in `UNet`.
+      dropout, out_channels, dtype, scan, remat: as in `UNet`.
     """
 
     channels: tuple[int, ...]
@@ -44,7 +43,6 @@ class EfficientUNet(nn.Module):
     dtype: Dtype = jnp.float32
     scan: bool = False
     remat: Remat = "none"
-    constrain: Callable[[jax.Array], jax.Array] = unchanged
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
@@ -57,8 +55,9 @@ class EfficientUNet(nn.Module):
             names = [f"{way}_{level}_block_{i}" for i in range(self.num_res_blocks[level])]
             block = partial(Block, self.channels[level], rescale=True, dropout=self.dropout, dtype=self.dtype)
             rng = self.make_rng("dropout") if use_dropout else None
-            options = {"scan": self.scan, "remat": self.remat, "constrain": self.constrain}
-            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng, **options)
+            return run_blocks(
+                self, block, names, h, emb, text, skips=skips, rng=rng, scan=self.scan, remat=self.remat
+            )
 
         def attend(h: jax.Array, level: int, name: str) -> jax.Array:
             over_pixels = self.self_attention[level]

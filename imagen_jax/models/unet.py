@@ -1,13 +1,12 @@
 """The base network: an ADM U-Net that attends to the text (paper section 2.4 and F.1)."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks, unchanged
+from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, images_beside
 from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.structs import Cond
@@ -27,8 +26,7 @@ class UNet(nn.Module):
       dropout: in the residual blocks, when training.
       out_channels: of the image.
       dtype: of the computation; parameters are float32.
-      scan, remat, constrain: how the blocks are compiled and what is kept for the backward pass; see
-        `blocks.run_blocks`.
+      scan, remat: how the blocks are compiled and what is kept for the backward pass; see `blocks.run_blocks`.
     """
 
     channels: tuple[int, ...]
@@ -41,7 +39,6 @@ class UNet(nn.Module):
     dtype: Dtype = jnp.float32
     scan: bool = False
     remat: Remat = "none"
-    constrain: Callable[[jax.Array], jax.Array] = unchanged
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
@@ -63,8 +60,9 @@ class UNet(nn.Module):
                 Block, width, resample, num_heads=heads, head_dim=self.head_dim, dropout=self.dropout, dtype=self.dtype
             )  # fmt: skip
             rng = self.make_rng("dropout") if use_dropout else None
-            options = {"scan": self.scan, "remat": self.remat, "constrain": self.constrain}
-            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng, **options)
+            return run_blocks(
+                self, block, names, h, emb, text, skips=skips, rng=rng, scan=self.scan, remat=self.remat
+            )
 
         h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, images_beside(cond))
         skips = [h]

@@ -1,6 +1,7 @@
 """Training one stage from start, or from its newest checkpoint, to its last step."""
 
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -13,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from imagen_jax import parallel
-from imagen_jax.config import StageConfig, validate
+from imagen_jax.config import StageConfig, to_dict, validate
 from imagen_jax.data import pipeline, sources
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
@@ -39,13 +40,16 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     """
     # --- check everything before anything is written -------------------------------------------
     validate(config)
+    parallel.require_same(
+        {"the configuration": json.dumps(to_dict(config)), "the code of imagen_jax": _code()}
+    )
     if config.cond_image_channels:
         raise ValueError(
             f"cond_image_channels must be 0 here, since data sets hold no such image; got "
             f'{config.cond_image_channels}: train with stage.loss and a batch of your own, which has "cond_image".'
         )
     directory = Path(workdir) / config.name
-    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
+    mesh = parallel.make_mesh(config.run.fsdp)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     source = sources.open_source(config.data.path, "train")
     # Its parameters are read only if there is something left to embed.
@@ -79,9 +83,15 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             state, position = checkpoints.restore(abstract)
             data.set_state(position)
         first, last = int(state.step), config.run.num_steps
+        spread = parallel.shares(abstract)
         print(
             f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(source)} pictures, "
-            f"{mesh.size} x {jax.devices()[0].device_kind}, step {first} of {last}",
+            f"{mesh.size} x {jax.devices()[0].device_kind}, step {first} of {last}"
+            + (
+                f", {100 * spread.replicated:.1f} % of the state on every device"
+                if config.run.fsdp > 1
+                else ""
+            ),
             flush=True,
         )
 
@@ -107,6 +117,12 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
                     break
     data.close()
     return Result(state, stop[0] if stop else None)
+
+
+def _code() -> str:
+    """The text of the whole package."""
+    package = Path(__file__).parents[1]
+    return "".join(file.read_text() for file in sorted(package.rglob("*.py")))
 
 
 def refuse_other_caches(config: StageConfig, encoder: TextEncoder) -> None:

@@ -132,6 +132,20 @@ def test_flips_are_fresh_in_each_epoch(source):
     assert 0.35 < flipped.mean() < 0.65 and len({tuple(row) for row in flipped}) == 8
 
 
+def test_crops_lie_on_the_grid_and_are_the_same_on_every_host(source):
+    """Columns 0 to 3 of a picture are dark, so that a crop of 4 shows where it began."""
+    options = {"crop_size": 4, "crop_grid": 2, "num_epochs": 8, "batch_size": NUM, "shuffle": False}
+    x = np.concatenate([b["x"] for b in load(source, **options)])
+    assert x.shape == (8 * NUM, 4, 4, 3)
+    bright = (x[:, 0, :, 0] > 0.5).sum(axis=1)  # 0, 2 or 4 columns: crops begin at column 0, 2 or 4
+    assert set(bright) == {0, 2, 4} and all((bright == n).mean() > 0.2 for n in (0, 2, 4))
+    halves = [load(source, 3, crop_size=4, shard_index=i, shard_count=2) for i in range(2)]
+    joined = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*halves, strict=True)]
+    assert_equal(joined, load(source, 3, crop_size=4))
+    with pytest.raises(ValueError, match="crop_size must be a multiple of crop_grid 4"):
+        load(source, 1, crop_size=6, crop_grid=4)
+
+
 def test_ordered_access(source):
     got = list(pipeline.examples(source, [3, 0]))
     assert [(e["caption"], e["claims"], e["image"][0, 0, 0]) for e in got] == [

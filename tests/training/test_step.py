@@ -75,6 +75,34 @@ def test_fsdp_shards_and_trains_alike(tiny_configs, batches, monkeypatch):
     assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
 
 
+@pytest.mark.parametrize("ways", [{}, {"fsdp": 8}, {"fsdp": 4}])
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_mesh_gives_the_same_losses_and_parameters(tiny_configs, batches, monkeypatch, index, ways):
+    """8 data-parallel, 8 FSDP and 2x4, to 1e-5 of one device.
+
+    A large eps, since Adam turns the rounding of a gradient that is zero (of a key's bias) into a whole step.
+    """
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    config = change(tiny_configs[index], eps=1e-3)
+    one, losses = run(config, batches[index])
+    state, sharded_losses = run(config, batches[index], num_devices=8, **ways)
+    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
+    assert_same((one.params, one.ema_params), (state.params, state.ema_params), 1e-5)
+    assert all(leaf.sharding.num_devices == 8 for leaf in jax.tree.leaves(state))
+
+
+def test_crops_train_on_a_part_of_the_image(tiny_configs, batches):
+    """A crop has the low-res image that the whole image's has there."""
+    config = dataclasses.replace(tiny_configs[1], image_size=32, low_res_size=16, crop_size=16)
+    _, losses = run(config, batches[1], steps=1)
+    assert np.isfinite(losses).all()
+    draws = stage.draw(config, jax.random.key(0), 8)
+    params = stage.init(config, jax.random.key(0))
+    same = dataclasses.replace(config, image_size=16, low_res_size=8, crop_size=None)
+    of = lambda c: float(stage.loss(params, c, batches[1], draws))
+    np.testing.assert_allclose(of(config), of(same), rtol=1e-6)  # the cosine schedule is not shifted
+
+
 def test_accumulation_changes_nothing(tiny_configs, batches):
     config = change(tiny_configs[0], optimizer="adafactor")
     whole, losses = run(config, batches[0], steps=2)

@@ -1,0 +1,163 @@
+"""Memory and time of a stage's train step or sampler from shapes alone, without compiling: in seconds."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax import parallel, stage
+from imagen_jax.config import StageConfig
+from imagen_jax.inputs import Inputs
+from imagen_jax.planning import trace
+from imagen_jax.planning.chips import Chip
+from imagen_jax.stage import Stage
+from imagen_jax.structs import TextCond
+from imagen_jax.training import state as states
+from imagen_jax.training.step import make_train_step
+
+Kind = Literal["train", "sample"]
+UTILISATION = 0.5  # share of the peak that matrix products reach where nothing else is the limit
+GATHERED_AHEAD = 0.25  # share of the parameters that the compiler keeps gathered in bfloat16; fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one device has to hold and to do; bytes, operations and seconds are those of one device and step.
+
+    For "sample" a step is a whole batch of images.
+    """
+
+    parameters: int
+    replicated: float  # share of the state's bytes that lies whole on every device
+    params_bytes: int
+    ema_bytes: int
+    optimizer_bytes: int
+    input_bytes: int
+    temporary_bytes: int  # activations, gradients, gathered parameters
+    model_flops_per_image: int  # training: three forward passes
+    flops: int  # with what is computed again
+    traffic: int
+    collective_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        state = self.params_bytes + self.ema_bytes + self.optimizer_bytes
+        return state + self.input_bytes + self.temporary_bytes
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte of HBM traffic."""
+        return self.flops / max(1, self.traffic)
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Of compute, memory and links, each as if it were alone; a step takes at least the longest."""
+        return {
+            "compute": self.flops / (UTILISATION * chip.flops),
+            "memory": self.traffic / chip.bandwidth,
+            "links": self.collective_bytes / chip.links,
+        }
+
+
+def train_inputs(config: StageConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch's shapes."""
+    side, text = config.train_size, config.text
+    return {
+        "x": jax.ShapeDtypeStruct((rows, side, side, config.image_channels), jnp.float32),
+        "text": jax.ShapeDtypeStruct((rows, text.length, text.width), jnp.float32),
+        "text_mask": jax.ShapeDtypeStruct((rows, text.length), bool),
+    }
+
+
+def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
+    """(the function that samples the stage from params and inputs, the shapes of those inputs)."""
+    text = TextCond(
+        jax.ShapeDtypeStruct((rows, config.text.length, config.text.width), jnp.float32),
+        jax.ShapeDtypeStruct((rows, config.text.length), bool),
+    )
+    inputs = {"text": text, "keys": jax.eval_shape(lambda: stage.image_keys(0, rows))}
+    if config.is_super_resolution:
+        low = (rows, config.low_res_size, config.low_res_size, config.image_channels)
+        inputs["low_res"] = jax.ShapeDtypeStruct(low, jnp.float32)
+
+    def sample(params: Any, inputs: dict[str, Any]) -> jax.Array:
+        given = Inputs(inputs.get("low_res"), None, None, None, None, None, None)
+        size = (config.image_size,) * 2
+        run = stage.run_stage(
+            Stage(params, config), (inputs["text"],), inputs["keys"], given, config.sampling, None, size
+        )
+        return run[0]
+
+    return sample, inputs
+
+
+def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
+    """The plan of a stage whose `run` says how it is spread over that many devices.
+
+    Raises:
+      ValueError: batch or mesh do not divide; see `parallel.check_batch` and `parallel.make_mesh`.
+    """
+    run, optim = config.run, config.optim
+    mesh = parallel.abstract_mesh(devices, run.fsdp)
+    parallel.check_batch(optim.batch_size, optim.accumulation if kind == "train" else 1, mesh)
+    rows = optim.batch_size // parallel.batch_ways(mesh)
+    alone = parallel.make_mesh(devices=jax.local_devices()[:1])
+    small = dataclasses.replace(config, optim=dataclasses.replace(optim, batch_size=rows))
+    state = states.abstract_state(config, mesh)
+    bytes_of = lambda tree: parallel.shares(tree).per_device
+    if kind == "train":
+        inputs = train_inputs(config, rows)
+        program = trace.trace(
+            make_train_step(small, alone), jax.eval_shape(lambda: states.new_state(small)), inputs
+        )
+        held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(state.opt_state)}
+    else:
+        function, inputs = sampler(config, rows)
+        program = trace.trace(function, jax.eval_shape(lambda: states.new_state(small)).params, inputs)
+        held = {"ema_bytes": 0, "optimizer_bytes": 0}
+    steps = math.ceil(config.sampling.steps * config.sampling.strength)
+    flops = trace.flops(program, steps)
+    parameters = states.count(state.params)
+    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    split = {tuple(sorted(leaf.shape)): run.fsdp for leaf in sharded}
+    temporary = trace.peak_memory(program, split)
+    if run.fsdp > 1:
+        temporary += int(GATHERED_AHEAD * 2 * parameters)
+    return Plan(
+        parameters=parameters,
+        replicated=parallel.shares(state).replicated,
+        params_bytes=bytes_of(state.params),
+        input_bytes=sum(trace.size_of(leaf) for leaf in jax.tree.leaves(inputs)),
+        temporary_bytes=temporary,
+        model_flops_per_image=3 * _forward_flops(small, alone) if kind == "train" else flops // rows,
+        flops=flops,
+        traffic=trace.traffic(program, steps),
+        collective_bytes=_collective_bytes(config, kind, parameters, devices, steps),
+        **held,
+    )
+
+
+def _forward_flops(config: StageConfig, mesh: Any) -> int:
+    """Of one image."""
+    one = dataclasses.replace(config, run=dataclasses.replace(config.run, remat="none"))
+    params = jax.eval_shape(lambda: states.new_state(one)).params
+
+    def forward(params: Any, batch: Any) -> jax.Array:
+        return stage.loss(params, one, batch, stage.draw(one, jax.random.key(0), 1))
+
+    with parallel.use_mesh(mesh):
+        return trace.flops(trace.trace(forward, params, train_inputs(one, 1)))
+
+
+def _collective_bytes(config: StageConfig, kind: Kind, parameters: int, devices: int, steps: int) -> int:
+    """Parameters gathered and gradients reduced, in bfloat16; an all-reduce moves its array twice."""
+    copy = 2 * parameters
+    fsdp, data = config.run.fsdp, devices // config.run.fsdp
+    if kind == "sample":
+        return copy * steps if fsdp > 1 else 0
+    passes = {"none": 1, "save_convs": 2, "full": 2}[config.run.remat] if fsdp > 1 else 0
+    gathered = passes * copy * config.optim.accumulation
+    scattered = copy * config.optim.accumulation if fsdp > 1 else 0
+    reduced = 2 * copy // fsdp if data > 1 else 0
+    return gathered + scattered + reduced

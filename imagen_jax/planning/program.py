@@ -1,0 +1,154 @@
+"""The real train step or sampler, compiled for devices that need not be at hand."""
+
+import dataclasses
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from imagen_jax import parallel
+from imagen_jax.config import StageConfig
+from imagen_jax.planning.chips import Target
+from imagen_jax.planning.estimate import Kind, sampler, train_inputs
+from imagen_jax.training import state as states
+from imagen_jax.training.step import make_train_step
+
+
+class DoesNotFit(Exception):
+    """The compiler found no room; `needed` bytes for temporaries, if it says how many."""
+
+    def __init__(self, message: str, needed: int | None):
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program on each device, in bytes."""
+
+    argument_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    code_bytes: int
+    collectives: dict[str, tuple[int, int]]  # name -> (how many, bytes of their results)
+    seconds: float
+
+
+def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
+    """Compiles the stage's program for the target.
+
+    The compiler's quickest level is used: programs for TPUs then compile in minutes, on one core, instead of a
+    quarter of an hour. It makes a program of the same arrays, which may run slower.
+
+    Raises:
+      DoesNotFit: the compiler cannot place the program's arrays.
+    """
+    mesh = parallel.make_mesh(config.run.fsdp, list(target.devices))
+    rows = config.optim.batch_size
+    state = states.abstract_state(config, mesh)
+    placed = lambda tree: jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=parallel.batch_sharding(mesh)), tree
+    )
+    if kind == "train":
+        out = (states.shardings(state), None)
+        step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
+        args = (state, placed(train_inputs(config, rows)))
+    else:
+        function, inputs = sampler(config, rows)
+
+        def step_fn(params: Any, inputs: Any) -> jax.Array:
+            with parallel.use_mesh(mesh):
+                return function(params, inputs)
+
+        step = jax.jit(step_fn, out_shardings=parallel.batch_sharding(mesh))
+        args = (state.params, placed(inputs))
+    start = time.perf_counter()
+    with _quickest():
+        try:
+            program = step.lower(*args).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            found = re.search(r"temporaries \(([\d.]+)([MG])\)", str(error))
+            needed = found and int(float(found[1]) * {"M": 2**20, "G": 2**30}[found[2]])
+            raise DoesNotFit(str(error).splitlines()[0], needed) from error
+    memory = program.memory_analysis()
+    extra_output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Compiled(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.argument_size_in_bytes + extra_output + memory.temp_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        collectives=collectives(program.as_text()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def _quickest() -> Iterator[None]:
+    names = ("jax_optimization_level", "jax_memory_fitting_level")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name in names:
+        jax.config.update(name, "O0")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{\s*$")
+_CALL = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.-]+(?:, ?%[\w.-]+)*)")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Exchanges between devices in a compiled program's text: name -> (count, bytes of the results).
+
+    What is inside a loop counts as often as the loop runs, where the compiler knows how often.
+    """
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    entry = name = ""
+    for line in hlo.splitlines():
+        if line and not line.startswith(" ") and (header := _COMPUTATION.match(line)):
+            name = header[1]
+            entry = name if line.startswith("ENTRY") else entry
+            continue
+        if collective := _COLLECTIVE.search(line):
+            found[name].append((collective[2], _result_bytes(collective[1], "-start(" in line)))
+        trips = _TRIPS.search(line)
+        for called in _CALL.findall(line):
+            for each in called.split(","):
+                calls[name].append((each.strip(" %"), int(trips[1]) if trips and " while(" in line else 1))
+
+    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+
+    def add(computation: str, times: int) -> None:
+        for kind, size in found[computation]:
+            totals[kind][0] += times
+            totals[kind][1] += times * size
+        for called, trips in calls[computation]:
+            add(called, times * trips)
+
+    add(entry, 1)
+    return {kind: (count, size) for kind, (count, size) in sorted(totals.items())}
+
+
+def _result_bytes(text: str, is_start: bool) -> int:
+    """Of an array or a tuple of arrays; what starts an exchange returns its operands and counters as well."""
+    sizes = []
+    for _, bits, shape in _ARRAY.findall(text):
+        size = max(1, int(bits or 8) // 8)
+        for side in filter(None, shape.split(",")):
+            size *= int(side)
+        sizes.append(size)
+    return max(sizes, default=0) if is_start else sum(sizes)

@@ -1,0 +1,176 @@
+"""Says whether a stage fits a TPU slice (or the local devices), and how fast it should go there.
+
+  python scripts/plan.py --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
+  python scripts/plan.py --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
+
+Compiles the real train step, or sampler, for the chips; no TPU has to be at hand, only libtpu
+(pip install -e '.[tpu]'). --quick reckons from shapes alone. Exit status 1: it does not fit.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Literal
+
+from imagen_jax import cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: str
+    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
+    stage: str = ""
+    """Name of the stage in the preset; the first."""
+    topology: str | None = None
+    """TPU slice such as v5e:16x16 or v4:4x4x8; the local devices if left out."""
+    kind: Literal["train", "sample"] = "train"
+    """What to run there."""
+    batch: int | None = None
+    """Images in a batch, over all devices; optim.batch_size if left out."""
+    fsdp: int | None = None
+    """Devices that share each copy of the state; run.fsdp if left out."""
+    quick: bool = False
+    """Estimate only, without compiling."""
+
+
+def main(parsed) -> int:
+    options, config = parsed
+    if options.topology is not None:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
+    from imagen_jax.config import validate
+    from imagen_jax.planning import chips, program
+    from imagen_jax.planning.estimate import UTILISATION, estimate
+
+    def change(part: str, **values):
+        return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+    if options.batch is not None:
+        config = change("optim", batch_size=options.batch)
+    if options.fsdp is not None:
+        config = change("run", fsdp=options.fsdp)
+    if options.topology is not None and config.compute_dtype == "auto":
+        config = dataclasses.replace(config, compute_dtype="bfloat16")
+    validate(config)
+    if options.quick and options.topology is not None:
+        kind = options.topology.partition(":")[0]
+        devices = chips.num_devices(options.topology)
+        memory, chip = chips.CHIPS[kind].memory, chips.CHIPS[kind]
+        where = options.topology
+    else:
+        target = chips.target(options.topology)
+        devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.topology
+
+    plan = estimate(config, options.kind, devices)
+    gib = lambda size: f"{size / 2**30:8.2f} GiB"
+    print(
+        f"{config.name} ({options.preset}), {options.kind}, batch {config.optim.batch_size} on {devices} devices "
+        f"({where}): fsdp {config.run.fsdp}, accumulation {config.optim.accumulation}, "
+        f"remat {config.run.remat}, scan_blocks {config.run.scan_blocks}, {config.compute_dtype}"
+    )
+    print(f"parameters           {plan.parameters / 1e6:8.1f} M")
+    print(f"replicated           {100 * plan.replicated:8.2f} % of the state's bytes")
+    print("on each device, from shapes alone:")
+    print(f"  parameters         {gib(plan.params_bytes)}")
+    if options.kind == "train":
+        print(f"  averaged           {gib(plan.ema_bytes)}\n  optimiser          {gib(plan.optimizer_bytes)}")
+    print(f"  batch              {gib(plan.input_bytes)}\n  temporaries        {gib(plan.temporary_bytes)}")
+    print(f"  peak               {gib(plan.peak_bytes)}{f' of {memory / 2**30:.2f}' if memory else ''}")
+    peak, fits = plan.peak_bytes, None if memory is None else plan.peak_bytes <= memory
+    exchanged = plan.collective_bytes
+    if not options.quick:
+        try:
+            compiled = program.compile_for(config, options.kind, target)
+        except program.DoesNotFit as error:
+            fits = False
+            print(f"compiled: {error}")
+            peak = None if error.needed is None else error.needed + plan.peak_bytes - plan.temporary_bytes
+        else:
+            peak = compiled.peak_bytes
+            fits = None if memory is None else peak <= memory
+            print(f"compiled in {compiled.seconds:.0f} s, {compiled.code_bytes / 1e6:.0f} MB of code:")
+            print(f"  arguments          {gib(compiled.argument_bytes)}")
+            print(f"  temporaries        {gib(compiled.temporary_bytes)}")
+            print(f"  peak               {gib(peak)}{f' of {memory / 2**30:.2f}' if memory else ''}")
+            print(f"  estimate / compiled peak {plan.peak_bytes / peak:.2f}")
+            for name, (count, size) in compiled.collectives.items():
+                print(f"  {name:18} {gib(size)} in {count}")
+            if options.kind == "train":
+                exchanged = sum(size for _, size in compiled.collectives.values())
+    print(
+        f"work                 {plan.model_flops_per_image / 1e12:8.2f} TFLOP an image, "
+        f"{plan.flops / 1e12:.1f} TFLOP a device and {'step' if options.kind == 'train' else 'batch'}, "
+        f"{plan.intensity:.0f} FLOP a byte"
+    )
+    if chip is not None:
+        plan = dataclasses.replace(plan, collective_bytes=exchanged)
+        parts = plan.seconds(chip)
+        step = max(parts.values())
+        print(
+            f"time                 {step:8.2f} s, {config.optim.batch_size / step:.0f} images/s (compute "
+            f"{parts['compute']:.2f}, memory {parts['memory']:.2f}, links {parts['links']:.2f} s)\n"
+            f"  assuming {chip.flops / 1e12:.0f} TFLOP/s used at {100 * UTILISATION:.0f} %, "
+            f"{chip.bandwidth / 1e9:.0f} GB/s of memory, {chip.links / 1e9:.0f} GB/s of links, all at the same time"
+        )
+    if fits is None:
+        print("fits                 unknown: the device does not say how much memory it has")
+        return 0
+    if fits:
+        print(f"fits                 yes, with {(memory - peak) / 2**30:.2f} GiB to spare")
+        return 0
+    print("fits                 no")
+    print(advice(config, options.kind, devices, memory, chip, estimate))
+    return 1
+
+
+def advice(config, kind: str, devices: int, memory: int, chip, estimate) -> str:
+    """The nearest setting that fits by the estimate, or else the smallest slice that has one."""
+    if (found := nearest(config, kind, devices, memory, estimate)) is not None:
+        return f"nearest that does    {found} (estimated)"
+    shapes = chip.shapes if chip is not None else ()
+    from imagen_jax.planning.chips import CHIPS, num_devices
+
+    for name, each in CHIPS.items():
+        for shape in shapes if each is chip else ():
+            more = num_devices(f"{name}:{shape}")
+            if more > devices and (found := nearest(config, kind, more, memory, estimate)) is not None:
+                return f"no setting fits; the smallest slice that has one is {name}:{shape} with {found} (estimated)"
+    return "no setting fits, on no slice of these chips: take a smaller preset or chips with more memory"
+
+
+def nearest(config, kind: str, devices: int, memory: int, estimate) -> str | None:
+    for flags, changed in settings(config, kind, devices):
+        try:
+            plan = estimate(changed, kind, devices)
+        except ValueError:  # does not divide
+            continue
+        if plan.peak_bytes <= 0.9 * memory:  # the estimate may be a tenth too low
+            return flags
+    return None
+
+
+def settings(config, kind: str, devices: int) -> Iterator[tuple[str, object]]:
+    """Other ways to run the same step, those that cost least speed first."""
+    fsdps = [ways for ways in (config.run.fsdp * 2**i for i in range(12)) if devices % ways == 0]
+    if kind == "sample":
+        batches = [batch for batch in (config.optim.batch_size // 2**i for i in range(8)) if batch >= devices]
+        for batch, fsdp in itertools.product(dict.fromkeys([*batches, devices]), fsdps):
+            run = dataclasses.replace(config.run, fsdp=fsdp)
+            optim = dataclasses.replace(config.optim, batch_size=batch, accumulation=1)
+            yield f"--fsdp {fsdp} --batch {batch}", dataclasses.replace(config, run=run, optim=optim)
+        return
+    remats = ["none", "save_convs", "full"]
+    remats = remats[remats.index(config.run.remat) :]
+    parts = [config.optim.accumulation * 2**i for i in range(8)]
+    for accumulation, remat in itertools.product(parts, remats):
+        for fsdp in dict.fromkeys([*fsdps[:2], *fsdps[-1:]]):
+            run = dataclasses.replace(config.run, remat=remat, fsdp=fsdp)
+            optim = dataclasses.replace(config.optim, accumulation=accumulation)
+            if config.optim.batch_size % (devices * accumulation) == 0:
+                flags = f"--fsdp {fsdp} --run.remat {remat} --optim.accumulation {accumulation}"
+                yield flags, dataclasses.replace(config, run=run, optim=optim)
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse_stage(Options, __doc__))

@@ -1,0 +1,103 @@
+"""Plans of a stage: what is exact, and the compiler's word where libtpu is installed."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from imagen_jax import config as C
+from imagen_jax import parallel
+from imagen_jax.planning import chips, program
+from imagen_jax.planning.estimate import estimate
+from imagen_jax.training import state as states
+
+
+def run_on(config, **run):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+
+
+def test_state_bytes_are_those_of_the_real_state(tiny_configs, monkeypatch):
+    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    config = run_on(tiny_configs[0], fsdp=4)
+    plan = estimate(config, "train", 8)
+    state = states.init_state(config, states.abstract_state(config, parallel.make_mesh(4)))
+    on_first = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+    assert plan.params_bytes == on_first(state.params) and plan.ema_bytes == on_first(state.ema_params)
+    assert plan.optimizer_bytes == on_first(state.opt_state)
+    assert plan.parameters == states.count(state.params)
+    whole = [leaf for leaf in jax.tree.leaves(state) if leaf.sharding.is_fully_replicated]
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert plan.replicated == pytest.approx(sum(leaf.nbytes for leaf in whole) / total)
+
+
+def test_remat_costs_work_and_saves_memory(tiny_configs):
+    big = dataclasses.replace(
+        tiny_configs[1], optim=dataclasses.replace(tiny_configs[1].optim, batch_size=64)
+    )
+    plain, full = (estimate(run_on(big, remat=remat), "train", 1) for remat in ("none", "full"))
+    assert full.temporary_bytes < 0.8 * plain.temporary_bytes
+    assert plain.flops < full.flops < 4 / 3 * plain.flops
+    # The image's own convolution and the text's projections need no gradient of their inputs.
+    assert plain.flops / 64 == pytest.approx(plain.model_flops_per_image, rel=0.1)
+
+
+def test_sampling_does_two_passes_a_guided_step(tiny_configs):
+    sampled = lambda **options: estimate(
+        dataclasses.replace(tiny_configs[0], sampling=C.override(tiny_configs[0].sampling, options)),
+        "sample",
+        8,
+    )
+    assert sampled(steps=8).flops == pytest.approx(2 * sampled(steps=4).flops, rel=0.1)
+    assert sampled(guidance_scale=1.0).flops == pytest.approx(sampled().flops / 2, rel=0.1)
+    assert sampled().optimizer_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:2x2", "must be a TPU slice"),
+        ("v5e:2x2x1", "must be a TPU slice"),
+        ("v4:2x2", "must be a TPU slice"),
+        ("v5e", "must be a TPU slice"),
+    ],
+)
+def test_an_unknown_topology(topology, message):
+    with pytest.raises(ValueError, match=message):
+        chips.num_devices(topology)
+
+
+def test_every_slice_has_its_number_of_devices():
+    assert chips.num_devices("v5e:16x16") == 256 and chips.num_devices("v4:4x4x8") == 128
+    for name, chip in chips.CHIPS.items():
+        sizes = [chips.num_devices(f"{name}:{shape}") for shape in chip.shapes]
+        assert sizes == sorted(set(sizes))
+
+
+def test_libtpu_is_asked_for_by_its_extra(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match=r"libtpu must be installed .*\[tpu\]"):
+        chips.target("v5e:2x2")
+
+
+def test_local_devices_run_what_was_planned(tiny_configs):
+    config = run_on(tiny_configs[1], fsdp=2)
+    compiled = program.compile_for(config, "train", chips.target(None))
+    assert compiled.peak_bytes > 0 and sum(size for _, size in compiled.collectives.values()) > 0
+    sampled = program.compile_for(config, "sample", chips.target(None))
+    assert sampled.argument_bytes < compiled.argument_bytes
+
+
+def test_against_the_compiler_for_tpus():
+    pytest.importorskip("libtpu")
+    config = C.StageConfig(
+        image_size=32,
+        network=C.UNetConfig((128, 256), (1, 1), (False, True), embedding=256),
+        text=C.TextConfig(width=256, length=32),
+        optim=C.OptimConfig(batch_size=64),
+        compute_dtype="bfloat16",
+    )
+    target = chips.target("v5e:2x2")
+    compiled = program.compile_for(config, "train", target)
+    assert estimate(config, "train", 4).peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)
