@@ -33,7 +33,9 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
 
 
 def initialize(timeout_s: int = 300) -> None:
-    """Joins the processes of a run, as the environment says; called once, before anything asks for devices.
+    """Joins the processes of a run, as the environment says. The first thing that a program does.
+
+    Where devices are in use already, it is too late, and nothing happens unless the variables below are set.
 
     TPU pod slices (also under Kubernetes), SLURM, Open MPI and JobSets are recognised by JAX itself. Anything else
     sets JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process, with none of
@@ -56,8 +58,9 @@ def initialize(timeout_s: int = 300) -> None:
         return
     try:
         jax.distributed.initialize(initialization_timeout=timeout_s)
-    except ValueError as error:  # JAX found no cluster around it: there is this process alone
-        if "coordinator_address" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        # JAX found no cluster around it, so there is this process alone; or it is in use already.
+        if not any(words in str(error) for words in ("coordinator_address", "must be called before")):
             raise
 
 

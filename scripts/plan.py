@@ -140,7 +140,7 @@ def advice(config, kind: str, devices: int, memory: int, chip, estimate) -> str:
 
 
 def nearest(config, kind: str, devices: int, memory: int, estimate) -> str | None:
-    for flags, changed in settings(config, kind, devices):
+    for flags, changed in settings(config, kind, devices, memory):
         try:
             plan = estimate(changed, kind, devices)
         except ValueError:  # does not divide
@@ -150,26 +150,32 @@ def nearest(config, kind: str, devices: int, memory: int, estimate) -> str | Non
     return None
 
 
-def settings(config, kind: str, devices: int) -> Iterator[tuple[str, object]]:
+def settings(config, kind: str, devices: int, memory: int) -> Iterator[tuple[str, object]]:
     """Other ways to run the same step, those that cost least speed first."""
+    from imagen_jax import parallel
+    from imagen_jax.training.state import abstract_state
+
+    def state_bytes(fsdp: int) -> int:
+        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp))
+        return parallel.shares(state if kind == "train" else state.params).per_device
+
     fsdps = [ways for ways in (config.run.fsdp * 2**i for i in range(12)) if devices % ways == 0]
+    fsdp = next((ways for ways in fsdps if state_bytes(ways) < 0.6 * memory), None)
+    if fsdp is None:
+        return
+    run = dataclasses.replace(config.run, fsdp=fsdp)
     if kind == "sample":
-        batches = [batch for batch in (config.optim.batch_size // 2**i for i in range(8)) if batch >= devices]
-        for batch, fsdp in itertools.product(dict.fromkeys([*batches, devices]), fsdps):
-            run = dataclasses.replace(config.run, fsdp=fsdp)
+        for batch in dict.fromkeys(max(devices, config.optim.batch_size // 2**i) for i in range(8)):
             optim = dataclasses.replace(config.optim, batch_size=batch, accumulation=1)
             yield f"--fsdp {fsdp} --batch {batch}", dataclasses.replace(config, run=run, optim=optim)
         return
-    remats = ["none", "save_convs", "full"]
-    remats = remats[remats.index(config.run.remat) :]
     parts = [config.optim.accumulation * 2**i for i in range(8)]
-    for accumulation, remat in itertools.product(parts, remats):
-        for fsdp in dict.fromkeys([*fsdps[:2], *fsdps[-1:]]):
-            run = dataclasses.replace(config.run, remat=remat, fsdp=fsdp)
+    for accumulation, remat in itertools.product(parts, dict.fromkeys([config.run.remat, "full"])):
+        if config.optim.batch_size % (devices * accumulation) == 0:
+            run = dataclasses.replace(run, remat=remat)
             optim = dataclasses.replace(config.optim, accumulation=accumulation)
-            if config.optim.batch_size % (devices * accumulation) == 0:
-                flags = f"--fsdp {fsdp} --run.remat {remat} --optim.accumulation {accumulation}"
-                yield flags, dataclasses.replace(config, run=run, optim=optim)
+            flags = f"--fsdp {fsdp} --run.remat {remat} --optim.accumulation {accumulation}"
+            yield flags, dataclasses.replace(config, run=run, optim=optim)
 
 
 if __name__ == "__main__":

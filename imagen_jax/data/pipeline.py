@@ -26,16 +26,16 @@ class BatchReader:
     source: Source
     embed: Callable[[str], np.ndarray]
     image_size: int
-    crop_size: int
-    crop_grid: int
     text_length: int
     flip: bool
     rows: slice  # of the global batch
+    crop_size: int | None = None
+    crop_grid: int = 1
 
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts.
         flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
-        places = (self.image_size - self.crop_size) // self.crop_grid + 1
+        places = (self.image_size - (self.crop_size or self.image_size)) // self.crop_grid + 1
         corners = rng.integers(places, size=(len(indices), 2))[self.rows] * self.crop_grid
         indices = indices[self.rows]
         records = self.source.read(indices)
@@ -172,7 +172,7 @@ def make_loader(
 
     rows = batch_size // shard_count
     mine = slice(shard_index * rows, (shard_index + 1) * rows)
-    reader = BatchReader(source, embed, image_size, crop_size, crop_grid, text_length, flip, mine)
+    reader = BatchReader(source, embed, image_size, text_length, flip, mine, crop_size, crop_grid)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

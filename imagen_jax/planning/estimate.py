@@ -122,6 +122,8 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     split = {tuple(sorted(leaf.shape)): run.fsdp for leaf in sharded}
     temporary = trace.peak_memory(program, split)
+    if kind == "sample" and config.compute_dtype == "bfloat16":
+        temporary += bytes_of(state.params) // 2  # a copy to compute with, made once before the loop
     if run.fsdp > 1:
         temporary += int(GATHERED_AHEAD * 2 * parameters)
     return Plan(

@@ -10,6 +10,7 @@ from imagen_jax.data import sources, transforms
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["train.py", "--preset", "quickstart", "--stage", "base", "--workdir", "{tmp}/run"]
+PLAN = ["plan.py", "--quick", "--preset"]
 SAMPLE = ["sample.py", "--workdir", "{tmp}/run"]
 
 
@@ -49,6 +50,11 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*SAMPLE, "--prompts", "a", "--num", "0"], "--num and --batch-size must be positive"),
         ([*SAMPLE, "--prompts", "a", "--sampler", "euler"], "euler"),
         (["evaluate.py", "--workdir", "w", "--data", "{tmp}/nowhere"], "nowhere"),
+        ([*PLAN, "base64:2b", "--topology", "v5x:2x2"], "--topology must be a TPU slice"),
+        ([*PLAN, "base64:9b", "--topology", "v5e:2x2"], "size: 300m, 500m, 1b, 2b"),
+        ([*PLAN, "base64:300m", "--topology", "v5e:2x2", "--batch", "63"], "4 x 1; got 63: use 64"),
+        ([*PLAN, "sr256", "--topology", "v5e:2x2", "--fsdp", "8"], "run.fsdp must divide the number of devices 4"),
+        ([*PLAN, "sr256", "--stage", "base"], "--stage must be one of sr256"),
         (["prepare_data.py", "--output", "out"], "Give either --input FOLDER or --shapes"),
         (["prepare_data.py", "--shapes", "round", "--output", "out"], "round"),
     ],
@@ -81,6 +87,26 @@ def test_a_wrong_encoder_stops_before_the_workdir_is_made(monkeypatch, capsys, t
     code, err = run(monkeypatch, capsys, [*TRAIN, "--data.path", "{tmp}/data", *options], tmp_path)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "run").exists()
+
+
+def plan(monkeypatch, capsys, *arguments):
+    """Exit status and output of scripts/plan.py --quick."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/plan.py"), "--quick", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts/plan.py"), run_name="__main__")
+    return stop.value.code, capsys.readouterr().out
+
+
+def test_plans_say_whether_a_stage_fits_and_what_would(monkeypatch, capsys):
+    small = ["--preset", "quickstart", "--topology", "v5e:2x2"]
+    code, out = plan(monkeypatch, capsys, *small)
+    assert code == 0 and "fits                 yes" in out and "images/s" in out
+    big = [*small, "--stage", "sr64", "--batch", "32768"]
+    code, out = plan(monkeypatch, capsys, *big)
+    assert code == 1 and "fits                 no" in out
+    flags = out.split("nearest that does")[1].split("(")[0].split()
+    code, out = plan(monkeypatch, capsys, *big, *flags)  # what it names does fit
+    assert code == 0 and "fits                 yes" in out
 
 
 def test_help_lists_the_fields_of_the_preset(monkeypatch, capsys, tmp_path):
