@@ -8,8 +8,6 @@ Compiles the real train step, or sampler, for the chips; no TPU has to be at han
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
 from typing import Literal
 
 from imagen_jax import cli
@@ -40,7 +38,7 @@ def main(parsed) -> int:
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
     from imagen_jax.config import validate
-    from imagen_jax.planning import chips, program
+    from imagen_jax.planning import chips, fit, program
     from imagen_jax.planning.estimate import UTILISATION, estimate
 
     def change(part: str, **values):
@@ -54,13 +52,12 @@ def main(parsed) -> int:
         config = dataclasses.replace(config, compute_dtype="bfloat16")
     validate(config)
     if options.quick and options.topology is not None:
-        kind = options.topology.partition(":")[0]
         devices = chips.num_devices(options.topology)
-        memory, chip = chips.CHIPS[kind].memory, chips.CHIPS[kind]
-        where = options.topology
+        chip = chips.CHIPS[options.topology.partition(":")[0]]
+        memory, where = chip.memory, options.topology
     else:
         target = chips.target(options.topology)
-        devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.topology
+        devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
 
     plan = estimate(config, options.kind, devices)
     gib = lambda size: f"{size / 2**30:8.2f} GiB"
@@ -120,62 +117,8 @@ def main(parsed) -> int:
         print(f"fits                 yes, with {(memory - peak) / 2**30:.2f} GiB to spare")
         return 0
     print("fits                 no")
-    print(advice(config, options.kind, devices, memory, chip, estimate))
+    print(fit.advice(config, options.kind, devices, memory, chip))
     return 1
-
-
-def advice(config, kind: str, devices: int, memory: int, chip, estimate) -> str:
-    """The nearest setting that fits by the estimate, or else the smallest slice that has one."""
-    if (found := nearest(config, kind, devices, memory, estimate)) is not None:
-        return f"nearest that does    {found} (estimated)"
-    shapes = chip.shapes if chip is not None else ()
-    from imagen_jax.planning.chips import CHIPS, num_devices
-
-    for name, each in CHIPS.items():
-        for shape in shapes if each is chip else ():
-            more = num_devices(f"{name}:{shape}")
-            if more > devices and (found := nearest(config, kind, more, memory, estimate)) is not None:
-                return f"no setting fits; the smallest slice that has one is {name}:{shape} with {found} (estimated)"
-    return "no setting fits, on no slice of these chips: take a smaller preset or chips with more memory"
-
-
-def nearest(config, kind: str, devices: int, memory: int, estimate) -> str | None:
-    for flags, changed in settings(config, kind, devices, memory):
-        try:
-            plan = estimate(changed, kind, devices)
-        except ValueError:  # does not divide
-            continue
-        if plan.peak_bytes <= 0.9 * memory:  # the estimate may be a tenth too low
-            return flags
-    return None
-
-
-def settings(config, kind: str, devices: int, memory: int) -> Iterator[tuple[str, object]]:
-    """Other ways to run the same step, those that cost least speed first."""
-    from imagen_jax import parallel
-    from imagen_jax.training.state import abstract_state
-
-    def state_bytes(fsdp: int) -> int:
-        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp))
-        return parallel.shares(state if kind == "train" else state.params).per_device
-
-    fsdps = [ways for ways in (config.run.fsdp * 2**i for i in range(12)) if devices % ways == 0]
-    fsdp = next((ways for ways in fsdps if state_bytes(ways) < 0.6 * memory), None)
-    if fsdp is None:
-        return
-    run = dataclasses.replace(config.run, fsdp=fsdp)
-    if kind == "sample":
-        for batch in dict.fromkeys(max(devices, config.optim.batch_size // 2**i) for i in range(8)):
-            optim = dataclasses.replace(config.optim, batch_size=batch, accumulation=1)
-            yield f"--fsdp {fsdp} --batch {batch}", dataclasses.replace(config, run=run, optim=optim)
-        return
-    parts = [config.optim.accumulation * 2**i for i in range(8)]
-    for accumulation, remat in itertools.product(parts, dict.fromkeys([config.run.remat, "full"])):
-        if config.optim.batch_size % (devices * accumulation) == 0:
-            run = dataclasses.replace(run, remat=remat)
-            optim = dataclasses.replace(config.optim, accumulation=accumulation)
-            flags = f"--fsdp {fsdp} --run.remat {remat} --optim.accumulation {accumulation}"
-            yield flags, dataclasses.replace(config, run=run, optim=optim)
 
 
 if __name__ == "__main__":

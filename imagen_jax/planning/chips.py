@@ -1,6 +1,7 @@
 """Accelerators that need not be at hand: what they can do, and their devices for the compiler."""
 
 import dataclasses
+import math
 import os
 import re
 from typing import Any
@@ -55,7 +56,7 @@ _GPUS = {
 class Target:
     """Devices to plan for; `chip` is None for local ones that are not in the tables."""
 
-    topology: str
+    name: str
     devices: tuple[Any, ...]
     chip: Chip | None
 
@@ -64,7 +65,7 @@ class Target:
         """Bytes on each device, None if unknown."""
         if self.chip is not None:
             return self.chip.memory
-        return ((self.devices[0].memory_stats() or {}) if self.devices else {}).get("bytes_limit")
+        return (self.devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def num_devices(topology: str) -> int:
@@ -78,10 +79,7 @@ def num_devices(topology: str) -> int:
         raise ValueError(
             f"--topology must be a TPU slice ({known}), or left out for local devices; got {topology!r}."
         )
-    total = 1
-    for side in sides:
-        total *= side
-    return total
+    return math.prod(sides)
 
 
 def target(topology: str | None) -> Target:

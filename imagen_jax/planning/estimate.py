@@ -128,7 +128,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         temporary += int(GATHERED_AHEAD * 2 * parameters)
     return Plan(
         parameters=parameters,
-        replicated=parallel.shares(state).replicated,
+        replicated=parallel.shares(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
         input_bytes=sum(trace.size_of(leaf) for leaf in jax.tree.leaves(inputs)),
         temporary_bytes=temporary,

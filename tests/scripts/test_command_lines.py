@@ -98,15 +98,12 @@ def plan(monkeypatch, capsys, *arguments):
 
 
 def test_plans_say_whether_a_stage_fits_and_what_would(monkeypatch, capsys):
-    small = ["--preset", "quickstart", "--topology", "v5e:2x2"]
-    code, out = plan(monkeypatch, capsys, *small)
-    assert code == 0 and "fits                 yes" in out and "images/s" in out
-    big = [*small, "--stage", "sr64", "--batch", "32768"]
+    big = ["--preset", "quickstart", "--topology", "v5e:2x2", "--stage", "sr64", "--batch", "32768"]
     code, out = plan(monkeypatch, capsys, *big)
     assert code == 1 and "fits                 no" in out
     flags = out.split("nearest that does")[1].split("(")[0].split()
     code, out = plan(monkeypatch, capsys, *big, *flags)  # what it names does fit
-    assert code == 0 and "fits                 yes" in out
+    assert code == 0 and "fits                 yes" in out and "images/s" in out
 
 
 def test_help_lists_the_fields_of_the_preset(monkeypatch, capsys, tmp_path):

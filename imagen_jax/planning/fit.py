@@ -1,0 +1,65 @@
+"""The nearest setting, or the smallest slice, in which a stage fits, by the estimate."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from imagen_jax import parallel
+from imagen_jax.config import StageConfig
+from imagen_jax.planning.chips import CHIPS, Chip, num_devices
+from imagen_jax.planning.estimate import Kind, estimate
+from imagen_jax.training.state import abstract_state
+
+_MARGIN = 0.9  # share of the memory that is planned for: the estimate may be a tenth too low
+
+
+def advice(config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chip | None) -> str:
+    """One line for a person whose stage does not fit so many devices of `memory` bytes each."""
+    if (found := nearest(config, kind, devices, memory)) is not None:
+        return f"nearest that does    {found} (estimated)"
+    name = next((name for name, each in CHIPS.items() if each is chip), None)
+    for shape in chip.shapes if name else ():
+        more = num_devices(f"{name}:{shape}")
+        if more > devices and (found := nearest(config, kind, more, memory)) is not None:
+            return (
+                f"no setting fits; the smallest slice that has one is {name}:{shape} with {found} (estimated)"
+            )
+    return "no setting fits, on no slice of these chips: take a smaller preset or chips with more memory"
+
+
+def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str | None:
+    """Options of scripts/plan.py with which the stage fits, or None."""
+    for flags, changed in settings(config, kind, devices, memory):
+        try:
+            plan = estimate(changed, kind, devices)
+        except ValueError:  # does not divide
+            continue
+        if plan.peak_bytes <= _MARGIN * memory:
+            return flags
+    return None
+
+
+def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iterator[tuple[str, StageConfig]]:
+    """Other ways to run the same step, those that cost least speed first."""
+
+    def state_bytes(fsdp: int) -> int:
+        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp))
+        return parallel.shares(state if kind == "train" else state.params).per_device
+
+    fsdps = [ways for ways in (config.run.fsdp * 2**i for i in range(12)) if devices % ways == 0]
+    fsdp = next((ways for ways in fsdps if state_bytes(ways) < 0.6 * memory), None)
+    if fsdp is None:
+        return
+    run = dataclasses.replace(config.run, fsdp=fsdp)
+    if kind == "sample":
+        for batch in dict.fromkeys(max(devices, config.optim.batch_size // 2**i) for i in range(8)):
+            optim = dataclasses.replace(config.optim, batch_size=batch, accumulation=1)
+            yield f"--fsdp {fsdp} --batch {batch}", dataclasses.replace(config, run=run, optim=optim)
+        return
+    parts = [config.optim.accumulation * 2**i for i in range(8)]
+    for accumulation, remat in itertools.product(parts, dict.fromkeys([config.run.remat, "full"])):
+        if config.optim.batch_size % (devices * accumulation) == 0:
+            run = dataclasses.replace(run, remat=remat)
+            optim = dataclasses.replace(config.optim, accumulation=accumulation)
+            flags = f"--fsdp {fsdp} --run.remat {remat} --optim.accumulation {accumulation}"
+            yield flags, dataclasses.replace(config, run=run, optim=optim)
