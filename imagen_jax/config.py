@@ -210,6 +210,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     log_every: int = 50
     fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
+    height: int = 1  # devices over which the rows of each image are split, for images too large for one
     remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
     scan_blocks: bool = False  # compiles equal neighbours once
 
@@ -338,8 +339,14 @@ def validate(config: StageConfig) -> StageConfig:
         f"0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
         optim.decay_steps,
     )
-    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp"):
+    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
+    _rule(
+        config.train_size % run.height == 0,
+        "run.height",
+        f"a divisor of the rows that are trained on, {config.train_size}",
+        run.height,
+    )
     return config
 
 
@@ -594,7 +601,7 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
-        RunConfig: {"remat": "none", "scan_blocks": False},
+        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1},
     }
     return added.get(cls, {}) | data
 

@@ -96,7 +96,11 @@ def abstract_mesh(num_devices: int, fsdp: int = 1, *, height: int = 1) -> Abstra
 
 
 def _check_ways(num_devices: int, fsdp: int, height: int) -> None:
-    for name, ways in {"run.fsdp": fsdp, "height": height, "run.fsdp x height": fsdp * height}.items():
+    for name, ways in {
+        "run.fsdp": fsdp,
+        "run.height": height,
+        "run.fsdp x run.height": fsdp * height,
+    }.items():
         if ways < 1 or num_devices % ways:
             raise ValueError(f"{name} must divide the number of devices {num_devices}; got {ways}.")
 
@@ -245,6 +249,18 @@ def constrain_activations(h: jax.Array) -> jax.Array:
     batch = ("data", "fsdp") if h.shape[0] % batch_ways(mesh) == 0 else None
     rows = "height" if h.shape[1] % mesh.shape["height"] == 0 else None
     return jax.lax.with_sharding_constraint(h, PartitionSpec(batch, rows))
+
+
+def whole_with_split_rows(kernel: jax.Array) -> jax.Array:
+    """A convolution's kernel, gathered whole where images are split by rows as well.
+
+    XLA's partitioner (jax 0.10) computes wrong sums from a kernel whose input channels are split over "fsdp" and images
+    whose batch is split over the same axis, and rows over another, once a device has fewer than about four rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("height", 1) == 1:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
 
 
 def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:

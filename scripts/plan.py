@@ -63,7 +63,7 @@ def main(parsed) -> int:
     gib = lambda size: f"{size / 2**30:8.2f} GiB"
     print(
         f"{config.name} ({options.preset}), {options.kind}, batch {config.optim.batch_size} on {devices} devices "
-        f"({where}): fsdp {config.run.fsdp}, accumulation {config.optim.accumulation}, "
+        f"({where}): fsdp {config.run.fsdp}, height {config.run.height}, accumulation {config.optim.accumulation}, "
         f"remat {config.run.remat}, scan_blocks {config.run.scan_blocks}, {config.compute_dtype}"
     )
     print(f"parameters           {plan.parameters / 1e6:8.1f} M")
@@ -105,7 +105,7 @@ def main(parsed) -> int:
         parts = plan.seconds(chip)
         step = max(parts.values())
         print(
-            f"time                 {step:8.2f} s, {config.optim.batch_size / step:.0f} images/s (compute "
+            f"time                 {step:8.2f} s, {config.optim.batch_size / step:.3g} images/s (compute "
             f"{parts['compute']:.2f}, memory {parts['memory']:.2f}, links {parts['links']:.2f} s)\n"
             f"  assuming {chip.flops / 1e12:.0f} TFLOP/s used at {100 * UTILISATION:.0f} %, "
             f"{chip.bandwidth / 1e9:.0f} GB/s of memory, {chip.links / 1e9:.0f} GB/s of links, all at the same time"

@@ -99,9 +99,13 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
       ValueError: batch or mesh do not divide; see `parallel.check_batch` and `parallel.make_mesh`.
     """
     run, optim = config.run, config.optim
-    mesh = parallel.abstract_mesh(devices, run.fsdp)
-    parallel.check_batch(optim.batch_size, optim.accumulation if kind == "train" else 1, mesh)
-    rows = optim.batch_size // parallel.batch_ways(mesh)
+    mesh = parallel.abstract_mesh(devices, run.fsdp, height=run.height)
+    parts = optim.accumulation if kind == "train" else 1
+    parallel.check_batch(optim.batch_size, parts, mesh)
+    # A device that has half of the rows of each image holds and does as much as one with half as many images.
+    # Less than a whole image in each part is reckoned as one.
+    share = optim.batch_size / (parallel.batch_ways(mesh) * run.height)
+    rows = math.ceil(share / parts) * parts
     alone = parallel.make_mesh(devices=jax.local_devices()[:1])
     small = dataclasses.replace(config, optim=dataclasses.replace(optim, batch_size=rows))
     state = states.abstract_state(config, mesh)
@@ -133,8 +137,8 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         input_bytes=sum(trace.size_of(leaf) for leaf in jax.tree.leaves(inputs)),
         temporary_bytes=temporary,
         model_flops_per_image=3 * _forward_flops(small, alone) if kind == "train" else flops // rows,
-        flops=flops,
-        traffic=trace.traffic(program, steps),
+        flops=int(flops * share / rows),
+        traffic=int(trace.traffic(program, steps) * share / rows),
         collective_bytes=_collective_bytes(config, kind, parameters, devices, steps),
         **held,
     )
@@ -155,7 +159,10 @@ def _forward_flops(config: StageConfig, mesh: Any) -> int:
 def _collective_bytes(config: StageConfig, kind: Kind, parameters: int, devices: int, steps: int) -> int:
     """Parameters gathered and gradients reduced, in bfloat16; an all-reduce moves its array twice."""
     copy = 2 * parameters
-    fsdp, data = config.run.fsdp, devices // config.run.fsdp
+    fsdp, data = (
+        config.run.fsdp,
+        devices // config.run.fsdp,
+    )  # the rows' devices hold copies, as those of data do
     if kind == "sample":
         return copy * steps if fsdp > 1 else 0
     passes = {"none": 1, "save_convs": 2, "full": 2}[config.run.remat] if fsdp > 1 else 0

@@ -43,10 +43,14 @@ def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iter
     """Other ways to run the same step, those that cost least speed first."""
 
     def state_bytes(fsdp: int) -> int:
-        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp))
+        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp, height=config.run.height))
         return parallel.shares(state if kind == "train" else state.params).per_device
 
-    fsdps = [ways for ways in (config.run.fsdp * 2**i for i in range(12)) if devices % ways == 0]
+    fsdps = [
+        ways
+        for ways in (config.run.fsdp * 2**i for i in range(12))
+        if devices % (ways * config.run.height) == 0
+    ]
     fsdp = next((ways for ways in fsdps if state_bytes(ways) < 0.6 * memory), None)
     if fsdp is None:
         return

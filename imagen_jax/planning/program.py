@@ -47,7 +47,7 @@ def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
     Raises:
       DoesNotFit: the compiler cannot place the program's arrays.
     """
-    mesh = parallel.make_mesh(config.run.fsdp, list(target.devices))
+    mesh = parallel.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
     rows = config.optim.batch_size
     state = states.abstract_state(config, mesh)
     placed = lambda tree: jax.tree.map(

@@ -49,7 +49,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             f'{config.cond_image_channels}: train with stage.loss and a batch of your own, which has "cond_image".'
         )
     directory = Path(workdir) / config.name
-    mesh = parallel.make_mesh(config.run.fsdp)
+    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     source = sources.open_source(config.data.path, "train")
     # Its parameters are read only if there is something left to embed.

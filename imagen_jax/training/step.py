@@ -19,14 +19,8 @@ StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Arr
 def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
     """step(state, batch) -> (state, metrics); metrics are scalars: loss, grad_norm, learning_rate.
 
-    The mesh splits batch and parameters; its height, for sampling large images, must be 1.
-
     All randomness is derived from (seed, state.step), so a restored run repeats it exactly.
     """
-    if mesh.shape["height"] > 1:
-        raise ValueError(
-            f"height must be 1 in training, where rows that are split gave other gradients; got {mesh.shape['height']}."
-        )
     optimizer = make_optimizer(config.optim)
     root = stage.named_key(jax.random.key(config.seed), "train")
 

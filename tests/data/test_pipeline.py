@@ -140,7 +140,9 @@ def test_crops_lie_on_the_grid_and_are_the_same_on_every_host(source):
     bright = (x[:, 0, :, 0] > 0.5).sum(axis=1)  # 0, 2 or 4 columns: crops begin at column 0, 2 or 4
     assert set(bright) == {0, 2, 4} and all((bright == n).mean() > 0.2 for n in (0, 2, 4))
     halves = [load(source, 3, crop_size=4, shard_index=i, shard_count=2) for i in range(2)]
-    joined = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*halves, strict=True)]
+    joined = [
+        {k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*halves, strict=True)
+    ]
     assert_equal(joined, load(source, 3, crop_size=4))
     with pytest.raises(ValueError, match="crop_size must be a multiple of crop_grid 4"):
         load(source, 1, crop_size=6, crop_grid=4)

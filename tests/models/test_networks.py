@@ -215,7 +215,9 @@ def test_scanned_and_rematerialised_blocks_are_the_same_function(name):
         out = network.apply(params, *args, train=True, rngs={"dropout": jax.random.key(5)})
         return jnp.mean(jnp.sin(out)), out
 
-    value = lambda network: jax.jit(jax.value_and_grad(functools.partial(loss, network), has_aux=True))(params)
+    value = lambda network: jax.jit(jax.value_and_grad(functools.partial(loss, network), has_aux=True))(
+        params
+    )
     (_, expected), gradient = value(network)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
     shapes = jax.tree.map(jnp.shape, params)

@@ -15,17 +15,17 @@ from imagen_jax.training.step import make_train_step
 
 
 @functools.lru_cache
-def compiled(config, num_devices, fsdp):
+def compiled(config, num_devices, fsdp, height):
     """(mesh, init, step) of a configuration; compiling is what these tests spend their time on."""
-    mesh = parallel.make_mesh(fsdp, devices=jax.devices()[:num_devices])
+    mesh = parallel.make_mesh(fsdp, devices=jax.devices()[:num_devices], height=height)
     abstract = states.abstract_state(config, mesh)
     shardings = states.shardings(abstract)
     step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(shardings, None))
     return mesh, functools.partial(states.init_state, config, abstract), step
 
 
-def run(config, batch, steps=3, num_devices=1, fsdp=1):
-    mesh, init, step = compiled(config, num_devices, fsdp)
+def run(config, batch, steps=3, num_devices=1, fsdp=1, height=1):
+    mesh, init, step = compiled(config, num_devices, fsdp, height)
     state, losses = init(), []
     for _ in range(steps):
         state, metrics = step(state, parallel.shard_batch(batch, mesh))
@@ -57,27 +57,21 @@ def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
     assert float(loss_of(after.params)) < 0.85 * float(loss_of(before.params))
 
 
-def test_eight_devices_train_as_one(tiny_configs, batches):
-    one, losses = run(tiny_configs[1], batches[1])
-    eight, sharded_losses = run(tiny_configs[1], batches[1], num_devices=8)
-    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
-    assert_same(one.ema_params, eight.ema_params, 2e-3)  # Adam turns rounding of tiny gradients into steps
-
-
-def test_fsdp_shards_and_trains_alike(tiny_configs, batches, monkeypatch):
+def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
     monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
-    _, losses = run(tiny_configs[1], batches[1])
-    state, sharded_losses = run(tiny_configs[1], batches[1], num_devices=8, fsdp=4)
-    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
+    state, _ = run(change(tiny_configs[1], eps=1e-3), batches[1], num_devices=8, fsdp=4)
     kernel = state.params["down_1_block_0"]["conv_1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moments = jax.tree.leaves(state.opt_state)
     assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
 
 
-@pytest.mark.parametrize(("index", "ways"), [(0, {"fsdp": 4}), (1, {}), (1, {"fsdp": 8}), (1, {"fsdp": 4})])
+@pytest.mark.parametrize(
+    ("index", "ways"),
+    X,
+)
 def test_every_mesh_gives_the_same_losses_and_parameters(tiny_configs, batches, monkeypatch, index, ways):
-    """8 data-parallel, 8 FSDP and 2x4, to 1e-5 of one device.
+    """8 data-parallel, 8 FSDP, 2x4 and rows of the image in parts, to 1e-5 of one device.
 
     A large eps, since Adam turns the rounding of a gradient that is zero (of a key's bias) into a whole step.
     """
@@ -180,11 +174,6 @@ def test_muon_steps_by_orthogonal_matrices_of_the_size_of_adam():
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = decay.update(zeros, decay.init(params), params)
     assert (updates["block"]["kernel"] < 0).all() and not updates["block"]["bias"].any()
-
-
-def test_rows_are_not_split_in_training(tiny_configs):
-    with pytest.raises(ValueError, match="height must be 1 in training"):
-        make_train_step(tiny_configs[0], parallel.make_mesh(height=2))
 
 
 def test_batches_that_do_not_divide_are_refused():
