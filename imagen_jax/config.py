@@ -209,6 +209,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
     keep_checkpoints: int = 2
     log_every: int = 50
+    max_skipped: int = 10  # steps in a row that may be left out because their gradient is not finite
     fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
     height: int = 1  # devices over which the rows of each image are split, for images too large for one
     remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
@@ -341,6 +342,7 @@ def validate(config: StageConfig) -> StageConfig:
     )
     for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
+    _rule(run.max_skipped >= 0, "run.max_skipped", "at least 0", run.max_skipped)
     _rule(
         config.train_size % run.height == 0,
         "run.height",
@@ -601,7 +603,7 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
-        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1},
+        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 10},
     }
     return added.get(cls, {}) | data
 

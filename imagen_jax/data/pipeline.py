@@ -51,8 +51,9 @@ class Loader:
     """Iterator over batches that can be stopped and resumed exactly, also with other settings for
     threads, workers or hosts."""
 
-    def __init__(self, dataset, num_threads: int, num_workers: int):
-        self._dataset = dataset  # grain.MapDataset of batches: any step can be asked for
+    def __init__(self, order, dataset, num_threads: int, num_workers: int):
+        self._order = order  # grain.MapDataset of the record numbers of each batch
+        self._dataset = dataset  # and of the batches: any step can be asked for
         self._num_threads, self._num_workers = num_threads, num_workers
         self._next_index = 0
         self._iterator = None  # made when needed: set_state right after construction costs nothing
@@ -84,6 +85,10 @@ class Loader:
             )
         self.close()
         self._next_index = int(index)
+
+    def records(self, index: int) -> list[int]:
+        """The record numbers of the whole global batch number `index`, counted from 0."""
+        return [int(number) for number in self._order[index]]
 
     def close(self) -> None:
         """Stops threads and worker processes; the next batch starts them again."""
@@ -176,8 +181,8 @@ def make_loader(
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
-    dataset = dataset.repeat(num_epochs).batch(batch_size, drop_remainder=True).random_map(reader)
-    return Loader(dataset, num_threads, num_workers)
+    order = dataset.repeat(num_epochs).batch(batch_size, drop_remainder=True)
+    return Loader(order, order.random_map(reader), num_threads, num_workers)
 
 
 def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,18 @@ A stage's directory holds
 atomic rename once every item is written.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from imagen_jax import stage
 from imagen_jax.config import (
@@ -31,6 +36,7 @@ from imagen_jax.structs import TrainState
 
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
+LOCK_FILE = ".lock"
 
 
 class Checkpoints:
@@ -85,6 +91,45 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+@contextlib.contextmanager
+def alone(directory: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a stage's directory; called by every process of a run.
+
+    The lock goes with the process that holds it, however that ends, and cannot be left behind.
+
+    Raises:
+      ValueError: another run is in there.
+    """
+    directory = Path(directory)
+    file = None
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK_FILE).open("w")
+    is_free = file is None or _lock(file)
+    # All processes learn it, or those that wait for the first would never end.
+    is_free = bool(multihost_utils.broadcast_one_to_all(np.int32(is_free)))
+    try:
+        if not is_free:
+            raise ValueError(
+                f"{directory} is in use by another run: wait for its end, or give another --workdir."
+            )
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _lock(file: TextIO) -> bool:
+    """False if another process has it; file systems without locks are taken as free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def claim(directory: str | Path, config: StageConfig) -> None:

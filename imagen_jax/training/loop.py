@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from imagen_jax import parallel
 from imagen_jax.config import StageConfig, to_dict, validate
@@ -23,6 +24,8 @@ from imagen_jax.training import checkpoint
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.writer import Writer
+
+REPLAY_FILE = "nonfinite.json"
 
 
 class Result(NamedTuple):
@@ -56,9 +59,17 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=encoder.width))
     refuse_other_caches(config, encoder)
-    checkpoint.claim(directory, config)
-    embeddings = embedding_cache(config, source, encoder)
-    del encoder  # training has its own use for the memory
+    with checkpoint.alone(directory):
+        checkpoint.claim(directory, config)
+        embeddings = embedding_cache(config, source, encoder)
+        del encoder  # training has its own use for the memory
+        return _train(config, directory, mesh, source, embeddings)
+
+
+def _train(
+    config: StageConfig, directory: Path, mesh: Mesh, source: sources.Source, embeddings: cache.EmbeddingCache
+) -> Result:
+    """What follows once everything has proved right and the directory is this run's."""
     data = pipeline.make_loader(
         source,
         embeddings.__getitem__,
@@ -100,7 +111,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
         )
         with Writer(directory, config.name, first, last) as writer, _stop_signals() as stop:
-            pending, window = [], (time.perf_counter(), first)
+            pending, window = [], (time.perf_counter(), first, 0)
             for done in range(first + 1, last + 1):
                 state, metrics = step(state, parallel.shard_batch(next(data), mesh))
                 pending.append(metrics)
@@ -108,7 +119,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
                 is_stopping = bool(stop)  # asked once: a signal during what follows waits for the next step
                 is_saving = done == last or is_stopping or done % config.run.checkpoint_every == 0
                 if is_saving or done % config.run.log_every == 0:  # nothing is saved unchecked
-                    window = _log(writer, config, pending, done, window)
+                    window = _log(writer, config, pending, done, window, directory, data)
                     pending = []
                 if is_saving:
                     checkpoints.save(state, data.get_state())  # before the next batch is drawn
@@ -149,21 +160,54 @@ def embedding_cache(
     return cache.EmbeddingCache.open(directory, encoder.fingerprint)
 
 
-def _log(writer: Writer, config: StageConfig, pending: list, done: int, window: tuple) -> tuple:
-    """Fetches the metrics of the last steps, at most once every `log_every` steps, and writes them."""
+def _log(
+    writer: Writer,
+    config: StageConfig,
+    pending: list,
+    done: int,
+    window: tuple,
+    directory: Path,
+    data: pipeline.Loader,
+) -> tuple:
+    """Fetches the metrics of the last steps, at most once every `log_every` steps, and writes them.
+
+    `window` is (time, step) of the last call, and how many steps at its end were skipped in a row.
+    """
+    since, before, in_a_row = window
     fetched = jax.device_get(pending)
-    losses = [float(metrics["loss"]) for metrics in fetched]
-    if not all(map(math.isfinite, losses)):
-        raise FloatingPointError(
-            f"the loss of stage {config.name} became nan or inf within steps {done - len(losses) + 1} to {done}; "
-            "lower optim.learning_rate or set optim.clip_norm. The last checkpoint is unharmed."
+    skipped = [before + 1 + i for i, metrics in enumerate(fetched) if metrics["skipped"]]
+    for step in range(before + 1, done + 1):
+        in_a_row = in_a_row + 1 if step in skipped else 0
+        if in_a_row > config.run.max_skipped:
+            raise FloatingPointError(_give_up(config, directory, data, range(step - in_a_row + 1, step + 1)))
+    if skipped:
+        writer.say(
+            f"{config.name}: the gradient of step{'s' if len(skipped) > 1 else ''} {', '.join(map(str, skipped[:8]))} "
+            "was not finite; skipped"
         )
-    now, (since, step) = time.perf_counter(), window
+    now = time.perf_counter()
     values = {key: float(value) for key, value in fetched[-1].items()}
-    values["loss"] = sum(losses) / len(losses)
-    values["images_per_s"] = (done - step) * config.optim.batch_size / (now - since)
-    writer.write(done, values)
-    return now, done
+    losses = [float(metrics["loss"]) for metrics in fetched if not metrics["skipped"]]
+    if losses:
+        values["loss"] = sum(losses) / len(losses)
+    values["skipped"] = len(skipped)
+    values["images_per_s"] = (done - before) * config.optim.batch_size / (now - since)
+    # JSON has no nan, and a skipped last step has nothing finite to show.
+    writer.write(done, {key: value for key, value in values.items() if math.isfinite(value)})
+    return now, done, in_a_row
+
+
+def _give_up(config: StageConfig, directory: Path, data: pipeline.Loader, steps: range) -> str:
+    """Leaves what is needed to replay steps that were not finite, and says so."""
+    file = directory / REPLAY_FILE
+    if jax.process_index() == 0:
+        found = [{"step": step, "records": data.records(step - 1)} for step in steps]
+        file.write_text(json.dumps({"stage": config.name, "data": config.data.path, "steps": found}) + "\n")
+    return (
+        f"the gradient of stage {config.name} was not finite in steps {steps[0]} to {steps[-1]}, more than "
+        f"run.max_skipped {config.run.max_skipped} in a row; their records are in {file}. Lower optim.learning_rate or "
+        "set optim.clip_norm; the last checkpoint is unharmed."
+    )
 
 
 @contextmanager

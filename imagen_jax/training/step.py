@@ -17,7 +17,9 @@ StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Arr
 
 
 def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
-    """step(state, batch) -> (state, metrics); metrics are scalars: loss, grad_norm, learning_rate.
+    """step(state, batch) -> (state, metrics); metrics are scalars: loss, grad_norm, learning_rate, skipped.
+
+    A step whose loss or gradient is not finite changes nothing but the step's number, and has skipped = 1.
 
     All randomness is derived from (seed, state.step), so a restored run repeats it exactly.
     """
@@ -28,18 +30,22 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         with parallel.use_mesh(mesh):
             loss, grads = _loss_and_grads(config, mesh, state.params, batch, draws)
+        grad_norm = optax.global_norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(
-            step=state.step + 1,
+            step=state.step,
             params=params,
             ema_params=update_ema(state.ema_params, params, state.step, config.optim.ema_decay),
             opt_state=opt_state,
         )
-        return new, {
+        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+        return new.replace(step=state.step + 1), {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": grad_norm,
             "learning_rate": learning_rate(config.optim)(state.step),
+            "skipped": 1 - is_finite.astype(jnp.int32),
         }
 
     return step

@@ -1,5 +1,7 @@
 """Interrupted and continued training ends with the parameters of the uninterrupted run, to the bit."""
 
+import dataclasses
+import json
 import os
 import random
 import shutil
@@ -14,7 +16,7 @@ import pytest
 
 from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.data import shapes, sources, transforms
-from imagen_jax.training import loop
+from imagen_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -122,16 +124,40 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monk
     (settings,) = config.load_preset(str(preset))
     log = loop._log
 
-    def signal_then_log(writer, settings, pending, done, window):  # where a step waits the longest
+    def signal_then_log(writer, settings, pending, done, *rest):  # where a step waits the longest
         if done == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return log(writer, settings, pending, done, window)
+        return log(writer, settings, pending, done, *rest)
 
     monkeypatch.setattr(loop, "_log", signal_then_log)
     result = loop.train(settings, folder / "signal")
     assert result.stopped_by == signal.SIGTERM
     saved = [int(path.name) for path in (folder / "signal/base/checkpoints").iterdir()]
     assert max(saved) == int(result.state.step) == 4
+
+
+def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, monkeypatch):
+    folder, preset = setup
+    (settings,) = config.load_preset(str(preset))
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, max_skipped=2))
+    read = loop.pipeline.read_pictures
+    monkeypatch.setattr(loop.pipeline, "read_pictures", lambda *args, **kw: read(*args, **kw) * np.nan)
+    with pytest.raises(
+        FloatingPointError, match="stage base was not finite in steps 1 to 3, more than run.max_skipped 2"
+    ):
+        loop.train(settings, folder / "nonfinite")
+    found = json.loads((folder / "nonfinite/base" / loop.REPLAY_FILE).read_text())
+    assert found["stage"] == "base" and [row["step"] for row in found["steps"]] == [1, 2, 3]
+    records = [number for row in found["steps"] for number in row["records"]]
+    assert len(records) == 24 and len(set(records)) == 24 and set(records) <= set(range(30))
+
+
+def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path):
+    _, preset = setup
+    with checkpoint.alone(tmp_path / "base"):
+        code, _, err = finish(start(preset, tmp_path))
+    assert code == 2 and "is in use by another run" in err and len(err.strip().splitlines()) == 1, err
+    assert [path.name for path in (tmp_path / "base").iterdir()] == [checkpoint.LOCK_FILE]
 
 
 def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):

@@ -68,7 +68,7 @@ def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
 
 @pytest.mark.parametrize(
     ("index", "ways"),
-    X,
+    [(0, {"fsdp": 2, "height": 2}), (1, {}), (1, {"fsdp": 8}), (1, {"fsdp": 4})],
 )
 def test_every_mesh_gives_the_same_losses_and_parameters(tiny_configs, batches, monkeypatch, index, ways):
     """8 data-parallel, 8 FSDP, 2x4 and rows of the image in parts, to 1e-5 of one device.
@@ -109,6 +109,19 @@ def test_steps_differ_in_their_noise_and_repeat_exactly(tiny_configs, batches):
     _, losses = run(frozen, batches[0])
     assert len(set(losses)) == 3
     assert losses == run(frozen, batches[0])[1]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_configs, batches):
+    config = change(tiny_configs[1], eps=1e-3)
+    mesh, init, step = compiled(config, 1, 1, 1)
+    broken = batches[1] | {"x": np.where(np.arange(8).reshape(8, 1, 1, 1) == 3, np.nan, batches[1]["x"])}
+    state, metrics = step(init(), parallel.shard_batch(broken, mesh))
+    assert int(metrics["skipped"]) == 1 and int(state.step) == 1
+    before = init()
+    for part in ("params", "ema_params", "opt_state"):
+        assert_same(getattr(state, part), getattr(before, part), 0)
+    state, metrics = step(state, parallel.shard_batch(batches[1], mesh))
+    assert int(metrics["skipped"]) == 0 and int(state.step) == 2 and np.isfinite(metrics["loss"])
 
 
 def test_ema_warms_up_and_is_an_average():

@@ -1,0 +1,86 @@
+"""Compile time, step time and memory of a stage's train step on the local devices, on random pictures.
+
+  python scripts/benchmark_training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1
+  python scripts/benchmark_training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1 --run.scan-blocks
+
+plan.py says beforehand what this measures.
+"""
+
+import dataclasses
+import statistics
+import time
+
+from imagen_jax import cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: str
+    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
+    stage: str = ""
+    """Name of the stage in the preset; the first."""
+    steps: int = 10
+    """Steps to time, after the first."""
+
+
+def main(parsed) -> None:
+    options, config = parsed
+    import jax
+    import numpy as np
+
+    from imagen_jax import parallel
+    from imagen_jax.config import validate
+    from imagen_jax.planning import chips
+    from imagen_jax.planning.estimate import estimate, train_inputs
+    from imagen_jax.training import state as states
+    from imagen_jax.training.step import make_train_step
+
+    validate(config)
+    if options.steps < 1:
+        raise ValueError(f"--steps must be at least 1; got {options.steps}.")
+    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
+    plan = estimate(config, "train", mesh.size)
+    rng = np.random.default_rng(0)
+    # Values between 0 and 1 for pictures and text, True for every token.
+    made = {
+        name: rng.random(s.shape, np.float32) if s.dtype != bool else np.ones(s.shape, bool)
+        for name, s in train_inputs(config, config.optim.batch_size).items()
+    }
+    batch = parallel.shard_batch(made, mesh)
+    abstract = states.abstract_state(config, mesh)
+    state = states.init_state(config, abstract)
+    step = jax.jit(
+        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
+    )
+    begin = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    compilation = time.perf_counter() - begin
+    seconds = []
+    for _ in range(options.steps + 1):
+        begin = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[1:])
+    spread = f"{min(seconds[1:]):.3f} to {max(seconds[1:]):.3f}"
+    rate = plan.model_flops_per_image * config.optim.batch_size / median
+    print(
+        f"{config.name} ({options.preset}): {plan.parameters / 1e6:.1f}M, batch {config.optim.batch_size} on"
+    )
+    print(f"  {mesh.size} x {jax.devices()[0].device_kind}, scan_blocks {config.run.scan_blocks}")
+    print(f"compiled in   {compilation:8.1f} s")
+    print(f"step          {median:8.3f} s, median of {options.steps} ({spread})")
+    print(f"throughput    {config.optim.batch_size / median:8.2f} images/s, {rate / 1e12:.2f} TFLOP/s")
+    chip = chips.target(None).chip
+    if chip is not None:
+        print(
+            f"utilisation   {100 * rate / (chip.flops * mesh.size):8.1f} % of {chip.flops / 1e12:.0f} TFLOP/s"
+        )
+    print(f"planned peak  {plan.peak_bytes / 2**30:8.2f} GiB a device")
+    measured = jax.devices()[0].memory_stats()
+    if measured:
+        print(f"measured peak {measured['peak_bytes_in_use'] / 2**30:8.2f} GiB")
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse_stage(Options, __doc__))
