@@ -12,6 +12,7 @@ atomic rename once every item is written.
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +74,48 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest (state, data position), laid out as `abstract` says."""
-        step = self.latest_step
+        """The newest (state, data position) that can be read, laid out as `abstract` says.
+
+        Newer ones are moved out of the way, into damaged/, once an older one has proved good.
+
+        Raises:
+          ValueError: none can be read; all stay where they are.
+        """
+        first_error, damaged = None, []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found = error = None
+            try:
+                found = self._restore(step, abstract)
+            except ValueError as raised:
+                error = raised
+            # Every process goes on with the same step.
+            if np.all(multihost_utils.process_allgather(np.int32(error is None))):
+                self._move_away(damaged)
+                return found
+            damaged.append(step)
+            first_error = first_error or error
+        raise first_error or ValueError(
+            f"the checkpoints in {self._directory} cannot be read by another process."
+        )
+
+    def _move_away(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        aside = self._directory / "damaged"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                target = next(
+                    path
+                    for i in itertools.count()
+                    if not (path := aside / f"{step}{f'-{i}' * (i > 0)}").exists()
+                )
+                (self._directory / "checkpoints" / str(step)).rename(target)
+                print(f"The checkpoint of step {step} cannot be read; moved to {target}.", flush=True)
+        multihost_utils.sync_global_devices("damaged checkpoints are moved away")
+        self._manager.reload()
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         saved = {k: getattr(abstract, k) for k in ("step", "params", "opt_state")}
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(saved),

@@ -172,23 +172,40 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
     assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(setup, uninterrupted):
+def damage(checkpoint):
+    for file in checkpoint.rglob("*"):
+        if file.is_file() and "d/" in str(file.relative_to(checkpoint)):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_damaged_checkpoints_are_skipped_for_the_one_before(setup, uninterrupted):
     folder, preset = setup
     workdir = folder / "damaged"
     shutil.copytree(uninterrupted, workdir)
-    newest = max((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
-    for file in newest.rglob("*"):
-        if file.is_file() and "d/" in str(file.relative_to(newest)):
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    before = sorted(str(path) for path in workdir.rglob("*"))
-    code, _, err = finish(start(preset, workdir, "--run.num-steps", str(STEPS + 1)))
-    assert code == 2 and str(newest) in err and "Move it away" in err, err
-    assert len([line for line in err.splitlines() if line.startswith("train.py:")]) == 1
-    assert sorted(str(path) for path in workdir.rglob("*")) == before
-    with pytest.raises(ValueError, match="cannot be read"):
+    older, newest = sorted((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
+    damage(newest)
+    with pytest.raises(ValueError, match="cannot be read"):  # whoever samples is told
         load_cascade(workdir)
-    shutil.rmtree(newest)
-    load_cascade(workdir)
+    code, out, err = finish(start(preset, workdir))
+    assert code == 0 and f"step {older.name} of {STEPS}" in out, err
+    assert f"The checkpoint of step {STEPS} cannot be read; moved to" in out
+    assert (workdir / "base/damaged" / newest.name).is_dir()
+    for one, other in zip(params(uninterrupted), params(workdir), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
+    folder, preset = setup
+    workdir = folder / "all_damaged"
+    shutil.copytree(uninterrupted, workdir)
+    newest = max((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
+    for each in (workdir / "base/checkpoints").iterdir():
+        damage(each)
+    before = sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE)
+    code, _, err = finish(start(preset, workdir))
+    assert code == 2 and str(newest) in err, err
+    assert len([line for line in err.splitlines() if line.startswith("train.py:")]) == 1
+    assert sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE) == before
 
 
 def test_missing_checkpoints_are_named(tmp_path, uninterrupted):
