@@ -603,7 +603,7 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
-        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 10},
+        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0},
     }
     return added.get(cls, {}) | data
 

@@ -254,8 +254,9 @@ def constrain_activations(h: jax.Array) -> jax.Array:
 def whole_with_split_rows(kernel: jax.Array) -> jax.Array:
     """A convolution's kernel, gathered whole where images are split by rows as well.
 
-    XLA's partitioner (jax 0.10) computes wrong sums from a kernel whose input channels are split over "fsdp" and images
-    whose batch is split over the same axis, and rows over another, once a device has fewer than about four rows.
+    XLA's partitioner (jax 0.10.2) can compute wrong sums from a kernel whose input channels are split over "fsdp" and
+    images whose batch is split over the same axis, and rows over another. Seen at up to four rows a device: at one with
+    8 channels, at four with 64.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("height", 1) == 1:

@@ -62,15 +62,16 @@ def main(parsed) -> None:
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds[1:])
-    spread = f"{min(seconds[1:]):.3f} to {max(seconds[1:]):.3f}"
+    spread = f"{min(seconds[1:]):.4g} to {max(seconds[1:]):.4g}"
     rate = plan.model_flops_per_image * config.optim.batch_size / median
     print(
-        f"{config.name} ({options.preset}): {plan.parameters / 1e6:.1f}M, batch {config.optim.batch_size} on"
+        f"{config.name} ({options.preset}): {plan.parameters / 1e6:.1f}M parameters, batch "
+        f"{config.optim.batch_size} on {mesh.size} x {jax.devices()[0].device_kind}, fsdp {config.run.fsdp}, "
+        f"height {config.run.height}, remat {config.run.remat}, scan_blocks {config.run.scan_blocks}"
     )
-    print(f"  {mesh.size} x {jax.devices()[0].device_kind}, scan_blocks {config.run.scan_blocks}")
     print(f"compiled in   {compilation:8.1f} s")
-    print(f"step          {median:8.3f} s, median of {options.steps} ({spread})")
-    print(f"throughput    {config.optim.batch_size / median:8.2f} images/s, {rate / 1e12:.2f} TFLOP/s")
+    print(f"step          {median:8.4g} s, median of {options.steps} ({spread})")
+    print(f"throughput    {config.optim.batch_size / median:8.4g} images/s, {rate / 1e12:.3g} TFLOP/s")
     chip = chips.target(None).chip
     if chip is not None:
         print(

@@ -34,9 +34,10 @@ ALLOWED = {
     },
     "cascade": {"jax", "numpy", "config", "inputs", "stage", "structs", "resize", "diffusion"},
     "parallel": {"jax", "numpy"},
+    "locks": set(),
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},
     "data": {"numpy", "PIL", "scipy", "resize", "data"},
-    "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "parallel", "structs", "text"},
+    "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "locks", "parallel", "structs", "text"},
     "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "resize", "data", "text", "evaluation"},
     "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
 }

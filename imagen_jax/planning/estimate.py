@@ -134,7 +134,8 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         parameters=parameters,
         replicated=parallel.shares(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
-        input_bytes=sum(trace.size_of(leaf) for leaf in jax.tree.leaves(inputs)),
+        # Inputs arrive whole on all devices that share their rows.
+        input_bytes=int(sum(map(trace.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,
         model_flops_per_image=3 * _forward_flops(small, alone) if kind == "train" else flops // rows,
         flops=int(flops * share / rows),
@@ -159,14 +160,12 @@ def _forward_flops(config: StageConfig, mesh: Any) -> int:
 def _collective_bytes(config: StageConfig, kind: Kind, parameters: int, devices: int, steps: int) -> int:
     """Parameters gathered and gradients reduced, in bfloat16; an all-reduce moves its array twice."""
     copy = 2 * parameters
-    fsdp, data = (
-        config.run.fsdp,
-        devices // config.run.fsdp,
-    )  # the rows' devices hold copies, as those of data do
+    fsdp = config.run.fsdp
+    copies = devices // fsdp  # devices that share an image's rows hold a copy each
     if kind == "sample":
         return copy * steps if fsdp > 1 else 0
     passes = {"none": 1, "save_convs": 2, "full": 2}[config.run.remat] if fsdp > 1 else 0
     gathered = passes * copy * config.optim.accumulation
     scattered = copy * config.optim.accumulation if fsdp > 1 else 0
-    reduced = 2 * copy // fsdp if data > 1 else 0
+    reduced = 2 * copy // fsdp if copies > 1 else 0
     return gathered + scattered + reduced

@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from imagen_jax.locks import lock
 from imagen_jax.text import cleaning, pretrained
 
 _FORMAT = 2
@@ -387,7 +388,7 @@ def _write_shard(
     temporary.mkdir()
     start = 0
     with (temporary / "tokens.bin").open("w+b") as tokens, (temporary / "index.bin").open("w+b") as index:
-        _lock(index)
+        lock(index)
         try:
             for i, embedding in encoder.encode_ragged([caption for _, caption in batch], batch_size):
                 digest, caption = batch[i]
@@ -417,7 +418,7 @@ def _take_over(root: Path, token: np.dtype) -> None:
                     shutil.rmtree(left)
                 continue
             with (left / "tokens.bin").open("r+b") as tokens, (left / "index.bin").open("r+b") as index:
-                if (has_begun or os.fstat(index.fileno()).st_size) and _lock(index):  # else it is at work
+                if (has_begun or os.fstat(index.fileno()).st_size) and lock(index):  # else it is at work
                     _cut_to_whole(tokens, index, token)
                     _publish(left, root, tokens, index)
 
@@ -447,20 +448,11 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     with file:
-        if not _lock(file):
+        if not lock(file):
             with contextlib.suppress(OSError):  # no locks on this file system
                 print(f"Waiting for another process that embeds into {path.parent}.", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Locks an open file until it is closed; False if another process has it, or there are no locks there."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _publish(temporary: Path, root: Path, *files: BinaryIO) -> None:

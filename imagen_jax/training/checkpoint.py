@@ -4,6 +4,8 @@ A stage's directory holds
 
     config.json                the stage's configuration
     checkpoints/<step>/        state (step, params, optimiser), ema_params, data (position), config
+    damaged/<step>/            checkpoints that could not be read when training went on from an older one
+    .lock                      held by the run that trains here
 
 `ema_params` is an item of its own, so that samplers load it alone. A step's directory appears by one
 atomic rename once every item is written.
@@ -11,12 +13,11 @@ atomic rename once every item is written.
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ from imagen_jax.config import (
     validate_cascade,
     validate_sampling,
 )
+from imagen_jax.locks import lock
 from imagen_jax.structs import TrainState
 
 CONFIG_FILE = "config.json"
@@ -94,9 +96,10 @@ class Checkpoints:
                 return found
             damaged.append(step)
             first_error = first_error or error
-        raise first_error or ValueError(
-            f"the checkpoints in {self._directory} cannot be read by another process."
-        )
+        raise ValueError(
+            f"one of the checkpoints of steps {damaged} must be readable by every process; none is. "
+            f"{first_error or 'Another process says why.'}"
+        ) from first_error
 
     def _move_away(self, steps: list[int]) -> None:
         if not steps:
@@ -105,11 +108,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             for step in steps:
-                target = next(
-                    path
-                    for i in itertools.count()
-                    if not (path := aside / f"{step}{f'-{i}' * (i > 0)}").exists()
-                )
+                names = itertools.chain([str(step)], (f"{step}-{i}" for i in itertools.count(2)))
+                target = next(aside / name for name in names if not (aside / name).exists())
                 (self._directory / "checkpoints" / str(step)).rename(target)
                 print(f"The checkpoint of step {step} cannot be read; moved to {target}.", flush=True)
         multihost_utils.sync_global_devices("damaged checkpoints are moved away")
@@ -138,8 +138,6 @@ class Checkpoints:
 def alone(directory: str | Path) -> Iterator[None]:
     """Keeps other runs out of a stage's directory; called by every process of a run.
 
-    The lock goes with the process that holds it, however that ends, and cannot be left behind.
-
     Raises:
       ValueError: another run is in there.
     """
@@ -148,7 +146,7 @@ def alone(directory: str | Path) -> Iterator[None]:
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / LOCK_FILE).open("w")
-    is_free = file is None or _lock(file)
+    is_free = file is None or lock(file, if_unsupported=True)
     # All processes learn it, or those that wait for the first would never end.
     is_free = bool(multihost_utils.broadcast_one_to_all(np.int32(is_free)))
     try:
@@ -160,17 +158,6 @@ def alone(directory: str | Path) -> Iterator[None]:
     finally:
         if file is not None:
             file.close()
-
-
-def _lock(file: TextIO) -> bool:
-    """False if another process has it; file systems without locks are taken as free."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def claim(directory: str | Path, config: StageConfig) -> None:
