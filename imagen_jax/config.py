@@ -177,9 +177,13 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Captioned pictures in the format that scripts/prepare_data.py writes."""
+    """Captioned pictures: any TFDS data set in ArrayRecord files, as scripts/prepare_data.py writes them."""
 
     path: str = "datasets/shapes"
+    split: str = "train"  # that is trained on; slices as "train[:1000]" work
+    image_key: str = "image"  # names of the features
+    caption_key: str = "caption"
+    crop: Literal["center", "random", "aspect"] = "center"  # what becomes the square, see data.pipeline
     flip: bool = False  # horizontal flips make captions with "left of" wrong
 
 
@@ -214,6 +218,8 @@ class RunConfig:
     height: int = 1  # devices over which the rows of each image are split, for images too large for one
     remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
     scan_blocks: bool = False  # compiles equal neighbours once
+    data_threads: int = 2  # that read and decode pictures, in each process
+    data_workers: int = 0  # further processes for it; worth it where pictures are large and cores many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +269,7 @@ def validate(config: StageConfig) -> StageConfig:
         "": config,
         "process.": process,
         "text.": config.text,
+        "data.": config.data,
         "optim.": optim,
         "run.": run,
     }.items():
@@ -342,7 +349,8 @@ def validate(config: StageConfig) -> StageConfig:
     )
     for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
-    _rule(run.max_skipped >= 0, "run.max_skipped", "at least 0", run.max_skipped)
+    for field in ("max_skipped", "data_threads", "data_workers"):
+        _rule(getattr(run, field) >= 0, f"run.{field}", "at least 0", getattr(run, field))
     _rule(
         config.train_size % run.height == 0,
         "run.height",
@@ -603,7 +611,10 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
-        RunConfig: {"remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0},
+        DataConfig: {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
+        RunConfig: {
+            "remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0, "data_threads": 2, "data_workers": 0,
+        },
     }
     return added.get(cls, {}) | data
 
