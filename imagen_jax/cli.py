@@ -5,6 +5,7 @@ import dataclasses
 import io
 import logging
 import sys
+import threading
 import typing
 import warnings
 from collections.abc import Callable
@@ -43,7 +44,12 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     name = Path(sys.argv[0]).name
     warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and tfds explain themselves at length
+    # orbax and tfds explain themselves at length, and what they raise comes up for every array
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    threading.excepthook = lambda args: print(
+        f"{name}: in the background: {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
+    )
     try:
         sys.exit(main(parse()))
     except (ValueError, OSError, FloatingPointError) as error:

@@ -214,6 +214,14 @@ class RunConfig:
     keep_checkpoints: int = 2
     log_every: int = 50
     max_skipped: int = 10  # steps in a row that may be left out because their gradient is not finite
+    stall_timeout: int = 1800  # seconds without a finished step after which a process ends itself
+    validate_every: int = 5_000  # 0: never
+    validation_split: str = "validation"  # of the data set, if it has one
+    validation_images: int = 256
+    sample_every: int = 5_000  # 0: never
+    sample_images: int = 8
+    prompts: tuple[str, ...] = ()  # base only: for the samples; else captions of the validation split
+    wandb: str = ""  # project at Weights & Biases, for which wandb must be installed
     fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
     height: int = 1  # devices over which the rows of each image are split, for images too large for one
     remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
@@ -347,9 +355,18 @@ def validate(config: StageConfig) -> StageConfig:
         f"0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
         optim.decay_steps,
     )
-    for field in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height"):
+    for field in (
+        "num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height", "stall_timeout",
+        "validation_images", "sample_images",
+    ):  # fmt: skip
         _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
-    for field in ("max_skipped", "data_threads", "data_workers"):
+    _rule(
+        not run.prompts or not config.is_super_resolution,
+        "run.prompts",
+        "left out in a super-resolution stage, whose samples enlarge pictures of the data set",
+        run.prompts,
+    )
+    for field in ("max_skipped", "data_threads", "data_workers", "validate_every", "sample_every"):
         _rule(getattr(run, field) >= 0, f"run.{field}", "at least 0", getattr(run, field))
     _rule(
         config.train_size % run.height == 0,
@@ -613,7 +630,20 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
         StageConfig: {"cond_image_channels": 0, "crop_size": None},
         DataConfig: {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
         RunConfig: {
-            "remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0, "data_threads": 2, "data_workers": 0,
+            "remat": "none",
+            "scan_blocks": False,
+            "height": 1,
+            "max_skipped": 0,
+            "data_threads": 2,
+            "data_workers": 0,
+            "stall_timeout": 1800,
+            "validate_every": 0,
+            "validation_split": "validation",
+            "validation_images": 256,
+            "sample_every": 0,
+            "sample_images": 8,
+            "prompts": (),
+            "wandb": "",
         },
     }
     return added.get(cls, {}) | data

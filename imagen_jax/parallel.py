@@ -1,11 +1,13 @@
 """Processes and devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
 import hashlib
+import itertools
 import math
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 # Smaller leaves than this are not worth the collectives that sharding them costs.
 _MIN_SHARDED_BYTES = 2**20
 _AXES = ("data", "fsdp", "height")
+T = TypeVar("T")
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height: int = 1) -> Mesh:
@@ -35,6 +38,8 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
 def initialize(timeout_s: int = 300) -> None:
     """Joins the processes of a run, as the environment says. The first thing that a program does.
 
+    From then on a process that dies, or stops answering, ends the others within `_DEAD_AFTER_S`.
+
     Where devices are in use already, it is too late, and nothing happens unless the variables below are set.
 
     TPU pod slices (also under Kubernetes), SLURM, Open MPI and JobSets are recognised by JAX itself. Anything else
@@ -44,6 +49,11 @@ def initialize(timeout_s: int = 300) -> None:
     Raises:
       ValueError: only some of the three variables are set, or they are no numbers.
     """
+    limits = {
+        "initialization_timeout": timeout_s,
+        "heartbeat_timeout_seconds": _DEAD_AFTER_S,
+        "shutdown_timeout_seconds": _DEAD_AFTER_S,
+    }
     given = {name: os.environ.get(name) for name in _RUN_VARIABLES}
     if any(given.values()):
         address, num, index = given.values()
@@ -54,10 +64,10 @@ def initialize(timeout_s: int = 300) -> None:
             )
         if not int(index) < int(num):
             raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
-        jax.distributed.initialize(address, int(num), int(index), initialization_timeout=timeout_s)
+        jax.distributed.initialize(address, int(num), int(index), **limits)
         return
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_s)
+        jax.distributed.initialize(**limits)
     except (ValueError, RuntimeError) as error:
         # JAX found no cluster around it, so there is this process alone; or it is in use already.
         if not any(words in str(error) for words in ("coordinator_address", "must be called before")):
@@ -65,6 +75,61 @@ def initialize(timeout_s: int = 300) -> None:
 
 
 _RUN_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_DEAD_AFTER_S = 30  # without a sign of life a process counts as dead
+
+
+def meet() -> None:
+    """Waits until every process of the run has come here, however long that takes; needs no device.
+
+    Whatever takes processes unequally long, such as compiling, comes before it: collectives between CPUs give up after
+    half a minute, and those between accelerators keep them busy.
+    """
+    if jax.process_count() > 1:
+        from jax._src import distributed  # JAX has no public barrier without devices
+
+        name = f"imagen_jax {next(_meetings)}"
+        distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=1000 * _NEVER_S)
+
+
+_meetings = itertools.count()  # the name of a barrier can be used once
+_NEVER_S = 7 * 24 * 3600
+
+
+def from_all(value: int) -> np.ndarray:
+    """The value of every process, [processes]; called by all of them."""
+    meet()
+    return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
+
+
+def compiled(function: Any, *args: Any) -> Any:
+    """A jitted function compiled for arguments like these, once every process has its program."""
+    program = function.lower(*args).compile()
+    meet()
+    return program
+
+
+def agree(check: Callable[[], T]) -> T:
+    """check(), which every process of a run calls. If it raises in one of them, all of them raise.
+
+    Else those in which it did not would wait for the others in the next collective.
+
+    Raises:
+      ValueError, OSError: those of `check`; a ValueError that names the processes in which it failed.
+    """
+    found = error = None
+    try:
+        found = check()
+    except (ValueError, OSError) as raised:
+        error = raised
+    failed = from_all(error is not None)
+    if error is not None:
+        raise error
+    if failed.any():
+        which = ", ".join(map(str, np.flatnonzero(failed)[:8]))
+        raise ValueError(
+            f"every process must be able to start; process {which} of {len(failed)} cannot, and says why."
+        )
+    return found
 
 
 def require_same(what: dict[str, str]) -> None:
@@ -75,6 +140,7 @@ def require_same(what: dict[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
+    meet()
     digests = np.array([list(hashlib.sha256(text.encode()).digest()) for text in what.values()], np.uint8)
     everywhere = np.asarray(multihost_utils.process_allgather(digests))  # [processes, names, 32]
     for i, name in enumerate(what):

@@ -1,18 +1,24 @@
 """The two resizes of the project: area averaging down, bilinear up.
 
-Training, sampling and evaluation all go through these two functions, so that a picture has the same
+Training, sampling and evaluation all go through these functions, so that a picture has the same
 pixels wherever it is made smaller or larger. Both are separable and linear: each is two small
 matrices [out, in], one for the rows and one for the columns. They take numpy arrays and jax arrays
-(inside jit too) and return the same kind, in float32.
+(inside jit too) and return the same kind, in float32. In numpy the matrices are sparse: a few
+weights for each new pixel.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
+from collections.abc import Iterator
 
 import numpy as np
+
+_BLOCK_ROWS = 2**19  # floats of the picture that are worked on at once, to stay in the cache
+_BLOCK_WEIGHTS = 2**16  # weights of the sparse matrix that serves several lines of pixels at once
 
 
 def area(x, size: int | tuple[int, int]):
@@ -28,7 +34,7 @@ def area(x, size: int | tuple[int, int]):
     Raises:
       ValueError: x has fewer than 3 axes, or size is not positive or is larger than the picture.
     """
-    return _resize(x, size, area_matrix, "area")
+    return _resize(x, size, "area")
 
 
 def bilinear(x, size: int | tuple[int, int]):
@@ -44,81 +50,200 @@ def bilinear(x, size: int | tuple[int, int]):
     Raises:
       ValueError: x has fewer than 3 axes, or size is smaller than the picture.
     """
-    return _resize(x, size, bilinear_matrix, "bilinear")
+    return _resize(x, size, "bilinear")
+
+
+def to_size(
+    x,
+    size: int | tuple[int, int],
+    part: tuple[range, range] | None = None,
+    out: np.ndarray | None = None,
+):
+    """Each side as it needs: area averaging if it gets smaller, bilinear if it gets larger.
+
+    Args:
+      x: [..., H, W, C], uint8 or float; numpy or jax.
+      size: (h, w) or one int for both.
+      part: the rows and the columns of the result to make; the rest costs nothing. All of them if
+        None; a range that runs backwards mirrors.
+      out: where the result is written, float32, contiguous; numpy only.
+
+    Returns:
+      [..., h, w, C] float32 in the units of x, with the sides of `part` if it is given.
+
+    Raises:
+      ValueError: x has fewer than 3 axes, or size is not positive, or part lies outside of it.
+    """
+    height, width = _pair(size)
+    for side, pixels in zip((height, width), part or (), strict=part is not None):
+        if not pixels or not (0 <= pixels[0] < side and 0 <= pixels[-1] < side):
+            raise ValueError(f"part must lie in a result of {height}x{width} pixels; got {part}.")
+    if out is not None and (_is_jax(x) or out.dtype != np.float32 or not out.flags.c_contiguous):
+        raise ValueError("out must be a contiguous float32 array, and x a numpy array; one of them is not.")
+    return _resize(x, (height, width), "to_size", part, out)
 
 
 @functools.lru_cache(maxsize=128)
 def area_matrix(num_in: int, num_out: int) -> np.ndarray:
     """[num_out, num_in] float32: share of each old pixel in each new one; rows sum to 1."""
-    # Bounds are whole numbers when a line of pixels is num_in * num_out long: nothing is rounded.
-    old = np.arange(num_in + 1) * num_out
-    new = np.arange(num_out + 1) * num_in
-    overlap = np.minimum(new[1:, None], old[None, 1:]) - np.maximum(new[:-1, None], old[None, :-1])
-    return _frozen(np.maximum(overlap, 0) / num_in)
+    return _dense(*_area_weights(num_in, num_out), num_in)
 
 
 @functools.lru_cache(maxsize=128)
 def bilinear_matrix(num_in: int, num_out: int) -> np.ndarray:
     """[num_out, num_in] float32: linear weights of the two nearest pixel centres; rows sum to 1."""
+    return _dense(*_bilinear_weights(num_in, num_out), num_in)
+
+
+def _area_weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each new pixel the old pixels under it and their shares, both [num_out, n]; a share of 0
+    may stand beside a pixel beyond the end."""
+    # Bounds are whole numbers when a line of pixels is num_in * num_out long: nothing is rounded.
+    bounds = np.arange(num_out + 1) * num_in
+    start, stop = bounds[:-1, None], bounds[1:, None]
+    pixel = start // num_out + np.arange(-(-num_in // num_out) + 1)
+    overlap = np.minimum(stop, (pixel + 1) * num_out) - np.maximum(start, pixel * num_out)
+    return pixel, np.maximum(overlap, 0) / num_in
+
+
+def _bilinear_weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for the two nearest pixel centres."""
     position = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
-    position = np.clip(position, 0, num_in - 1)
-    return _frozen(np.maximum(1 - np.abs(position[:, None] - np.arange(num_in)), 0))
+    position = np.clip(position, 0, num_in - 1)[:, None]
+    pixel = np.floor(position).astype(int) + np.arange(2)
+    return pixel, np.maximum(1 - np.abs(position - pixel), 0)
 
 
-def _frozen(matrix: np.ndarray) -> np.ndarray:
-    matrix = matrix.astype(np.float32)
+def _weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
+    return (_area_weights if num_out <= num_in else _bilinear_weights)(num_in, num_out)
+
+
+def _dense(pixel: np.ndarray, weight: np.ndarray, num_in: int) -> np.ndarray:
+    matrix = np.zeros((len(pixel), num_in), np.float32)
+    used = weight > 0
+    matrix[used.nonzero()[0], pixel[used]] = weight[used]
     matrix.setflags(write=False)  # it is shared through the cache
     return matrix
 
 
-@functools.lru_cache(maxsize=128)
-def _taps(matrix, num_in: int, num_out: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The same matrix by its few non-zero diagonals: pairs of (old pixel [out], weight [out])."""
-    dense = matrix(num_in, num_out)
-    width = int((dense > 0).sum(1).max())
-    first = np.minimum((dense > 0).argmax(1), num_in - width)
-    return tuple((first + k, dense[np.arange(num_out), first + k]) for k in range(width))
-
-
-def _resize(x, size, matrix, name):
+def _resize(x, size, name: str, part=None, out=None):
     height, width = _pair(size)
     if x.ndim < 3:
         raise ValueError(f"{name}() takes pictures [..., H, W, C], got an array of shape {x.shape}.")
     old_height, old_width = x.shape[-3:-1]
-    fits = height <= old_height and width <= old_width
-    if name == "bilinear":
-        fits = height >= old_height and width >= old_width
-    if not fits or min(height, width, old_height, old_width) < 1:
+    smaller, larger = height <= old_height and width <= old_width, height >= old_height and width >= old_width
+    if min(height, width, old_height, old_width) < 1:
+        raise ValueError(
+            f"{name}() makes pictures smaller or larger, not empty: got {old_height}x{old_width} pixels "
+            f"and size {height}x{width}."
+        )
+    if not {"area": smaller, "bilinear": larger, "to_size": True}[name]:
         rule, other = ("smaller", "bilinear") if name == "area" else ("larger", "area")
         raise ValueError(
             f"{name}() only makes pictures {rule}: got {old_height}x{old_width} pixels and size "
             f"{height}x{width}; use {other}() for the other direction."
         )
-    along = _along_jax if _is_jax(x) else _along_numpy
-    x = along(matrix, x.astype(np.float32), height, -3)
-    return along(matrix, x, width, -2)
+    rows, columns = part or (range(height), range(width))
+    if _is_jax(x):
+        x = _along_jax(x.astype(np.float32), height, rows, -3)
+        return _along_jax(x, width, columns, -2)
+    shape = (*x.shape[:-3], len(rows), len(columns), x.shape[-1])
+    out = np.empty(shape, np.float32) if out is None else out
+    if out.shape != shape:
+        raise ValueError(f"out must have the shape of the result, {shape}; got {out.shape}.")
+    return _numpy(x, (height, width), rows, columns, out)
 
 
-def _along_jax(matrix, x, size: int, axis: int):
-    if x.shape[axis] == size:
+def _along_jax(x, size: int, part: range, axis: int):
+    old = x.shape[axis]
+    if size == old and part == range(size):
         return x
     import jax
 
     spec = "oh,...hwc->...owc" if axis == -3 else "ow,...hwc->...hoc"
+    matrix = (area_matrix if size <= old else bilinear_matrix)(old, size)
+    matrix = matrix if part == range(size) else matrix[np.asarray(part)]
     # The default precision of TPUs and recent GPUs would multiply pixels in bf16 or tf32.
     highest = jax.lax.Precision.HIGHEST
-    return jax.numpy.einsum(spec, matrix(x.shape[axis], size), x, precision=highest)
+    return jax.numpy.einsum(spec, matrix, x, precision=highest)
 
 
-def _along_numpy(matrix, x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    # Not a matrix product: BLAS would start its own threads inside every loader thread, and most of
-    # the matrix is zeros.
-    if x.shape[axis] == size:
-        return x
-    total = 0.0
-    for pixel, weight in _taps(matrix, x.shape[axis], size):
-        total += x.take(pixel, axis) * weight.reshape((-1,) + (1,) * (-1 - axis))
-    return total
+def _numpy(x: np.ndarray, size: tuple[int, int], rows: range, columns: range, out: np.ndarray) -> np.ndarray:
+    """[..., H, W, C] -> `out` [..., len(rows), len(columns), C]. Sparse products run in this thread alone
+    and let others run; BLAS would start its own threads in every loader thread, and multiply zeros."""
+    height, width, channels = x.shape[-3:]
+    count = math.prod(x.shape[:-3])
+    pictures = x.reshape(count, height, width * channels)
+    results = out.reshape(count, len(rows), len(columns) * channels)  # a view, for `out` is contiguous
+    for picture, result in zip(pictures, results, strict=True):
+        for new, lines in _row_blocks(picture, size[0], rows):
+            _along_lines(lines, size[1], columns, channels, result[new])
+    return out
+
+
+def _row_blocks(picture: np.ndarray, size: int, part: range) -> Iterator[tuple[slice, np.ndarray]]:
+    """The new rows of a picture [H, W * C], a block at a time: which they are, and float32 [rows, W * C]."""
+    height, length = picture.shape
+    if size == height and part == range(size):
+        yield slice(None), picture.astype(np.float32, copy=False)
+        return
+    for new, old, matrix in _row_matrices(height, size, part, max(1, _BLOCK_ROWS // length)):
+        yield new, matrix @ picture[old].astype(np.float32, copy=False)
+
+
+def _along_lines(x: np.ndarray, size: int, part: range, channels: int, out: np.ndarray) -> None:
+    """float32 [h, W * C] -> `out` [h, len(part) * C]."""
+    old = x.shape[1] // channels
+    if size == old and part == range(size):
+        out[:] = x
+        return
+    matrix, copies = _line_matrix(old, size, part, channels, len(x))
+    for start in range(0, len(x), copies):
+        start = min(start, len(x) - copies)  # the last lines may be done twice
+        lot = slice(start, start + copies)
+        out[lot] = (matrix @ x[lot].ravel()).reshape(copies, -1)
+
+
+# Pictures and crops come in many sizes: these caches serve a data set of one size, and stay small.
+@functools.lru_cache(maxsize=8)
+def _row_matrices(num_in: int, num_out: int, part: range, rows: int) -> tuple:
+    """The matrix of the rows in pieces: (new rows, old rows, CSR [new, old]), about `rows` old rows each."""
+    pixel, weight = (table[np.asarray(part)] for table in _weights(num_in, num_out))
+    step = max(1, rows * num_out // num_in)
+    blocks = []
+    for start in range(0, len(part), step):
+        new = slice(start, min(start + step, len(part)))
+        used = weight[new] > 0
+        pixels = pixel[new][used]
+        low, high = int(pixels.min()), int(pixels.max()) + 1
+        matrix = _csr(pixels - low, weight[new][used], used.sum(1), high - low)
+        blocks.append((new, slice(low, high), matrix))
+    return tuple(blocks)
+
+
+@functools.lru_cache(maxsize=8)
+def _line_matrix(num_in: int, num_out: int, part: range, channels: int, lines: int) -> tuple:
+    """CSR that maps several whole lines, laid end to end, to their new pixels; and how many lines."""
+    pixel, weight = (table[np.asarray(part)] for table in _weights(num_in, num_out))
+    used = weight > 0
+    # One line: a pixel's channels lie side by side, and each has the weights of the pixel.
+    used, weight = (np.repeat(table, channels, axis=0) for table in (used, weight))
+    pixel = (pixel[:, None] * channels + np.arange(channels)[:, None]).reshape(used.shape)[used]
+    copies = max(1, min(lines, _BLOCK_WEIGHTS // len(pixel)))
+    first = np.arange(copies, dtype=np.int32)[:, None] * (num_in * channels)
+    pixel = (pixel.astype(np.int32) + first).ravel()
+    counts, weight = (np.tile(table, copies) for table in (used.sum(1), weight[used].astype(np.float32)))
+    return _csr(pixel, weight, counts, copies * num_in * channels), copies
+
+
+def _csr(pixel: np.ndarray, weight: np.ndarray, counts: np.ndarray, num_in: int):
+    """The matrix [len(counts), num_in] with so many entries in each row: old pixel and weight."""
+    import scipy.sparse
+
+    starts = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    entries = (weight.astype(np.float32, copy=False), pixel.astype(np.int32, copy=False), starts)
+    return scipy.sparse.csr_array(entries, shape=(len(counts), num_in))
 
 
 def _is_jax(x) -> bool:

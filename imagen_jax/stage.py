@@ -148,7 +148,14 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
 
 
 def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train: bool = True) -> jax.Array:
-    """Mean weighted denoising loss, a scalar.
+    """Mean weighted denoising loss, a scalar; arguments as of `image_losses`."""
+    return jnp.mean(image_losses(params, config, batch, draws, train=train)[0])
+
+
+def image_losses(
+    params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted denoising loss of each image and the log-SNR that it was noised to: [B], [B].
 
     Args:
       params: of the network.
@@ -176,7 +183,7 @@ def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train:
     per_image = losses.denoising_loss(
         out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight
     )
-    return jnp.mean(per_image)
+    return per_image, logsnr_t
 
 
 def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.Array:

@@ -1,27 +1,31 @@
-"""Makes a data set for training: from a folder of captioned pictures, or the built-in shapes.
+"""Makes a data set for training from captioned pictures, or from the built-in shapes.
 
   python scripts/prepare_data.py --input photos --output datasets/photos
   python scripts/prepare_data.py --shapes single --output datasets/shapes
 
-Captions: a .txt beside each picture (each line is a caption), or one table at the top of the
-folder (captions.jsonl, captions.csv, metadata.jsonl or metadata.csv with a file and a caption
-column). What cannot be used is skipped and listed, with the reason, in quarantine.jsonl in the data
-set's directory.
+The input is recognised by what lies there: a folder of pictures with captions (a .txt beside each
+picture, each line a caption, or one table at the top: captions.jsonl, captions.csv, metadata.jsonl
+or metadata.csv), .tar archives as WebDataset and img2dataset write them, .parquet tables with
+pictures in them, or a TFDS data set. What cannot be used is skipped and listed, with the reason, in
+quarantine.jsonl in the data set's directory. Interrupted or killed, the same command goes on. See
+docs/data.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from imagen_jax import cli
-from imagen_jax.data import folder, shapes, sources, transforms
+from imagen_jax.data import origins, parts, sources
+from imagen_jax.data.pictures import Rules
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
 
@@ -31,19 +35,26 @@ class Options:
     output: Path
     """Directory of the new data set; an existing one is never overwritten."""
     input: Path | None = None
-    """Folder of pictures with captions; searched with its sub-folders."""
+    """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
+    or one .tar or .parquet file."""
     shapes: Literal["single", "full"] | None = None
     """Instead of --input: pictures of captioned shapes, made by the program."""
     name: str | None = None
     """Name of the data set; by default made from the name of the output directory."""
+    num_workers: int | None = None
+    """Processes that do the work (default: one for each core); the result does not depend on it."""
+    image_key: str | None = None
+    """With --input: column, feature or, in archives, extension of the pictures, if not a usual one."""
+    caption_key: str | None = None
+    """With --input: column, feature or field of the captions, if not a usual one."""
     max_size: int | None = None
     """With --input: longest side in pixels; larger pictures are reduced (default 2048)."""
     min_size: int | None = None
     """With --input: shortest side in pixels; smaller pictures are left out (default 64)."""
     validation_fraction: float | None = None
-    """With --input: share of pictures for validation, chosen by file name (default 0)."""
+    """With --input: share of pictures for validation, chosen by their bytes (default 0)."""
     test_fraction: float | None = None
-    """With --input: share of pictures for testing, chosen by file name (default 0)."""
+    """With --input: share of pictures for testing, chosen by their bytes (default 0)."""
     num_train: int | None = None
     """With --shapes: number of training pictures (default 20000)."""
     num_validation: int | None = None
@@ -52,7 +63,14 @@ class Options:
     """With --shapes: number of test pictures, of combinations not in training (default 1000)."""
 
 
-FOLDER = {"max_size": 2048, "min_size": 64, "validation_fraction": 0.0, "test_fraction": 0.0}
+PICTURES = {
+    "max_size": 2048,
+    "min_size": 64,
+    "validation_fraction": 0.0,
+    "test_fraction": 0.0,
+    "image_key": None,
+    "caption_key": None,
+}
 SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
 
 
@@ -60,11 +78,13 @@ def settings(options: Options) -> dict:
     """The checked options with their defaults filled in, as stored with the data set."""
     if (options.input is None) == (options.shapes is None):
         raise ValueError("Give either --input FOLDER or --shapes single|full, not both nor none.")
-    used, unused = (FOLDER, SHAPES) if options.shapes is None else (SHAPES, FOLDER)
+    used, unused = (PICTURES, SHAPES) if options.shapes is None else (SHAPES, PICTURES)
     source = "--input" if options.shapes is None else "--shapes"
     for key in unused:
         if getattr(options, key) is not None:
             raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
+    if options.num_workers is not None and options.num_workers < 1:
+        raise ValueError(f"--num-workers must be at least 1; got {options.num_workers}.")
     stem = re.sub(r"[^a-z0-9]+", "_", options.output.resolve().name.lower()).strip("_")
     name = options.name or (stem if stem[:1].isalpha() else f"data_{stem}")
     values = {key: getattr(options, key) for key in used}
@@ -78,11 +98,11 @@ def settings(options: Options) -> dict:
             "--min-size must lie in 1..max-size; got "
             f"{values['min_size']} with --max-size {values['max_size']}."
         )
-    held_out = values["validation_fraction"] + values["test_fraction"]
-    if min(values["validation_fraction"], values["test_fraction"]) < 0 or held_out >= 1:
+    fractions = values["validation_fraction"], values["test_fraction"]
+    if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(
             "--validation-fraction and --test-fraction must be at least 0 and below 1 together; "
-            f"got {values['validation_fraction']} and {values['test_fraction']}."
+            f"got {fractions[0]} and {fractions[1]}."
         )
     return {"input": str(options.input), "name": name, **values}
 
@@ -95,91 +115,78 @@ def already_there(output: Path, wanted: dict) -> bool:
     return json.loads(made.read_text()) == wanted
 
 
-def prepare_shapes(output: Path, made: dict) -> dict[str, int]:
-    def records(split: str, num: int) -> Iterator[dict]:
-        examples = shapes.examples(split, made["shapes"], num)
-        for example in progress(examples, split, num):
-            yield {
-                "image": transforms.encode_png(example["image"]),
-                "caption": example["caption"],
-                "claims": json.dumps(example["claims"]),
-            }
-
+def plan_shapes(made: dict) -> parts.Plan:
     nums = {split: made[f"num_{split}"] for split in ("train", "validation", "test")}
-    return sources.write(
-        {split: records(split, num) for split, num in nums.items() if num},
-        output,
+    nums = {split: num for split, num in nums.items() if num}
+    return parts.Plan(
+        job=origins.Shapes(made["shapes"]),
+        parts=origins.shape_parts(nums),
+        splits=tuple(nums),
+        keys=("image", "caption", "claims"),
         name=made["name"],
         description=f"Captioned shapes, part {made['shapes']!r}, generated by imagen_jax.",
-        finish=lambda directory: save_settings(directory, made),
+        settings=made,
     )
 
 
-def prepare_folder(output: Path, made: dict) -> dict[str, int]:
-    root, quarantine = Path(made["input"]), folder.Quarantine()
-    if output.resolve().is_relative_to(root.resolve()):
+def plan_pictures(made: dict, output: Path) -> parts.Plan:
+    """What to do with an input; raises ValueError, in one line, if it is none or lacks something."""
+    root = Path(made["input"])
+    if root.is_dir() and output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"--output {output} lies inside --input {root}; choose a place outside.")
-    by_split = assign(folder.find(root, quarantine), made)
-    seen: dict[bytes, str] = {}
-
-    def records(split: str, captions: dict[str, list[str]]) -> Iterator[dict]:
-        for file in progress(captions, split, len(captions)):
-            one = {file: captions[file]}
-            sizes = {"min_size": made["min_size"], "max_size": made["max_size"]}
-            yield from folder.records(root, one, split, quarantine, seen, **sizes)
-
-    def finish(directory: Path) -> None:
-        save_settings(directory, made)
-        quarantine.write(directory / "quarantine.jsonl")
-
-    try:
-        counts = sources.write(
-            {split: records(split, captions) for split, captions in by_split.items()},
-            output,
-            name=made["name"],
-            description=f"Captioned pictures from the folder {root.resolve().name!r}.",
-            finish=finish,
+    survey = origins.survey(root, made["image_key"], made["caption_key"])
+    rules = Rules(made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"])
+    if survey.splits is not None and len(rules.splits()) > 1:
+        raise ValueError(
+            "--validation-fraction and --test-fraction have no effect with a TFDS data set, whose splits "
+            f"are kept ({', '.join(survey.splits)}); remove them."
         )
-    except ValueError as error:
-        if quarantine.rows:
-            raise ValueError(f"{error} Left out: {quarantine.summary()}.") from error
-        raise
-    if quarantine.rows:
-        where = output / "quarantine.jsonl"
-        print(f"Left out {len(quarantine.rows)}: {quarantine.summary()}; listed in {where}.")
-    return counts
+    same = {key: value for key, value in made.items() if key != "input"}  # it may be called otherwise
+    return parts.Plan(
+        job=origins.Pictures(survey.origin, rules),
+        parts=survey.parts,
+        splits=survey.splits or rules.splits(),
+        keys=("image", "caption"),
+        name=made["name"],
+        description=f"Captioned pictures from {root.resolve().name!r}.",
+        settings=same | {"files": survey.stamp},
+        left_out=survey.left_out,
+    )
 
 
-def assign(captions: dict[str, list[str]], made: dict) -> dict[str, dict[str, list[str]]]:
-    """Shares the pictures among the splits that were asked for."""
-    fractions = {"validation": made["validation_fraction"], "test": made["test_fraction"]}
-    splits = ["train", *(split for split, fraction in fractions.items() if fraction)]
-    by_split = {split: {} for split in splits}
-    for file, lines in captions.items():
-        split = folder.split_of(file, fractions["validation"], fractions["test"])
-        by_split[split][file] = lines
-    return by_split
-
-
-def progress(items: Iterable, split: str, total: int) -> Iterable:
+def progress(done: Iterable, total: int, before: int) -> Iterable:
+    if before:
+        print(f"Going on: {before} of {total} parts are done.")
     # disable=None: no bar in logs and pipes
-    return tqdm(items, desc=split, total=total, unit=" pictures", leave=False, disable=None)
+    return tqdm(done, total=total, initial=before, unit=" parts", leave=False, disable=None)
 
 
-def save_settings(directory: Path, made: dict) -> None:
-    (directory / SETTINGS).write_text(json.dumps(made, indent=2) + "\n")
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(options: Options) -> None:
     made = settings(options)
-    if already_there(options.output, made):
-        print(f"{options.output} is already there, nothing to do.")
+    output = options.output
+    parts.tidy(output)
+    if already_there(output, made):
+        print(f"{output} is already there, nothing to do.")
         return
-    sources.check_free(options.output)
-    prepare = prepare_shapes if options.shapes else prepare_folder
-    counts = prepare(options.output, made)
+    sources.check_free(output)
+    plan = plan_shapes(made) if options.shapes else plan_pictures(made, output)
+    counts, left_out = parts.write(
+        plan,
+        output,
+        num_workers=options.num_workers or num_cores(),
+        finish=lambda directory: (directory / SETTINGS).write_text(json.dumps(made, indent=2) + "\n"),
+        progress=progress,
+    )
+    if left_out.counts:
+        where = output / parts.QUARANTINE
+        print(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")
     records = ", ".join(f"{num} {split}" for split, num in counts.items())
-    print(f"Wrote {options.output}: {records} records.")
+    print(f"Wrote {output}: {records} records.")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main(parsed) -> int:
     from imagen_jax import parallel
 
     parallel.initialize()
+    parallel.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
     stopped_by = train(config, options.workdir).stopped_by

@@ -36,7 +36,7 @@ ALLOWED = {
     "parallel": {"jax", "numpy"},
     "locks": set(),
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},
-    "data": {"numpy", "PIL", "scipy", "resize", "data"},
+    "data": {"numpy", "PIL", "scipy", "locks", "resize", "data"},
     "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "locks", "parallel", "structs", "text"},
     "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "resize", "data", "text", "evaluation"},
     "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},

@@ -52,6 +52,59 @@ def test_numpy_equals_jax(shape, size):
     np.testing.assert_allclose(back, back_jax, atol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_each_side_as_it_needs(a, b, c, d):
+    x = picture(2, a, b, 3)
+    smaller = min(a, c), min(b, d)
+    expected = resize.bilinear(resize.area(x, smaller), (c, d))
+    np.testing.assert_allclose(resize.to_size(x, (c, d)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 31), (20, 20), (9, 12)])
+def test_parts_are_slices_of_the_whole_and_may_be_mirrored(size):
+    x = picture(2, 12, 20, 3)
+    for rows, columns in ((slice(1, 4), slice(2, 3)), (slice(0, 5, 2), slice(None, None, -1))):
+        part = range(size[0])[rows], range(size[1])[columns]
+        expected = resize.to_size(x, size)[:, rows, columns]
+        np.testing.assert_array_equal(resize.to_size(x, size, part), expected)
+        np.testing.assert_allclose(resize.to_size(jnp.asarray(x), size, part), expected, atol=1e-6)
+    for part in ((range(2), range(size[1] + 1)), (range(0), range(2)), (range(2), range(1, -2, -1))):
+        with pytest.raises(ValueError, match="part must lie in a result of"):
+            resize.to_size(x, size, part)
+
+
+@pytest.mark.parametrize(
+    "old, new", [((733, 601), (512, 40)), ((733, 601), (800, 601)), ((64, 3000), (64, 64))]
+)
+def test_large_pictures_are_the_exact_matrix_product(old, new):
+    """Larger than what is worked on at once, in uint8, against double precision."""
+    x = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)
+    expected = x.astype(np.float64)
+    for axis, (num_in, num_out) in enumerate(zip(old, new, strict=True)):
+        if num_out < num_in:
+            bounds = np.arange(num_out + 1) * num_in / num_out
+            sums = np.concatenate([np.zeros_like(expected.take([0], axis)), expected.cumsum(axis)], axis)
+            low = np.minimum(bounds.astype(int), num_in - 1)
+            rest = (bounds - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+            filled = sums.take(low, axis) + rest * expected.take(low, axis)
+            expected = np.diff(filled, axis=axis) * num_out / num_in
+        elif num_out > num_in:
+            matrix = resize.bilinear_matrix(num_in, num_out).astype(np.float64)
+            expected = np.moveaxis(np.tensordot(matrix, expected, (1, axis)), 0, axis)
+    np.testing.assert_allclose(resize.to_size(x, new) / 255, expected / 255, atol=2e-6)
+
+
+def test_results_can_be_written_into_a_batch():
+    x, batch = picture(12, 20, 3), np.zeros((2, 5, 9, 3), np.float32)
+    resize.to_size(x, (5, 9), out=batch[1])
+    np.testing.assert_array_equal(batch[1], resize.area(x, (5, 9)))
+    assert not batch[0].any() and resize.area(np.zeros((0, 4, 4, 3)), 2).shape == (0, 2, 2, 3)
+    for wrong in (batch[0, ::-1], np.zeros((5, 9, 3)), batch):
+        with pytest.raises(ValueError, match="out must"):
+            resize.to_size(x, (5, 9), out=wrong)
+
+
 def test_integer_factor_is_the_block_mean():
     x = picture(2, 12, 20, 3)
     expected = x.reshape(2, 4, 3, 4, 5, 3).mean((2, 4))

@@ -1,219 +1,190 @@
-"""A folder of captioned pictures -> a data set; whatever cannot be used is listed, never fatal.
+"""Captioned pictures in a folder, with captions in .txt files beside them or in one table.
 
 Captions stand either in a .txt file beside each picture (photo.jpg, photo.txt) or in one table at
 the top of the folder: captions.jsonl, captions.csv, metadata.jsonl or metadata.csv. A picture with
-several captions (lines of the .txt, rows of the table) becomes one record per caption, all in one
-split.
+several captions (lines of the .txt, rows of the table) becomes one record per caption.
 """
 
 from __future__ import annotations
 
-import collections
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
+from imagen_jax.data import pictures
+from imagen_jax.data.parts import Part
+from imagen_jax.data.pictures import CAPTIONS, PICTURES, Found
+from imagen_jax.data.quarantine import LeftOut, Unusable
 
-from imagen_jax import resize
-from imagen_jax.data import transforms
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file", "file_name", "image")
-CAPTION_COLUMNS = ("caption", "text")
+PART = 256  # pictures
 
 
-@dataclasses.dataclass
-class Quarantine:
-    """What was left out, and why: rows of {"file", "reason"} and a count of each reason's kind."""
-
-    rows: list[dict[str, str]] = dataclasses.field(default_factory=list)
-
-    def add(self, file: str, kind: str, detail: str = "") -> None:
-        self.rows.append({"file": file, "reason": kind, "detail": detail})
-
-    def summary(self) -> str:
-        """For example "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"."""
-        counts = collections.Counter(row["reason"] for row in self.rows)
-        first = {row["reason"]: row["file"] for row in reversed(self.rows)}
-        return ", ".join(f"{kind}: {n} (first: {first[kind]})" for kind, n in counts.items())
-
-    def write(self, path: Path) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
-        path.write_text("".join(lines), encoding="utf-8")
-
-
-def find(folder: Path, quarantine: Quarantine) -> dict[str, list[str]]:
-    """Captions by picture, {path relative to the folder, with "/": its captions}, sorted by path.
-
-    Raises:
-      ValueError: no such folder, no pictures, two caption tables, or a table without the columns.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"The input folder {folder} does not exist or is not a folder.")
-    files = sorted(_visible_files(folder))
-    pictures = [file for file in files if PurePosixPath(file).suffix.lower() in PICTURES]
-    if not pictures:
-        raise ValueError(f"{folder} has no pictures; looked for {' '.join(PICTURES)}.")
-    tables = [name for name in TABLES if name in files]
-    if len(tables) > 1:
-        raise ValueError(f"{folder} has several caption tables, {', '.join(tables)}; keep one.")
-    texts = [file for file in files if PurePosixPath(file).suffix.lower() == ".txt"]
-    stems = {str(PurePosixPath(file).with_suffix("")) for file in pictures}
-    beside = [text for text in texts if str(PurePosixPath(text).with_suffix("")) in stems]
-    if tables and beside:
-        raise ValueError(
-            f"{folder} has both a caption table, {tables[0]}, and captions beside pictures, as "
-            f"{beside[0]}; keep one of the two."
-        )
-    if tables:
-        rows = _table_rows(folder / tables[0], quarantine)
-    else:
-        rows = _text_rows(folder, pictures, texts, quarantine)
-    return _group(rows, pictures, quarantine)
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
+def visible_files(folder: Path) -> list[str]:
+    """All files under a folder by their paths in it, with "/", sorted; hidden ones are not there."""
+    found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            yield relative.as_posix()
+        if not any(part.startswith(".") for part in relative.parts) and path.is_file():
+            found.append(relative.as_posix())
+    return sorted(found)
 
 
-def _text_rows(folder, pictures, texts, quarantine) -> Iterator[tuple[str, str]]:
-    by_stem = collections.defaultdict(list)
-    for picture in pictures:
-        by_stem[str(PurePosixPath(picture).with_suffix(""))].append(picture)
-    for text in texts:
-        owners = by_stem.get(str(PurePosixPath(text).with_suffix("")), [])
-        if not owners:
-            quarantine.add(text, "caption without picture")
-            continue
-        try:
-            lines = (folder / text).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            quarantine.add(text, "unreadable caption", str(error))
-            continue
-        for owner in owners:
-            yield from ((owner, line) for line in lines)
+def pictures_among(files: Iterable[str]) -> list[str]:
+    return [file for file in files if PurePosixPath(file).suffix.lower() in PICTURES]
 
 
-def _table_rows(table: Path, quarantine) -> Iterator[tuple[str, str]]:
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder of pictures. The keys, if given, are the names of the table's columns.
+
+    What is in a part: for each picture (file, the .txt file beside it or None, captions of the table).
+    """
+
+    root: Path
+    image_key: str | None = None
+    caption_key: str | None = None
+
+    def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
+        """The pictures in parts, and what is left out already; `files` are those in the folder.
+
+        Raises:
+          ValueError: no pictures, two caption tables, a table beside captions in .txt files, or a
+            table without the columns.
+        """
+        found = pictures_among(files)
+        if not found:
+            raise ValueError(f"{self.root} has no pictures; looked for {' '.join(PICTURES)}.")
+        tables = [name for name in TABLES if name in files]
+        if len(tables) > 1:
+            raise ValueError(f"{self.root} has several caption tables, {', '.join(tables)}; keep one.")
+        texts = {_stem(file): file for file in files if PurePosixPath(file).suffix.lower() == ".txt"}
+        beside = [texts[stem] for stem in map(_stem, found) if stem in texts]
+        if tables and beside:
+            raise ValueError(
+                f"{self.root} has both a caption table, {tables[0]}, and captions beside pictures, as "
+                f"{beside[0]}; keep one kind (delete the table, or move the .txt files away)."
+            )
+        left_out: list[LeftOut] = []
+        if tables:
+            rows = self._table_rows(self.root / tables[0], left_out)
+            items = _from_table(rows, found, left_out)
+        else:
+            self._check_keys_unused()
+            items = _beside(found, texts, left_out)
+        chunks = [items[i : i + PART] for i in range(0, len(items), PART)]
+        return [Part(f"{chunk[0][0]} and on", len(chunk), chunk) for chunk in chunks], left_out
+
+    def read(self, part: Part) -> Iterator[Found | LeftOut]:
+        for file, text, captions in part.what:
+            try:
+                if text is not None:
+                    captions = pictures.lines((self.root / text).read_bytes(), text)
+            except OSError as error:
+                yield LeftOut(file, "unreadable caption", str(error))
+            except Unusable as error:
+                yield error.of(file)
+            else:
+                try:
+                    yield Found(file, (self.root / file).read_bytes(), captions)
+                except OSError as error:
+                    yield LeftOut(file, "undecodable", str(error))
+
+    def _check_keys_unused(self) -> None:
+        for key, option in ((self.image_key, "--image-key"), (self.caption_key, "--caption-key")):
+            if key is not None:
+                raise ValueError(
+                    f"{option} {key} has no effect: {self.root} has no caption table whose column it could "
+                    f"name ({', '.join(TABLES)}); remove it."
+                )
+
+    def _table_rows(self, table: Path, left_out: list[LeftOut]) -> Iterator[tuple[str, str]]:
+        files = (self.image_key,) if self.image_key else FILE_COLUMNS
+        captions = (self.caption_key,) if self.caption_key else CAPTIONS
+        columns: dict[str, str] = {}
+        usable = 0
+        for number, row in _rows(table):
+            if isinstance(row, dict):
+                columns.update({str(key): type(value).__name__ for key, value in row.items()})
+            file, caption = _pick(row, files), _pick(row, captions)
+            if isinstance(file, str) and file.strip() and isinstance(caption, str):
+                usable += 1
+                yield PurePosixPath(file.strip().replace("\\", "/")).as_posix(), caption
+            else:
+                detail = f"expected text in one of {files} and in one of {captions}"
+                left_out.append(LeftOut(f"{table.name}:{number}", "unusable table row", detail))
+        if not usable:
+            have = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
+            raise ValueError(
+                f"{table} has no row with a file ({', '.join(files)}) and a caption "
+                f"({', '.join(captions)}); its columns are: {have}."
+            )
+
+
+def _stem(file: str) -> str:
+    return str(PurePosixPath(file).with_suffix(""))
+
+
+def _beside(found: list[str], texts: dict[str, str], left_out: list[LeftOut]) -> list[tuple]:
+    stems = set(map(_stem, found))
+    for stem, text in texts.items():
+        if stem not in stems:
+            left_out.append(LeftOut(text, "caption without picture"))
+    items = []
+    for file in found:
+        if _stem(file) in texts:
+            items.append((file, texts[_stem(file)], ()))
+        else:
+            left_out.append(LeftOut(file, "no caption", "no .txt file beside it"))
+    return items
+
+
+def _from_table(rows: Iterable[tuple[str, str]], found: list[str], left_out: list[LeftOut]) -> list[tuple]:
+    captions = {file: [] for file in found}
+    for file, caption in rows:
+        if file in captions:
+            captions[file].append(caption)
+        else:
+            left_out.append(LeftOut(file, "caption without picture"))
+    for file, given in captions.items():
+        if not given:
+            left_out.append(LeftOut(file, "no caption", "no row of the table names it"))
+    return [(file, None, tuple(given)) for file, given in captions.items() if given]
+
+
+def _rows(table: Path) -> Iterator[tuple[int, object]]:
+    """(line number, row) of a table; a row that cannot be read is None."""
     try:
         content = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    read = _jsonl_rows if table.suffix == ".jsonl" else _csv_rows
-    usable = 0
-    for number, row in read(content):
-        file, caption = _pick(row, FILE_COLUMNS), _pick(row, CAPTION_COLUMNS)
-        if isinstance(file, str) and file and isinstance(caption, str):
-            usable += 1
-            yield PurePosixPath(file.strip().replace("\\", "/")).as_posix(), caption
-        else:
-            detail = f"expected one of {FILE_COLUMNS} and one of {CAPTION_COLUMNS}"
-            quarantine.add(f"{table.name}:{number}", "unusable table row", detail)
-    if not usable:
-        raise ValueError(
-            f"{table} has no row with a file ({', '.join(FILE_COLUMNS)}) and a caption "
-            f"({', '.join(CAPTION_COLUMNS)})."
-        )
-
-
-def _jsonl_rows(content: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError:
-                yield number, None
-
-
-def _csv_rows(content: str) -> Iterator[tuple[int, object]]:
+    if table.suffix == ".jsonl":
+        for number, line in enumerate(content.split("\n"), 1):
+            if line.strip():
+                yield number, _json(line)
+        return
     reader = csv.DictReader(io.StringIO(content, newline=""))
-    for row in reader:
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error:  # a field beyond all size
+            yield reader.line_num, {}
+            continue
+        if row is None:
+            return
         yield reader.line_num, row
 
 
-def _pick(row, columns):
+def _json(line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _pick(row: object, columns: tuple[str, ...]) -> object:
     return next((row[c] for c in columns if isinstance(row, dict) and c in row), None)
-
-
-def _group(rows: Iterable[tuple[str, str]], pictures, quarantine) -> dict[str, list[str]]:
-    found = {picture: [] for picture in pictures}
-    for file, caption in rows:
-        caption = caption.strip()
-        if file not in found:
-            quarantine.add(file, "caption without picture")
-        elif caption and caption not in found[file]:
-            found[file].append(caption)
-    for picture, captions in found.items():
-        if not captions:
-            quarantine.add(picture, "no caption")
-    return {picture: captions for picture, captions in found.items() if captions}
-
-
-def split_of(file: str, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a picture by the hash of its name: stable when other pictures come or go."""
-    digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < test_fraction:
-        return "test"
-    return "validation" if place < test_fraction + validation_fraction else "train"
-
-
-def normalized(data: bytes, max_size: int) -> tuple[bytes, int]:
-    """A picture's bytes as stored, and its shorter side in pixels (before any reduction).
-
-    An upright RGB PNG or JPEG within max_size keeps its bytes; anything else becomes an RGB PNG,
-    area averaged if its longer side exceeds max_size. Raises ValueError if it cannot be decoded.
-    """
-    x = transforms.decode(data)  # all of it, to be sure that it is whole
-    height, width = x.shape[:2]
-    if max(height, width) > max_size:
-        scale = max_size / max(height, width)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        small = np.rint(resize.area(x, size)).astype(np.uint8)
-        return transforms.encode_png(small), min(height, width)
-    with Image.open(io.BytesIO(data)) as image:
-        plain = image.mode == "RGB" and not image.has_transparency_data
-        upright = image.getexif().get(0x0112, 1) == 1  # the EXIF orientation
-        if plain and upright and image.format in ("PNG", "JPEG"):
-            return data, min(height, width)
-    return transforms.encode_png(x), min(height, width)
-
-
-def records(
-    folder: Path,
-    captions: dict[str, list[str]],
-    split: str,
-    quarantine: Quarantine,
-    seen: dict[bytes, str],
-    *,
-    min_size: int,
-    max_size: int,
-) -> Iterator[dict]:
-    """The records of one split; unusable pictures go to the quarantine.
-
-    `seen` (content hash -> split), shared between the splits, keeps a copy of a picture under
-    another name from standing in two splits.
-    """
-    for file, lines in captions.items():
-        try:
-            data = (folder / file).read_bytes()
-            image, side = normalized(data, max_size)
-        except (OSError, ValueError) as error:
-            quarantine.add(file, "undecodable", str(error))
-            continue
-        if side < min_size:
-            quarantine.add(file, "too small", f"shorter side {side} < {min_size} pixels")
-        elif seen.setdefault(hashlib.sha256(data).digest(), split) != split:
-            quarantine.add(file, "copy of a picture in another split")
-        else:
-            yield from ({"image": image, "caption": line} for line in lines)

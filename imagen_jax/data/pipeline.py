@@ -7,44 +7,16 @@ nor the number of hosts change which record, or which random draw, stands in whi
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from imagen_jax.data import transforms
+from imagen_jax.data.reader import BatchReader, read_pictures
 from imagen_jax.data.sources import Source
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchReader:
-    """Turns the record numbers of a global batch into this host's rows; a picklable callable."""
-
-    source: Source
-    embed: Callable[[str], np.ndarray]
-    image_size: int
-    text_length: int
-    flip: bool
-    rows: slice  # of the global batch
-    crop_size: int | None = None
-    crop_grid: int = 1
-
-    def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts.
-        flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
-        places = (self.image_size - (self.crop_size or self.image_size)) // self.crop_grid + 1
-        corners = rng.integers(places, size=(len(indices), 2))[self.rows] * self.crop_grid
-        indices = indices[self.rows]
-        records = self.source.read(indices)
-        batch = read_text([r["caption"] for r in records], self.embed, self.text_length)
-        batch["x"] = read_pictures(
-            self.source, indices, records, self.image_size, crop_size=self.crop_size, corners=corners
-        )
-        batch["x"][flips] = batch["x"][flips, :, ::-1]
-        return batch
 
 
 class Loader:
@@ -67,7 +39,7 @@ class Loader:
             self._start()
         batch = next(self._iterator)
         self._next_index += 1
-        if self._num_workers:  # out of the shared memory, which must not outlive the workers
+        if self._num_workers:  # out of shared memory, which Grain cannot free once the interpreter ends
             batch = {key: np.array(value) for key, value in batch.items()}
         return batch
 
@@ -121,6 +93,7 @@ def make_loader(
     batch_size: int,
     text_length: int,
     seed: int,
+    crop: str = "center",
     crop_size: int | None = None,
     crop_grid: int = 1,
     shuffle: bool = True,
@@ -144,6 +117,8 @@ def make_loader(
       batch_size: of the *global* batch, all hosts together.
       text_length: L; shorter embeddings are padded with zeros, longer ones cut.
       seed: of the order, the crops and the flips, 0 <= seed < 2**32.
+      crop: the window of the picture that becomes the square, see `transforms.window`: "center";
+        "random", a square anywhere along the longer side; "aspect", smaller and not quite square.
       crop_size: side S of a random crop of that square, in its place; all of it if None.
       crop_grid: crops begin at multiples of this; S and image_size are multiples of it.
       shuffle: False keeps the order of the source.
@@ -155,13 +130,18 @@ def make_loader(
 
     Returns:
       A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in
-      [-1, 1], "text" float32 [b, L, D], "text_mask" bool [b, L], True for tokens.
+      [-1, 1], "text" float32 [b, L, D], "text_mask" bool [b, L], True for tokens, "undecodable"
+      int64 [b]: -1, or the number of a record whose picture cannot be decoded, so that the next
+      one that can stands in its row, caption and all.
 
     Raises:
-      ValueError: one line, before anything is read.
+      ValueError: one line, before anything is read; and while batches are read, if far too many
+        pictures in a row cannot be decoded.
     """
     _check(batch_size, image_size, text_length, seed, num_threads, num_workers)
     _check_shards(batch_size, shard_index, shard_count)
+    if crop not in transforms.CROPS:
+        raise ValueError(f"crop must be one of {', '.join(transforms.CROPS)}; got {crop!r}.")
     crop_size = image_size if crop_size is None else crop_size
     if not 0 < crop_size <= image_size or crop_size % crop_grid or image_size % crop_grid:
         raise ValueError(
@@ -177,7 +157,7 @@ def make_loader(
 
     rows = batch_size // shard_count
     mine = slice(shard_index * rows, (shard_index + 1) * rows)
-    reader = BatchReader(source, embed, image_size, text_length, flip, mine, crop_size, crop_grid)
+    reader = BatchReader(source, embed, image_size, text_length, flip, mine, crop_size, crop_grid, crop)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
@@ -215,45 +195,6 @@ def eval_batches(
             "caption": [r["caption"] for r in records],
             "claims": [json.loads(r["claims"]) if "claims" in r else None for r in records],
         }
-
-
-def read_pictures(
-    source: Source,
-    indices: Sequence[int],
-    records: list[dict],
-    image_size: int,
-    *,
-    crop_size: int | None = None,
-    corners: np.ndarray | None = None,
-) -> np.ndarray:
-    """Decodes records into float32 [B, S, S, 3] in [-1, 1].
-
-    S is image_size, or crop_size with `corners` [B, 2]: row and column of each crop's first pixel.
-    """
-    side = crop_size or image_size
-    corners = np.zeros((len(records), 2), int) if corners is None else corners
-    x = np.empty((len(records), side, side, 3), np.float32)
-    for row, index, record, (top, left) in zip(x, indices, records, corners, strict=True):
-        whole = transforms.square(record["image"], image_size, f"Record {index} of {source.name}")
-        row[:] = whole[top : top + side, left : left + side]
-    return x
-
-
-def read_text(captions: list[str], embed, text_length: int) -> dict[str, np.ndarray]:
-    """Pads or cuts embeddings to "text" float32 [B, L, D] and "text_mask" bool [B, L]."""
-    found = [np.asarray(embed(caption)) for caption in captions]
-    width = found[0].shape[-1] if found[0].ndim == 2 else 0
-    text = np.zeros((len(captions), text_length, width), np.float32)
-    mask = np.zeros((len(captions), text_length), bool)
-    for i, (caption, embedding) in enumerate(zip(captions, found, strict=True)):
-        if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
-            raise ValueError(
-                f"embed({caption!r}) gave shape {embedding.shape}; expected [l, D] with l >= 1 and "
-                "one D for all captions."
-            )
-        length = min(len(embedding), text_length)
-        text[i, :length], mask[i, :length] = embedding[:length], True
-    return {"text": text, "text_mask": mask}
 
 
 def _parse_absl_flags() -> None:

@@ -8,16 +8,15 @@ plain TFDS one: `tfds.builder_from_directory(directory).as_data_source("train")`
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-RECORDS_PER_SHARD = 16384
-_CHUNK = 64  # records handed to TFDS at once: it rewrites its metadata after each call
+from imagen_jax.data import shards
 
 
 class Source:
@@ -62,7 +61,8 @@ def open_source(
     """Opens one split of a TFDS data set that is stored as ArrayRecord.
 
     Args:
-      directory: holds dataset_info.json, features.json and the record files.
+      directory: holds dataset_info.json, features.json and the record files, or has one
+        sub-directory that does, called after a version, such as 1.0.0.
       split: "train", "validation", "test" or what the data set has; slices as "train[:100]" work.
       image_key, caption_key: the names of the image and of the text feature.
       claims_key: the name of an optional third feature, JSON text; its absence is no error.
@@ -71,27 +71,45 @@ def open_source(
       ValueError: one line; no data set there, or not in ArrayRecord, or a missing or empty split,
         feature or file.
     """
-    info = _read_info(Path(directory))
-    builder = info["builder"]
+    directory = locate(directory)
+    builder = read_builder(directory)
+    _check_format(directory, builder)
     _check_features(directory, builder.info.features, image_key, caption_key)
     if split.split("[")[0] not in builder.info.splits:
         have = ", ".join(f"{s.name} ({s.num_examples})" for s in builder.info.splits.values())
         raise ValueError(f"{directory} has no split {split!r}; it has: {have or 'none'}.")
-    splits = builder.info.splits[split]
-    if not splits.num_examples:
-        raise ValueError(f"Split {split!r} of {directory} is empty.")
-    missing = [str(path) for path in splits.filepaths if not Path(path).is_file()]
+    chosen = _splits(directory, builder.info, split)
+    missing = [str(path) for path in chosen.filepaths if not Path(path).is_file()]
     if missing:
         raise ValueError(f"{directory} is incomplete: {missing[0]} is missing; write it again.")
-    records = builder.as_data_source(split, decoders={image_key: info["skip_decoding"]})
+    import tensorflow_datasets as tfds
+
+    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
     claims = claims_key if claims_key in builder.info.features else None
     return Source(records, f"{directory}, split {split!r}", image_key, caption_key, claims)
 
 
+def _splits(directory: Path, info, split: str):
+    """What TFDS knows of a split or slice; raises ValueError if it cannot be read or has no records."""
+    if not info.splits[split.split("[")[0]].num_examples:
+        raise ValueError(f"Split {split!r} of {directory} is empty.")
+    try:
+        chosen = info.splits[split]
+        empty = not chosen.num_examples
+    except (ValueError, KeyError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"Split {split!r} of {directory} cannot be read: {reason}") from error
+    if empty:
+        raise ValueError(f"Split {split!r} of {directory} is empty.")
+    return chosen
+
+
 def splits(directory: str | os.PathLike) -> list[str]:
     """The names of the splits that have records; raises as `open_source` does."""
-    info = _read_info(Path(directory))["builder"].info
-    return [name for name, split in info.splits.items() if split.num_examples]
+    directory = locate(directory)
+    builder = read_builder(directory)
+    _check_format(directory, builder)
+    return [name for name, split in builder.info.splits.items() if split.num_examples]
 
 
 def captions(source: Source) -> Iterator[str]:
@@ -99,6 +117,27 @@ def captions(source: Source) -> Iterator[str]:
     for start in range(0, len(source), 1024):
         for record in source.read(range(start, min(start + 1024, len(source)))):
             yield record["caption"]
+
+
+def locate(directory: str | os.PathLike) -> Path:
+    """The directory that holds dataset_info.json: this one, or its only version's, such as 1.0.0.
+
+    Raises:
+      ValueError: one line; there is none, or there are several versions.
+    """
+    directory = Path(directory)
+    if is_data_set(directory):
+        return directory
+    below = sorted(directory.glob("**/dataset_info.json"))[:3] if directory.is_dir() else []
+    versions = [path.parent for path in directory.glob("*.*.*/dataset_info.json")]
+    if len(versions) == 1:
+        return versions[0]
+    if versions:
+        names = ", ".join(sorted(path.name for path in versions))
+        raise ValueError(f"{directory} has several versions, {names}; name one: {versions[0]}.")
+    what = "does not exist" if not directory.exists() else "has no dataset_info.json"
+    hint = f" Did you mean {below[0].parent}?" if below else " See scripts/prepare_data.py."
+    raise ValueError(f"No data set at {directory}: it {what}.{hint}")
 
 
 def is_data_set(directory: str | os.PathLike) -> bool:
@@ -124,7 +163,7 @@ def write(
     *,
     name: str,
     description: str,
-    records_per_shard: int = RECORDS_PER_SHARD,
+    records_per_shard: int = shards.RECORDS_PER_SHARD,
     finish: Callable[[Path], None] | None = None,
 ) -> dict[str, int]:
     """Writes a TFDS data set: all of it, or nothing.
@@ -147,22 +186,36 @@ def write(
     Raises:
       ValueError: one line; the directory is taken, a name is unfit, a split is empty, a record
         lacks something.
+      OSError: the disk is full, or the like.
     """
     directory = Path(directory)
     check_free(directory)
-    for word in (name, *examples_by_split):
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            raise ValueError(
-                "Names of data sets and splits are lower-case letters, digits and underscores, "
-                f"beginning with a letter; got {word!r}."
-            )
+    shards.check_names(name, examples_by_split)
     if not examples_by_split:
         raise ValueError("A data set needs at least one split; got none.")
     with _complete_or_nothing(directory) as unfinished:
-        counts = _write_splits(examples_by_split, unfinished, name, description, records_per_shard)
+        written, keys = {}, None
+        for split, examples in examples_by_split.items():
+            examples = iter(examples)
+            first = next(examples, None)
+            if first is None:
+                raise ValueError(f"Split {split!r} would be empty; leave it out or give it records.")
+            keys = keys or set(first)
+            writer = shards.SplitWriter(
+                functools.partial(_shard_path, unfinished, name, split), records_per_shard
+            )
+            for example in _checked(itertools.chain([first], examples), split, keys):
+                writer.add(shards.encode(example))
+            writer.close()
+            written[split] = writer.shards
+        shards.write_metadata(unfinished, name, description, keys, written)
         if finish is not None:
             finish(unfinished)
-    return counts
+    return {split: sum(shard.records for shard in files) for split, files in written.items()}
+
+
+def _shard_path(directory: Path, name: str, split: str, index: int) -> Path:
+    return directory / shards.file_name(name, split, index)
 
 
 @contextlib.contextmanager
@@ -178,47 +231,6 @@ def _complete_or_nothing(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-
-
-def _write_splits(examples_by_split, directory, name, description, records_per_shard):
-    import tensorflow_datasets as tfds
-
-    counts, writer = {}, None
-    for split, examples in examples_by_split.items():
-        examples = iter(examples)
-        first = next(examples, None)
-        if first is None:
-            raise ValueError(f"Split {split!r} would be empty; leave it out or give it records.")
-        if writer is None:
-            keys = set(first)
-            info = tfds.core.DatasetInfo(
-                builder=tfds.core.DatasetIdentity(
-                    name=name, version="1.0.0", data_dir=str(directory), module_name=""
-                ),
-                features=_features(tfds, keys),
-                description=description,
-            )
-            writer = tfds.core.SequentialWriter(
-                info, max_examples_per_shard=records_per_shard, file_format="array_record"
-            )
-        writer.initialize_splits([split])
-        counts[split] = 0
-        records = _checked(itertools.chain([first], examples), split, keys)
-        while chunk := list(itertools.islice(records, _CHUNK)):
-            writer.add_examples({split: chunk})
-            counts[split] += len(chunk)
-        writer.close_splits([split])
-    return counts
-
-
-def _features(tfds, keys: set[str]):
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "caption": tfds.features.Text(),
-    }
-    if "claims" in keys:
-        features["claims"] = tfds.features.Text()
-    return tfds.features.FeaturesDict(features)
 
 
 def _checked(examples: Iterable[dict], split: str, keys: set[str]) -> Iterator[dict]:
@@ -237,34 +249,68 @@ def _checked(examples: Iterable[dict], split: str, keys: set[str]) -> Iterator[d
         yield example
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    """The TFDS builder of a directory, checked as far as its metadata goes."""
-    if not is_data_set(directory):
-        what = "does not exist" if not directory.exists() else "has no dataset_info.json"
-        below = sorted(directory.glob("**/dataset_info.json"))[:3] if directory.is_dir() else []
-        hint = f" Did you mean {below[0].parent}?" if below else " See scripts/prepare_data.py."
-        raise ValueError(f"No data set at {directory}: it {what}.{hint}")
+def read_builder(directory: Path):
+    """The TFDS builder of a directory, in whatever format its records are."""
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(str(directory))
+        return tfds.builder_from_directory(str(directory))
     except Exception as error:  # broken JSON, protobuf errors, missing features.json
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{directory} has damaged TFDS metadata: {reason}") from error
-    file_format = builder.info.file_format
-    if file_format is None or file_format.value != "array_record":
+
+
+def feature_kinds(features) -> dict[str, str]:
+    """All features of a data set by name, those in dicts as "captions/text", and what they are.
+
+    For example {"image": "Image", "captions/text": "Sequence(Text)"}: the names are those under
+    which TFDS stores them, and a Sequence of dicts is told as a dict of Sequences.
+    """
+    kinds: dict[str, str] = {}
+
+    def walk(feature, name: str, pattern: str) -> None:
+        kind = type(feature).__name__
+        if kind == "FeaturesDict":
+            for key, value in feature.items():
+                walk(value, f"{name}/{key}" if name else key, pattern)
+        elif kind in ("Sequence", "Dataset"):
+            walk(feature.feature, name, pattern.format(kind + "({})"))
+        else:
+            kinds[name] = pattern.format(kind)
+
+    walk(features, "", "{}")
+    return kinds
+
+
+def told(kinds: dict[str, str]) -> str:
+    """For example "caption (Text), image (Image)"."""
+    return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "none"
+
+
+def _check_format(directory: Path, builder) -> None:
+    file_format = getattr(builder.info.file_format, "value", None)
+    if file_format != "array_record":
         raise ValueError(
-            f"{directory} is stored as {getattr(file_format, 'value', None)}; random access needs "
-            'array_record: prepare it again with file_format="array_record".'
+            f"{directory} is stored as {file_format}; random access needs array_record: "
+            f"prepare it with scripts/prepare_data.py --input {directory}."
         )
-    return {"builder": builder, "skip_decoding": tfds.decode.SkipDecoding()}
 
 
 def _check_features(directory, features, image_key: str, caption_key: str) -> None:
+    kinds = feature_kinds(features)
+    if not any("Text" in kind for kind in kinds.values()):
+        raise ValueError(
+            f"{directory} has no text at all, so no captions to train on; its features are: {told(kinds)}."
+        )
     for key, kind in ((image_key, "Image"), (caption_key, "Text")):
-        if key not in features or type(features[key]).__name__ != kind:
-            have = ", ".join(f"{k} ({type(v).__name__})" for k, v in features.items())
+        if kinds.get(key) == kind and key in features:
+            continue
+        if f"{kind})" in kinds.get(key, "") or kinds.get(key) == kind:
             raise ValueError(
-                f"{directory} has no {kind} feature {key!r}; it has: {have}. "
-                "Name the right ones with image_key and caption_key."
+                f"{key!r} of {directory} is {kinds[key]}, where each record needs one {kind}: "
+                f"prepare it with scripts/prepare_data.py --input {directory}."
             )
+        raise ValueError(
+            f"{directory} has no {kind} feature {key!r}; it has: {told(kinds)}. "
+            "Name the right ones with image_key and caption_key."
+        )

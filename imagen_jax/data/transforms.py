@@ -3,38 +3,61 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from imagen_jax import resize
 
+CROPS = ("center", "random", "aspect")
+NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
+MAX_PIXELS = 2**28  # of one picture; a header that says more is an attack or damage
 
-def decode(data: bytes, where: str = "picture", near: int | None = None) -> np.ndarray:
+# Pillow warns of pictures a third of that, and has only this global to say otherwise.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+class UndecodableError(ValueError):
+    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason."""
+
+
+def decode(data: bytes, where: str = "picture") -> np.ndarray:
     """Decodes a picture as a person sees it: upright, transparency over white, 8-bit RGB.
 
     Args:
       data: an encoded picture: PNG, JPEG or whatever else Pillow reads. Of a film, the first frame.
       where: names the picture in the error.
-      near: if given, a larger picture may come out shrunk by a power of two or an integer factor,
-        with both sides still at least twice this many pixels; much faster for large photographs.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: the bytes are not a picture, or are truncated.
+      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or have more than
+        MAX_PIXELS pixels.
     """
+    return np.asarray(_open(data, where))
+
+
+def _open(
+    data: bytes, where: str, shrink: Callable[[int, int], int] = lambda height, width: 1
+) -> Image.Image:
+    """`decode` as a Pillow image, which may be smaller by at most the factor that `shrink` gives for
+    the height and width of the upright picture; much faster for large JPEGs."""
     try:
         image = Image.open(io.BytesIO(data))
-        if near is not None:
-            image.draft("RGB", (2 * near, 2 * near))  # JPEG only: the decoder itself shrinks
-        image = to_rgb(ImageOps.exif_transpose(image))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read")
+        sideways = image.getexif().get(0x0112, 1) in range(5, 9)
+        most = shrink(*((width, height) if sideways else (height, width)))
+        factor = next(f for f in (8, 4, 2, 1) if f <= max(most, 1))
+        image.draft("RGB", (width // factor, height // factor))  # JPEG only: the decoder itself shrinks
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
     # Pillow's plugins raise almost anything on broken files: OSError, SyntaxError, struct.error...
     except Exception as error:
-        raise ValueError(f"{where} cannot be decoded as a picture: {_one_line(error)}") from error
-    factor = min(image.size) // (2 * near) if near is not None else 1
-    return np.asarray(image.reduce(factor) if factor > 1 else image)
+        raise UndecodableError(f"{where} cannot be decoded as a picture: {_one_line(error)}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -50,20 +73,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Premultiplied and palette modes have no direct way to composite.
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
-def center_crop_square(x: np.ndarray) -> np.ndarray:
-    """[..., H, W, C] -> the central [..., S, S, C] with S = min(H, W); odd rests go to the end."""
-    height, width = x.shape[-3:-1]
+def window(height: int, width: int, crop: str, draws: Sequence[float]) -> tuple[int, int, int, int]:
+    """The part of a picture that becomes a square: top, left, height and width in pixels.
+
+    "center" is the largest square in the middle, "random" one anywhere along the longer side.
+    "aspect" has between half and all of the area of the largest window of its shape, width to
+    height from 3/4 to 4/3 (log-uniform), anywhere. `draws` are NUM_DRAWS numbers in [0, 1).
+    """
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return x[..., top : top + side, left : left + side, :]
+    if crop == "center":
+        return (height - side) // 2, (width - side) // 2, side, side
+    top, left, area, ratio = draws
+    tall = wide = side
+    if crop == "aspect":
+        ratio = 0.75 ** (1 - 2 * ratio)
+        scale = np.sqrt((1 + area) / 2)
+        tall = max(1, round(scale * min(height, width / ratio)))
+        wide = max(1, round(scale * min(height * ratio, width)))
+    return int(top * (height - tall + 1)), int(left * (width - wide + 1)), tall, wide
 
 
-def to_unit(x: np.ndarray) -> np.ndarray:
-    """Values 0..255, uint8 or float, to float32 in [-1, 1]."""
-    return np.asarray(x, np.float32) / np.float32(127.5) - np.float32(1)
+def to_unit(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Values 0..255, uint8 or float, to float32 in [-1, 1]; written to `out` if it is given."""
+    x = np.divide(np.asarray(x, np.float32), np.float32(127.5), out=out)
+    x -= np.float32(1)
+    return x
 
 
 def from_unit(x: np.ndarray) -> np.ndarray:
@@ -72,11 +109,33 @@ def from_unit(x: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(x, -1, 1) + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
 
 
-def square(data: bytes, image_size: int, where: str = "picture") -> np.ndarray:
-    """Encoded picture -> its central square as float32 [image_size, image_size, 3] in [-1, 1]."""
-    x = center_crop_square(decode(data, where, near=image_size))
-    scale = resize.bilinear if x.shape[0] < image_size else resize.area
-    return to_unit(scale(x, image_size))
+def square(
+    data: bytes,
+    image_size: int,
+    where: str = "picture",
+    *,
+    crop: str = "center",
+    draws: Sequence[float] = (),
+    part: tuple[range, range] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Encoded picture -> a `window` of it as float32 [S, S, 3] in [-1, 1], S = image_size.
+
+    Args:
+      data, where: as for `decode`, whose errors it raises.
+      crop, draws: as for `window`.
+      part: the rows and columns of that square to make, as in `resize.to_size`; all if None.
+      out: where the result is written, [S, S, 3] or as `part` says.
+    """
+
+    def shrink(height: int, width: int) -> int:  # what is left to area averaging is a factor of 2 at least
+        return min(window(height, width, crop, draws)[2:]) // (2 * image_size)
+
+    image = _open(data, where, shrink)
+    top, left, height, width = window(image.height, image.width, crop, draws)
+    x = np.asarray(image.crop((left, top, left + width, top + height)))
+    x = resize.to_size(x, image_size, part, out)
+    return to_unit(x, out=x)
 
 
 def fit(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -86,8 +145,7 @@ def fit(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = (max(1, round(side * scale)) for side in size)
     top, left = (height - rows) // 2, (width - columns) // 2
     x = x[top : top + rows, left : left + columns]
-    smaller = tuple(min(new, old) for new, old in zip(size, x.shape[:2], strict=True))
-    return to_unit(resize.bilinear(resize.area(x, smaller), size))
+    return to_unit(resize.to_size(x, size))
 
 
 def encode_png(x: np.ndarray) -> bytes:

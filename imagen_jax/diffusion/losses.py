@@ -67,6 +67,19 @@ def denoising_loss(
     return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
 
+# Log-SNR at which the levels of noise are told apart when losses are reported.
+BUCKET_EDGES = (-6.0, -2.0, 2.0, 6.0)
+BUCKETS = ("..-6", "-6..-2", "-2..2", "2..6", "6..")
+
+
+def by_logsnr(per_image: jax.Array, logsnr_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of the losses [B] in each of BUCKETS, and how many there are: [K], [K]."""
+    bucket = jnp.searchsorted(jnp.asarray(BUCKET_EDGES), logsnr_t, side="right")
+    is_in = jax.nn.one_hot(bucket, len(BUCKETS))  # [B, K]
+    # Not a matrix product: one image's nan would be in every bucket.
+    return jnp.sum(jnp.where(is_in > 0, per_image[:, None], 0), axis=0), jnp.sum(is_in, axis=0)
+
+
 def _log_mse_ratio(logsnr_t: jax.Array, prediction: str) -> jax.Array:
     """log(MSE(prediction) / MSE(x))."""
     if prediction not in process.PREDICTIONS:

@@ -15,16 +15,15 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from imagen_jax import stage
+from imagen_jax import parallel, stage
 from imagen_jax.config import (
     SamplingConfig,
     StageConfig,
@@ -50,8 +49,12 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, config: StageConfig):
         self._config = config
+        self._failed = False
         self._directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.run.keep_checkpoints)
+        # What a killed run left half-written would take up the disk for ever.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.run.keep_checkpoints, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self._directory / "checkpoints", options=options)
 
     @property
@@ -60,20 +63,42 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_position: dict[str, Any]) -> None:
-        """Starts to write a checkpoint of `state.step`; a step that is there already is left alone."""
+        """Starts to write a checkpoint of `state.step`; a step that is there already is left alone.
+
+        Raises:
+          OSError: this one, or the one before, cannot be written; says which is the last that is whole.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave({k: getattr(state, k) for k in ("step", "params", "opt_state")}),
-                ema_params=ocp.args.StandardSave(state.ema_params),
-                data=ocp.args.JsonSave(data_position),
-                config=ocp.args.JsonSave(to_dict(self._config)),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave({k: getattr(state, k) for k in ("step", "params", "opt_state")}),
+            ema_params=ocp.args.StandardSave(state.ema_params),
+            data=ocp.args.JsonSave(data_position),
+            config=ocp.args.JsonSave(to_dict(self._config)),
         )
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
+
+    def check(self) -> None:
+        """Raises the OSError of a checkpoint that could not be written in the background."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise whatever they like for a full disk
+            self._failed = True
+            whole = sorted(
+                int(path.name) for path in (self._directory / "checkpoints").iterdir() if path.name.isdigit()
+            )
+            raise OSError(
+                f"{self._directory / 'checkpoints'} must take another checkpoint, but cannot ({_first_line(error)}). "
+                f"{f'The one of step {whole[-1]} is whole' if whole else 'None is there yet'}: free some space, and "
+                "the same command continues."
+            ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest (state, data position) that can be read, laid out as `abstract` says.
@@ -91,7 +116,7 @@ class Checkpoints:
             except ValueError as raised:
                 error = raised
             # Every process goes on with the same step.
-            if np.all(multihost_utils.process_allgather(np.int32(error is None))):
+            if parallel.from_all(error is None).all():
                 self._move_away(damaged)
                 return found
             damaged.append(step)
@@ -112,7 +137,7 @@ class Checkpoints:
                 target = next(aside / name for name in names if not (aside / name).exists())
                 (self._directory / "checkpoints" / str(step)).rename(target)
                 print(f"The checkpoint of step {step} cannot be read; moved to {target}.", flush=True)
-        multihost_utils.sync_global_devices("damaged checkpoints are moved away")
+        parallel.meet()
         self._manager.reload()
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -129,9 +154,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        if self._failed or (kind is not None and jax.process_count() > 1):
+            return  # other processes may never come to finish what is being written
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 @contextlib.contextmanager
@@ -148,7 +176,7 @@ def alone(directory: str | Path) -> Iterator[None]:
         file = (directory / LOCK_FILE).open("w")
     is_free = file is None or lock(file, if_unsupported=True)
     # All processes learn it, or those that wait for the first would never end.
-    is_free = bool(multihost_utils.broadcast_one_to_all(np.int32(is_free)))
+    is_free = bool(parallel.from_all(is_free).all())
     try:
         if not is_free:
             raise ValueError(
@@ -160,13 +188,25 @@ def alone(directory: str | Path) -> Iterator[None]:
             file.close()
 
 
+def check_space(directory: Path, abstract: TrainState) -> None:
+    """Raises a ValueError if the disk of `directory` has no room for even one checkpoint of the state."""
+    needed, free = parallel.shares(abstract).total, shutil.disk_usage(directory).free
+    if free < needed:
+        raise ValueError(
+            f"the disk of {directory} must have room for a checkpoint, {needed / 2**20:.4g} MiB; "
+            f"{free / 2**20:.4g} MiB are free: free some space, or give another --workdir."
+        )
+
+
 def claim(directory: str | Path, config: StageConfig) -> None:
     """Makes the directory the stage's own, or checks that it already is.
 
-    Raises a ValueError that lists the differences if it holds a stage of another configuration;
-    `config.run` and `config.sampling` may differ, since no parameter's value depends on them.
+    Called by every process of a run. Raises a ValueError that lists the differences if it holds a stage of
+    another configuration; `config.run` and `config.sampling` may differ, since no parameter's value depends on
+    them.
     """
     file = Path(directory) / CONFIG_FILE
+    found = None
     if file.exists():
         found = read_config(directory)
         different = [
@@ -177,9 +217,15 @@ def claim(directory: str | Path, config: StageConfig) -> None:
                 f"{directory} holds a stage of another configuration ({'; '.join(different)}). "
                 "Give another --workdir, or the options that it was started with."
             )
+    if jax.process_index() == 0 and found != config:
+        _write_json(file, to_dict(config))
+
+
+def _write_json(file: Path, content: Any) -> None:
+    """All of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.rename(file)
 
 
@@ -245,9 +291,7 @@ def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], ab
     """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
     file = Path(workdir) / SAMPLING_FILE
     content = {"stages": {name: to_dict(sampling) for name, sampling in found.items()}, "about": about}
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(file)
+    _write_json(file, content)
     return file
 
 
@@ -274,11 +318,16 @@ def _read(directory: Path, step: int, restore):
     try:
         return restore()
     except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"checkpoint {directory / 'checkpoints' / str(step)} must be complete and of the stage's shapes, but "
-            f"cannot be read ({first_line[:200]}). Move it away to continue from the one before."
+            f"cannot be read ({_first_line(error)}). Move it away to continue from the one before."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning and the end of an error's first line, where the reason stands."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-130:]}"
 
 
 def _check_dtypes(expected: Any, restored: Any) -> None:

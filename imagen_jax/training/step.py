@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import parallel, stage
 from imagen_jax.config import StageConfig
+from imagen_jax.diffusion import losses
 from imagen_jax.structs import TrainState
 from imagen_jax.training.optim import learning_rate, make_optimizer, update_ema
 
@@ -17,9 +18,11 @@ StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Arr
 
 
 def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
-    """step(state, batch) -> (state, metrics); metrics are scalars: loss, grad_norm, learning_rate, skipped.
+    """step(state, batch) -> (state, metrics).
 
-    A step whose loss or gradient is not finite changes nothing but the step's number, and has skipped = 1.
+    Metrics are the scalars loss, grad_norm, learning_rate, ema_distance (of the averaged parameters from the others, as
+    a share of their norm) and skipped, and [K] loss_sums and loss_counts of `losses.by_logsnr`. A step whose loss or
+    gradient is not finite changes nothing but the step's number, and has skipped = 1.
 
     All randomness is derived from (seed, state.step), so a restored run repeats it exactly.
     """
@@ -29,7 +32,7 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
     def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         with parallel.use_mesh(mesh):
-            loss, grads = _loss_and_grads(config, mesh, state.params, batch, draws)
+            (loss, (sums, counts)), grads = _loss_and_grads(config, mesh, state.params, batch, draws)
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -41,11 +44,15 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
             opt_state=opt_state,
         )
         new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+        apart = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
         return new.replace(step=state.step + 1), {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate(config.optim)(state.step),
+            "ema_distance": apart / optax.global_norm(new.params),
             "skipped": 1 - is_finite.astype(jnp.int32),
+            "loss_sums": sums,
+            "loss_counts": counts,
         }
 
     return step
@@ -53,10 +60,15 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
 
 def _loss_and_grads(
     config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, draws: stage.Draws
-) -> tuple[jax.Array, Any]:
-    """Mean loss and gradient over the batch, in `accumulation` parts to save memory."""
+) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Any]:
+    """((mean loss, the losses by log-SNR), gradient) of the batch, in `accumulation` parts to save memory."""
     parts = config.optim.accumulation
-    value_and_grad = jax.value_and_grad(stage.loss)
+
+    def loss(params: Any, config: StageConfig, batch: stage.Batch, draws: stage.Draws) -> Any:
+        per_image, logsnr_t = stage.image_losses(params, config, batch, draws)
+        return jnp.mean(per_image), losses.by_logsnr(per_image, logsnr_t)
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         return value_and_grad(params, config, batch, parallel.constrain_batch(draws, mesh))
 
@@ -69,6 +81,7 @@ def _loss_and_grads(
     def add(total, part):
         return jax.tree.map(jnp.add, total, value_and_grad(params, config, *part)), None
 
-    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    total, _ = jax.lax.scan(add, zero, split)
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+    by_logsnr = (jnp.zeros(len(losses.BUCKETS)),) * 2
+    zero = ((jnp.zeros(()), by_logsnr), jax.tree.map(jnp.zeros_like, params))
+    ((loss_sum, by_logsnr), grads), _ = jax.lax.scan(add, zero, split)
+    return (loss_sum / parts, by_logsnr), jax.tree.map(lambda leaf: leaf / parts, grads)

@@ -1,56 +1,181 @@
-"""Where metrics go: a progress bar, a JSONL file and TensorBoard. Process 0 alone writes."""
+"""Where metrics and pictures go: a progress bar, JSONL and PNG files, TensorBoard, Weights & Biases.
 
+Process 0 alone writes.
+"""
+
+import hashlib
+import importlib.util
 import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from PIL import Image
+
+from imagen_jax.config import StageConfig, to_dict
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES = "samples"
 
 
 class Writer:
-    """Writes a run's metrics; use as a context manager."""
+    """Writes a run's metrics into the stage's directory; use as a context manager.
 
-    def __init__(self, directory: str | Path, name: str, first_step: int, num_steps: int):
+    A disk that is full or gone does not end training here: what cannot be written is lost, and said once.
+    """
+
+    def __init__(self, directory: str | Path, config: StageConfig, first_step: int):
         from tqdm import tqdm
 
         is_first = jax.process_index() == 0
+        self._directory = Path(directory)
         self._bar = tqdm(
-            total=num_steps,
+            total=config.run.num_steps,
             initial=first_step,
-            desc=name,
+            desc=config.name,
             unit="step",
             dynamic_ncols=True,
             disable=not is_first,
         )
-        self._file = self._board = None
+        self._file = self._board = self._run = None
+        self._failed = False
         if is_first:
-            from tensorboardX import SummaryWriter
+            self._attempt(lambda: self._open(config, first_step))
 
-            self._file = open(Path(directory) / "metrics.jsonl", "a", buffering=1)
-            self._board = SummaryWriter(str(directory))
+    def _open(self, config: StageConfig, first_step: int) -> None:
+        file = self._directory / METRICS_FILE
+        keep_until(file, first_step)
+        self._file = file.open("a", buffering=1)
+        self._board = _Board(self._directory, first_step + 1)
+        if config.run.wandb:
+            import wandb
+
+            self._run = wandb.init(
+                project=config.run.wandb,
+                name=f"{self._directory.parent.name}/{config.name}",
+                id=hashlib.sha256(str(self._directory.absolute()).encode()).hexdigest()[:16],
+                resume="allow",
+                config=to_dict(config),
+                dir=str(self._directory),
+            )
 
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of `step` and shows them beside the bar."""
-        self._bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in metrics.items()))
+        """Records the metrics of `step` and shows the first of them beside the bar."""
+        shown = {key: value for key, value in metrics.items() if "/" not in key}
+        self._bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "time": time.time()} | metrics) + "\n")
-            for key, value in metrics.items():
-                self._board.add_scalar(key, value, step)
+            self._attempt(lambda: self._write(step, metrics))
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "time": time.time()} | metrics) + "\n")
+        self._board.scalars(step, metrics)
+        if self._run is not None:
+            self._run.log(metrics, step=step)
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        """Keeps a picture of `step`, as samples/<name>-<step>.png and on the boards."""
+        if self._file is not None:
+            self._attempt(lambda: self._picture(step, name, picture))
+
+    def _picture(self, step: int, name: str, picture: Image.Image) -> None:
+        folder = self._directory / SAMPLES
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{name}-{step:08d}.png")
+        self._board.image(step, name, np.asarray(picture))
+        if self._run is not None:
+            import wandb
+
+            self._run.log({name: wandb.Image(picture)}, step=step)
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
         if jax.process_index() == 0:
             self._bar.write(line)
 
+    def _attempt(self, write) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._failed:
+                self.say(f"Metrics cannot be written ({error}); training goes on without them.")
+            self._failed = True
+
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        for each in (self._file, self._board):
+            if each is not None:
+                self._attempt(each.close)
+        if self._run is not None:
+            self._run.finish()
+
+
+class _Board:
+    """Event files for TensorBoard, written at once: tensorboardX's own writer has a thread for it, which a full disk
+    ends, and then waits for that thread for ever."""
+
+    def __init__(self, directory: Path, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._events = EventsWriter(str(directory / "events"), f".from-{first_step}")
+        # TensorBoard forgets what a killed run showed of this step and later ones: it comes again.
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX import summary
+
+        for key, value in values.items():
+            self._write(step, summary=summary.scalar(key, value))
+        self._events.flush()
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        from tensorboardX import summary
+
+        self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+def keep_until(file: Path, step: int) -> None:
+    """Drops the lines of later steps than `step`, and half a line at the end, from a JSONL file of metrics."""
+    if not file.exists():
+        return
+    lines = file.read_text(errors="replace").splitlines(keepends=True)
+    kept = "".join(line for line in lines if line.endswith("\n") and _step(line) <= step)
+    if kept != "".join(lines):
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(kept)
+        os.replace(temporary, file)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def check_wandb(project: str) -> None:
+    """Raises a ValueError if runs are to be logged to Weights & Biases, but it is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"run.wandb must be empty where wandb is not installed; got {project!r}: pip install wandb, or leave it "
+            "out."
+        )

@@ -1,12 +1,13 @@
 """Batches: the order and every draw depend on the seed and the step alone; resuming is exact."""
 
-import io
 import json
+import os
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagen_jax.data import pipeline, sources, transforms
 
@@ -61,7 +62,9 @@ def test_batch_contents(source):
         "x": ((6, 8, 8, 3), np.float32),
         "text": ((6, 4, 3), np.float32),
         "text_mask": ((6, 4), bool),
+        "undecodable": ((6,), np.int64),
     }
+    assert (batch["undecodable"] == -1).all()
     for i in range(6):
         length = min(i % 5 + 1, 4)  # five tokens are cut to four
         np.testing.assert_array_equal(batch["text_mask"][i], np.arange(4) < length)
@@ -84,18 +87,21 @@ def test_batches_span_epochs_and_may_exceed_the_data(source):
 
 @pytest.mark.parametrize("num_threads, num_workers", [(1, 0), (3, 0), (1, 2)])
 def test_threads_and_workers_change_nothing(source, num_threads, num_workers):
-    expected = load(source, 9, flip=True)
-    options = {"flip": True, "num_threads": num_threads, "num_workers": num_workers}
+    expected = load(source, 9, flip=True, crop="aspect")
+    options = {"flip": True, "crop": "aspect", "num_threads": num_threads, "num_workers": num_workers}
     assert_equal(load(source, 9, **options), expected)
     assert_equal(load(source, 5, state={"next_index": 4}, **options), expected[4:])
 
 
-@pytest.mark.parametrize("shard_count", [2, 3])
+def joined(source, num, shard_count, **options):
+    """The batches of all hosts, put together."""
+    parts = [load(source, num, shard_index=i, shard_count=shard_count, **options) for i in range(shard_count)]
+    return [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("shard_count", [2, 3, 6])
 def test_hosts_take_blocks_of_the_global_batch(source, shard_count):
-    expected = load(source, 7, flip=True)
-    parts = [load(source, 7, flip=True, shard_index=i, shard_count=shard_count) for i in range(shard_count)]
-    joined = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
-    assert_equal(joined, expected)
+    assert_equal(joined(source, 7, shard_count, flip=True), load(source, 7, flip=True))
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -139,13 +145,121 @@ def test_crops_lie_on_the_grid_and_are_the_same_on_every_host(source):
     assert x.shape == (8 * NUM, 4, 4, 3)
     bright = (x[:, 0, :, 0] > 0.5).sum(axis=1)  # 0, 2 or 4 columns: crops begin at column 0, 2 or 4
     assert set(bright) == {0, 2, 4} and all((bright == n).mean() > 0.2 for n in (0, 2, 4))
-    halves = [load(source, 3, crop_size=4, shard_index=i, shard_count=2) for i in range(2)]
-    joined = [
-        {k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*halves, strict=True)
-    ]
-    assert_equal(joined, load(source, 3, crop_size=4))
+    assert_equal(joined(source, 3, 2, crop_size=4), load(source, 3, crop_size=4))
     with pytest.raises(ValueError, match="crop_size must be a multiple of crop_grid 4"):
         load(source, 1, crop_size=6, crop_grid=4)
+
+
+class Memory:
+    """Records from a list of pictures; record i has caption str(i % NUM)."""
+
+    name = "somewhere, split 'train'"
+
+    def __init__(self, images, count=None):
+        self.images, self.count = images, count or len(images)
+
+    def __len__(self):
+        return self.count
+
+    def read(self, indices):
+        return [
+            {"image": self.images[i % len(self.images)], "caption": str(i % NUM)} for i in map(int, indices)
+        ]
+
+
+def wide(num=1):
+    """8 x 24 pixels; column c has the value 10c, so that a crop shows where it began."""
+    columns = np.arange(24, dtype=np.uint8)[:, None].repeat(3, 1) * 10
+    return Memory([transforms.encode_png(np.broadcast_to(columns, (8, 24, 3)))], num)
+
+
+def columns_of(batches):
+    x = np.concatenate([batch["x"] for batch in batches])
+    np.testing.assert_array_equal(x, x[:, :1].repeat(x.shape[1], 1))  # rows are alike
+    return (x[:, 0, :, 0] + 1) * 12.75
+
+
+def test_random_crops_lie_anywhere_along_the_longer_side():
+    columns = columns_of(load(wide(100), 20, batch_size=100, crop="random"))
+    starts = columns[:, 0].round().astype(int)
+    np.testing.assert_allclose(columns, starts[:, None] + np.arange(8), atol=1e-4)
+    counts = np.bincount(starts, minlength=17)  # of 2000 in 17 places: 118 each, standard deviation 10.5
+    assert len(counts) == 17 and counts.min() > 70 and counts.max() < 170
+    mirrored = columns_of(load(wide(100), 20, batch_size=100, crop="random", flip=True))
+    backwards = mirrored[:, 0] > mirrored[:, 1]
+    np.testing.assert_allclose(np.where(backwards[:, None], mirrored[:, ::-1], mirrored), columns, atol=1e-4)
+    assert 0.4 < backwards.mean() < 0.6
+    centre = columns_of(load(wide(100), 1, crop="center"))
+    np.testing.assert_allclose(centre, np.broadcast_to(8 + np.arange(8.0), centre.shape), atol=1e-4)
+
+
+def test_aspect_crops_are_squeezed_to_a_square():
+    columns = columns_of(load(wide(100), 5, batch_size=100, crop="aspect"))
+    inside = columns[:, 1:-1]  # bilinear interpolation clamps at the edges
+    steps = np.diff(inside).mean(1)  # old pixels for each new one: windows are 4 to 11 wide
+    assert 4 / 8 - 0.01 < steps.min() < 0.7 and 1.2 < steps.max() < 11 / 8 + 0.01
+    assert columns.min() < 0.5 and columns.max() > 22.5
+
+
+@pytest.mark.parametrize("options", [{"crop": "random"}, {"crop": "aspect", "crop_size": 4, "crop_grid": 2}])
+def test_crops_depend_on_seed_and_step_alone(options):
+    options = {"batch_size": 8, "flip": True} | options
+    expected = load(wide(40), 6, **options)
+    for shard_count in (2, 8):
+        assert_equal(joined(wide(40), 6, shard_count, **options), expected)
+    assert_equal(load(wide(40), 3, state={"next_index": 3}, num_threads=2, **options), expected[3:])
+    assert (load(wide(40), 1, **(options | {"seed": 2}))[0]["x"] != expected[0]["x"]).any()
+    with pytest.raises(ValueError, match="crop must be one of center, random, aspect; got 'top'"):
+        load(wide(), crop="top")
+
+
+def test_crops_change_neither_order_nor_flips_nor_corners(source):
+    options = {"flip": True, "crop_size": 4, "crop_grid": 2}
+    plain, random = load(source, 5, **options), load(source, 5, crop="random", **options)
+    assert_equal(plain, random)  # the pictures are square
+
+
+def test_the_next_picture_that_can_be_decoded_stands_in_for_a_broken_one():
+    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(NUM)]
+    broken = {4: b"not a picture", 5: images[5][:50], NUM - 1: b"", 10: images[10][:40]}
+    source = Memory([broken.get(i, image) for i, image in enumerate(images)])
+    (batch,) = load(source, 1, batch_size=NUM, shuffle=False)
+    expected = {i: i for i in range(NUM)} | {4: 6, 5: 6, 10: 11, NUM - 1: 0}
+    assert ids([batch]).tolist() == list(expected.values())
+    np.testing.assert_allclose((batch["x"][:, 0, 0, 0] + 1) * 12.75, list(expected.values()), atol=1e-4)
+    assert batch["undecodable"].tolist() == [i if i in broken else -1 for i in range(NUM)]
+    options = {"crop": "aspect", "flip": True}
+    batches = load(source, 12, **options)
+    assert set(np.concatenate([b["undecodable"] for b in batches])) == {-1, *broken}
+    assert_equal(joined(source, 12, 3, **options), batches)
+    assert_equal(load(source, 7, state={"next_index": 5}, num_threads=2, **options), batches[5:])
+    with pytest.raises(ValueError, match="Record 4 of somewhere, split 'train' cannot be decoded"):
+        list(pipeline.eval_batches(source, image_size=8, batch_size=NUM))
+
+
+@pytest.mark.parametrize("num, more", [(4, 3), (500, 100)])
+def test_a_data_set_without_pictures_ends_the_run(num, more):
+    message = (
+        f"Record 0 of somewhere, split 'train' cannot be decoded as a picture: .* the {more} records after"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(Memory([b"not a picture"], num), 1, batch_size=1, shuffle=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_records_read():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    options = {"image_size": 8, "batch_size": 500, "text_length": 4, "seed": 1, "num_threads": 1}
+    source = Memory(wide().images, 10**9)
+    loader = pipeline.make_loader(source, EMBED, crop="aspect", **options)
+    for i in range(100):
+        next(loader)
+        if i == 19:
+            before = resident()
+    loader.close()
+    assert resident() - before < 8 * 2**20  # 40,000 records later; their pictures alone are 30 MB
 
 
 def test_ordered_access(source):
@@ -178,98 +292,10 @@ def test_bad_options_are_refused_at_once(source, options, message):
         load(source, **options)
 
 
-def test_bad_records_and_embeddings_are_named(source):
-    class Broken:
-        name = "somewhere, split 'train'"
-
-        def read(self, indices):
-            return [{"image": b"not a picture", "caption": "7"} for _ in indices]
-
-        def __len__(self):
-            return 4
-
-    settings = {
-        "image_size": 8,
-        "batch_size": 1,
-        "text_length": 4,
-        "seed": 0,
-        "shuffle": False,
-        "num_threads": 0,
-    }
-    with pytest.raises(ValueError, match="Record 0 of somewhere, split 'train' cannot be decoded"):
-        next(pipeline.make_loader(Broken(), EMBED, **settings))
+def test_bad_embeddings_are_named(source):
+    options = {"image_size": 8, "batch_size": 1, "text_length": 4, "seed": 0, "num_threads": 0}
     with pytest.raises(ValueError, match=r"embed\('0'\) gave shape \(0, 3\)"):
-        next(pipeline.make_loader(source, lambda caption: np.zeros((0, 3)), **settings))
-
-
-def encoded(array_or_image, form="PNG", **options):
-    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def test_decode_every_kind():
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    np.testing.assert_array_equal(transforms.decode(encoded(grey)), grey[..., None].repeat(3, 2))
-    deep = encoded(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(transforms.decode(deep), grey[..., None].repeat(3, 2))
-    clear = Image.new("RGBA", (4, 3), (255, 0, 0, 0))
-    assert (transforms.decode(encoded(clear)) == 255).all()
-    half = Image.new("RGBA", (4, 3), (255, 0, 0, 128))
-    np.testing.assert_allclose(transforms.decode(encoded(half))[0, 0], [255, 127, 127], atol=1)
-    palette = Image.new("P", (4, 3), 1)
-    palette.putpalette([9, 9, 9, 0, 0, 255])
-    assert (transforms.decode(encoded(palette)) == [0, 0, 255]).all()
-    assert (transforms.decode(encoded(palette, transparency=1)) == 255).all()
-    cmyk = transforms.decode(encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG"))
-    assert cmyk.shape == (16, 16, 3) and cmyk[0, 0, 0] < 60 and cmyk[0, 0, 2] > 180
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    rgb = grey[..., None].repeat(3, 2)
-    turned = transforms.decode(encoded(rgb, exif=exif))
-    np.testing.assert_array_equal(turned, np.rot90(rgb, -1))
-
-
-def test_undecodable_is_one_line():
-    whole = encoded(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
-    for data in (
-        b"",
-        b"hello",
-        whole[: len(whole) // 2],
-        encoded(np.zeros((4, 4), np.float32), "TIFF"),
-    ):
-        with pytest.raises(ValueError, match="^Record 3 cannot be decoded as a picture: .") as caught:
-            transforms.decode(data, "Record 3")
-        assert "\n" not in str(caught.value)
-
-
-def test_square():
-    wide = np.zeros((8, 16, 3), np.uint8)
-    wide[:, 4:12] = 255
-    assert (transforms.center_crop_square(wide) == 255).all()
-    for size in (4, 8, 12):  # down, same, up
-        x = transforms.square(encoded(wide), size)
-        assert x.shape == (size, size, 3) and x.dtype == np.float32 and (x == 1).all()
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_large_pictures_shrink_early_with_the_same_result(form):
-    x = np.zeros((500, 700, 3), np.uint8)
-    x[...] = np.linspace(0, 255, 700).astype(np.uint8)[:, None]
-    x[100:300, 200:400] = [200, 30, 90]
-    data = encoded(x, form, quality=95)
-    early = transforms.square(data, 32)
-    full = transforms.center_crop_square(transforms.decode(data)).astype(np.float32)
-    exact = transforms.to_unit(transforms.resize.area(full, 32))
-    assert abs(early - exact).mean() < 0.01
-
-
-def test_unit_range_round_trip():
-    x = np.arange(256, dtype=np.uint8)
-    unit = transforms.to_unit(x)
-    assert unit.min() == -1 and unit.max() == 1 and unit.dtype == np.float32
-    np.testing.assert_array_equal(transforms.from_unit(unit), x)
+        next(pipeline.make_loader(source, lambda caption: np.zeros((0, 3)), shuffle=False, **options))
 
 
 def test_reader_can_be_pickled(source):

@@ -137,6 +137,36 @@ def test_opening_says_what_exists(tmp_path):
             sources.open_source(tmp_path / directory, split, **options)
 
 
+def test_a_version_may_stand_between(tmp_path):
+    write(tmp_path / "toy" / "1.0.0")
+    assert len(sources.open_source(tmp_path / "toy", "train")) == 5
+    assert sources.splits(tmp_path / "toy") == ["train", "test"]
+    write(tmp_path / "toy" / "2.0.0")
+    with pytest.raises(ValueError, match=r"several versions, 1.0.0, 2.0.0; name one: .*toy/\d.0.0\."):
+        sources.open_source(tmp_path / "toy", "train")
+
+
+def test_splits_without_records_are_one_line(tmp_path):
+    write(tmp_path / "a")
+    for split, message in (
+        ("train[:0]", r"Split 'train\[:0\]' of .*a is empty"),
+        ("train[2:2]", "is empty"),
+        ("train[x]", r"Split 'train\[x\]' of .* cannot be read"),
+        ("train[:5", "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            sources.open_source(tmp_path / "a", split)
+        assert "\n" not in str(raised.value)
+    info = tmp_path / "a" / "dataset_info.json"
+    known = json.loads(info.read_text())
+    for split in known["splits"]:
+        split["shardLengths"] = [] if split["name"] == "test" else split["shardLengths"]
+    info.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match="Split 'test' of .*a is empty"):
+        sources.open_source(tmp_path / "a", "test")
+    assert sources.splits(tmp_path / "a") == ["train"]
+
+
 def test_damaged_data_sets_are_refused(tmp_path):
     write(tmp_path / "a")
     next((tmp_path / "a").glob("toy-train*")).unlink()

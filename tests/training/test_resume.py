@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def setup(tmp_path_factory):
     return folder, preset
 
 
-def start(preset, workdir, *options):
+def start(preset, workdir, *options, **how):
     command = [
         sys.executable,
         ROOT / "scripts/train.py",
@@ -61,13 +62,19 @@ def start(preset, workdir, *options):
         "--workdir",
         workdir,
     ]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    # What one run has compiled, the next ones need not.
+    cached = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(preset.parent / "compiled"),
+    }
+    environment = os.environ | cached | {"XLA_FLAGS": ""}
     return subprocess.Popen(
         [*map(str, command), *options],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **how,
     )
 
 
@@ -122,14 +129,14 @@ def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
 def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monkeypatch):
     folder, preset = setup
     (settings,) = config.load_preset(str(preset))
-    log = loop._log
+    read = loop.Meter.read
 
-    def signal_then_log(writer, settings, pending, done, *rest):  # where a step waits the longest
+    def signal_then_read(meter, done):  # where a step waits the longest
         if done == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return log(writer, settings, pending, done, *rest)
+        return read(meter, done)
 
-    monkeypatch.setattr(loop, "_log", signal_then_log)
+    monkeypatch.setattr(loop.Meter, "read", signal_then_read)
     result = loop.train(settings, folder / "signal")
     assert result.stopped_by == signal.SIGTERM
     saved = [int(path.name) for path in (folder / "signal/base/checkpoints").iterdir()]
@@ -144,8 +151,10 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
         network=config.UNetConfig((8,), (1,), (False,), embedding=32),  # compiles in a third of the time
         run=dataclasses.replace(settings.run, max_skipped=2),
     )
-    read = loop.pipeline.read_pictures
-    monkeypatch.setattr(loop.pipeline, "read_pictures", lambda *args, **kw: read(*args, **kw) * np.nan)
+    place = loop.parallel.shard_batch
+    monkeypatch.setattr(
+        loop.parallel, "shard_batch", lambda batch, mesh: place(batch | {"x": batch["x"] * np.nan}, mesh)
+    )
     with pytest.raises(
         FloatingPointError, match="stage base was not finite in steps 1 to 3, more than run.max_skipped 2"
     ):
@@ -174,6 +183,53 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
     code, _, err = finish(start(preset, workdir, "--run.num-steps", str(STEPS + 1)))
     assert code == 0, err
     assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "base/metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_have_every_step_once(setup, uninterrupted):
+    folder, _ = setup
+    for workdir in (uninterrupted, folder / "interrupted"):  # whose steps after a checkpoint were done again
+        assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
+    assert rows(uninterrupted)[-1]["loss"] == rows(folder / "interrupted")[-1]["loss"]
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint(setup):
+    """Files larger than a limit cannot be written, as on a disk that is full; metrics are below it for some steps."""
+    folder, preset = setup
+    workdir = folder / "full"
+    code, _, err = finish(start(preset, workdir, "--run.num-steps", "5"))
+    assert code == 0, err
+    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    code, out, err = finish(start(preset, workdir, "--run.log-every", "24", preexec_fn=limited))
+    assert code == 2, err
+    (line,) = [
+        line for line in err.splitlines() if line.startswith("train.py: ") and "background" not in line
+    ]
+    assert "The one of step 5 is whole" in line and "free some space" in line, line
+    assert int(load_stage(workdir / "base").config.run.num_steps) == STEPS  # it can be read
+    code, _, err = finish(start(preset, workdir))
+    assert code == 0, err
+    assert sorted(path.name for path in (workdir / "base/checkpoints").iterdir()) == ["20", "24"]
+
+
+def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
+    _, preset = setup
+    black = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
+    records = [{"image": black, "caption": f"picture {i}"} for i in range(8)]
+    sources.write({"train": records}, tmp_path / "data", name="data", description="Eight.")
+    (settings,) = config.load_preset(str(preset))
+    directory = loop.cache.directory_of(tmp_path / "data")
+    encoder = loop.TextEncoder.from_config(settings.text)
+    loop.cache.build(["picture 0", "picture 1"], encoder, directory, progress=False)
+    options = ("--data.path", str(tmp_path / "data"), "--run.num-steps", "1")
+    code, out, err = finish(start(preset, tmp_path / "run", *options))
+    assert code == 0, err
+    assert f"{directory} lacks captions, such as 'picture 2', 'picture 3', 'picture 4'" in out
+    found = loop.cache.EmbeddingCache.open(directory, encoder.fingerprint)
+    assert all(record["caption"] in found for record in records)
 
 
 def damage(checkpoint):

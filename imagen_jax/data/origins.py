@@ -1,0 +1,136 @@
+"""What a data set can be made from: recognised by what lies there, and cut into parts.
+
+A folder of pictures, WebDataset archives, parquet tables, a TFDS data set; or shapes, which are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from imagen_jax.data import folder, parquet, parts, shapes, sources, transforms, webdataset
+from imagen_jax.data.parts import Part
+from imagen_jax.data.pictures import PICTURES, Rules
+from imagen_jax.data.quarantine import LeftOut
+from imagen_jax.data.tfds_set import TfdsSet
+
+SHAPES_PART = 1024  # pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """An input and what there is to do: `splits` if it has its own, `stamp` to know it again."""
+
+    origin: folder.Folder | webdataset.Archives | parquet.Tables | TfdsSet
+    parts: list[Part]
+    left_out: list[LeftOut]
+    splits: tuple[str, ...] | None
+    stamp: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The job of making records of found pictures, see `parts.Job`."""
+
+    origin: folder.Folder | webdataset.Archives | parquet.Tables | TfdsSet
+    rules: Rules
+
+    def examples(self, part: Part) -> Iterator[tuple[str, dict] | LeftOut]:
+        return self.rules.records(self.origin.read(part))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The job of making captioned shapes. What is in a part: (split, indices)."""
+
+    part: str
+
+    def examples(self, part: Part) -> Iterator[tuple[str, dict]]:
+        split, indices = part.what
+        for index in indices:
+            example = shapes.example(index, split, self.part)
+            yield (
+                split,
+                {
+                    "image": transforms.encode_png(example["image"]),
+                    "caption": example["caption"],
+                    "claims": json.dumps(example["claims"]),
+                },
+            )
+
+
+def shape_parts(nums: dict[str, int]) -> list[Part]:
+    """The parts of so many shapes in each split."""
+    return [
+        Part(f"{split} {start} and on", len(indices), (split, indices))
+        for split, num in nums.items()
+        for start in range(0, num, SHAPES_PART)
+        for indices in [range(start, min(start + SHAPES_PART, num))]
+    ]
+
+
+def survey(path: Path, image_key: str | None = None, caption_key: str | None = None) -> Survey:
+    """Recognises an input and cuts it into parts; reads no pictures.
+
+    Args:
+      path: a folder, or one .tar or .parquet file.
+      image_key, caption_key: names of columns, fields, extensions or features, if not the usual ones.
+
+    Raises:
+      ValueError: one line; nothing there, nothing to be recognised or several things, or it lacks
+        pictures or captions, as far as that can be seen without reading it all.
+    """
+    keys = image_key, caption_key
+    root, files = path, []
+    if path.is_file():
+        root, files = path.parent, [path.name]
+        if not _ending(files, ".tar", ".parquet"):
+            raise ValueError(f"--input {path} is a file, neither .tar nor .parquet; give the folder of it.")
+    elif not path.is_dir():
+        raise ValueError(f"The input folder {path} does not exist or is not a folder.")
+    elif sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
+        return _survey_tfds(TfdsSet(sources.locate(path), *keys))
+    else:
+        files = folder.visible_files(path)
+    origin, files = _recognised(path, root, files, keys)
+    planned, left_out = origin.plan(files)
+    return Survey(origin, planned, left_out, None, parts.stamp(root, files))
+
+
+def _survey_tfds(origin: TfdsSet) -> Survey:
+    planned, splits = origin.plan()
+    files = sorted(path.name for path in origin.directory.iterdir() if path.is_file())
+    return Survey(origin, planned, [], splits, parts.stamp(origin.directory, files))
+
+
+def _recognised(path: Path, root: Path, files: list[str], keys: tuple):
+    """The kind of input and its files, of all those that lie there."""
+    tars, tables, found = _ending(files, ".tar"), _ending(files, ".parquet"), folder.pictures_among(files)
+    # img2dataset leaves tables about the pictures beside the archives that hold them.
+    if tables and (tars or found):
+        tables = [file for file in tables if parquet.holds_pictures(root / file, keys[0])]
+    kinds = {"pictures": found, ".tar archives": tars, ".parquet tables with pictures": tables}
+    several = [kind for kind, those in kinds.items() if those]
+    if len(several) > 1:
+        examples = ", ".join(kinds[kind][0] for kind in several)
+        raise ValueError(
+            f"{path} holds {' and '.join(several)} ({examples}); move all but one kind elsewhere."
+        )
+    if tars:
+        return webdataset.Archives(root, *keys), tars
+    if tables:
+        return parquet.Tables(root, *keys), tables
+    if not found:
+        packed = _ending(files, ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".zip")
+        hint = f"; {packed[0]} is compressed, which is not read: unpack it" if packed else ""
+        raise ValueError(
+            f"{path} has no pictures; looked for {' '.join(PICTURES)}, .tar archives, .parquet tables "
+            f"and a TFDS data set{hint}."
+        )
+    return folder.Folder(root, *keys), files
+
+
+def _ending(files: list[str], *endings: str) -> list[str]:
+    return [file for file in files if file.lower().endswith(endings)]

@@ -1,0 +1,63 @@
+"""What was left out of a data set, and why: listed and counted, never fatal."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """One thing that was left out: `file` says where it lies, as "photo.jpg", "a.tar:photo.jpg", "a.parquet:7"."""
+
+    file: str
+    reason: str  # a kind, such as "undecodable"; docs/data.md has them all
+    detail: str = ""
+
+    def __post_init__(self):
+        # Names of files need not be Unicode; what is printed and stored must be.
+        for field in dataclasses.fields(self):
+            text = getattr(self, field.name).encode("utf-8", "backslashreplace").decode("utf-8")
+            text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of objects in Pillow's words: never the same twice
+            object.__setattr__(self, field.name, " ".join(text.split()))
+
+
+class Unusable(ValueError):
+    """A picture or caption that is to be left out; `reason` is the kind."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+    def of(self, file: str) -> LeftOut:
+        return LeftOut(file, self.reason, self.detail)
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts what was left out by its reason; holds of each only the first."""
+
+    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    first: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, row: LeftOut) -> None:
+        self.counts[row.reason] += 1
+        self.first.setdefault(row.reason, row.file)
+
+    def summary(self) -> str:
+        """For example "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"."""
+        return ", ".join(f"{reason}: {n} (first: {self.first[reason]})" for reason, n in self.counts.items())
+
+
+def write(path: Path, rows: Iterable[LeftOut]) -> Tally:
+    """Writes one JSON line for each row, as they come, and counts them."""
+    tally = Tally()
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            tally.add(row)
+            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+    return tally

@@ -1,0 +1,99 @@
+"""From the record numbers of a global batch to one host's rows of it, as numpy arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from imagen_jax.data import transforms
+from imagen_jax.data.sources import Source
+
+MAX_REPLACEMENTS = 100  # so many broken records in a row are a broken data set
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchReader:
+    """Turns the record numbers of a global batch into this host's rows; a picklable callable."""
+
+    source: Source
+    embed: Callable[[str], np.ndarray]
+    image_size: int
+    text_length: int
+    flip: bool
+    rows: slice  # of the global batch
+    crop_size: int | None = None
+    crop_grid: int = 1
+    crop: str = "center"
+
+    def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts. All
+        # draws are made whatever the options, so that one option does not change another's draws.
+        side = self.crop_size or self.image_size
+        flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
+        places = (self.image_size - side) // self.crop_grid + 1
+        corners = rng.integers(places, size=(len(indices), 2))[self.rows] * self.crop_grid
+        draws = rng.random((len(indices), transforms.NUM_DRAWS))[self.rows]
+        indices = indices[self.rows]
+        x = np.empty((len(indices), side, side, 3), np.float32)
+        undecodable = np.full(len(indices), -1, np.int64)
+        captions = []
+        for i, record in enumerate(self.source.read(indices)):
+            top, left = (int(first) for first in corners[i])
+            columns = range(left, left + side)
+            part = range(top, top + side), columns[::-1] if flips[i] else columns
+            used = self._picture(int(indices[i]), record, draws[i], part, x[i])
+            if used is not record:
+                undecodable[i] = indices[i]
+            captions.append(used["caption"])
+        text = read_text(captions, self.embed, self.text_length)
+        return text | {"x": x, "undecodable": undecodable}
+
+    def _picture(self, index: int, record: dict, draws, part, out: np.ndarray) -> dict:
+        """Writes a record's picture to `out`, or that of the next one that can be decoded; returns
+        the record it took. Which one that is depends on nothing but the data."""
+        num_more = min(MAX_REPLACEMENTS, len(self.source) - 1)
+        errors = []
+        for step in range(num_more + 1):
+            number = (index + step) % len(self.source)
+            used = self.source.read([number])[0] if step else record
+            where = f"Record {number} of {self.source.name}"
+            try:
+                transforms.square(
+                    used["image"], self.image_size, where, crop=self.crop, draws=draws, part=part, out=out
+                )
+            except transforms.UndecodableError as error:
+                errors.append(error)
+            else:
+                return used
+        raise ValueError(
+            f"{errors[0]}; nor can the {num_more} records after it. See scripts/prepare_data.py, "
+            "which checks every picture."
+        ) from errors[0]
+
+
+def read_pictures(source: Source, indices: Sequence[int], records: list[dict], image_size: int) -> np.ndarray:
+    """Decodes records into float32 [B, S, S, 3] in [-1, 1], S = image_size; raises
+    `transforms.UndecodableError`, naming the record, if one cannot be decoded."""
+    x = np.empty((len(records), image_size, image_size, 3), np.float32)
+    for row, index, record in zip(x, indices, records, strict=True):
+        transforms.square(record["image"], image_size, f"Record {index} of {source.name}", out=row)
+    return x
+
+
+def read_text(captions: list[str], embed, text_length: int) -> dict[str, np.ndarray]:
+    """Pads or cuts embeddings to "text" float32 [B, L, D] and "text_mask" bool [B, L]."""
+    found = [np.asarray(embed(caption)) for caption in captions]
+    width = found[0].shape[-1] if found[0].ndim == 2 else 0
+    text = np.zeros((len(captions), text_length, width), np.float32)
+    mask = np.zeros((len(captions), text_length), bool)
+    for i, (caption, embedding) in enumerate(zip(captions, found, strict=True)):
+        if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
+            raise ValueError(
+                f"embed({caption!r}) gave shape {embedding.shape}; expected [l, D] with l >= 1 and "
+                "one D for all captions."
+            )
+        length = min(len(embedding), text_length)
+        text[i, :length], mask[i, :length] = embedding[:length], True
+    return {"text": text, "text_mask": mask}

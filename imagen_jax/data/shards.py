@@ -1,0 +1,183 @@
+"""The files of a TFDS data set: ArrayRecord shards and the metadata beside them.
+
+All data sets of this project are written through here, by `sources.write` and by `parts.write`. TFDS
+makes the records and the metadata; the files are written with ArrayRecord itself, so that several
+processes can write shards of one data set. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+RECORDS_PER_SHARD = 16384
+BYTES_PER_SHARD = 2**30
+_OPTIONS = "group_size:1"  # each record can be read alone
+_READ = 64  # records taken from a file at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished file: how many records it has, and the bytes of those (the file has a few more)."""
+
+    path: Path
+    records: int
+    bytes: int
+
+
+def check_names(name: str, splits: Iterable[str]) -> None:
+    """Raises ValueError unless TFDS can build file names of them."""
+    for word in (name, *splits):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
+            raise ValueError(
+                "Names of data sets and splits are lower-case letters, digits and underscores, "
+                f"beginning with a letter; got {word!r}."
+            )
+
+
+def file_name(name: str, split: str, index: int) -> str:
+    """The name of a shard, as the template that `write_metadata` stores has it."""
+    return f"{name}-{split}.array_record-{index:05d}"
+
+
+def encode(example: dict) -> bytes:
+    """A record {"image": bytes, "caption": str[, "claims": str]} as it stands in a shard."""
+    features, serializer = _serializer(frozenset(example))
+    record = serializer.get_tf_example(features.encode_example(example))
+    return record.SerializeToString(deterministic=True)  # else maps have no fixed order
+
+
+@functools.cache
+def _serializer(keys: frozenset[str]):
+    from tensorflow_datasets.core import example_serializer
+
+    features = _features(keys)
+    return features, example_serializer.ExampleSerializer(features.get_serialized_info())
+
+
+def _features(keys: Iterable[str]):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "caption": tfds.features.Text(),
+    }
+    if "claims" in keys:
+        features["claims"] = tfds.features.Text()
+    return tfds.features.FeaturesDict(features)
+
+
+class SplitWriter:
+    """Writes records to as many files as the limits make of them; `path(i)` names the i-th.
+
+    Raises:
+      OSError: from `add` and `close`; the disk is full, or the like.
+    """
+
+    def __init__(
+        self,
+        path: Callable[[int], Path],
+        max_records: int = RECORDS_PER_SHARD,
+        max_bytes: int = BYTES_PER_SHARD,
+    ):
+        self.shards: list[Shard] = []  # the finished ones
+        self._path, self._max_records, self._max_bytes = path, max_records, max_bytes
+        self._writer, self._records, self._bytes = None, 0, 0
+
+    def add(self, record: bytes) -> None:
+        from array_record.python import array_record_module
+
+        path = self._path(len(self.shards))
+        with _as_os_error(path):
+            if self._writer is None:
+                self._writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+            self._writer.write(record)
+        self._records += 1
+        self._bytes += len(record)
+        if self._records >= self._max_records or self._bytes >= self._max_bytes:
+            self.close()
+
+    def close(self) -> None:
+        """Finishes the file at hand, on the disk itself; more records go to the next."""
+        if self._writer is None:
+            return
+        path = self._path(len(self.shards))
+        with _as_os_error(path):
+            writer, self._writer = self._writer, None
+            writer.close()
+        sync(path)
+        self.shards.append(Shard(path, self._records, self._bytes))
+        self._records, self._bytes = 0, 0
+
+
+@contextlib.contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    """ArrayRecord raises RuntimeError for what the disk refuses."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content is on the disk: what is called finished survives a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> Iterator[bytes]:
+    """The records of a shard in order, few at a time. Raises RuntimeError where it is damaged."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        total = reader.num_records()
+        for start in range(0, total, _READ):
+            yield from reader.read(start, min(start + _READ, total))
+    finally:
+        reader.close()
+
+
+def write_metadata(
+    directory: Path,
+    name: str,
+    description: str,
+    keys: Iterable[str],
+    shards: dict[str, list[Shard]],
+) -> None:
+    """Writes dataset_info.json and features.json for the shards of each split, in their order."""
+    import tensorflow_datasets as tfds
+
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=name, version="1.0.0", data_dir=str(directory), module_name=""
+        ),
+        features=_features(keys),
+        description=description,
+    )
+    info.set_file_format("array_record")
+    splits = [_split_info(split, files, name, directory) for split, files in shards.items()]
+    info.set_splits(tfds.core.SplitDict(splits))
+    info.write_to_directory(str(directory))
+
+
+def _split_info(split: str, files: list[Shard], name: str, directory: Path):
+    import tensorflow_datasets as tfds
+
+    return tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard.records for shard in files],
+        num_bytes=sum(shard.bytes for shard in files),
+        filename_template=tfds.core.ShardedFileTemplate(
+            dataset_name=name,
+            data_dir=str(directory),
+            split=split,
+            filetype_suffix="array_record",
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+        ),
+    )

@@ -1,0 +1,162 @@
+"""Captioned pictures in a TFDS data set, as ArrayRecord or TFRecord files, read without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from imagen_jax.data import shards, sources
+from imagen_jax.data.parts import Part
+from imagen_jax.data.pictures import CAPTIONS, Found
+from imagen_jax.data.quarantine import LeftOut, Unusable
+
+_TEXTS = ("Text", "Sequence(Text)")
+_NAMES = ("caption", "captions/text", "captions", "text", "captions/caption")  # looked for in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSet:
+    """A TFDS data set; the keys name its features. Its splits are kept.
+
+    What is in a part: (split, file, its format, number of records, image feature, caption feature).
+    """
+
+    directory: Path
+    image_key: str | None = None
+    caption_key: str | None = None
+
+    def plan(self) -> tuple[list[Part], tuple[str, ...]]:
+        """A part for each file, and the names of the splits that have records.
+
+        Raises:
+          ValueError: damaged metadata, another format, a feature or file is missing.
+        """
+        builder = sources.read_builder(self.directory)
+        info = builder.info
+        kind = getattr(info.file_format, "value", None)
+        if kind not in ("array_record", "tfrecord"):
+            raise ValueError(f"{self.directory} is stored as {kind}; expected array_record or tfrecord.")
+        image, caption = self._features(sources.feature_kinds(info.features))
+        splits = tuple(name for name, split in info.splits.items() if split.num_examples)
+        if not splits:
+            raise ValueError(f"{self.directory} has no records in any split.")
+        parts = []
+        for split in splits:
+            files, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
+            for file, length in zip(map(os.fspath, files), lengths, strict=True):
+                if not os.path.isfile(file):
+                    raise ValueError(f"{self.directory} is incomplete: {file} is missing.")
+                what = (split, file, kind, length, image, caption)
+                parts.append(Part(os.path.basename(file), length, what))
+        return parts, splits
+
+    def _features(self, kinds: dict[str, str]) -> tuple[str, str]:
+        """The names of the features of pictures and of captions."""
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        texts = [name for name, kind in kinds.items() if kind in _TEXTS]
+        if not any("Text" in kind for kind in kinds.values()):
+            raise ValueError(
+                f"{self.directory} has no text at all, so no captions; its features are: {sources.told(kinds)}."
+            )
+        likely = ["image"] if "image" in images else images
+        image = self.image_key or (likely[0] if len(likely) == 1 else "image")
+        caption = self.caption_key or next((name for name in _NAMES if name in texts), CAPTIONS[0])
+        for option, key, fitting, what in (
+            ("--image-key", image, images, "Image"),
+            ("--caption-key", caption, texts, "Text"),
+        ):
+            if key not in fitting:
+                raise ValueError(
+                    f"{self.directory} has no {what} feature {key!r}; it has: {sources.told(kinds)}. "
+                    f"Name the right one with {option}."
+                )
+        return image, caption
+
+    def read(self, part: Part) -> Iterator[Found | LeftOut]:
+        split, file, kind, length, image, caption = part.what
+        records = tfrecords if kind == "tfrecord" else shards.read
+        done = 0
+        try:
+            for record in records(Path(file)):
+                where = f"{part.name}:{done}"
+                try:
+                    found = _found(record, where, split, image, caption)
+                except Unusable as error:
+                    found = error.of(where)
+                yield found
+                done += 1
+        except (RuntimeError, ValueError, OSError, _DamagedError) as error:
+            yield LeftOut(f"{part.name}:{done}", "damaged archive", f"the rest is not read: {error}")
+            return
+        if done != length:
+            detail = f"{length} records are promised, {done} are there"
+            yield LeftOut(part.name, "damaged archive", detail)
+
+
+class _DamagedError(Exception):
+    pass
+
+
+def _found(record: bytes, where: str, split: str, image: str, caption: str) -> Found:
+    values = _parsed(record)
+    pictures = values[image].bytes_list.value if image in values else ()
+    if not pictures:
+        raise Unusable("no picture", f"no {image} in this record")
+    texts = values[caption].bytes_list.value if caption in values else ()
+    try:
+        captions = tuple(text.decode("utf-8") for text in texts)
+    except UnicodeDecodeError as error:
+        raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
+    return Found(where, pictures[0], captions, split)
+
+
+def _parsed(record: bytes):
+    """The features of a tf.train.Example by their names, those in dicts as "captions/text"."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        return tf_example_pb2.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise Unusable("damaged archive", f"not a tf.train.Example: {error}") from error
+
+
+def tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4).
+
+    Raises _DamagedError where the file is cut off or a length is wrong; checksums of data are not
+    looked at, as a damaged picture shows when it is decoded.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while head := file.read(12):
+            if len(head) < 12 or _checksum(head[:8]) != struct.unpack("<I", head[8:])[0]:
+                raise _DamagedError("the length of a record is damaged")
+            (length,) = struct.unpack("<Q", head[:8])
+            if file.tell() + length + 4 > size:
+                raise _DamagedError("a record is cut off")
+            yield file.read(length)
+            file.seek(4, os.SEEK_CUR)
+
+
+def _checksum(data: bytes) -> int:
+    """The masked CRC-32C of TFRecord files."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _table()[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.cache
+def _table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)

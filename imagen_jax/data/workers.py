@@ -1,0 +1,47 @@
+"""Calls of a function shared among processes, which end when their parent does, however it ends."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+
+
+def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterator[tuple[int, Future]]:
+    """Yields (number, future) of each call as it is done; `result()` raises what the call did.
+
+    The function and its arguments go to other processes. Left early, by an exception or `close`, it
+    ends the workers at once.
+    """
+    context = multiprocessing.get_context("spawn")  # Arrow, BLAS and JAX have threads, which fork breaks
+    ending, ours = context.Pipe(duplex=False)
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start, (ending,))
+    try:
+        futures = {pool.submit(function, *arguments): number for number, arguments in calls.items()}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures.pop(future), future
+    except BaseException:
+        ours.close()  # they see the end of the pipe
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        ours.close()
+        ending.close()
+
+
+def _start(ending: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, args=(ending,), daemon=True).start()
+
+
+def _end_with_parent(ending: Connection) -> None:
+    """Ends this process when the parent closes its end of the pipe, or is killed: it shall not write on."""
+    with contextlib.suppress(EOFError, OSError):
+        ending.recv()
+    os._exit(1)

@@ -1,0 +1,183 @@
+"""Looks at a stage while it trains: validation loss, whether it listens to its captions, samples."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from imagen_jax import parallel, resize, stage
+from imagen_jax.config import StageConfig
+from imagen_jax.data import pipeline, reader, sources
+from imagen_jax.diffusion import losses
+from imagen_jax.evaluation.grid import labelled_grid
+from imagen_jax.structs import TextCond, TrainState
+from imagen_jax.text import cache
+from imagen_jax.training.meter import by_bucket
+from imagen_jax.training.writer import Writer
+
+
+class Monitor:
+    """Evaluates the averaged parameters, always on the same pictures, captions, times, noise and keys.
+
+    Every process of a run makes one and calls it at the same steps.
+
+    Args:
+      config: of the stage.
+      mesh: that the state lies on.
+      held_out: pictures for validation and captions for samples; None: nothing is validated.
+      shown: pictures (for super-resolution) and captions of the samples.
+      embeddings: of all captions and prompts.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        mesh: Mesh,
+        held_out: sources.Source | None,
+        shown: sources.Source,
+        embeddings: cache.EmbeddingCache,
+    ):
+        self._config, self._mesh, self._held_out = config, mesh, held_out
+        self._shown, self._embeddings = shown, embeddings
+        self._programs: dict[Callable, Any] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether there is something to look at after this step."""
+        return self._validates(step) or self._samples(step)
+
+    def look(self, state: TrainState, writer: Writer) -> dict[str, float]:
+        """The metrics of what is due at `state.step`; pictures go to the writer."""
+        step = int(state.step)
+        begin = time.perf_counter()
+        values = self.validate(state.ema_params) if self._validates(step) else {}
+        if self._samples(step):
+            try:
+                picture = self.sample(state.ema_params)
+            except FloatingPointError as error:  # a stage may not be able to draw yet; it may still learn to
+                writer.say(f"{self._config.name}: no samples of step {step}: {error}")
+            else:
+                writer.picture(step, "samples", picture)
+        return values | {"look_s": time.perf_counter() - begin}
+
+    def _validates(self, step: int) -> bool:
+        every = self._config.run.validate_every
+        return self._held_out is not None and every > 0 and step % every == 0
+
+    def _samples(self, step: int) -> bool:
+        every = self._config.run.sample_every
+        return every > 0 and step % every == 0
+
+    # --- validation -----------------------------------------------------------------------------
+
+    def validate(self, params: Any) -> dict[str, float]:
+        """validation_loss, also by log-SNR; the same with every picture under another's caption; and the gap between
+        the two as a share of the former: near 0 for a network that does not listen to text."""
+        config = self._config
+        batch_size = config.optim.batch_size // config.optim.accumulation
+        num_batches = -(-min(config.run.validation_images, len(self._held_out)) // batch_size)
+        data = pipeline.make_loader(
+            self._held_out,
+            self._embeddings.__getitem__,
+            image_size=config.image_size,
+            crop_size=config.crop_size,
+            crop_grid=config.low_res_factor if config.crop_size else 1,
+            batch_size=batch_size,
+            text_length=config.text.length,
+            seed=config.seed,
+            shuffle=False,
+            num_threads=config.run.data_threads,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        try:
+            totals = [
+                jax.device_get(self._run(_fixed_losses, params, self._on_mesh(next(data)), np.int32(i)))
+                for i in range(num_batches)
+            ]
+        finally:
+            data.close()
+        sums, counts, shuffled = (
+            np.sum(each, axis=0, dtype=np.float64) for each in zip(*totals, strict=True)
+        )
+        right, wrong = sums.sum() / counts.sum(), shuffled.sum() / counts.sum()
+        return {
+            "validation_loss": float(right),
+            "validation_loss_shuffled": float(wrong),
+            "caption_gap": float(wrong / right - 1),
+            **by_bucket("validation_loss", sums, counts),
+        }
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(config, mesh, *args) as one program, compiled when first used."""
+        if function not in self._programs:
+            jitted = jax.jit(partial(function, self._config, self._mesh))
+            self._programs[function] = parallel.compiled(jitted, *args)
+        return self._programs[function](*args)
+
+    def _on_mesh(self, batch: dict[str, np.ndarray]) -> stage.Batch:
+        batch = {name: rows for name, rows in batch.items() if name != "undecodable"}
+        return parallel.shard_batch(batch, self._mesh)
+
+    # --- samples --------------------------------------------------------------------------------
+
+    def sample(self, params: Any) -> Image.Image:
+        """A labelled grid: one picture per prompt; in super-resolution, the low-res picture before each."""
+        config, num = self._config, self._config.run.sample_images
+        ways = parallel.batch_ways(self._mesh)
+        rows = -(-num // ways) * ways  # the same number on every device
+        records = self._records(rows)
+        captions = [record["caption"] for record in records]
+        if config.run.prompts:
+            captions = [config.run.prompts[i % len(config.run.prompts)] for i in range(rows)]
+        text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
+        low_res = None
+        if config.is_super_resolution:
+            pictures = reader.read_pictures(self._shown, range(rows), records, config.image_size)
+            low_res = resize.area(pictures, config.low_res_size)
+        per_process = rows // jax.process_count()
+        mine = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
+        text = TextCond(text["text"], text["text_mask"])
+        placed = parallel.shard_batch(jax.tree.map(lambda leaf: leaf[mine], (text, low_res)), self._mesh)
+        images = jax.device_get(self._run(_samples, params, *placed))[:num]
+        if not np.isfinite(images).all():
+            raise FloatingPointError("the network returned NaN or infinity")
+        if not config.is_super_resolution:
+            return labelled_grid(images, captions[:num], columns=min(num, 8))
+        pairs = [image for pair in zip(low_res[:num], images, strict=True) for image in pair]
+        labels = [label for caption in captions[:num] for label in ("low-res", caption)]
+        return labelled_grid(pairs, labels, columns=min(2 * num, 8))
+
+    def _records(self, num: int) -> list[dict[str, Any]]:
+        return self._shown.read(i % len(self._shown) for i in range(num))
+
+
+def _samples(
+    config: StageConfig, mesh: Mesh, params: Any, text: TextCond, low_res: jax.Array | None
+) -> jax.Array:
+    """One image per caption, whole on every device."""
+    with parallel.use_mesh(mesh):
+        keys = stage.image_keys(config.seed, len(text.mask))
+        made = stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
+    return jax.lax.with_sharding_constraint(made, parallel.replicated(mesh))
+
+
+def _fixed_losses(
+    config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, index: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums of the losses of a batch by log-SNR, how many there are, and the sums with captions of other pictures:
+    [K] each. Times are stratified over the batch, and all noise depends on the seed and the batch's index alone."""
+    key = jax.random.fold_in(stage.named_key(jax.random.key(config.seed), "validation"), index)
+    draws = stage.draw(config, key, len(batch["x"]))
+    draws = parallel.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)
+    with parallel.use_mesh(mesh):
+        right, logsnr_t = stage.image_losses(params, config, batch, draws, train=False)
+        others = {name: jnp.roll(batch[name], 1, axis=0) for name in ("text", "text_mask")}
+        wrong, _ = stage.image_losses(params, config, batch | others, draws, train=False)
+    sums, counts = losses.by_logsnr(right, logsnr_t)
+    return sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]

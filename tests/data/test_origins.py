@@ -1,0 +1,435 @@
+"""What a data set can be made from: each kind read exactly, whatever is broken listed and counted."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from imagen_jax.data import parquet, pictures, shards, sources, tfds_set, webdataset
+
+
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("prepare_data")
+
+
+def encoded(i, form="PNG", size=(10, 9)):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def huge(width=40000, height=40000):
+    """A sound PNG header that promises 1.6 billion pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + encoded(0)[33:]
+
+
+def make_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def prepare(script, root, output, **options):
+    script.main(script.Options(output=output, input=root, **{"min_size": 8, "num_workers": 1} | options))
+    return contents(output), rows(output)
+
+
+def contents(output, split="train"):
+    source = sources.open_source(output, split)
+    return [(source[i]["caption"], source[i]["image"]) for i in range(len(source))]
+
+
+def rows(output):
+    lines = (output / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(row["file"], row["reason"]) for row in map(json.loads, lines)]
+
+
+# ---- archives ----
+
+
+def test_archives_are_read_as_webdataset_has_them(tmp_path, script, monkeypatch):
+    good = [encoded(i) for i in range(8)]
+    members = [
+        ("a/1.png", good[0]),
+        ("a/2.PNG", good[1]),
+        ("a/1.txt", b"one\n\n eins \none"),  # not beside its picture
+        ("a/1.json", b'{"caption": "not this"}'),
+        ("a/2.json", '{"caption": "zwei ü"}'.encode()),
+        ("a/3.png", good[2]),
+        ("a/3.json", b'{"text": "three", "width": 3}'),
+        ("a/3.cls", b"7"),
+        ("a/3.png", good[3]),  # again
+        ("b/4.png", b"I am text"),
+        ("b/4.txt", b"four"),
+        ("b/5.png", good[4]),
+        ("b/5.json", b'{"caption": 5}'),
+        ("b/6.png", good[5]),
+        ("b/6.json", b'{"caption": null}'),
+        ("b/7.png", good[6]),
+        ("b/7.json", b"{broken"),
+        ("b/8.png", good[7]),
+        ("b/8.txt", b"\xff\xfe"),
+        ("b/9.txt", b"nine"),
+        ("b/10.png", good[0]),
+        ("b/11.png", huge()),
+        ("b/11.txt", b"eleven"),
+        ("b/12.jpg", encoded(12, "JPEG")),
+        ("b/12.png", encoded(12)),
+        ("b/13.png", good[0]),
+        ("b/13.json", b'{"caption": "\\ud800"}'),
+        ("b/._14.png", b"hidden"),
+    ]
+    make_tar(tmp_path / "in" / "sub" / "x.tar", members)
+    # As img2dataset leaves it beside its archives.
+    pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), tmp_path / "in" / "x.parquet")
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert kept == [("one", good[0]), ("eins", good[0]), ("zwei ü", good[1]), ("three", good[2])]
+    assert sorted(left_out) == [
+        ("sub/x.tar:a/3.png", "duplicate key"),
+        ("sub/x.tar:b/10.png", "no caption"),
+        ("sub/x.tar:b/11.png", "too large"),
+        ("sub/x.tar:b/12.jpg", "duplicate key"),
+        ("sub/x.tar:b/13.png", "unreadable caption"),
+        ("sub/x.tar:b/4.png", "undecodable"),
+        ("sub/x.tar:b/5.png", "unreadable caption"),
+        ("sub/x.tar:b/6.png", "no caption"),
+        ("sub/x.tar:b/7.png", "unreadable caption"),
+        ("sub/x.tar:b/8.png", "unreadable caption"),
+        ("sub/x.tar:b/9.txt", "caption without picture"),
+    ]
+    # One file as the input, cut into several parts.
+    monkeypatch.setattr(webdataset, "CUT", 0)
+    monkeypatch.setattr(webdataset, "PART", 3)
+    again, left_again = prepare(script, tmp_path / "in" / "sub" / "x.tar", tmp_path / "cut")
+    assert again == kept and sorted(left_again) == [(f[4:], reason) for f, reason in sorted(left_out)]
+
+
+def test_keys_choose_the_member_and_the_field(tmp_path, script):
+    pairs = [encoded(i) for i in range(2)]
+    members = [("1.seg.png", b"-"), ("1.orig.png", pairs[0]), ("1.json", b'{"alt": "one", "caption": "no"}')]
+    root = make_tar(tmp_path / "x.tar", members)
+    kept, _ = prepare(script, root, tmp_path / "out", image_key="orig.png", caption_key="alt")
+    assert kept == [("one", pairs[0])]
+    for options, message in (
+        ({"caption_key": "altt"}, r"no 'altt'. It has: alt \(str\), caption \(str\)"),
+        ({"image_key": "jpg"}, r"no 'jpg'. It has: seg.png \(file\), orig.png \(file\), json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(script, root, tmp_path / "no", **options)
+    assert sorted(os.listdir(tmp_path)) == ["out", "x.tar"]
+
+
+def test_of_a_damaged_archive_what_lies_before_stays(tmp_path, script):
+    good = [encoded(i) for i in range(6)]
+    members = [(f"{i}.{e}", c) for i in range(6) for e, c in (("txt", b"%d" % i), ("png", good[i]))]
+    whole = make_tar(tmp_path / "x.tar", members).read_bytes()
+    headers = [whole.index(f"{i}.png\0".encode()) for i in range(6)]
+    rng = np.random.default_rng(0)
+    cuts = [*rng.integers(headers[1] + 1024, len(whole) - 10240, 12), headers[3], headers[3] + 512]
+    ends = [header + 512 + len(image) for header, image in zip(headers, good, strict=True)]
+    cases = [(whole[:cut], sum(end <= cut for end in ends)) for cut in cuts]
+    cases.append((whole[: headers[4] + 3] + b"\xff" + whole[headers[4] + 4 :], 4))  # a wrong checksum
+    for content, readable in cases:
+        (tmp_path / "x.tar").write_bytes(content)
+        groups, damage = webdataset.index(tmp_path / "x.tar", "x.tar")
+        assert [row.reason for row in damage] == ["damaged archive"]
+        assert [key for key, found in groups if "png" in found] == [str(i) for i in range(readable)]
+    make_tar(tmp_path / "in" / "sound.tar", members)
+    (tmp_path / "in" / "cut.tar").write_bytes(whole[: headers[3] + 600])
+    (tmp_path / "in" / "no.tar").write_bytes(b"no archive")
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert [caption for caption, _ in kept] == [*"012", *"012345"]
+    assert left_out == [
+        ("cut.tar:3.txt", "caption without picture"),
+        ("cut.tar", "damaged archive"),
+        ("no.tar", "damaged archive"),
+    ]
+
+
+def test_whatever_is_in_the_pictures_all_are_counted(tmp_path, script):
+    """Kept and left out together are what was found, for random damage of all sorts."""
+    rng = np.random.default_rng(1)
+    members, num = [], 60
+    for i in range(num):
+        data = bytearray(encoded(i, ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")[i % 6]))
+        kind = rng.integers(5)
+        if kind == 1:
+            data = data[: rng.integers(len(data))]
+        elif kind == 2:
+            for place in rng.integers(0, len(data), 5):
+                data[place] = rng.integers(256)
+        elif kind == 3:
+            data = bytearray(
+                [b"", b"text", huge(), huge(2**31 - 1, 2**31 - 1), encoded(i, size=(3, 3))][i % 5]
+            )
+        members.append((f"{i}.jpg", bytes(data)))
+        caption = [b"fine", b"", b"\xff", b'{"caption": [1]}'][rng.integers(4)]
+        members.append((f"{i}.{'json' if caption.startswith(b'{') else 'txt'}", caption))
+    make_tar(tmp_path / "in" / "x.tar", members)
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert len(kept) + len(left_out) == num and len({file for file, _ in left_out}) == len(left_out)
+    reasons = {reason for _, reason in left_out}
+    assert reasons == {"undecodable", "too small", "too large", "no caption", "unreadable caption"}
+
+
+# ---- tables ----
+
+
+def test_parquet_as_img2dataset_and_hugging_face_write_it(tmp_path, script, monkeypatch):
+    good = [encoded(i) for i in range(5)]
+    bad_text = pa.array([b"one", b"two", None, b"\xff", b" "], pa.binary()).view(pa.string())
+    table = pa.table(
+        {
+            "jpg": pa.array([good[0], b"text", good[2], good[3], good[4]], pa.binary()),
+            "caption": bad_text,
+            "status": ["success", "success", "failed_to_download", "success", "success"],
+        }
+    )
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet", row_group_size=2)
+    monkeypatch.setattr(parquet, "PART", 1)
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert kept == [("one", good[0])]
+    assert left_out == [
+        ("a.parquet:1", "undecodable"),
+        ("a.parquet:2", "download failed"),
+        ("a.parquet:3", "unreadable caption"),
+        ("a.parquet:4", "no caption"),
+    ]
+    image = [
+        {"bytes": good[0], "path": "a"},
+        {"bytes": None, "path": "b"},
+        None,
+        {"bytes": good[3], "path": ""},
+    ]
+    table = pa.table(
+        {"n": [1, 2, 3, 4], "image": image, "alt": [["one", "eins"], ["x"], ["x"], ["three", None]]}
+    )
+    pq.write_table(table, tmp_path / "b.parquet")
+    kept, left_out = prepare(script, tmp_path / "b.parquet", tmp_path / "b", caption_key="alt")
+    assert kept == [("one", good[0]), ("eins", good[0]), ("three", good[3])]
+    assert left_out == [("b.parquet:1", "no picture"), ("b.parquet:2", "no picture")]
+    for options, message in (
+        ({}, r"no column of captions called caption or text; it has: n \(int64\), image .*alt \(list<"),
+        ({"caption_key": "n"}, "no column of captions called n"),
+        ({"image_key": "jpg", "caption_key": "alt"}, "no column of pictures called jpg; .*--image-key"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(script, tmp_path / "b.parquet", tmp_path / "no", **options)
+    pq.write_table(table.select(["n", "image"]), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="has no text at all"):
+        prepare(script, tmp_path / "c.parquet", tmp_path / "no")
+
+
+def test_of_a_damaged_table_what_can_be_read_stays(tmp_path, script):
+    images = [encoded(i) if i != 30 else b"text" for i in range(40)]
+    table = pa.table({"png": images, "text": [str(i) for i in range(40)]})
+    options = {"row_group_size": 20, "compression": "none", "use_dictionary": False}
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet", **options)
+    whole = (tmp_path / "in" / "a.parquet").read_bytes()
+    column = pq.read_metadata(tmp_path / "in" / "a.parquet").row_group(0).column(0)
+    place = column.data_page_offset
+    (tmp_path / "in" / "b.parquet").write_bytes(whole[:place] + b"\xff" * 40 + whole[place + 40 :])
+    (tmp_path / "in" / "c.parquet").write_bytes(whole[: len(whole) // 2])
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert [int(caption) for caption, _ in kept] == [i for i in [*range(40), *range(20, 40)] if i != 30]
+    assert left_out == [
+        ("c.parquet", "damaged archive"),
+        ("a.parquet:30", "undecodable"),
+        ("b.parquet:0", "damaged archive"),
+        ("b.parquet:30", "undecodable"),
+    ]
+
+
+# ---- TFDS ----
+
+
+def tfds_records(num, first=0):
+    """Records of a data set like coco_captions, made by TFDS itself, and what is in them."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import example_serializer
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image/filename": tfds.features.Text(),
+            "captions": tfds.features.Sequence(
+                {"id": tfds.features.Scalar(dtype=np.int64), "text": tfds.features.Text()}
+            ),
+        }
+    )
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    records, truth = [], []
+    for i in range(first, first + num):
+        captions, image = [f"{i} a", f"{i} ü"][: 1 + i % 2], encoded(i)
+        example = {
+            "image": image,
+            "image/filename": f"{i}.png",
+            "captions": {"id": list(range(len(captions))), "text": captions},
+        }
+        records.append(serializer.serialize_example(features.encode_example(example)))
+        truth += [(caption, image) for caption in captions]
+    return features, records, truth
+
+
+def framed(records):
+    """A TFRecord file. Its checksums of data are not read, so they are nought here."""
+    heads = [struct.pack("<Q", len(record)) for record in records]
+    checksums = [struct.pack("<I", tfds_set._checksum(head)) for head in heads]
+    return b"".join(h + c + r + b"\0" * 4 for h, c, r in zip(heads, checksums, records, strict=True))
+
+
+def make_tfds(directory, features, kind, files):
+    """Metadata for {split: numbers of records}, as TFDS writes it; returns the paths by split."""
+    import tensorflow_datasets as tfds
+
+    directory.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name="coco", version="1.0.0", data_dir=str(directory), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format(kind)
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=lengths,
+            num_bytes=1,
+            filename_template=tfds.core.ShardedFileTemplate(
+                dataset_name="coco", data_dir=str(directory), split=split, filetype_suffix=kind
+            ),
+        )
+        for split, lengths in files.items()
+    ]
+    info.set_splits(tfds.core.SplitDict(splits))
+    info.write_to_directory(str(directory))
+    return {split.name: split.filepaths for split in splits}
+
+
+def test_checksum_is_the_published_one():
+    # RFC 3720: CRC-32C of 32 bytes of zeros is 0x8a9136aa; TFRecord turns it by 15 bits and adds a constant.
+    crc = 0x8A9136AA
+    assert tfds_set._checksum(b"\0" * 32) == (((crc >> 15 | crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
+    features, records, truth = tfds_records(9)
+    _, held_out, held_out_truth = tfds_records(2, first=20)
+    root = tmp_path / "coco"
+    paths = make_tfds(root / "1.0.0", features, kind, {"train": [6, 3], "val": [2]})
+    for path, part in zip(
+        [*paths["train"], *paths["val"]], [records[:6], records[6:], held_out], strict=True
+    ):
+        if kind == "tfrecord":
+            path.write_bytes(framed(part))
+        else:
+            writer = shards.SplitWriter(lambda i, path=path: path)
+            for record in part:
+                writer.add(record)
+            writer.close()
+    kept, left_out = prepare(script, root, tmp_path / "out")
+    assert kept == truth and left_out == []
+    assert contents(tmp_path / "out", "val") == held_out_truth
+    with pytest.raises(
+        ValueError, match=r"no effect with a TFDS data set, whose splits are kept \(train, val"
+    ):
+        prepare(script, root, tmp_path / "no", test_fraction=0.1)
+    with pytest.raises(
+        ValueError, match=r"no Text feature 'alt'; it has: .*captions/text \(Sequence\(Text\)"
+    ):
+        prepare(script, root, tmp_path / "no", caption_key="alt")
+    message = "captions/text' of .* is Sequence" if kind == "array_record" else "stored as tfrecord"
+    with pytest.raises(ValueError, match=f"{message}.*prepare it with scripts/prepare_data.py --input"):
+        sources.open_source(root, "train", caption_key="captions/text")
+
+    first = paths["train"][0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    kept, left_out = prepare(script, root, tmp_path / "cut")
+    after = [pair for pair in truth if pair[0].split()[0] in "678"]
+    assert kept == truth[: len(kept) - len(after)] + after
+    assert [reason for _, reason in left_out] == ["damaged archive"]
+    if kind == "tfrecord":
+        assert len(kept) > len(after)
+        first.write_bytes(framed(records[:5]))  # cut off between two records
+        kept, left_out = prepare(script, root, tmp_path / "short")
+        assert [caption.split()[0] for caption, _ in kept] == [
+            i for i in "01234678" for _ in range(1 + int(i) % 2)
+        ]
+        assert left_out == [(first.name, "damaged archive")]
+    first.unlink()
+    with pytest.raises(ValueError, match=r"is incomplete: .*coco-train"):
+        prepare(script, root, tmp_path / "no")
+
+
+def test_tfds_without_text(tmp_path, script):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
+    )
+    make_tfds(tmp_path / "in", features, "array_record", {"train": [2], "test": []})
+    for call in (
+        lambda: prepare(script, tmp_path / "in", tmp_path / "out"),
+        lambda: sources.open_source(tmp_path / "in"),
+    ):
+        with pytest.raises(ValueError, match=r"has no text at all.*image \(Image\), label \(ClassLabel\)"):
+            call()
+
+
+# ---- what is there ----
+
+
+def test_inputs_that_are_none_are_told_apart(tmp_path, script):
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match="has no pictures.*x.tar.gz is compressed, which is not read: unpack"
+    ):
+        prepare(script, root, tmp_path / "out")
+    with pytest.raises(ValueError, match="neither .tar nor .parquet"):
+        prepare(script, root / "x.tar.gz", tmp_path / "out")
+    make_tar(root / "x.tar", [("a.png", encoded(0)), ("a.txt", b"a")])
+    (root / "a.png").write_bytes(encoded(0))
+    with pytest.raises(
+        ValueError, match=r"holds pictures and .tar archives \(a.png, x.tar\); move all but one"
+    ):
+        prepare(script, root, tmp_path / "out")
+    (root / "x.tar").unlink()
+    (root / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="--caption-key alt has no effect"):
+        prepare(script, root, tmp_path / "out", caption_key="alt")
+    (root / "a.txt").unlink()
+    (root / "captions.jsonl").write_text('{"file": "a.png", "alt": "x"}\n{"file": "a.png", "alt": [1]}\n[]\n')
+    with pytest.raises(ValueError, match=r"no row with a file .* its columns are: file \(str\), alt \(list"):
+        prepare(script, root, tmp_path / "out")
+    kept, left_out = prepare(script, root, tmp_path / "out", caption_key="alt")
+    assert kept == [("x", encoded(0))]
+    assert [reason for _, reason in left_out] == ["unusable table row"] * 2
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(pictures.transforms, "decode", never)
+    with pytest.raises(pictures.Unusable, match="too large: 40000x40000 pixels"):
+        pictures.normalized(huge(), 64)

@@ -1,0 +1,48 @@
+"""scripts/benchmark_data.py on pictures so small that the numbers say nothing, but are there."""
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).resolve().parents[2] / "scripts/benchmark_data.py")
+SMALL = "--sizes 8 16 --width 40 --height 30 --num-pictures 2 --batch-size 2 --num-batches 2 --rounds 2"
+
+
+def run(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments.split()])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_each_size_has_its_rate(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, f"{SMALL} --crop random --num-threads 1")
+    assert not code and "2 JPEGs of 40x30" in out, out
+    rows = [line.split() for line in out.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ["8", "16"] and all(float(row[1]) > 0 for row in rows)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_shown_along_the_way(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "--memory 1000 --batch-size 10")
+    assert not code and [line.split("%")[0].strip() for line in out.splitlines()] == ["1", "10", "50", "100"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--rounds 0", "--rounds must be at least 1; got 0"),
+        ("--torch-draft", "give both"),
+        ("--crop top", "crop"),
+        ("--memory 10 --batch-size 11", "--memory must be at least --batch-size"),
+        ("--against-torch", "--against-torch needs torch"),
+    ],
+)
+def test_wrong_options_are_one_line(monkeypatch, capsys, arguments, message):
+    if "needs torch" in message and importlib.util.find_spec("torch"):
+        pytest.skip("torch is here")
+    code, _, err = run(monkeypatch, capsys, arguments)
+    assert code == 2 and message in err and err.count("\n") == 1, err

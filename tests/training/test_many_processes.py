@@ -1,0 +1,102 @@
+"""Two processes that train together: one is killed, both end and continue; fewer devices go on with the same losses."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.data import shapes, sources, transforms
+
+ROOT = Path(__file__).parents[2]
+STEPS = 9
+PRESET = """
+from imagen_jax.config import *
+
+def get_config():
+    base = StageConfig(
+        image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, dropout=0.1),
+        text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
+        optim=OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-3, ema_decay=0.9),
+        run=RunConfig(num_steps={steps}, checkpoint_every=3, log_every=1),
+    )
+    return (base,)
+"""
+
+
+@pytest.fixture(scope="module")
+def soak(load_script):
+    return load_script("soak")
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, soak):
+    """(folder, arguments of train.py, workdir of an undisturbed run of two processes with two devices each)."""
+    folder = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+        records = [
+            {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+            for e in shapes.examples("train", "single", 30)
+        ]
+        sources.write({"train": records}, folder / "data", name="data", description="Thirty shapes.")
+        preset = folder / "preset.py"
+        encoder = str(ROOT / "tests/goldens/tiny_bert")
+        preset.write_text(PRESET.format(encoder=encoder, data=str(folder / "data"), steps=STEPS))
+        arguments = ["--preset", str(preset), "--stage", "base"]
+        soak.train(arguments, folder / "whole", 2, 2)
+        yield folder, arguments, folder / "whole"
+
+
+def same(one, other, soak):
+    for a, b in zip(soak.parameters(one, "base"), soak.parameters(other, "base"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_process_ends_the_others_and_nothing_is_lost(setup, soak):
+    folder, arguments, whole = setup
+    workdir = folder / "killed"
+    run = soak.Run([*arguments, "--workdir", str(workdir)], folder / "killed-log", 2, 2)
+    while soak.newest(workdir, "base") < 3 and None in run.wait(0.05):
+        pass
+    before = soak.newest(workdir, "base")
+    victim = random.randrange(2)
+    run.processes[victim].kill()
+    statuses = run.wait(60)
+    run.end()
+    assert None not in statuses, statuses
+    assert soak.newest(workdir, "base") >= before >= 3
+    soak.train(arguments, workdir, 2, 2)
+    same(whole, workdir, soak)
+    steps = [json.loads(line)["step"] for line in (workdir / "base/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_other_devices_continue_with_the_same_losses(setup, soak):
+    folder, arguments, whole = setup
+    workdir = folder / "elastic"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "base/checkpoints" / str(STEPS))
+    assert soak.newest(workdir, "base") == 6
+    soak.train(arguments, workdir, 1, 1)
+    one, other = soak.losses(whole, "base"), soak.losses(workdir, "base")
+    assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(other.values()), list(one.values()), atol=1e-5)
+
+
+def test_a_process_that_cannot_start_stops_the_others(setup, soak):
+    """Process 1 sees no data set; process 0 would wait for it for ever."""
+    folder, arguments, _ = setup
+    run = soak.Run(
+        [*arguments, "--workdir", str(folder / "refused"), "--data.path", str(folder / "gone")],
+        folder / "refused-log",
+        2,
+        1,
+    )
+    statuses = run.wait(60)
+    run.end()
+    assert statuses == [2, 2]
+    assert not (folder / "refused").exists()
