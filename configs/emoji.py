@@ -43,7 +43,7 @@ def get_config() -> tuple[StageConfig, ...]:
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=6500, batch_size=8),
-        run=RunConfig(num_steps=6500, checkpoint_every=500),
+        run=RunConfig(num_steps=6500, checkpoint_every=500, validate_every=500, sample_every=1000),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -63,6 +63,6 @@ def get_config() -> tuple[StageConfig, ...]:
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=1800, batch_size=8),
-        run=RunConfig(num_steps=1800, checkpoint_every=300),
+        run=RunConfig(num_steps=1800, checkpoint_every=300, validate_every=300, sample_every=600),
     )
     return base, super_resolution

@@ -49,7 +49,7 @@ def get_config() -> tuple[StageConfig, ...]:
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=10_000),
-        run=RunConfig(num_steps=10_000, checkpoint_every=500),
+        run=RunConfig(num_steps=10_000, checkpoint_every=500, validate_every=500, sample_every=1000),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -71,6 +71,6 @@ def get_config() -> tuple[StageConfig, ...]:
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=1500),
-        run=RunConfig(num_steps=1500, checkpoint_every=250),
+        run=RunConfig(num_steps=1500, checkpoint_every=250, validate_every=250, sample_every=500),
     )
     return base, super_resolution

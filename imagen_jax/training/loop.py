@@ -80,13 +80,23 @@ def _open(config: StageConfig, mesh: Mesh) -> Data:
     check_wandb(config.run.wandb)
     options = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
     source = sources.open_source(config.data.path, config.data.split, **options)
-    split = config.run.validation_split
-    has_split = split.split("[")[0] in sources.splits(config.data.path)
-    held_out = sources.open_source(config.data.path, split, **options) if has_split else None
+    held_out = _held_out(config, **options)
     # Its parameters are read only if there is something left to embed.
     encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
     refuse_other_caches(config, encoder)
     return Data(source, held_out, encoder)
+
+
+def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
+    """The pictures that the run is looked at with, if it is and the data set has them."""
+    path, run = config.data.path, config.run
+    split = run.validation_split
+    if not (run.validate_every or run.sample_every) or split.split("[")[0] not in sources.splits(path):
+        return None
+    found = sources.open_source(path, split, **options)
+    if len(found) > run.validation_images and "[" not in split:  # the captions of more need not be embedded
+        found = sources.open_source(path, f"{split}[:{run.validation_images}]", **options)
+    return found
 
 
 def _signature(source: sources.Source) -> str:
