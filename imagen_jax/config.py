@@ -671,19 +671,19 @@ def _value(value: Any, hint: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field by its path, as "optim.batch_size"; values as in `to_dict`."""
+    out = {}
+    for name, value in (config if isinstance(config, dict) else to_dict(config)).items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def differences(a: Any, b: Any) -> list[str]:
     """Lines `field: a -> b` for every field in which two configurations differ."""
-    left, right = to_dict(a), to_dict(b)
-    return list(_diff(left, right, prefix))
-
-
-def _diff(left: dict, right: dict, prefix: str):
-    for name in sorted(left.keys() | right.keys()):
-        one, two = left.get(name), right.get(name)
-        if isinstance(one, dict) and isinstance(two, dict):
-            yield from _diff(one, two, f"{prefix}{name}.")
-        elif one != two:
-            yield f"{prefix}{name}: {one} -> {two}"
+    left, right = flat(a), flat(b)
+    names = sorted(left.keys() | right.keys())
+    return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]
 
 
 # --- presets ------------------------------------------------------------------------------------

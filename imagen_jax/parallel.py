@@ -143,14 +143,15 @@ def require_same(what: dict[str, str]) -> None:
     meet()
     digests = np.array([list(hashlib.sha256(text.encode()).digest()) for text in what.values()], np.uint8)
     everywhere = np.asarray(multihost_utils.process_allgather(digests))  # [processes, names, 32]
-    for i, name in enumerate(what):
-        differs = np.flatnonzero((everywhere[:, i] != everywhere[0, i]).any(axis=-1))
-        if len(differs):
-            raise ValueError(
-                f"{name} must be the same in every process; process{'es' if len(differs) > 1 else ''} "
-                f"{', '.join(map(str, differs[:8]))} of {len(everywhere)} {'have' if len(differs) > 1 else 'has'} "
-                f"another than process 0. Start all of them with one version of the code and one command."
-            )
+    differs = (everywhere != everywhere[0]).any(axis=-1)  # [processes, names]
+    if differs.any():
+        names = [name for name, is_other in zip(what, differs.any(axis=0), strict=True) if is_other]
+        which = np.flatnonzero(differs.any(axis=1))
+        raise ValueError(
+            f"{', '.join(names[:8])} must be the same in every process; process{'es' if len(which) > 1 else ''} "
+            f"{', '.join(map(str, which[:8]))} of {len(everywhere)} {'have' if len(which) > 1 else 'has'} "
+            f"another than process 0. Start all of them with one version of the code and one command."
+        )
 
 
 def abstract_mesh(num_devices: int, fsdp: int = 1, *, height: int = 1) -> AbstractMesh:

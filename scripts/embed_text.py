@@ -54,7 +54,8 @@ def main(parsed) -> None:
 
     mesh = parallel.make_mesh(options.fsdp, jax.local_devices())
     data = config.data.path
-    parts = [sources.open_source(data, split) for split in options.splits or sources.splits(data)]
+    keys = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
+    parts = [sources.open_source(data, split, **keys) for split in options.splits or sources.splits(data)]
     encoder = TextEncoder.from_config(config.text, mesh)
     directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(

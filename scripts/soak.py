@@ -49,9 +49,11 @@ class Options:
 
 
 class Run:
-    """Training by several processes of this machine, started at once."""
+    """Training by several processes of this machine, started at once; `last` are options of the last one alone."""
 
-    def __init__(self, arguments: list[str], log: Path, processes: int, devices: int):
+    def __init__(
+        self, arguments: list[str], log: Path, processes: int, devices: int, last: tuple[str, ...] = ()
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -68,7 +70,7 @@ class Run:
             with log.with_name(f"{log.name}-{i}.log").open("a") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(script), *arguments],
+                        [sys.executable, str(script), *arguments, *(last if i == processes - 1 else ())],
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         env=environment | own,

@@ -45,6 +45,11 @@ CHIPS = {
     "v5p": Chip("TPU v5p", int(95.7 * GIB), 459e12, 2765e9, 600e9, (), _CUBES),
     "v6e": Chip("TPU v6e", int(31.25 * GIB), 918e12, 1640e9, 448e9, (), _FLAT),
 }
+# What JAX calls them.
+_TPU_KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}  # fmt: skip
 _GPUS = {
     "H200": Chip("NVIDIA H200", int(139 * GIB), 989e12, 4800e9, 450e9),
     "H100": Chip("NVIDIA H100", int(78 * GIB), 989e12, 3350e9, 450e9),
@@ -82,6 +87,13 @@ def num_devices(topology: str) -> int:
     return math.prod(sides)
 
 
+def of_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so, None if it is not in the tables."""
+    if device_kind in _TPU_KINDS:
+        return CHIPS[_TPU_KINDS[device_kind]]
+    return next((chip for name, chip in _GPUS.items() if name in device_kind), None)
+
+
 def target(topology: str | None) -> Target:
     """A TPU slice by its name, from the compiler in libtpu; the local devices if that is None.
 
@@ -90,8 +102,7 @@ def target(topology: str | None) -> Target:
     """
     if topology is None:
         local = tuple(jax.devices())
-        gpu = next((chip for name, chip in _GPUS.items() if name in local[0].device_kind), None)
-        return Target(f"{len(local)} x {local[0].device_kind}", local, gpu)
+        return Target(f"{len(local)} x {local[0].device_kind}", local, of_kind(local[0].device_kind))
     num = num_devices(topology)
     kind = topology.partition(":")[0]
     # This machine is no TPU VM: nobody answers at the metadata server, and nothing is locked.

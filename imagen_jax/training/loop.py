@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax import parallel
-from imagen_jax.config import StageConfig, to_dict, validate
+from imagen_jax.config import StageConfig, flat, validate
 from imagen_jax.data import pipeline, sources
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
@@ -53,9 +53,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     """
     # --- check everything before anything is written -------------------------------------------
     parallel.agree(lambda: validate(config))
-    parallel.require_same(
-        {"the configuration": json.dumps(to_dict(config)), "the code of imagen_jax": _code()}
-    )
+    options = flat(config)
+    parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
+    parallel.require_same({name: json.dumps(value) for name, value in options.items()})
     mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
     data = parallel.agree(lambda: _open(config, mesh))
     parallel.require_same({"the data set": _signature(data.source)})
@@ -147,6 +147,7 @@ class _Run:
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(config, self._mesh)
             state = self._state(checkpoints, abstract)
+            alive()
             first, last = int(state.step), run.num_steps
             checkpoint.check_space(self._directory, abstract)
 
@@ -163,7 +164,8 @@ class _Run:
                     alive()
                     batch, waited, undecodable = self._next_batch()
                     if done == first + 1:
-                        step = parallel.compiled(step, state, batch)
+                        step = self._compiled(step, state, batch, writer, meter)
+                        alive()
                     state, metrics = step(state, batch)
                     meter.add(metrics, waited, undecodable)
                     writer.advance()
@@ -216,6 +218,14 @@ class _Run:
                 flush=True,
             )
         return parallel.shard_batch(batch, self._mesh), waited, int(np.sum(replaced >= 0))
+
+    def _compiled(self, step: Any, state: TrainState, batch: Any, writer: Writer, meter: Meter) -> Any:
+        begin = time.perf_counter()
+        program = parallel.compiled(step, state, batch)
+        seconds = time.perf_counter() - begin
+        writer.say(f"{self._config.name}: compiled in {seconds:.0f} s")
+        meter.pause(seconds)
+        return program
 
     def _look(self, state: TrainState, writer: Writer, meter: Meter) -> dict[str, float]:
         jax.block_until_ready(state.step)  # the steps' own time ends here

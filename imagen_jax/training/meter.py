@@ -102,7 +102,7 @@ def utilisation_per_image_s(config: StageConfig, num_devices: int) -> float | No
     from imagen_jax.planning import chips  # inside, for planning looks into training
     from imagen_jax.planning.estimate import estimate
 
-    chip = chips.target(None).chip
+    chip = chips.of_kind(jax.devices()[0].device_kind)
     if chip is None:
         return None
     return estimate(config, "train", num_devices).model_flops_per_image / (chip.flops * num_devices)

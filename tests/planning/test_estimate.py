@@ -101,3 +101,17 @@ def test_against_the_compiler_for_tpus():
     target = chips.target("v5e:2x2")
     compiled = program.compile_for(config, "train", target)
     assert estimate(config, "train", 4).peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "TPU v5e"),
+        ("TPU v5p", "TPU v5p"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
+        ("cpu", None),
+    ],
+)
+def test_chips_are_known_by_what_jax_calls_them(kind, name):
+    found = chips.of_kind(kind)
+    assert (found and found.name) == name

@@ -87,16 +87,18 @@ def test_other_devices_continue_with_the_same_losses(setup, soak):
     np.testing.assert_allclose(list(other.values()), list(one.values()), atol=1e-5)
 
 
-def test_a_process_that_cannot_start_stops_the_others(setup, soak):
-    """Process 1 sees no data set; process 0 would wait for it for ever."""
+def test_processes_of_another_seed_stop_before_anything_is_written(setup, soak):
     folder, arguments, _ = setup
-    run = soak.Run(
-        [*arguments, "--workdir", str(folder / "refused"), "--data.path", str(folder / "gone")],
-        folder / "refused-log",
-        2,
-        1,
-    )
+    log = folder / "refused-log"
+    run = soak.Run([*arguments, "--workdir", str(folder / "refused")], log, 2, 1, last=("--seed", "7"))
     statuses = run.wait(60)
     run.end()
     assert statuses == [2, 2]
+    for i in range(2):
+        lines = [
+            line
+            for line in log.with_name(f"{log.name}-{i}.log").read_text().splitlines()
+            if "train.py:" in line
+        ]
+        assert lines[0].startswith("train.py: seed must be the same in every process; process 1 of 2"), lines
     assert not (folder / "refused").exists()

@@ -64,7 +64,7 @@ def test_too_many_skipped_in_a_row_are_hopeless_also_over_two_readings(tiny_conf
 
 def test_utilisation_is_the_work_over_the_peak(tiny_configs, monkeypatch):
     chip = dataclasses.replace(chips.CHIPS["v4"], flops=1e9)
-    monkeypatch.setattr(chips, "target", lambda topology: types.SimpleNamespace(chip=chip))
+    monkeypatch.setattr(chips, "of_kind", lambda kind: chip)
     plan = types.SimpleNamespace(model_flops_per_image=4e6)  # what it says is tested with the plans
     monkeypatch.setattr(estimate, "estimate", lambda config, kind, num_devices: plan)
     per_image = meters.utilisation_per_image_s(tiny_configs[0], 8)
