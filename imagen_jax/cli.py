@@ -48,16 +48,26 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     threading.excepthook = lambda args: print(
-        f"{name}: in the background: {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
+        f"{name} (in the background): {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
     )
     try:
         sys.exit(main(parse()))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave(status: int) -> None:
+    """Exits; one of several processes of a run does not wait for the others."""
+    jax = sys.modules.get("jax")  # a program that has not imported it has joined nothing
+    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        from imagen_jax import parallel
+
+        parallel.leave(status)
+    sys.exit(status)
 
 
 def parse(options: type, description: str, args: list[str] | None = None) -> Any:

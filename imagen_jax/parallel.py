@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import math
 import os
+import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +40,9 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
 def initialize(timeout_s: int = 300) -> None:
     """Joins the processes of a run, as the environment says. The first thing that a program does.
 
+    Signals stay with the program: JAX's own service would take SIGTERM, and forget it if it comes before the first
+    step.
+
     From then on a process that dies, or stops answering, ends the others within `_DEAD_AFTER_S`.
 
     Where devices are in use already, it is too late, and nothing happens unless the variables below are set.
@@ -49,6 +54,7 @@ def initialize(timeout_s: int = 300) -> None:
     Raises:
       ValueError: only some of the three variables are set, or they are no numbers.
     """
+    jax.config.update("jax_enable_preemption_service", False)
     limits = {
         "initialization_timeout": timeout_s,
         "heartbeat_timeout_seconds": _DEAD_AFTER_S,
@@ -95,6 +101,17 @@ _meetings = itertools.count()  # the name of a barrier can be used once
 _NEVER_S = 7 * 24 * 3600
 
 
+def leave(status: int) -> None:
+    """Ends this process of a run that has failed here, without waiting for the others, which may never come to the end.
+
+    Where all have failed they get the time to say why: the first process takes the others with it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(3)
+    os._exit(status)
+
+
 def from_all(value: int) -> np.ndarray:
     """The value of every process, [processes]; called by all of them."""
     meet()
@@ -114,12 +131,12 @@ def agree(check: Callable[[], T]) -> T:
     Else those in which it did not would wait for the others in the next collective.
 
     Raises:
-      ValueError, OSError: those of `check`; a ValueError that names the processes in which it failed.
+      that of `check`; elsewhere a ValueError that names the processes in which it failed.
     """
     found = error = None
     try:
         found = check()
-    except (ValueError, OSError) as raised:
+    except Exception as raised:
         error = raised
     failed = from_all(error is not None)
     if error is not None:
@@ -127,7 +144,7 @@ def agree(check: Callable[[], T]) -> T:
     if failed.any():
         which = ", ".join(map(str, np.flatnonzero(failed)[:8]))
         raise ValueError(
-            f"every process must be able to start; process {which} of {len(failed)} cannot, and says why."
+            f"every process must be able to go on; process {which} of {len(failed)} cannot, and says why."
         )
     return found
 
@@ -245,10 +262,50 @@ def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, state_sharding(shape, mesh), lambda index: array[index])
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a global batch (numpy, [B / processes, ...]) -> global arrays [B, ...]."""
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """The rows of a global batch of `size` that lie on this process's devices, in order.
+
+    They need not be neighbours: a mesh on a TPU slice follows the slice's links, not the processes. Processes whose
+    devices share the rows of an image have the same ones.
+    """
+    blocks = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in blocks]))
+
+
+def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
+    """This process's `local_rows` of a global batch of `size` (None: all of it) as global arrays [size, ...]."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+    def leaf(local: np.ndarray) -> jax.Array:
+        total = len(local) if size is None else size
+        place = {row: i for i, row in enumerate(local_rows(mesh, total))}
+        local = np.asarray(local)
+
+        def block(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            return local[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback((total, *local.shape[1:]), sharding, block)
+
+    return jax.tree.map(leaf, batch)
+
+
+def flag_of_all(value: bool, mesh: Mesh) -> jax.Array:
+    """Starts to find out whether `value` is True in any process; called by all of them. Read it later: it is there when
+    all that the devices were given before is done."""
+    mine = jax.make_array_from_callback(
+        (mesh.size,), _one_each(mesh), lambda index: np.full(1, value, np.int32)
+    )
+    return _largest(mesh)(mine)
+
+
+def _one_each(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(_AXES))
+
+
+@lru_cache(maxsize=8)
+def _largest(mesh: Mesh) -> Any:
+    return jax.jit(jnp.max, in_shardings=_one_each(mesh), out_shardings=replicated(mesh))
 
 
 def constrain_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

@@ -12,6 +12,7 @@ square, float32 in [-1, 1], the caption's embedding, default collation.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import io
 import os
 import statistics
@@ -27,6 +28,7 @@ from PIL import Image
 from imagen_jax import cli
 
 TEXT_LENGTH, TEXT_WIDTH = 128, 1024  # of T5 large
+STATM = Path("/proc/self/statm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,37 +64,64 @@ class Options:
 
 
 def main(options: Options) -> None:
-    for name in ("width", "height", "num_pictures", "batch_size", "num_batches", "rounds"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1; got {getattr(options, name)}.")
+    check(options)
     if options.memory:
-        if options.memory < options.batch_size:
-            raise ValueError(
-                f"--memory must be at least --batch-size, {options.batch_size}; got {options.memory}."
-            )
         return show_memory(options)
-    if options.torch_draft and not options.against_torch:
-        raise ValueError("--torch-draft is an option of the other side of --against-torch; give both.")
-    if options.against_torch:
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            raise ValueError("--against-torch needs torch: pip install torch, or leave it out.") from None
     with tempfile.TemporaryDirectory(prefix="benchmark_data-") as directory:
         compare(options, Path(directory))
+
+
+def check(options: Options) -> None:
+    """Raises ValueError, before any work, about options that make no sense or would have no effect."""
+    least = dict.fromkeys(("width", "height", "num_pictures", "batch_size", "num_batches", "rounds"), 1)
+    least |= dict.fromkeys(("num_threads", "num_workers", "memory"), 0)
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise ValueError(f"{flag(name)} must be at least {value}; got {getattr(options, name)}.")
+    if not options.sizes or min(options.sizes) < 1:
+        raise ValueError(f"--sizes must be one or more numbers from 1; got {options.sizes}.")
+    if not 1 <= options.quality <= 100:
+        raise ValueError(f"--quality must lie in 1..100; got {options.quality}.")
+    if options.memory:
+        check_memory(options)
+    if options.torch_draft and not options.against_torch:
+        raise ValueError("--torch-draft is an option of the other side of --against-torch; give both.")
+    if options.against_torch and importlib.util.find_spec("torch") is None:
+        raise ValueError("--against-torch needs torch: pip install torch, or leave it out.")
+
+
+def check_memory(options: Options) -> None:
+    used = {"memory", "crop", "batch_size", "num_threads", "num_workers"}
+    for field in dataclasses.fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            raise ValueError(f"{flag(field.name)} has no effect with --memory; leave one of them out.")
+    if options.memory < options.batch_size:
+        raise ValueError(
+            f"--memory must be at least --batch-size, {options.batch_size}; got {options.memory}."
+        )
+    if not STATM.is_file():
+        raise ValueError(f"--memory reads {STATM}, which only Linux has; leave it out.")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parallel(options: Options) -> int:
+    """Batches that are made at the same time, so cores that are used."""
+    return max(1, options.num_threads) * max(1, options.num_workers)
 
 
 def compare(options: Options, directory: Path) -> None:
     """Prints the table of images per second and core."""
     kilobytes = statistics.mean(len(data) for data in write_pictures(options, directory)) / 1000
-    parallel = max(1, options.num_threads) * max(1, options.num_workers)
+    cores = parallel(options)
     print(
         f"{options.num_pictures} JPEGs of {options.width}x{options.height}, {kilobytes:.0f} kB on average; batches of "
         f"{options.batch_size}; {options.num_threads} threads, {options.num_workers} worker processes; medians of "
         f"{options.rounds} rounds of {options.num_batches * options.batch_size} images"
     )
-    print(f"images/s per {'core' if parallel == 1 else f'core, of {parallel}'} (least to most)")
+    print(f"images/s per {'core' if cores == 1 else f'core, of {cores}'} (least to most)")
     print(f"{'size':>5} {'ours':>24}" + (f" {'torch':>24} {'ratio':>7}" if options.against_torch else ""))
     sides = (ours, theirs) if options.against_torch else (ours,)
     for size in options.sizes:
@@ -100,7 +129,7 @@ def compare(options: Options, directory: Path) -> None:
         for _ in range(options.rounds):
             for side, found in zip(sides, rates, strict=True):
                 with side(options, directory, size) as batches:
-                    found.append(rate(batches, options) / parallel)
+                    found.append(rate(batches, options) / cores)
         line = f"{size:>5}"
         for found in rates:
             spread = f"({min(found):.1f} to {max(found):.1f})"
@@ -159,12 +188,12 @@ def theirs(options: Options, directory: Path, size: int) -> Iterator[Iterator]:
     import torch
 
     torch.set_num_threads(1)
-    parallel = max(options.num_threads, options.num_workers, options.num_threads * options.num_workers)
+    processes = parallel(options) if options.num_threads or options.num_workers else 0
     files = sorted((directory / "files").iterdir())
     # More than is asked for, as ours is endless: neither stops making batches before the time is taken.
-    num_images = options.batch_size * (options.num_batches + 1 + 2 * parallel)
+    num_images = options.batch_size * (options.num_batches + 1 + 2 * processes)
     dataset = TorchFiles(files, num_images, size, options.torch_draft)
-    loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True, num_workers=parallel)
+    loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True, num_workers=processes)
     batches = iter(loader)
     try:
         yield batches
@@ -297,10 +326,7 @@ def show_memory(options: Options) -> None:
 
 
 def resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except FileNotFoundError:
-        raise ValueError("--memory reads /proc/self/statm, which only Linux has; leave it out.") from None
+    pages = int(STATM.read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
 
 

@@ -24,7 +24,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from imagen_jax import cli
-from imagen_jax.data import origins, parts, sources
+from imagen_jax.data import origins, output, parts, sources
 from imagen_jax.data.pictures import Rules
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
@@ -85,7 +85,7 @@ def settings(options: Options) -> dict:
             raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
     if options.num_workers is not None and options.num_workers < 1:
         raise ValueError(f"--num-workers must be at least 1; got {options.num_workers}.")
-    stem = re.sub(r"[^a-z0-9]+", "_", options.output.resolve().name.lower()).strip("_")
+    stem = re.sub(r"[^a-z0-9]+", "_", Path(os.path.realpath(options.output)).name.lower()).strip("_")
     name = options.name or (stem if stem[:1].isalpha() else f"data_{stem}")
     values = {key: getattr(options, key) for key in used}
     values = {key: used[key] if value is None else value for key, value in values.items()}
@@ -107,12 +107,15 @@ def settings(options: Options) -> dict:
     return {"input": str(options.input), "name": name, **values}
 
 
-def already_there(output: Path, wanted: dict) -> bool:
-    """Whether the same shapes have been prepared there before."""
-    made = output / SETTINGS
-    if "shapes" not in wanted or not sources.is_data_set(output) or not made.is_file():
+def already_there(directory: Path, wanted: dict) -> bool:
+    """Whether a data set with all these settings has been prepared there before."""
+    if not sources.is_data_set(directory) or not (directory / SETTINGS).is_file():
         return False
-    return json.loads(made.read_text()) == wanted
+    try:
+        made = json.loads((directory / SETTINGS).read_text())
+    except ValueError:
+        return False
+    return isinstance(made, dict) and all(made.get(key) == value for key, value in wanted.items())
 
 
 def plan_shapes(made: dict) -> parts.Plan:
@@ -129,11 +132,11 @@ def plan_shapes(made: dict) -> parts.Plan:
     )
 
 
-def plan_pictures(made: dict, output: Path) -> parts.Plan:
+def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     """What to do with an input; raises ValueError, in one line, if it is none or lacks something."""
     root = Path(made["input"])
-    if root.is_dir() and output.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"--output {output} lies inside --input {root}; choose a place outside.")
+    if root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve()):
+        raise ValueError(f"--output {directory} lies inside --input {root}; choose a place outside.")
     survey = origins.survey(root, made["image_key"], made["caption_key"])
     rules = Rules(made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"])
     if survey.splits is not None and len(rules.splits()) > 1:
@@ -141,7 +144,6 @@ def plan_pictures(made: dict, output: Path) -> parts.Plan:
             "--validation-fraction and --test-fraction have no effect with a TFDS data set, whose splits "
             f"are kept ({', '.join(survey.splits)}); remove them."
         )
-    same = {key: value for key, value in made.items() if key != "input"}  # it may be called otherwise
     return parts.Plan(
         job=origins.Pictures(survey.origin, rules),
         parts=survey.parts,
@@ -149,9 +151,18 @@ def plan_pictures(made: dict, output: Path) -> parts.Plan:
         keys=("image", "caption"),
         name=made["name"],
         description=f"Captioned pictures from {root.resolve().name!r}.",
-        settings=same | {"files": survey.stamp},
+        settings=_without_path(made) | {"files": survey.stamp},
         left_out=survey.left_out,
     )
+
+
+def _without_path(made: dict) -> dict:
+    """The settings without the path of the input, which may be called otherwise the next time."""
+    return {key: value for key, value in made.items() if key != "input"}
+
+
+def store(directory: Path, made: dict) -> None:
+    (directory / SETTINGS).write_text(json.dumps(made, indent=2) + "\n")
 
 
 def progress(done: Iterable, total: int, before: int) -> Iterable:
@@ -168,25 +179,33 @@ def num_cores() -> int:
 
 def main(options: Options) -> None:
     made = settings(options)
-    output = options.output
-    parts.tidy(output)
-    if already_there(output, made):
-        print(f"{output} is already there, nothing to do.")
+    directory = options.output
+    parts.tidy(directory)
+    perhaps_there = already_there(directory, _without_path(made))
+    if not perhaps_there:
+        sources.check_free(directory)
+        output.resolved(directory)  # refuses before any work what would fail at its end
+    plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
+    if already_there(directory, plan.settings):
+        print(f"{directory} is already there, nothing to do.")
         return
-    sources.check_free(output)
-    plan = plan_shapes(made) if options.shapes else plan_pictures(made, output)
+    if perhaps_there:
+        raise ValueError(
+            f"{directory} already holds a data set made with these settings, but the files of the input have "
+            "changed since; choose another directory, or delete this one first."
+        )
     counts, left_out = parts.write(
         plan,
-        output,
+        directory,
         num_workers=options.num_workers or num_cores(),
-        finish=lambda directory: (directory / SETTINGS).write_text(json.dumps(made, indent=2) + "\n"),
+        finish=lambda unfinished: store(unfinished, made | plan.settings),
         progress=progress,
     )
     if left_out.counts:
-        where = output / parts.QUARANTINE
+        where = directory / parts.QUARANTINE
         print(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")
     records = ", ".join(f"{num} {split}" for split, num in counts.items())
-    print(f"Wrote {output}: {records} records.")
+    print(f"Wrote {directory}: {records} records.")
 
 
 if __name__ == "__main__":

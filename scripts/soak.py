@@ -143,6 +143,8 @@ def kill_and_restart(options: Options, arguments: list[str]) -> None:
         try:
             moment = rng.uniform(0, seconds) if killed < options.kills else None
             statuses = run.wait(moment)
+            if any(statuses):
+                raise ValueError(f"no process may fail by itself; got {statuses}: see {workdir}-log-*.log.")
             if None in statuses:
                 victim = rng.choice([i for i, status in enumerate(statuses) if status is None])
                 run.processes[victim].kill()
@@ -182,9 +184,13 @@ def kill_and_restart(options: Options, arguments: list[str]) -> None:
     )
 
 
+def rows(workdir: Path, stage: str) -> list[dict]:
+    """What the run wrote about its steps."""
+    return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(workdir: Path, stage: str) -> dict[int, float]:
-    lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row["loss"] for row in map(json.loads, lines)}
+    return {row["step"]: row["loss"] for row in rows(workdir, stage)}
 
 
 def change_devices(options: Options, arguments: list[str], num_steps: int) -> None:
@@ -201,6 +207,8 @@ def change_devices(options: Options, arguments: list[str], num_steps: int) -> No
             f"{processes} x {devices} up to step {last}: losses differ by at most {apart:.1e} so far",
             flush=True,
         )
+        if apart > 1e-5:
+            raise ValueError(f"losses must differ by at most 1e-5; got {apart:.1e}.")
         if sorted(found) != list(range(1, last + 1)):
             raise ValueError(f"every step up to {last} must be there once; got {sorted(found)}.")
 

@@ -109,6 +109,19 @@ parallel.initialize(timeout_s=60)
 import jax
 assert jax.process_count() == 2
 parallel.require_same({"the configuration": "one"})
+
+# A mesh that does not follow the order of the processes, as on TPU slices.
+import numpy as np
+order = [jax.devices()[i] for i in (0, 2, 1, 3)]
+meshes = [parallel.make_mesh(devices=order, **ways) for ways in ({}, {"fsdp": 2}, {"height": 2})]
+for mesh in meshes:
+    whole = np.arange(8 * 3).reshape(8, 3)
+    rows = parallel.local_rows(mesh, 8)
+    placed = parallel.shard_batch(whole[rows], mesh, 8)
+    found = jax.device_get(jax.jit(lambda a: a, out_shardings=parallel.replicated(mesh))(placed))
+    np.testing.assert_array_equal(found, whole)
+assert list(parallel.local_rows(meshes[0], 8)) == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
+assert [bool(parallel.flag_of_all(jax.process_index() == 1 and flag, mesh)) for flag in (True, False)] == [True, False]
 parallel.require_same({"the seed": "0", "the configuration": sys.argv[1]})
 print("the same")
 """
@@ -119,7 +132,8 @@ def processes(texts):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,41 +1,36 @@
 """Captioned pictures in a folder, with captions in .txt files beside them or in one table.
 
-Captions stand either in a .txt file beside each picture (photo.jpg, photo.txt) or in one table at
-the top of the folder: captions.jsonl, captions.csv, metadata.jsonl or metadata.csv. A picture with
-several captions (lines of the .txt, rows of the table) becomes one record per caption.
+Captions stand either in a .txt file beside each picture (photo.jpg with photo.txt or photo.jpg.txt)
+or in one table at the top of the folder, see `caption_table`. A picture with several captions (lines
+of the .txt, rows of the table) becomes one record per caption.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from imagen_jax.data import pictures
+from imagen_jax.data import caption_table, captions, listing
+from imagen_jax.data.caption_table import TABLES
 from imagen_jax.data.parts import Part
-from imagen_jax.data.pictures import CAPTIONS, PICTURES, Found
+from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
-TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-FILE_COLUMNS = ("file", "file_name", "image")
 PART = 256  # pictures
+_TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml")  # where people keep captions
 
 
-def visible_files(folder: Path) -> list[str]:
-    """All files under a folder by their paths in it, with "/", sorted; hidden ones are not there."""
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        if not any(part.startswith(".") for part in relative.parts) and path.is_file():
-            found.append(relative.as_posix())
-    return sorted(found)
+def tables_among(files: Iterable[str]) -> list[str]:
+    """The caption tables at the top, however their names are capitalised."""
+    return [file for file in files if file.lower() in TABLES]
 
 
-def pictures_among(files: Iterable[str]) -> list[str]:
-    return [file for file in files if PurePosixPath(file).suffix.lower() in PICTURES]
+def relevant(files: Iterable[str]) -> list[str]:
+    """Those that have a say in what is made of the folder."""
+    endings = (*listing.PICTURES, *listing.UNREAD, ".txt")
+    return [file for file in files if listing.ending(file) in endings or file.lower() in TABLES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,46 +48,51 @@ class Folder:
         """The pictures in parts, and what is left out already; `files` are those in the folder.
 
         Raises:
-          ValueError: no pictures, two caption tables, a table beside captions in .txt files, or a
-            table without the columns.
+          ValueError: no pictures, none with a caption, two caption tables, a table beside captions in
+            .txt files, or a table without the columns.
         """
-        found = pictures_among(files)
+        found = listing.pictures_among(files)
         if not found:
-            raise ValueError(f"{self.root} has no pictures; looked for {' '.join(PICTURES)}.")
-        tables = [name for name in TABLES if name in files]
+            raise ValueError(f"{self.root} has no pictures; looked for {' '.join(listing.PICTURES)}.")
+        tables = tables_among(files)
         if len(tables) > 1:
             raise ValueError(f"{self.root} has several caption tables, {', '.join(tables)}; keep one.")
-        texts = {_stem(file): file for file in files if PurePosixPath(file).suffix.lower() == ".txt"}
-        beside = [texts[stem] for stem in map(_stem, found) if stem in texts]
+        texts = _Texts(files)
+        beside = next(filter(None, map(texts.of, found)), None)
         if tables and beside:
             raise ValueError(
                 f"{self.root} has both a caption table, {tables[0]}, and captions beside pictures, as "
-                f"{beside[0]}; keep one kind (delete the table, or move the .txt files away)."
+                f"{beside}; keep one kind (delete the table, or move the .txt files away)."
             )
+        # Pictures that are not read are listed if they have captions, so they are looked for as well.
+        known = [file for file in files if listing.ending(file) in (*listing.PICTURES, *listing.UNREAD)]
         left_out: list[LeftOut] = []
         if tables:
-            rows = self._table_rows(self.root / tables[0], left_out)
-            items = _from_table(rows, found, left_out)
+            rows = caption_table.rows(self.root / tables[0], self.image_key, self.caption_key, left_out)
+            items = _from_table(rows, self.root, known, left_out)
         else:
             self._check_keys_unused()
-            items = _beside(found, texts, left_out)
+            items = _beside(known, texts, left_out)
+        if not items:
+            raise ValueError(self._without_captions(found, files, tables, left_out))
         chunks = [items[i : i + PART] for i in range(0, len(items), PART)]
         return [Part(f"{chunk[0][0]} and on", len(chunk), chunk) for chunk in chunks], left_out
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
-        for file, text, captions in part.what:
+        for file, text, given in part.what:
             try:
+                where = text or file
                 if text is not None:
-                    captions = pictures.lines((self.root / text).read_bytes(), text)
+                    given = captions.lines((self.root / text).read_bytes(), text)
+                where = file
+                found = Found(file, (self.root / file).read_bytes(), given)
             except OSError as error:
-                yield LeftOut(file, "unreadable caption", str(error))
+                left_out = listing.unreadable(error, where)
+                yield LeftOut(file, left_out.reason, f"{where}: {left_out.detail}")
             except Unusable as error:
                 yield error.of(file)
             else:
-                try:
-                    yield Found(file, (self.root / file).read_bytes(), captions)
-                except OSError as error:
-                    yield LeftOut(file, "undecodable", str(error))
+                yield found
 
     def _check_keys_unused(self) -> None:
         for key, option in ((self.image_key, "--image-key"), (self.caption_key, "--caption-key")):
@@ -102,89 +102,90 @@ class Folder:
                     f"name ({', '.join(TABLES)}); remove it."
                 )
 
-    def _table_rows(self, table: Path, left_out: list[LeftOut]) -> Iterator[tuple[str, str]]:
-        files = (self.image_key,) if self.image_key else FILE_COLUMNS
-        captions = (self.caption_key,) if self.caption_key else CAPTIONS
-        columns: dict[str, str] = {}
-        usable = 0
-        for number, row in _rows(table):
-            if isinstance(row, dict):
-                columns.update({str(key): type(value).__name__ for key, value in row.items()})
-            file, caption = _pick(row, files), _pick(row, captions)
-            if isinstance(file, str) and file.strip() and isinstance(caption, str):
-                usable += 1
-                yield PurePosixPath(file.strip().replace("\\", "/")).as_posix(), caption
-            else:
-                detail = f"expected text in one of {files} and in one of {captions}"
-                left_out.append(LeftOut(f"{table.name}:{number}", "unusable table row", detail))
-        if not usable:
-            have = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
-            raise ValueError(
-                f"{table} has no row with a file ({', '.join(files)}) and a caption "
-                f"({', '.join(captions)}); its columns are: {have}."
+    def _without_captions(self, found: list[str], files: list[str], tables: list[str], left_out) -> str:
+        """What to say if no picture has a caption: where they are looked for, and what else lies there."""
+        named = next((row.file for row in left_out if row.reason == "caption without picture"), None)
+        if tables and named:
+            return (
+                f"{self.root / tables[0]} names none of the {len(found)} pictures: it has {named!r}, where "
+                f"{found[0]!r} lies in the folder; write the paths as they are in {self.root}."
             )
+        unused: dict[str, str] = {}  # the first of each ending
+        for file in sorted(files, key=lambda file: not file.lower().endswith(TABLES)):
+            if (kind := listing.ending(file)) in (*_TEXTUAL, ".txt"):
+                unused.setdefault(kind, file)
+        seen = f" Seen, but not used: {', '.join(unused.values())}." if unused else ""
+        return (
+            f"{self.root}: none of the {len(found)} pictures has a caption. They are looked for in a .txt file "
+            f"beside each (cat.txt or cat.jpg.txt for cat.jpg), or in a table at the top, one of "
+            f"{', '.join(TABLES)}.{seen}"
+        )
+
+
+class _Texts:
+    """The .txt files of a folder, to be found by picture: cat.jpg.txt, else cat.txt for cat.jpg."""
+
+    def __init__(self, files: Iterable[str]):
+        self._by_stem = {_stem(file): file for file in files if listing.ending(file) == ".txt"}
+
+    def of(self, picture: str) -> str | None:
+        return self._by_stem.get(picture) or self._by_stem.get(_stem(picture))
+
+    def unused(self, pictures: Iterable[str]) -> list[str]:
+        used = set(map(self.of, pictures))
+        return [text for text in self._by_stem.values() if text not in used]
 
 
 def _stem(file: str) -> str:
     return str(PurePosixPath(file).with_suffix(""))
 
 
-def _beside(found: list[str], texts: dict[str, str], left_out: list[LeftOut]) -> list[tuple]:
-    stems = set(map(_stem, found))
-    for stem, text in texts.items():
-        if stem not in stems:
-            left_out.append(LeftOut(text, "caption without picture"))
+def _beside(known: list[str], texts: _Texts, left_out: list[LeftOut]) -> list[tuple]:
+    left_out += [LeftOut(text, "caption without picture") for text in texts.unused(known)]
     items = []
-    for file in found:
-        if _stem(file) in texts:
-            items.append((file, texts[_stem(file)], ()))
-        else:
-            left_out.append(LeftOut(file, "no caption", "no .txt file beside it"))
+    for file in known:
+        text = texts.of(file)
+        if _is_read(file, text is not None, "no .txt file beside it", left_out):
+            items.append((file, text, ()))
     return items
 
 
-def _from_table(rows: Iterable[tuple[str, str]], found: list[str], left_out: list[LeftOut]) -> list[tuple]:
-    captions = {file: [] for file in found}
-    for file, caption in rows:
-        if file in captions:
-            captions[file].append(caption)
+def _from_table(rows: Iterable[tuple[str, str]], root: Path, known: list[str], left_out) -> list[tuple]:
+    given: dict[str, list[str]] = {file: [] for file in known}
+    composed = {_composed(file): file for file in known}
+    for named, caption in rows:
+        file = _inside(named, root)
+        # A table from a Mac may write an accent as a letter of its own, or the file's name may.
+        file = file if file in given else composed.get(_composed(file))
+        if file is not None:
+            given[file].append(caption)
         else:
-            left_out.append(LeftOut(file, "caption without picture"))
-    for file, given in captions.items():
-        if not given:
-            left_out.append(LeftOut(file, "no caption", "no row of the table names it"))
-    return [(file, None, tuple(given)) for file, given in captions.items() if given]
+            left_out.append(LeftOut(named, "caption without picture"))
+    return [
+        (file, None, tuple(those))
+        for file, those in given.items()
+        if _is_read(file, bool(those), "no row of the table names it", left_out)
+    ]
 
 
-def _rows(table: Path) -> Iterator[tuple[int, object]]:
-    """(line number, row) of a table; a row that cannot be read is None."""
-    try:
-        content = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    if table.suffix == ".jsonl":
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                yield number, _json(line)
-        return
-    reader = csv.DictReader(io.StringIO(content, newline=""))
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error:  # a field beyond all size
-            yield reader.line_num, {}
-            continue
-        if row is None:
-            return
-        yield reader.line_num, row
+def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOut]) -> bool:
+    """Whether a picture is to be read; lists it if not. One of an unread format counts if it has a caption."""
+    if listing.ending(file) in listing.PICTURES:
+        if not has_caption:
+            left_out.append(LeftOut(file, "no caption", otherwise))
+        return has_caption
+    if has_caption:
+        left_out.append(LeftOut(file, "unknown format", f"{listing.ending(file)} is not read; convert it"))
+    return False
 
 
-def _json(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _inside(file: str, root: Path) -> str:
+    """An absolute path as it is under the root; others as they are."""
+    for base in dict.fromkeys((root.absolute(), root.resolve())):
+        if PurePosixPath(file).is_relative_to(base):
+            return PurePosixPath(file).relative_to(base).as_posix()
+    return file
 
 
-def _pick(row: object, columns: tuple[str, ...]) -> object:
-    return next((row[c] for c in columns if isinstance(row, dict) and c in row), None)
+def _composed(file: str) -> str:
+    return unicodedata.normalize("NFC", file)

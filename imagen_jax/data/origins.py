@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen_jax.data import folder, parquet, parts, shapes, sources, transforms, webdataset
+from imagen_jax.data import folder, listing, parquet, shapes, sources, transforms, webdataset
 from imagen_jax.data.parts import Part
-from imagen_jax.data.pictures import PICTURES, Rules
+from imagen_jax.data.pictures import Rules
 from imagen_jax.data.quarantine import LeftOut
 from imagen_jax.data.tfds_set import TfdsSet
 
@@ -83,7 +83,7 @@ def survey(path: Path, image_key: str | None = None, caption_key: str | None = N
         pictures or captions, as far as that can be seen without reading it all.
     """
     keys = image_key, caption_key
-    root, files = path, []
+    root, files, unseen = path, [], []
     if path.is_file():
         root, files = path.parent, [path.name]
         if not _ending(files, ".tar", ".parquet"):
@@ -93,21 +93,24 @@ def survey(path: Path, image_key: str | None = None, caption_key: str | None = N
     elif sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
         return _survey_tfds(TfdsSet(sources.locate(path), *keys))
     else:
-        files = folder.visible_files(path)
-    origin, files = _recognised(path, root, files, keys)
+        files, unseen = listing.visible_files(path)
+    origin, files = _recognised(path, root, files, keys, unseen)
     planned, left_out = origin.plan(files)
-    return Survey(origin, planned, left_out, None, parts.stamp(root, files))
+    used = folder.relevant(files) if isinstance(origin, folder.Folder) else files
+    return Survey(origin, planned, unseen + left_out, None, listing.stamp(root, used))
 
 
 def _survey_tfds(origin: TfdsSet) -> Survey:
     planned, splits = origin.plan()
     files = sorted(path.name for path in origin.directory.iterdir() if path.is_file())
-    return Survey(origin, planned, [], splits, parts.stamp(origin.directory, files))
+    files = [file for file in files if not file.startswith(".")]
+    return Survey(origin, planned, [], splits, listing.stamp(origin.directory, files))
 
 
-def _recognised(path: Path, root: Path, files: list[str], keys: tuple):
+def _recognised(path: Path, root: Path, files: list[str], keys: tuple, unseen: list[LeftOut]):
     """The kind of input and its files, of all those that lie there."""
-    tars, tables, found = _ending(files, ".tar"), _ending(files, ".parquet"), folder.pictures_among(files)
+    tars, tables = _ending(files, ".tar"), _ending(files, ".parquet")
+    found = listing.pictures_among(files)
     # img2dataset leaves tables about the pictures beside the archives that hold them.
     if tables and (tars or found):
         tables = [file for file in tables if parquet.holds_pictures(root / file, keys[0])]
@@ -123,13 +126,24 @@ def _recognised(path: Path, root: Path, files: list[str], keys: tuple):
     if tables:
         return parquet.Tables(root, *keys), tables
     if not found:
-        packed = _ending(files, ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".zip")
-        hint = f"; {packed[0]} is compressed, which is not read: unpack it" if packed else ""
+        if next(path.glob("**/dataset_info.json"), None):
+            sources.locate(path)  # says which folder may be meant
         raise ValueError(
-            f"{path} has no pictures; looked for {' '.join(PICTURES)}, .tar archives, .parquet tables "
-            f"and a TFDS data set{hint}."
+            f"{path} has no pictures; looked for {' '.join(listing.PICTURES)}, .tar archives, .parquet "
+            f"tables and a TFDS data set{_hint(files, unseen)}."
         )
     return folder.Folder(root, *keys), files
+
+
+def _hint(files: list[str], unseen: list[LeftOut]) -> str:
+    """What may be the reason why nothing was found."""
+    if unseen:
+        return f"; {unseen[0].file} cannot be read: {unseen[0].detail}"
+    if packed := _ending(files, ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".zip"):
+        return f"; {packed[0]} is compressed, which is not read: unpack it"
+    if unread := _ending(files, *listing.UNREAD):
+        return f"; {unread[0]} is of a format that is not read: convert it"
+    return ""
 
 
 def _ending(files: list[str], *endings: str) -> list[str]:

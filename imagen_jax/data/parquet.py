@@ -1,8 +1,8 @@
 """Captioned pictures in .parquet tables, as img2dataset and Hugging Face datasets write them.
 
 A row holds the encoded picture, as bytes or as a struct with "bytes", and its text; a list of texts
-is several captions. Where there is a column "status", rows of another status than "success" were
-not downloaded.
+is several captions. In tables of img2dataset, rows of another status than "success" were not
+downloaded.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.data import listing
+from imagen_jax.data.captions import CAPTIONS
 from imagen_jax.data.parts import Part
-from imagen_jax.data.pictures import CAPTIONS, Found
+from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -45,7 +47,7 @@ class Tables:
                 metadata = pyarrow.parquet.read_metadata(self.root / file)
                 schema = metadata.schema.to_arrow_schema()
             except Exception as error:  # whatever Arrow makes of damage
-                left_out.append(LeftOut(file, "damaged archive", f"no row is read: {error}"))
+                left_out.append(_damage(error, file, "no row is read"))
                 continue
             self.columns(schema, file)
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -82,9 +84,14 @@ class Tables:
         file, groups, row = part.what
         # Without memory maps, threads and reading ahead, memory is a batch and the pages it lies in.
         options = {"buffer_size": 2**20, "pre_buffer": False}
-        with pyarrow.parquet.ParquetFile(self.root / file, **options) as table:
+        try:
+            opened = pyarrow.parquet.ParquetFile(self.root / file, **options)
+        except OSError as error:
+            yield _damage(error, f"{file}:{row}", f"no row from {row} on is read")
+            return
+        with opened as table:
             image, caption = self.columns(table.schema_arrow, file)
-            names = [image, caption, *(["status"] if "status" in table.schema_arrow.names else [])]
+            names = [image, caption, *_status(table.schema_arrow.names)]
             for group in groups:
                 end = row + table.metadata.row_group(group).num_rows
                 try:
@@ -94,8 +101,7 @@ class Tables:
                             yield _found(f"{file}:{row}", *values)
                             row += 1
                 except (OSError, ValueError, ArithmeticError) as error:  # pyarrow's are among them
-                    detail = f"rows {row} to {end - 1} are not read: {error}"
-                    yield LeftOut(f"{file}:{row}", "damaged archive", detail)
+                    yield _damage(error, f"{file}:{row}", f"rows {row} to {end - 1} are not read")
                 row = end
 
 
@@ -109,6 +115,20 @@ def holds_pictures(path: Path, image_key: str | None) -> bool:
         return True
     names = (image_key,) if image_key else IMAGES
     return any(name in schema.names and _holds_pictures(schema.field(name).type) for name in names)
+
+
+def _damage(error: Exception, where: str, lost: str) -> LeftOut:
+    """What is left out where Arrow fails. It raises OSError for damage too, but then with no number."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno is not None:
+        return listing.unreadable(error, where)
+    return LeftOut(where, "damaged archive", f"{lost}: {error}")
+
+
+def _status(names: list[str]) -> list[str]:
+    """The column that says what was downloaded, in a table of img2dataset; others may call anything so."""
+    return ["status"] if "status" in names and {"error_message", "key"} & set(names) else []
 
 
 def _found(where: str, image, caption, status=None) -> Found | LeftOut:

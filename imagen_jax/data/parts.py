@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -22,9 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagen_jax.data import quarantine, shards, sources, workers
+from imagen_jax.data import output, quarantine, shards, sources, workers
+from imagen_jax.data.output import unfinished
 from imagen_jax.data.quarantine import LeftOut, Tally
-from imagen_jax.locks import lock
 
 VERSION = 1  # of what lies in the unfinished directory
 # Files of parts are joined until they have so many records or bytes: each joined record is copied once more.
@@ -32,7 +31,8 @@ JOINED_RECORDS = 4096
 JOINED_BYTES = 2**25
 FEW = 256  # pictures up to which starting workers would take longer than the work
 QUARANTINE = "quarantine.jsonl"
-_LOCK, _PLAN, _WRITTEN, _DATA = "lock", "plan.json", "written", "data"
+_ROW = {"split", "file", "size", "records", "bytes"}  # of a file in NUMBER.json
+_WRITTEN, _DATA = "written", "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +84,26 @@ def write(
       The number of records of each split, and what was left out, which is listed in quarantine.jsonl.
 
     Raises:
-      ValueError: one line; the directory is taken or being written, was begun with other settings,
-        or a split would be empty.
+      ValueError: one line; the directory is taken, being written or cannot be made, was begun with
+        other settings, or a split would be empty. Only if no picture at all is usable, nothing stays.
       OSError: one line; the disk is full, a worker was killed, a part failed. What is finished stays.
     """
-    directory = Path(os.path.abspath(directory))
+    directory = output.resolved(directory)
     sources.check_free(directory)
     shards.check_names(plan.name, plan.splits)
+    _check_before(plan)
     place = unfinished(directory)
-    with _held(place, directory):
+    with output.held(place, directory):
         sources.check_free(directory)  # somebody may have finished it meanwhile
-        _begin(place, plan.settings | {"version": VERSION, "parts": len(plan.parts)})
-        try:
-            _write_parts(plan, place, num_workers, progress)
-            counts, tally = _check_splits(plan, place)
-        except ValueError:  # the input is at fault: nothing here is of use
+        output.begin(place, plan.settings | {"version": VERSION, "parts": len(plan.parts)})
+        _write_parts(plan, place, num_workers, progress)
+        counts, tally = _counts(plan, place)
+        if not any(counts.values()):  # nothing was made that could be lost
             shutil.rmtree(place, ignore_errors=True)
-            raise
+            raise ValueError(f"None of the pictures can be used. Left out: {tally.summary()}.")
+        _check_splits(plan, place, counts, tally)
         (place / _WRITTEN).touch()
+        shards.sync_directory(place)  # before any file is moved
         data = place / _DATA
         data.mkdir(exist_ok=True)
         shards.write_metadata(data, plan.name, plan.description, plan.keys, _assemble(plan, place))
@@ -109,71 +111,32 @@ def write(
             quarantine.write(data / QUARANTINE, _left_out(plan, place))
         if finish is not None:
             finish(data)
+        _sync(data)
         os.rename(data, directory)  # fails if somebody else has filled it meanwhile
+        shards.sync_directory(directory.parent)
         shutil.rmtree(place, ignore_errors=True)
     return counts, tally
 
 
-def unfinished(directory: Path) -> Path:
-    """Where the parts of a data set lie until it is complete."""
-    return directory.with_name(f".{directory.name}.unfinished")
-
-
 def tidy(directory: Path) -> None:
     """Removes what a run leaves that is killed just after its data set took its place."""
-    place = unfinished(Path(os.path.abspath(directory)))
+    directory = Path(os.path.realpath(directory))
+    place = unfinished(directory)
     if sources.is_data_set(directory) and place.is_dir():
-        with contextlib.suppress(ValueError), _held(place, directory):
+        with contextlib.suppress(ValueError, OSError), output.held(place, directory):
             shutil.rmtree(place, ignore_errors=True)
 
 
-def stamp(root: Path, files: Iterable[str]) -> str:
-    """A hash of the names, sizes and times of files: it changes when one of them does."""
-    digest = hashlib.sha256()
-    for file in files:
-        stat = (root / file).stat()
-        line = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-# ---- the unfinished directory ----
-
-
-@contextlib.contextmanager
-def _held(place: Path, directory: Path) -> Iterator[None]:
-    """Keeps other runs out of the unfinished directory, however this one ends."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / _LOCK).open("w") as file:
-        # Whoever held it may have removed the directory while this process opened the file.
-        if not lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
-            raise ValueError(f"{directory} is being written by another run: wait for its end.")
-        yield
-
-
-def _begin(place: Path, settings: dict) -> None:
-    """Makes the unfinished directory this plan's, or finds that it is; clears away what is half done."""
-    settings = json.loads(json.dumps(settings))
-    if (place / _PLAN).is_file():
-        begun = json.loads((place / _PLAN).read_text())
-        differs = [key for key in begun | settings if begun.get(key) != settings.get(key)]
-        if differs:
+def _check_before(plan: Plan) -> None:
+    """Raises ValueError if a split would get less than half a picture, as far as their number is known."""
+    num = sum(part.num for part in plan.parts)
+    for split in plan.splits if all(part.num for part in plan.parts) else ():
+        fraction = plan.settings.get(f"{split}_fraction")
+        if fraction and fraction * num < 0.5:
             raise ValueError(
-                f"{place} holds the unfinished work of another command or input, with other "
-                f"{', '.join(differs)}; repeat that one, or delete this directory to start anew."
+                f"Split {split!r} would be empty: a {split} fraction of {fraction} of {num} pictures is less "
+                "than one; choose a larger one."
             )
-    else:
-        _save(place / _PLAN, settings)
-    for path in place.rglob("*.tmp*"):
-        path.unlink()
-
-
-def _save(path: Path, content: Any) -> None:
-    """Writes JSON that is there as a whole or not at all, even after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    shards.sync(temporary)
-    os.replace(temporary, path)
 
 
 # ---- parts ----
@@ -249,7 +212,7 @@ def _write_part(job: Job, part: Part, number: int, place: Path) -> None:
                 os.replace(shard.path, path)
                 row = {"split": split, "file": path.name, "size": path.stat().st_size}
                 files.append(row | {"records": shard.records, "bytes": shard.bytes})
-        _save(place / f"{number:06d}.json", {"files": files, "left_out": left_out})
+        output.save(place / f"{number:06d}.json", {"files": files, "left_out": left_out})
     except BaseException:
         for path in place.glob(f"{number:06d}-*.tmp-{os.getpid()}"):  # a full disk has room again
             path.unlink()
@@ -261,7 +224,17 @@ def _part_path(place: Path, number: int, split: str, suffix: str, index: int) ->
 
 
 def _read_part(place: Path, number: int) -> dict:
-    return json.loads((place / f"{number:06d}.json").read_text())
+    """What NUMBER.json says; raises ValueError if it is damaged."""
+    path = place / f"{number:06d}.json"
+    try:
+        content = json.loads(path.read_text())
+        for row in content["left_out"]:
+            LeftOut(*row)
+        if any(_ROW - set(row) for row in content["files"]):
+            raise ValueError("something is missing")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {place} to start anew.") from error
+    return content
 
 
 def _is_done(place: Path, number: int) -> bool:
@@ -269,7 +242,7 @@ def _is_done(place: Path, number: int) -> bool:
         files = _read_part(place, number)["files"]
         return all((place / row["file"]).stat().st_size == row["size"] for row in files)
     except (OSError, ValueError):
-        return False
+        return False  # it is made again
 
 
 # ---- the whole ----
@@ -281,8 +254,8 @@ def _left_out(plan: Plan, place: Path) -> Iterator[LeftOut]:
         yield from (LeftOut(*row) for row in _read_part(place, number)["left_out"])
 
 
-def _check_splits(plan: Plan, place: Path) -> tuple[dict[str, int], Tally]:
-    """The records of each split and what was left out; raises ValueError if a split has no records."""
+def _counts(plan: Plan, place: Path) -> tuple[dict[str, int], Tally]:
+    """The records of each split, and what was left out."""
     counts = dict.fromkeys(plan.splits, 0)
     for number in range(len(plan.parts)):
         for row in _read_part(place, number)["files"]:
@@ -290,13 +263,30 @@ def _check_splits(plan: Plan, place: Path) -> tuple[dict[str, int], Tally]:
     tally = Tally()
     for row in _left_out(plan, place):
         tally.add(row)
-    for split, count in counts.items():
-        if not count:
-            reasons = f" Left out: {tally.summary()}." if tally.counts else ""
-            raise ValueError(
-                f"Split {split!r} would be empty; leave it out or give it more pictures.{reasons}"
-            )
     return counts, tally
+
+
+def _check_splits(plan: Plan, place: Path, counts: dict[str, int], tally: Tally) -> None:
+    """Raises ValueError if a split has no records; the finished parts stay."""
+    for split, count in counts.items():
+        if count:
+            continue
+        fraction = plan.settings.get(f"{split}_fraction")
+        share = f", with a {split} fraction of {fraction}; choose another" if fraction else ""
+        reasons = f" Left out: {tally.summary()}." if tally.counts else ""
+        raise ValueError(
+            f"Split {split!r} would be empty: none of {sum(counts.values())} captioned pictures falls into it"
+            f"{share}, or give it more pictures. The finished parts are kept, but belong to these settings "
+            f"and this input: to begin with others, delete {place}.{reasons}"
+        )
+
+
+def _sync(data: Path) -> None:
+    """Waits for the metadata and the names: the shards are on the disk already."""
+    for path in data.iterdir():
+        if ".array_record-" not in path.name:
+            shards.sync(path)
+    shards.sync_directory(data)
 
 
 def _assemble(plan: Plan, place: Path) -> dict[str, list[shards.Shard]]:
@@ -317,6 +307,13 @@ def _assemble(plan: Plan, place: Path) -> dict[str, list[shards.Shard]]:
     return final
 
 
+def _records(file: Path) -> Iterator[bytes]:
+    try:
+        yield from shards.read(file)
+    except RuntimeError as error:
+        raise OSError(f"{file} is damaged ({error}); delete {file.parent} to start anew.") from error
+
+
 def _bundles(rows: list[dict]) -> Iterator[list[dict]]:
     bundle: list[dict] = []
     for row in rows:
@@ -334,10 +331,11 @@ def _join(files: list[Path], target: Path) -> None:
         temporary = target.with_name(f"{target.name}.tmp")
         writer = shards.SplitWriter(lambda index: temporary, max_records=2**62, max_bytes=2**62)
         for file in files:
-            for record in shards.read(file):
+            for record in _records(file):
                 writer.add(record)
         writer.close()
         os.replace(temporary, target)
+        shards.sync_directory(target.parent)
         for file in files:
             file.unlink()
     else:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
-import json
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from imagen_jax import resize
 from imagen_jax.data import transforms
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-CAPTIONS = ("caption", "text")  # what a column, field or feature of captions may be called
-# What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG may say that it lies on its side
+_QUIET = threading.Lock()  # Python's filter of warnings belongs to the whole process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,30 +69,6 @@ def split_of(image: bytes, validation_fraction: float, test_fraction: float) -> 
     return "validation" if place < test_fraction + validation_fraction else "train"
 
 
-def lines(content: bytes, where: str) -> tuple[str, ...]:
-    """The captions in a text file, one a line. Raises Unusable if it is not UTF-8."""
-    try:
-        return tuple(content.decode("utf-8-sig").splitlines())
-    except UnicodeDecodeError as error:
-        raise Unusable("unreadable caption", f"{where} is not UTF-8: {error}") from error
-
-
-def json_caption(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tuple[str, ...]:
-    """The caption in a JSON object, none if it has none. Raises Unusable if it cannot be read."""
-    try:
-        row = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Unusable("unreadable caption", f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise Unusable("unreadable caption", f"{where} is not a JSON object")
-    caption = next((row[key] for key in keys if row.get(key) is not None), None)
-    if caption is None:
-        return ()
-    if not isinstance(caption, str):
-        raise Unusable("unreadable caption", f"{where}: expected text, got {json.dumps(caption)[:60]}")
-    return (caption,)
-
-
 def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
     """The captions without blanks around them, empty ones and repetitions. Raises Unusable if none is left."""
     kept = tuple(dict.fromkeys(filter(None, (caption.strip() for caption in captions))))
@@ -114,21 +85,20 @@ def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
 def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
     """A picture's bytes as they are stored.
 
-    An upright RGB PNG or JPEG within max_size keeps its bytes; anything else becomes an RGB PNG,
-    area averaged if its longer side exceeds max_size.
+    An upright RGB PNG or JPEG of 8 bits within max_size keeps its bytes; anything else becomes such a
+    PNG, area averaged if its longer side exceeds max_size. One at a time in each process.
 
     Raises:
-      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond
-        transforms.MAX_PIXELS, which the header tells: it is not decoded).
+      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (as
+        `transforms.too_large` finds from the header: it is not decoded).
     """
-    with _pillow_quiet():
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks about odd files
         size, may_stay = _look(image)
-        if size[0] * size[1] > transforms.MAX_PIXELS:
-            raise Unusable("too large", f"{size[0]}x{size[1]} pixels, more than {transforms.MAX_PIXELS}")
         try:  # all of it, to be sure that it is whole
             x = transforms.decode(image)
-        except ValueError as error:
-            raise Unusable("undecodable", str(error)) from error
+        except transforms.UndecodableError as error:
+            raise Unusable("undecodable", error.reason) from error
         if min(size) < min_size:
             raise Unusable("too small", f"shorter side {min(size)} < {min_size} pixels")
         if max(size) > max_size:
@@ -141,38 +111,26 @@ def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
 
 
 def _look(image: bytes) -> tuple[tuple[int, int], bool]:
-    """From the header alone: (width, height), and whether it is an RGB PNG or JPEG."""
+    """From the header alone: (width, height), and whether it is a PNG or JPEG of one RGB picture of 8 bits."""
     try:
-        with _opened(image) as opened:
-            plain = opened.mode == "RGB" and not opened.has_transparency_data
-            return opened.size, plain and opened.format in ("PNG", "JPEG")
-    except UnidentifiedImageError as error:
-        raise Unusable("undecodable", "not a picture, or of an unknown format") from error
+        opened = transforms.opened(image)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise Unusable("undecodable", f"cannot be opened as a picture: {error}") from error
-
-
-def _opened(image: bytes) -> Image.Image:
-    Image.init()  # loads the plugins, once
-    return Image.open(io.BytesIO(image), formats=[form for form in FORMATS if form in Image.OPEN])
+        raise Unusable("undecodable", transforms.one_line(error)) from error
+    if beyond := transforms.too_large(opened):
+        raise Unusable("too large", beyond)
+    plain = opened.mode == "RGB" and not opened.has_transparency_data
+    if (
+        opened.format == "PNG"
+    ):  # the byte after width and height says how deep it is; an animated one has frames
+        return opened.size, plain and image[24] == 8 and opened.n_frames == 1
+    return opened.size, plain and opened.format == "JPEG"  # with several pictures it would be "MPO"
 
 
 def _upright(image: bytes) -> bool:
     """Whether the EXIF data of a sound PNG or JPEG, if any, leaves the picture as it lies."""
-    with _opened(image) as opened:
-        if opened.format == "PNG" and not any(mark in image for mark in _TURNED):
-            return True  # reading the EXIF data of a PNG would decode it once more
-        return opened.getexif().get(0x0112, 1) == 1
-
-
-@contextlib.contextmanager
-def _pillow_quiet() -> Iterator[None]:
-    """Without Pillow's own limit of size, as ours holds, and its remarks about odd files."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    opened = transforms.opened(image)
+    if opened.format == "PNG" and not any(mark in image for mark in _TURNED):
+        return True  # reading the EXIF data of a PNG would decode it once more
+    return opened.getexif().get(0x0112, 1) == 1

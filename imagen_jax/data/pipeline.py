@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data import transforms
-from imagen_jax.data.reader import BatchReader, read_pictures
+from imagen_jax.data.reader import BatchReader, read_pictures, read_records
 from imagen_jax.data.sources import Source
 
 
@@ -103,6 +103,7 @@ def make_loader(
     num_workers: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Loader:
     """An endless (or num_epochs long) stream of training batches.
 
@@ -126,17 +127,18 @@ def make_loader(
       flip: mirrors half of the pictures. Leave it off when captions speak of left and right.
       num_threads: batches made at the same time in each process; 0 makes them when asked.
       num_workers: extra processes; worth it when pictures are large and cores many.
-      shard_index, shard_count: this host's contiguous block of rows of each global batch.
+      shard_index, shard_count: this host's contiguous block of rows of each global batch; or else
+      rows: which rows this host takes, as `parallel.local_rows` gives them.
 
     Returns:
       A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in
       [-1, 1], "text" float32 [b, L, D], "text_mask" bool [b, L], True for tokens, "undecodable"
-      int64 [b]: -1, or the number of a record whose picture cannot be decoded, so that the next
-      one that can stands in its row, caption and all.
+      int64 [b]: -1, or the number of a record that cannot be read or whose picture cannot be
+      decoded, so that the next one that can stands in its row, caption and all.
 
     Raises:
       ValueError: one line, before anything is read; and while batches are read, if far too many
-        pictures in a row cannot be decoded.
+        records in a row cannot be read or decoded.
     """
     _check(batch_size, image_size, text_length, seed, num_threads, num_workers)
     _check_shards(batch_size, shard_index, shard_count)
@@ -155,9 +157,10 @@ def make_loader(
         )
     import grain
 
-    rows = batch_size // shard_count
-    mine = slice(shard_index * rows, (shard_index + 1) * rows)
-    reader = BatchReader(source, embed, image_size, text_length, flip, mine, crop_size, crop_grid, crop)
+    if rows is None:
+        num = batch_size // shard_count
+        rows = np.arange(shard_index * num, (shard_index + 1) * num)
+    reader = BatchReader(source, embed, image_size, text_length, flip, rows, crop_size, crop_grid, crop)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
@@ -169,10 +172,10 @@ def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[d
     """Decoded records in order (all, or those at `indices`), at their own size.
 
     Yields dicts: "image" uint8 [H, W, 3], "caption" str, "claims" (decoded JSON, None if there are
-    none). Raises ValueError, naming the record, if a picture cannot be decoded.
+    none). Raises ValueError, naming the record, if one cannot be read or its picture not decoded.
     """
     for index in range(len(source)) if indices is None else indices:
-        record = source[index]
+        (record,) = read_records(source, [index])
         image = transforms.decode(record["image"], f"Record {index} of {source.name}")
         claims = json.loads(record["claims"]) if "claims" in record else None
         yield {"image": image, "caption": record["caption"], "claims": claims}
@@ -184,12 +187,13 @@ def eval_batches(
     """Ordered batches for evaluation, each record once; the last batch may be shorter.
 
     Yields dicts: "x" float32 [b, S, S, 3] in [-1, 1], "caption" list of str, "claims" list of
-    decoded JSON or None.
+    decoded JSON or None. Raises ValueError, naming the record, if one cannot be read or decoded:
+    nothing is replaced, for that would change what is measured.
     """
     indices = list(range(len(source)) if indices is None else indices)
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
-        records = source.read(part)
+        records = read_records(source, part)
         yield {
             "x": read_pictures(source, part, records, image_size),
             "caption": [r["caption"] for r in records],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from imagen_jax.data import transforms
 from imagen_jax.data.sources import Source
 
+Read = dict[str, Any] | transforms.UndecodableError  # a record, or why it cannot be read
 MAX_REPLACEMENTS = 100  # so many broken records in a row are a broken data set
 
 
@@ -22,7 +24,7 @@ class BatchReader:
     image_size: int
     text_length: int
     flip: bool
-    rows: slice  # of the global batch
+    rows: slice | np.ndarray  # of the global batch
     crop_size: int | None = None
     crop_grid: int = 1
     crop: str = "center"
@@ -39,7 +41,7 @@ class BatchReader:
         x = np.empty((len(indices), side, side, 3), np.float32)
         undecodable = np.full(len(indices), -1, np.int64)
         captions = []
-        for i, record in enumerate(self.source.read(indices)):
+        for i, record in enumerate(_read(self.source, indices)):
             top, left = (int(first) for first in corners[i])
             columns = range(left, left + side)
             part = range(top, top + side), columns[::-1] if flips[i] else columns
@@ -50,27 +52,60 @@ class BatchReader:
         text = read_text(captions, self.embed, self.text_length)
         return text | {"x": x, "undecodable": undecodable}
 
-    def _picture(self, index: int, record: dict, draws, part, out: np.ndarray) -> dict:
+    def _picture(self, index: int, record: Read, draws, part, out: np.ndarray) -> dict:
         """Writes a record's picture to `out`, or that of the next one that can be decoded; returns
         the record it took. Which one that is depends on nothing but the data."""
+        options = {"crop": self.crop, "draws": draws, "part": part, "out": out}
         num_more = min(MAX_REPLACEMENTS, len(self.source) - 1)
         errors = []
         for step in range(num_more + 1):
             number = (index + step) % len(self.source)
-            used = self.source.read([number])[0] if step else record
-            where = f"Record {number} of {self.source.name}"
+            used = _read(self.source, [number])[0] if step else record
             try:
-                transforms.square(
-                    used["image"], self.image_size, where, crop=self.crop, draws=draws, part=part, out=out
-                )
+                _decode(self.source, number, used, self.image_size, **options)
             except transforms.UndecodableError as error:
                 errors.append(error)
             else:
                 return used
-        raise ValueError(
-            f"{errors[0]}; nor can the {num_more} records after it. See scripts/prepare_data.py, "
-            "which checks every picture."
-        ) from errors[0]
+        raise _hopeless(errors) from errors[0]
+
+
+def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.ndarray]:
+    """The first `num` records whose picture can be decoded, from the start again if there are fewer;
+    and the pictures, float32 [num, S, S, 3] in [-1, 1], S = image_size.
+
+    Raises:
+      ValueError: far too many records in a row cannot be read or decoded.
+    """
+    x = np.empty((num, image_size, image_size, 3), np.float32)
+    records, errors = [], []  # errors: since the last usable record
+    for number in range(len(source)):
+        if len(records) == num:
+            break
+        (record,) = _read(source, [number])
+        try:
+            _decode(source, number, record, image_size, out=x[len(records)])
+        except transforms.UndecodableError as error:
+            errors.append(error)
+            if len(errors) > MAX_REPLACEMENTS:
+                raise _hopeless(errors) from errors[0]
+        else:
+            records.append(record)
+            errors.clear()
+    if num and not records:
+        raise _hopeless(errors) from errors[0]
+    again = [i % len(records) for i in range(num)]
+    return [records[i] for i in again], x[again]
+
+
+def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
+    """The records at several indices, every one; raises `transforms.UndecodableError`, naming the
+    record, if one cannot be read."""
+    records = _read(source, indices)
+    for record in records:
+        if isinstance(record, Exception):
+            raise record
+    return records
 
 
 def read_pictures(source: Source, indices: Sequence[int], records: list[dict], image_size: int) -> np.ndarray:
@@ -78,8 +113,44 @@ def read_pictures(source: Source, indices: Sequence[int], records: list[dict], i
     `transforms.UndecodableError`, naming the record, if one cannot be decoded."""
     x = np.empty((len(records), image_size, image_size, 3), np.float32)
     for row, index, record in zip(x, indices, records, strict=True):
-        transforms.square(record["image"], image_size, f"Record {index} of {source.name}", out=row)
+        _decode(source, index, record, image_size, out=row)
     return x
+
+
+def _read(source: Source, indices: Sequence[int]) -> list[Read]:
+    """The records at several indices; in the place of one that cannot be read, why."""
+    try:
+        return list(source.read(indices))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the format raises: RuntimeError, UnicodeDecodeError, DecodeError...
+        if len(indices) > 1:  # one damaged record fails them all
+            return [record for index in indices for record in _read(source, [index])]
+        return [_unreadable(source, int(indices[0]), error)]
+
+
+def _unreadable(source: Source, index: int, error: Exception) -> transforms.UndecodableError:
+    reason = transforms.one_line(error)
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"text that is not UTF-8: {reason}"
+    where = f"Record {index} of {source.name}"
+    unreadable = transforms.UndecodableError(f"{where} cannot be read: {reason}", reason)
+    unreadable.__cause__ = error
+    return unreadable
+
+
+def _decode(source: Source, number: int, record: Read, image_size: int, **options) -> None:
+    """`transforms.square` of a record, whose errors name it; raises what `_read` found in its place."""
+    if isinstance(record, Exception):
+        raise record
+    transforms.square(record["image"], image_size, f"Record {number} of {source.name}", **options)
+
+
+def _hopeless(errors: list[transforms.UndecodableError]) -> ValueError:
+    return ValueError(
+        f"{errors[0]}; nor can the {len(errors) - 1} records after it. See scripts/prepare_data.py, "
+        "which checks every picture."
+    )
 
 
 def read_text(captions: list[str], embed, text_length: int) -> dict[str, np.ndarray]:

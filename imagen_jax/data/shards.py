@@ -130,6 +130,16 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def sync_directory(directory: Path) -> None:
+    """The same for the names in a directory, where the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read(path: Path) -> Iterator[bytes]:
     """The records of a shard in order, few at a time. Raises RuntimeError where it is damaged."""
     from array_record.python import array_record_module
@@ -141,6 +151,36 @@ def read(path: Path) -> Iterator[bytes]:
             yield from reader.read(start, min(start + _READ, total))
     finally:
         reader.close()
+
+
+def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
+    """As `read`, but a record that is damaged comes as the error, and the others after it.
+
+    Raises:
+      RuntimeError: the file cannot be read at all: what tells where records lie is damaged.
+      OSError: it may not be read, or is gone.
+    """
+    from array_record.python import array_record_module
+
+    path.open("rb").close()  # ArrayRecord does not tell this from damage
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        total = reader.num_records()
+        for start in range(0, total, _READ):
+            end = min(start + _READ, total)
+            try:
+                yield from reader.read(start, end)
+            except RuntimeError:
+                yield from (_one(reader, index) for index in range(start, end))
+    finally:
+        reader.close()
+
+
+def _one(reader, index: int) -> bytes | RuntimeError:
+    try:
+        return reader.read(index, index + 1)[0]
+    except RuntimeError as error:
+        return error
 
 
 def write_metadata(

@@ -113,10 +113,15 @@ def splits(directory: str | os.PathLike) -> list[str]:
 
 
 def captions(source: Source) -> Iterator[str]:
-    """The captions in order; no picture is decoded."""
+    """The captions in order, but of records that cannot be read; no picture is decoded."""
     for start in range(0, len(source), 1024):
-        for record in source.read(range(start, min(start + 1024, len(source)))):
-            yield record["caption"]
+        numbers = range(start, min(start + 1024, len(source)))
+        try:
+            yield from [record["caption"] for record in source.read(numbers)]
+        except Exception:  # whatever the format raises for one damaged record; the others can be read alone
+            for number in numbers:
+                with contextlib.suppress(Exception):
+                    yield source[number]["caption"]
 
 
 def locate(directory: str | os.PathLike) -> Path:
@@ -305,12 +310,18 @@ def _check_features(directory, features, image_key: str, caption_key: str) -> No
     for key, kind in ((image_key, "Image"), (caption_key, "Text")):
         if kinds.get(key) == kind and key in features:
             continue
-        if f"{kind})" in kinds.get(key, "") or kinds.get(key) == kind:
+        if kinds.get(key) == kind:
+            raise ValueError(
+                f"{key!r} of {directory} lies in a dict: prepare it with scripts/prepare_data.py --input "
+                f"{directory}."
+            )
+        if f"{kind})" in kinds.get(key, ""):
             raise ValueError(
                 f"{key!r} of {directory} is {kinds[key]}, where each record needs one {kind}: "
                 f"prepare it with scripts/prepare_data.py --input {directory}."
             )
         raise ValueError(
             f"{directory} has no {kind} feature {key!r}; it has: {told(kinds)}. "
-            "Name the right ones with image_key and caption_key."
+            "Name the right ones with image_key and caption_key (in training --data.image-key and "
+            "--data.caption-key)."
         )

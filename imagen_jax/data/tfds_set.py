@@ -9,9 +9,10 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen_jax.data import shards, sources
+from imagen_jax.data import listing, shards, sources
+from imagen_jax.data.captions import CAPTIONS
 from imagen_jax.data.parts import Part
-from imagen_jax.data.pictures import CAPTIONS, Found
+from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 _TEXTS = ("Text", "Sequence(Text)")
@@ -78,7 +79,7 @@ class TfdsSet:
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
         split, file, kind, length, image, caption = part.what
-        records = tfrecords if kind == "tfrecord" else shards.read
+        records = tfrecords if kind == "tfrecord" else shards.read_sound
         done = 0
         try:
             for record in records(Path(file)):
@@ -89,7 +90,10 @@ class TfdsSet:
                     found = error.of(where)
                 yield found
                 done += 1
-        except (RuntimeError, ValueError, OSError, _DamagedError) as error:
+        except OSError as error:
+            yield listing.unreadable(error, f"{part.name}:{done}")
+            return
+        except (RuntimeError, ValueError, _DamagedError) as error:
             yield LeftOut(f"{part.name}:{done}", "damaged archive", f"the rest is not read: {error}")
             return
         if done != length:
@@ -101,7 +105,9 @@ class _DamagedError(Exception):
     pass
 
 
-def _found(record: bytes, where: str, split: str, image: str, caption: str) -> Found:
+def _found(record: bytes | RuntimeError, where: str, split: str, image: str, caption: str) -> Found:
+    if isinstance(record, RuntimeError):
+        raise Unusable("damaged archive", f"this record is not read: {record}")
     values = _parsed(record)
     pictures = values[image].bytes_list.value if image in values else ()
     if not pictures:

@@ -3,61 +3,145 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imagen_jax import resize
 
 CROPS = ("center", "random", "aspect")
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
-MAX_PIXELS = 2**28  # of one picture; a header that says more is an attack or damage
+MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels; 2**27 take 1 GiB while they are decoded
+# What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
-# Pillow warns of pictures a third of that, and has only this global to say otherwise.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+_HUNGRY = ("WEBP", "AVIF", "JPEG2000")  # whose decoders take twice the memory, and get half the pixels
+_BAND = 2**18  # pixels that are converted at once: they stay in the cache, and no whole copy is made
+# EXIF orientation: does the picture lie on its side, upside down, and left to right?
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason."""
+    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason; or a record
+    that cannot even be read. `reason` is the message without the name of the record."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
 
 
-def decode(data: bytes, where: str = "picture") -> np.ndarray:
+def opened(data: bytes) -> Image.Image:
+    """A picture of which only the header has been read, in one of FORMATS.
+
+    Unlike Image.open, it neither asks nor changes Pillow's limit of pixels, which the whole process
+    shares; ask `too_large` before anything is decoded.
+
+    Raises:
+      Exception: ValueError if no format knows the bytes; almost anything if they are broken.
+    """
+    Image.init()  # loads the plugins, once
+    for form in FORMATS:
+        factory, accepts = Image.OPEN.get(form, (None, None))
+        if factory is None or accepts(data[:16]) is not True:  # a str says which library is missing
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not this one: as Image.open does
+            continue
+    raise ValueError("not a picture, or of an unknown format")
+
+
+def too_large(image: Image.Image) -> str:
+    """What is wrong with the size that the header tells: "" if nothing."""
+    width, height = image.size
+    most = MAX_PIXELS // 2 if image.format in _HUNGRY else MAX_PIXELS
+    return f"{width}x{height} pixels, more than {most}" if width * height > most else ""
+
+
+def decode(data: bytes, where: str = "The file") -> np.ndarray:
     """Decodes a picture as a person sees it: upright, transparency over white, 8-bit RGB.
 
     Args:
-      data: an encoded picture: PNG, JPEG or whatever else Pillow reads. Of a film, the first frame.
+      data: an encoded picture in one of FORMATS. Of a film, the first frame.
       where: names the picture in the error.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or have more than
-        MAX_PIXELS pixels.
+      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or have more pixels
+        than MAX_PIXELS, of some formats half of that.
     """
-    return np.asarray(_open(data, where))
+    return _decode(data, where, lambda height, width: 1, lambda height, width: (0, 0, height, width))
 
 
-def _open(
-    data: bytes, where: str, shrink: Callable[[int, int], int] = lambda height, width: 1
-) -> Image.Image:
-    """`decode` as a Pillow image, which may be smaller by at most the factor that `shrink` gives for
-    the height and width of the upright picture; much faster for large JPEGs."""
+def _decode(
+    data: bytes,
+    where: str,
+    shrink: Callable[[int, int], int],
+    place: Callable[[int, int], tuple[int, int, int, int]],
+) -> np.ndarray:
+    """A window of a picture, which `place` tells from its height and width. The picture may be smaller
+    by at most the factor that `shrink` gives for them; much faster for large JPEGs."""
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read")
-        sideways = image.getexif().get(0x0112, 1) in range(5, 9)
-        most = shrink(*((width, height) if sideways else (height, width)))
-        factor = next(f for f in (8, 4, 2, 1) if f <= max(most, 1))
-        image.draft("RGB", (width // factor, height // factor))  # JPEG only: the decoder itself shrinks
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
+        image = opened(data)
+        if beyond := too_large(image):
+            raise ValueError(beyond)
+        if image.format in ("JPEG", "MPO"):
+            _draft(image, shrink)
+        image.load()
+        return _upright(image, place)
+    except MemoryError:  # says nothing about the picture
+        raise
     # Pillow's plugins raise almost anything on broken files: OSError, SyntaxError, struct.error...
     except Exception as error:
-        raise UndecodableError(f"{where} cannot be decoded as a picture: {_one_line(error)}") from error
+        reason = one_line(error)
+        raise UndecodableError(f"{where} cannot be decoded as a picture: {reason}", reason) from error
+
+
+def _draft(image: Image.Image, shrink: Callable[[int, int], int]) -> None:
+    """Lets the decoder of a JPEG make it smaller."""
+    width, height = image.size
+    most = shrink(*((width, height) if _turn(image)[0] else (height, width)))
+    factor = next(f for f in (8, 4, 2, 1) if f <= max(most, 1))
+    image.draft("RGB", (width // factor, height // factor))
+
+
+def _turn(image: Image.Image) -> tuple[bool, bool, bool]:
+    return _TURNS.get(image.getexif().get(0x0112, 1), (False, False, False))
+
+
+def _upright(image: Image.Image, place: Callable[[int, int], tuple[int, int, int, int]]) -> np.ndarray:
+    """A window of a loaded picture as it is looked at, a few rows at a time."""
+    sideways, down, mirrored = _turn(image)  # only now: Pillow turns TIFFs itself when it loads them
+    height, width = image.size if sideways else image.size[::-1]
+    top, left, tall, wide = place(height, width)
+    x = np.empty((tall, wide, 3), np.uint8)
+    stored = x  # the same pixels in the order in which they are stored
+    if sideways:
+        stored, top, left = stored.swapaxes(0, 1), left, top
+    tall, wide = stored.shape[:2]
+    if down:
+        stored, top = stored[::-1], image.height - top - tall
+    if mirrored:
+        stored, left = stored[:, ::-1], image.width - left - wide
+    rows = max(1, _BAND // wide)
+    for first in range(0, tall, rows):
+        last = min(first + rows, tall)
+        band = image.crop((left, top + first, left + wide, top + last))
+        stored[first:last] = np.asarray(to_rgb(band))
+    return x
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -112,7 +196,7 @@ def from_unit(x: np.ndarray) -> np.ndarray:
 def square(
     data: bytes,
     image_size: int,
-    where: str = "picture",
+    where: str = "The file",
     *,
     crop: str = "center",
     draws: Sequence[float] = (),
@@ -131,9 +215,10 @@ def square(
     def shrink(height: int, width: int) -> int:  # what is left to area averaging is a factor of 2 at least
         return min(window(height, width, crop, draws)[2:]) // (2 * image_size)
 
-    image = _open(data, where, shrink)
-    top, left, height, width = window(image.height, image.width, crop, draws)
-    x = np.asarray(image.crop((left, top, left + width, top + height)))
+    def place(height: int, width: int) -> tuple[int, int, int, int]:
+        return window(height, width, crop, draws)
+
+    x = _decode(data, where, shrink, place)
     x = resize.to_size(x, image_size, part, out)
     return to_unit(x, out=x)
 
@@ -155,5 +240,7 @@ def encode_png(x: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: Exception) -> str:
+    """What an error says, without the address of the buffer that Pillow puts where a file's name would stand."""
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "its bytes", str(error))
+    return " ".join(text.split()) or type(error).__name__

@@ -2,12 +2,14 @@
 
 Members belong together if their paths agree up to the first dot of the base name: a/1.jpg, a/1.txt
 and a/1.json. Of each such group one member is the picture, by its extension; the captions are the
-lines of .txt, or a field of .json where there is no .txt. Groups need not lie together in the file.
+lines of .txt, or a field of .json where there is no .txt. Names may have more dots: a/1.v2.jpg with
+a/1.v2.txt is a captioned picture as well. Groups need not lie together in the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import posixpath
 import tarfile
@@ -15,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from imagen_jax.data import pictures
+from imagen_jax.data import captions, listing
+from imagen_jax.data.captions import CAPTIONS
 from imagen_jax.data.parts import Part
-from imagen_jax.data.pictures import CAPTIONS, PICTURES, Found
+from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 CUT = 2**30  # bytes of an archive from which on it is cut into several parts
@@ -39,16 +42,20 @@ class Archives:
     image_key: str | None = None
     caption_key: str | None = None
 
+    def __post_init__(self):
+        if self.image_key:  # as extensions are stored; people write .JPG too
+            object.__setattr__(self, "image_key", self.image_key.lstrip(".").lower())
+
     def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
         """A part for each archive in `files`, several for a large one.
 
         Raises:
-          ValueError: the first archive has not the extension or field that was named.
+          ValueError: the first groups have no pictures or no captions, or lack what the keys name.
         """
-        self._check_keys(files)
+        self._check_first(files)
         parts, left_out = [], []
         for file in files:
-            if (self.root / file).stat().st_size < CUT:
+            if _size(self.root / file, file) < CUT:
                 parts.append(Part(file, 0, (file, None)))
                 continue
             groups, damage = index(self.root / file, file)
@@ -63,67 +70,137 @@ class Archives:
         if groups is None:
             groups, damage = index(self.root / file, file)
         if groups:
-            with (self.root / file).open("rb") as archive:
+            try:
+                archive = (self.root / file).open("rb")
+            except OSError as error:
+                yield listing.unreadable(error, file)
+                return
+            with archive:
                 for key, members in groups:
-                    try:
-                        found = self._found(archive, f"{file}:{key}", members)
-                    except Unusable as error:
-                        found = error.of(self._name(f"{file}:{key}", members))
-                    if found is not None:
-                        yield found
+                    yield from self._of_group(archive, f"{file}:{key}", members)
         yield from damage
 
-    def _found(self, archive: BinaryIO, where: str, members: dict) -> Found | None:
-        images = self._images(members)
-        if not images:
-            if {"txt", "json"} & set(members):
-                raise Unusable("caption without picture")
-            return None
-        if len(images) > 1:
-            names = ", ".join(images)
-            raise Unusable("duplicate key", f"several pictures, {names}; --image-key chooses one")
-        if "txt" in members:
-            captions = pictures.lines(_content(archive, members["txt"]), f"{where}.txt")
-        elif "json" in members:
-            keys = (self.caption_key,) if self.caption_key else CAPTIONS
-            captions = pictures.json_caption(_content(archive, members["json"]), f"{where}.json", keys)
-        else:
-            raise Unusable("no caption", "neither .txt nor .json")
-        return Found(f"{where}.{images[0]}", _content(archive, members[images[0]]), captions)
-
-    def _images(self, members: dict) -> list[str]:
-        if self.image_key:
-            return [self.image_key] if self.image_key in members else []
-        return [extension for extension in members if f".{extension}" in PICTURES]
-
-    def _name(self, where: str, members: dict) -> str:
-        return f"{where}.{(self._images(members) or list(members))[0]}"
-
-    def _check_keys(self, files: list[str]) -> None:
-        """Raises ValueError if the first groups of the first archive lack what the keys name."""
-        if not (self.image_key or self.caption_key):
+    def _of_group(self, archive: BinaryIO, where: str, members: dict) -> Iterator[Found | LeftOut]:
+        try:
+            chosen = self._pictures(members)
+        except Unusable as error:
+            name = next((e for e in members if _kind(e) in _PICTURES), next(iter(members)))
+            yield error.of(f"{where}.{name}")
             return
-        groups = index(self.root / files[0], files[0], at_most=_LOOK)[0]
+        for extension in chosen:
+            try:
+                given = self._captions(archive, where, members, extension)
+                found = Found(f"{where}.{extension}", _content(archive, members[extension]), given)
+            except Unusable as error:
+                yield error.of(f"{where}.{extension}")
+            else:
+                yield found
+
+    def _pictures(self, members: dict) -> list[str]:
+        """The extensions of the pictures in a group: one, or several that have captions of their own.
+
+        Raises:
+          Unusable: there is none, though there are captions or other pictures; or too many.
+        """
+        if self.image_key:
+            images = [self.image_key] if self.image_key in members else []
+        else:
+            images = _chosen(members)
+        if images:
+            return images
+        if other := next((extension for extension in members if _kind(extension) in _PICTURES), None):
+            raise Unusable("no picture", f".{other}, but no .{self.image_key}")
+        captioned = any(_kind(extension) in ("txt", "json") for extension in members)
+        if captioned and (unread := next((e for e in members if f".{_kind(e)}" in listing.UNREAD), None)):
+            raise Unusable("unknown format", f".{unread} is not read; convert it")
+        if captioned:
+            raise Unusable("caption without picture")
+        return []
+
+    def _captions(self, archive: BinaryIO, where: str, members: dict, extension: str) -> tuple[str, ...]:
+        """The captions of a picture: in members with its whole stem, or with its group's."""
+        text, fields = _beside(extension, "txt"), _beside(extension, "json")
+        places, keys = (text, fields, "txt", "json"), CAPTIONS
+        if self.caption_key:  # a field that was asked for goes before .txt files
+            places, keys = (fields, "json", text, "txt"), (self.caption_key,)
+        place = next((place for place in places if place in members), None)
+        if place is None:
+            raise Unusable("no caption", "neither .txt nor .json")
+        content = _content(archive, members[place])
+        if _kind(place) == "txt":
+            return captions.lines(content, f"{where}.{place}")
+        return captions.in_json(content, f"{where}.{place}", keys)
+
+    def _check_first(self, files: list[str]) -> None:
+        """Raises ValueError if the first groups of the first archive that has any are not as expected."""
+        for file in files:
+            if groups := index(self.root / file, file, at_most=_LOOK)[0]:
+                self._check_groups(file, groups)
+                return
+
+    def _check_groups(self, file: str, groups: list[Group]) -> None:
         extensions = dict.fromkeys(extension for _, members in groups for extension in members)
-        if groups and self.image_key and self.image_key not in extensions:
-            have = ", ".join(f"{extension} (file)" for extension in extensions)
+        have = ", ".join(f"{extension} (file)" for extension in extensions)
+        if self.image_key and self.image_key not in extensions:
             raise ValueError(
-                f"--image-key names the extension of the pictures; {files[0]} has no {self.image_key!r}. "
+                f"--image-key names the extension of the pictures; {file} has no {self.image_key!r}. "
                 f"It has: {have}."
             )
-        if not self.caption_key:
-            return
-        if "txt" in extensions:
+        if not self.image_key and not any(_kind(extension) in _PICTURES for extension in extensions):
             raise ValueError(
-                f"--caption-key {self.caption_key} has no effect: {files[0]} has captions in .txt files; "
-                "remove it."
+                f"The first members of {file} are no pictures; it has: {have}. "
+                "Name the extension of the pictures with --image-key."
             )
-        fields = _fields(self.root / files[0], groups)
-        if groups and self.caption_key not in fields:
-            have = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "no .json with fields"
+        fields = _fields(self.root / file, groups)
+        told = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "no .json with fields"
+        if self.caption_key and self.caption_key not in fields:
             raise ValueError(
-                f"--caption-key names a field of .json; {files[0]} has no {self.caption_key!r}. It has: {have}."
+                f"--caption-key names a field of .json; {file} has no {self.caption_key!r}. It has: {told}."
             )
+        wanted = (self.caption_key,) if self.caption_key else CAPTIONS
+        if not any(_kind(extension) == "txt" for extension in extensions) and not set(wanted) & set(fields):
+            raise ValueError(
+                f"The first pictures of {file} have no captions, in .txt or in the field {' or '.join(wanted)} "
+                f"of .json; it has: {have}; fields of .json: {told}. Name the right field with --caption-key."
+            )
+
+
+_PICTURES = tuple(ending.removeprefix(".") for ending in listing.PICTURES)
+
+
+def _kind(extension: str) -> str:
+    """The last part of an extension: "png" of "orig.png"."""
+    return extension.rpartition(".")[2]
+
+
+def _beside(extension: str, kind: str) -> str:
+    """The extension of a file with the same whole stem: "v1.txt" for "v1.jpg"."""
+    return extension[: -len(_kind(extension))] + kind
+
+
+def _chosen(members: dict) -> list[str]:
+    """The pictures in a group without a key: plain ones (.jpg), and dotted ones (.v1.jpg) with own captions.
+
+    Dotted ones without are maps or versions of the plain one, if there is one. Raises Unusable if
+    it cannot be told which is the picture.
+    """
+    plain = [extension for extension in members if extension in _PICTURES]
+    dotted = [e for e in members if _kind(e) in _PICTURES and e not in plain]
+    own = [e for e in dotted if {_beside(e, "txt"), _beside(e, "json")} & set(members)]
+    if len(plain) > 1 or not (plain or own or len(dotted) < 2):
+        names = ", ".join(plain or dotted)
+        raise Unusable("duplicate key", f"several pictures, {names}; --image-key chooses one")
+    # Where some dotted ones have captions, those without are pictures too, which lack theirs.
+    return [*plain, *(own if plain else dotted)]
+
+
+def _size(archive: Path, name: str) -> int:
+    """Bytes of an archive; 0 if it may not be looked at, which shows again when it is read."""
+    try:
+        return archive.stat().st_size
+    except OSError as error:
+        listing.unreadable(error, name)
+        return 0
 
 
 def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Group], list[LeftOut]]:
@@ -141,7 +218,7 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
                 continue
             key, extension = posixpath.join(folder, stem), extension.lower()
             if not member.isreg():
-                if not member.isdir() and f".{extension}" in PICTURES:
+                if not member.isdir() and _kind(extension) in _PICTURES:
                     left_out.append(LeftOut(f"{name}:{member.name}", "undecodable", "a link, not a file"))
             elif extension in groups.get(key, ()):
                 left_out.append(LeftOut(f"{name}:{member.name}", "duplicate key", "the first one counts"))
@@ -149,7 +226,12 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
                 groups.setdefault(key, {})[extension] = member.offset_data, member.size
             if at_most and len(groups) > at_most:
                 break
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # that is a place beyond all files, from a damaged header
+            left_out.append(listing.unreadable(error, name))
+        else:
+            left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
     return list(groups.items()), left_out
 
@@ -181,9 +263,9 @@ def _fields(archive: Path, groups: list[Group]) -> dict[str, str]:
     fields: dict[str, str] = {}
     with archive.open("rb") as file:
         for _, members in groups:
-            if "json" in members:
+            for extension in (extension for extension in members if _kind(extension) == "json"):
                 try:
-                    row = json.loads(_content(file, members["json"]))
+                    row = json.loads(_content(file, members[extension]))
                 except (ValueError, RecursionError):
                     continue
                 if isinstance(row, dict):

@@ -27,7 +27,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,6 +64,7 @@ def build(
     shard_size: int = _SHARD_SIZE,
     share: tuple[int, int] = (0, 1),
     total: int | None = None,
+    on_embedded: Callable[[], None] = lambda: None,
 ) -> "EmbeddingCache":
     """Embeds the captions that the cache lacks, each once, and opens it.
 
@@ -82,6 +83,7 @@ def build(
       share: (i, n) embeds the i-th of n shares of the captions, by their hash: n processes together embed
         all of them, each once.
       total: how many captions there are, for the progress bar.
+      on_embedded: called after each new caption.
 
     Raises:
       TypeError: a caption is not a str.
@@ -108,7 +110,7 @@ def build(
             present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
         with tqdm(total=total, unit=" captions", desc="embedding", disable=not progress) as bar:
             for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
-                _write_shard(root, batch, encoder, batch_size, dtype, bar)
+                _write_shard(root, batch, encoder, batch_size, dtype, bar, on_embedded)
                 new += len(batch)
     cache = EmbeddingCache.open(directory, encoder.fingerprint)
     cache.num_new = new
@@ -381,7 +383,13 @@ def _tokens(shard: Path, token: np.dtype, rows: np.ndarray) -> np.ndarray:
 
 
 def _write_shard(
-    root: Path, batch: Sequence[tuple[bytes, str]], encoder: Any, batch_size: int, dtype: str, bar: Any
+    root: Path,
+    batch: Sequence[tuple[bytes, str]],
+    encoder: Any,
+    batch_size: int,
+    dtype: str,
+    bar: Any,
+    on_embedded: Callable[[], None],
 ) -> None:
     """Embeds `batch` into a temporary directory, which becomes the next shard; also if it is interrupted."""
     temporary = root / f"tmp-{uuid.uuid4().hex}"
@@ -400,6 +408,7 @@ def _write_shard(
                 index.flush()
                 start += len(embedding)
                 bar.update()
+                on_embedded()
         except BaseException:
             _cut_to_whole(tokens, index, _token(dtype, encoder.width))
             raise

@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -94,10 +94,12 @@ class Checkpoints:
             whole = sorted(
                 int(path.name) for path in (self._directory / "checkpoints").iterdir() if path.name.isdigit()
             )
+            reason = _first_line(error)
+            is_full = any(words in reason for words in ("No space", "quota", "too large"))
             raise OSError(
-                f"{self._directory / 'checkpoints'} must take another checkpoint, but cannot ({_first_line(error)}). "
-                f"{f'The one of step {whole[-1]} is whole' if whole else 'None is there yet'}: free some space, and "
-                "the same command continues."
+                f"{self._directory / 'checkpoints'} must take another checkpoint, but cannot ({reason}). "
+                f"{f'The one of step {whole[-1]} is whole' if whole else 'None is there yet'}: "
+                f"{'free some space' if is_full else 'put that right'}, and the same command continues."
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -112,7 +114,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             found = error = None
             try:
-                found = self._restore(step, abstract)
+                found = _restored(self._directory, step, abstract)
             except ValueError as raised:
                 error = raised
             # Every process goes on with the same step.
@@ -130,26 +132,17 @@ class Checkpoints:
         if not steps:
             return
         aside = self._directory / "damaged"
-        if jax.process_index() == 0:
+
+        def move() -> None:
             aside.mkdir(exist_ok=True)
             for step in steps:
                 names = itertools.chain([str(step)], (f"{step}-{i}" for i in itertools.count(2)))
                 target = next(aside / name for name in names if not (aside / name).exists())
                 (self._directory / "checkpoints" / str(step)).rename(target)
                 print(f"The checkpoint of step {step} cannot be read; moved to {target}.", flush=True)
-        parallel.meet()
-        self._manager.reload()
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        saved = {k: getattr(abstract, k) for k in ("step", "params", "opt_state")}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(saved),
-            ema_params=ocp.args.StandardRestore(abstract.ema_params),
-            data=ocp.args.JsonRestore(),
-        )
-        restored = _read(self._directory, step, lambda: self._manager.restore(step, args=args))
-        _check_dtypes(abstract.ema_params, restored["ema_params"])
-        return TrainState(**restored["state"], ema_params=restored["ema_params"]), restored["data"]
+        parallel.agree(lambda: move() if jax.process_index() == 0 else None)
+        self._manager.reload()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -170,10 +163,14 @@ def alone(directory: str | Path) -> Iterator[None]:
       ValueError: another run is in there.
     """
     directory = Path(directory)
-    file = None
-    if jax.process_index() == 0:
+
+    def open_lock() -> IO | None:
+        if jax.process_index() > 0:
+            return None
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / LOCK_FILE).open("w")
+        return (directory / LOCK_FILE).open("w")
+
+    file = parallel.agree(open_lock)
     is_free = file is None or lock(file, if_unsupported=True)
     # All processes learn it, or those that wait for the first would never end.
     is_free = bool(parallel.from_all(is_free).all())
@@ -311,6 +308,27 @@ def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple
         sampling = validate_sampling(each.config, found.get(each.config.name, each.config.sampling))
         replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
     return tuple(replaced)
+
+
+def _restored(directory: Path, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """(state, data position) of a checkpoint; a ValueError if this process cannot read it.
+
+    Not by the manager: it has the processes wait for each other, and one that cannot read never comes.
+    """
+    folder = directory / "checkpoints" / str(step)
+
+    def item(name: str, wanted: Any) -> Any:
+        return ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(wanted))
+
+    def read() -> tuple[TrainState, dict[str, Any]]:
+        saved = item("state", {k: getattr(abstract, k) for k in ("step", "params", "opt_state")})
+        ema_params = item("ema_params", abstract.ema_params)
+        position = ocp.JsonCheckpointHandler().restore(folder / "data", args=ocp.args.JsonRestore())
+        return TrainState(**saved, ema_params=ema_params), position
+
+    state, position = _read(directory, step, read)
+    _check_dtypes(abstract.ema_params, state.ema_params)
+    return state, position
 
 
 def _read(directory: Path, step: int, restore):

@@ -23,7 +23,7 @@ from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.step import make_train_step
-from imagen_jax.training.stopping import stop_requests, watchdog
+from imagen_jax.training.stopping import Watchdog, stop_requests
 from imagen_jax.training.writer import Writer, check_wandb
 
 REPLAY_FILE = "nonfinite.json"
@@ -41,6 +41,7 @@ class Data(NamedTuple):
 
     source: sources.Source
     held_out: sources.Source | None
+    signatures: dict[str, str]  # what tells data sets apart that hosts see under one name
     encoder: TextEncoder
 
 
@@ -53,20 +54,21 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     """
     # --- check everything before anything is written -------------------------------------------
     parallel.agree(lambda: validate(config))
-    options = flat(config)
-    parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
-    parallel.require_same({name: json.dumps(value) for name, value in options.items()})
-    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
-    data = parallel.agree(lambda: _open(config, mesh))
-    parallel.require_same({"the data set": _signature(data.source)})
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
-    directory = Path(workdir) / config.name
-    with checkpoint.alone(directory), watchdog(config.run.stall_timeout) as alive:
-        parallel.agree(lambda: checkpoint.claim(directory, config))
-        embeddings = embedding_cache(config, data, alive)
-        source, held_out, _ = data
-        del data  # the language model with it: training has its own use for the memory
-        return _Run(config, directory, mesh, source, held_out, embeddings).train(alive)
+    with Watchdog(config.run.stall_timeout) as watchdog:
+        options = flat(config)
+        parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
+        parallel.require_same({name: json.dumps(value) for name, value in options.items()})
+        mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
+        data = parallel.agree(lambda: _open(config, mesh))
+        parallel.require_same(data.signatures)
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
+        directory = Path(workdir) / config.name
+        with checkpoint.alone(directory):
+            parallel.agree(lambda: checkpoint.claim(directory, config))
+            embeddings = embedding_cache(config, data, watchdog)
+            source, held_out = data.source, data.held_out
+            del data  # the language model with it: training has its own use for the memory
+            return _Run(config, directory, mesh, source, held_out, embeddings, watchdog).train()
 
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
@@ -84,7 +86,8 @@ def _open(config: StageConfig, mesh: Mesh) -> Data:
     # Its parameters are read only if there is something left to embed.
     encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
     refuse_other_caches(config, encoder)
-    return Data(source, held_out, encoder)
+    signatures = {"the data set": _signature(source), "its validation split": _signature(held_out)}
+    return Data(source, held_out, signatures, encoder)
 
 
 def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
@@ -99,10 +102,8 @@ def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
     return found
 
 
-def _signature(source: sources.Source) -> str:
-    """Tells data sets apart that hosts see under one name."""
-    first, last = source[0], source[-1]
-    return f"{len(source)} {first['caption']} {last['caption']}"
+def _signature(source: sources.Source | None) -> str:
+    return "none" if source is None else f"{len(source)} {next(sources.captions(source), '')}"
 
 
 class _Run:
@@ -116,9 +117,11 @@ class _Run:
         source: sources.Source,
         held_out: sources.Source | None,
         embeddings: cache.EmbeddingCache,
+        watchdog: Watchdog,
     ):
         self._config, self._directory, self._mesh = config, directory, mesh
-        self._source, self._held_out = source, held_out
+        self._source, self._held_out, self._watchdog = source, held_out, watchdog
+        self._replaced: set[int] = set()
         self._data = pipeline.make_loader(
             source,
             embeddings.__getitem__,
@@ -133,58 +136,71 @@ class _Run:
             flip=config.data.flip,
             num_threads=config.run.data_threads,
             num_workers=config.run.data_workers,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            rows=parallel.local_rows(mesh, config.optim.batch_size),
         )
         shown = source if held_out is None else held_out
-        self._monitor = Monitor(config, mesh, held_out, shown, embeddings)
+        self._monitor = Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
 
-    def train(self, alive: Callable[[], None]) -> Result:
-        """`alive` is called while there is progress."""
-        config, run = self._config, self._config.run
-        stopped_by = None
-        with checkpoint.Checkpoints(self._directory, config) as checkpoints:
+    def train(self) -> Result:
+        with (
+            stop_requests(self._mesh) as asked_to_stop,
+            checkpoint.Checkpoints(self._directory, self._config) as checkpoints,
+        ):
             # --- state: restored if there is a checkpoint, else new; in this order --------------
-            abstract = states.abstract_state(config, self._mesh)
+            abstract = states.abstract_state(self._config, self._mesh)
             state = self._state(checkpoints, abstract)
-            alive()
-            first, last = int(state.step), run.num_steps
-            checkpoint.check_space(self._directory, abstract)
+            parallel.agree(lambda: checkpoint.check_space(self._directory, abstract))
+            self._watchdog.alive()
+            with Writer(self._directory, self._config, int(state.step)) as writer:
+                writer.say(self._describe(abstract, int(state.step)))
+                result = self._steps(state, abstract, checkpoints, writer, asked_to_stop)
+            self._data.close()
+        return result
 
-            # --- train --------------------------------------------------------------------------
-            step = jax.jit(
-                make_train_step(config, self._mesh),
-                donate_argnums=0,
-                out_shardings=(states.shardings(abstract), None),
-            )
-            with Writer(self._directory, config, first) as writer, stop_requests() as asked_to_stop:
-                writer.say(self._describe(abstract, first))
-                meter = Meter(config, first, utilisation_per_image_s(config, self._mesh.size))
-                for done in range(first + 1, last + 1):
-                    alive()
-                    batch, waited, undecodable = self._next_batch()
-                    if done == first + 1:
-                        step = self._compiled(step, state, batch, writer, meter)
-                        alive()
-                    state, metrics = step(state, batch)
-                    meter.add(metrics, waited, undecodable)
-                    writer.advance()
-                    # Asked once: a signal during what follows waits for the next step.
-                    stopped_by = asked_to_stop(done)
-                    is_saving = done == last or stopped_by or done % run.checkpoint_every == 0
-                    is_looking = self._monitor.is_due(done) and not stopped_by
-                    if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
-                        self._log(writer, meter, done, self._look(state, writer, meter) if is_looking else {})
-                        checkpoints.check()
-                    if is_saving:
+    def _steps(
+        self,
+        state: TrainState,
+        abstract: TrainState,
+        checkpoints: checkpoint.Checkpoints,
+        writer: Writer,
+        asked_to_stop: Callable[[], int | None],
+    ) -> Result:
+        config, run = self._config, self._config.run
+        first, last, stopped_by = int(state.step), run.num_steps, None
+        meter = Meter(config, first, utilisation_per_image_s(config, self._mesh.size))
+        step = jax.jit(
+            make_train_step(config, self._mesh),
+            donate_argnums=0,
+            out_shardings=(states.shardings(abstract), parallel.replicated(self._mesh)),
+        )
+        for done in range(first + 1, last + 1):
+            self._watchdog.alive()
+            with meter.waiting():
+                batch = next(self._data)
+            undecodable = self._count_undecodable(batch.pop("undecodable"))
+            batch = parallel.shard_batch(batch, self._mesh, config.optim.batch_size)
+            if done == first + 1:
+                step = self._compiled(step, state, batch, writer, meter)
+            state, metrics = step(state, batch)
+            meter.add(metrics, undecodable)
+            writer.advance()
+            stopped_by = asked_to_stop()  # once: a signal during what follows waits for the next step
+            is_saving = done == last or stopped_by or done % run.checkpoint_every == 0
+            is_looking = self._monitor.is_due(done) and not stopped_by
+            if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
+                values = self._read(writer, meter, done)
+                checkpoints.check()
+                if is_saving:
+                    with meter.paused():
                         checkpoints.save(state, self._data.get_state())  # before the next batch is drawn
-                    if stopped_by:
-                        writer.say(
-                            f"{config.name}: stopped at step {done} of {last}; the same command continues"
-                        )
-                        break
-                alive()
-        self._data.close()
+                if is_looking:
+                    with meter.paused():
+                        values |= self._monitor.look(state, writer)
+                writer.write(done, values)
+            if stopped_by:
+                writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
+                break
+        self._watchdog.alive()
         return Result(state, stopped_by)
 
     def _state(self, checkpoints: checkpoint.Checkpoints, abstract: TrainState) -> TrainState:
@@ -206,52 +222,48 @@ class _Run:
             line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
         return line
 
-    def _next_batch(self) -> tuple[Any, float, int]:
-        """The next batch on the devices, how long it was waited for, and how many of its records were replaced."""
-        begin = time.perf_counter()
-        batch = next(self._data)
-        waited = time.perf_counter() - begin
-        replaced = batch.pop("undecodable")
-        for number in replaced[replaced >= 0][:8]:
+    def _count_undecodable(self, replaced: np.ndarray) -> int:
+        """How many records of a batch had to be replaced; names each of them once."""
+        numbers = [int(number) for number in replaced[replaced >= 0]]
+        for number in sorted(set(numbers) - self._replaced):
             print(
-                f"Record {number} of {self._source.name} cannot be decoded; another stands for it.",
-                flush=True,
+                f"Record {number} of {self._source.name} cannot be used; another stands for it.", flush=True
             )
-        return parallel.shard_batch(batch, self._mesh), waited, int(np.sum(replaced >= 0))
+        self._replaced.update(numbers)
+        return len(numbers)
 
     def _compiled(self, step: Any, state: TrainState, batch: Any, writer: Writer, meter: Meter) -> Any:
         begin = time.perf_counter()
-        program = parallel.compiled(step, state, batch)
-        seconds = time.perf_counter() - begin
-        writer.say(f"{self._config.name}: compiled in {seconds:.0f} s")
-        meter.pause(seconds)
+        with meter.paused():
+            program = parallel.compiled(step, state, batch)
+        writer.say(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
+        self._watchdog.alive()
         return program
 
-    def _look(self, state: TrainState, writer: Writer, meter: Meter) -> dict[str, float]:
-        jax.block_until_ready(state.step)  # the steps' own time ends here
-        values = self._monitor.look(state, writer)
-        meter.pause(values["look_s"])
-        return values
-
-    def _log(self, writer: Writer, meter: Meter, done: int, looked: dict[str, float]) -> None:
+    def _read(self, writer: Writer, meter: Meter, done: int) -> dict[str, float]:
+        """The metrics up to step `done`; a FloatingPointError if too many steps in a row were skipped."""
         values, skipped, hopeless = meter.read(done)
         if hopeless is not None:
             raise FloatingPointError(self._give_up(hopeless))
         if skipped:
             steps = f"step{'s' if len(skipped) > 1 else ''} {', '.join(map(str, skipped[:8]))}"
             writer.say(f"{self._config.name}: the gradient of {steps} was not finite; skipped")
-        writer.write(done, values | looked)
+        return values
 
     def _give_up(self, steps: range) -> str:
         """Leaves what is needed to replay steps that were not finite, and says so."""
         file, name = self._directory / REPLAY_FILE, self._config.name
+        found = [{"step": step, "records": self._data.records(step - 1)} for step in steps]
+        where = f"are in {file}"
         if jax.process_index() == 0:
-            found = [{"step": step, "records": self._data.records(step - 1)} for step in steps]
             content = {"stage": name, "data": self._config.data.path, "steps": found}
-            file.write_text(json.dumps(content) + "\n")
+            try:
+                file.write_text(json.dumps(content) + "\n")
+            except OSError as error:
+                where = f"cannot be written ({error}); those of the first are {found[0]['records']}"
         return (
             f"the gradient of stage {name} was not finite in steps {steps[0]} to {steps[-1]}, more than "
-            f"run.max_skipped {self._config.run.max_skipped} in a row; their records are in {file}. Lower "
+            f"run.max_skipped {self._config.run.max_skipped} in a row; their records {where}. Lower "
             "optim.learning_rate or set optim.clip_norm; the last checkpoint is unharmed."
         )
 
@@ -272,7 +284,7 @@ def refuse_other_caches(config: StageConfig, encoder: TextEncoder) -> None:
         cache.EmbeddingCache.open(directory, encoder.fingerprint)
 
 
-def embedding_cache(config: StageConfig, data: Data, alive: Callable[[], None]) -> cache.EmbeddingCache:
+def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cache.EmbeddingCache:
     """The embeddings of all captions that the run needs; those that are missing are named and computed first.
 
     scripts/embed_text.py does that beforehand. Each process computes its share.
@@ -286,10 +298,13 @@ def embedding_cache(config: StageConfig, data: Data, alive: Callable[[], None]) 
         there = cache.EmbeddingCache.open(directory, data.encoder.fingerprint)
         captions = _naming_missing(captions, there, directory)
 
-    def build() -> cache.EmbeddingCache:
-        return cache.build(_watched(captions, alive), data.encoder, directory, share=share, total=total)
+    def build() -> None:
+        watched = _watched(captions, watchdog.alive)
+        cache.build(watched, data.encoder, directory, share=share, total=total, on_embedded=watchdog.alive)
+        watchdog.rest()  # other processes may have a larger share
 
     parallel.agree(build)
+    watchdog.alive()
     return parallel.agree(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
 
 
@@ -316,8 +331,8 @@ def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, direct
 
 
 def _watched(captions: Iterable[str], alive: Callable[[], None]) -> Iterator[str]:
-    """The captions; embedding them, which may take hours, counts as progress."""
+    """The captions; reading them, which may take long, counts as progress."""
     for i, caption in enumerate(captions):
-        if i % 64 == 0:
+        if i % 1024 == 0:
             alive()
         yield caption

@@ -4,6 +4,8 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -34,16 +36,31 @@ class Meter:
     def _begin_window(self) -> None:
         self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
 
-    def add(self, metrics: dict[str, jax.Array], waited_s: float, undecodable: int) -> None:
-        """One step: its metrics, how long its batch was waited for, and how many of this process's records in it could
-        not be decoded and were replaced."""
-        self._pending.append(metrics)
-        self._waited += waited_s
-        self._undecodable += undecodable
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for the next batch. Only waits with nothing left for the devices to do count: all of one
+        that begins when the last step is done, half of one during which it ends."""
+        is_idle, begin = self._is_idle(), time.perf_counter()
+        yield
+        self._waited += (time.perf_counter() - begin) * (is_idle + self._is_idle()) / 2
 
-    def pause(self, seconds: float) -> None:
-        """Time that went into something else than steps."""
-        self._paused += seconds
+    def _is_idle(self) -> bool:
+        return not self._pending or self._pending[-1]["loss"].is_ready()
+
+    def add(self, metrics: dict[str, jax.Array], undecodable: int) -> None:
+        """One step: its metrics, and how many of this process's records in it had to be replaced. Returns when the step
+        before is done: batches and programs must not pile up on the devices."""
+        self._pending.append(metrics)
+        self._undecodable += undecodable
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2]["loss"])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training: compiling, saving, looking."""
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
 
     def read(self, done: int) -> tuple[dict[str, float], list[int], range | None]:
         """Of the steps since the last call, up to `done`: (their metrics, those that were skipped, and the last

@@ -33,6 +33,7 @@ class Monitor:
       held_out: pictures for validation and captions for samples; None: nothing is validated.
       shown: pictures (for super-resolution) and captions of the samples.
       embeddings: of all captions and prompts.
+      alive: called while there is progress.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Monitor:
         held_out: sources.Source | None,
         shown: sources.Source,
         embeddings: cache.EmbeddingCache,
+        alive: Callable[[], None] = lambda: None,
     ):
+        self._alive = alive
         self._config, self._mesh, self._held_out = config, mesh, held_out
         self._shown, self._embeddings = shown, embeddings
         self._programs: dict[Callable, Any] = {}
@@ -92,12 +95,11 @@ class Monitor:
             seed=config.seed,
             shuffle=False,
             num_threads=config.run.data_threads,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            rows=parallel.local_rows(self._mesh, batch_size),
         )
         try:
             totals = [
-                jax.device_get(self._run(_fixed_losses, params, self._on_mesh(next(data)), np.int32(i)))
+                self._run(_fixed_losses, params, self._on_mesh(next(data), batch_size), np.int32(i))
                 for i in range(num_batches)
             ]
         finally:
@@ -118,11 +120,13 @@ class Monitor:
         if function not in self._programs:
             jitted = jax.jit(partial(function, self._config, self._mesh))
             self._programs[function] = parallel.compiled(jitted, *args)
-        return self._programs[function](*args)
+        found = jax.device_get(self._programs[function](*args))
+        self._alive()
+        return found
 
-    def _on_mesh(self, batch: dict[str, np.ndarray]) -> stage.Batch:
+    def _on_mesh(self, batch: dict[str, np.ndarray], size: int) -> stage.Batch:
         batch = {name: rows for name, rows in batch.items() if name != "undecodable"}
-        return parallel.shard_batch(batch, self._mesh)
+        return parallel.shard_batch(batch, self._mesh, size)
 
     # --- samples --------------------------------------------------------------------------------
 
@@ -131,20 +135,18 @@ class Monitor:
         config, num = self._config, self._config.run.sample_images
         ways = parallel.batch_ways(self._mesh)
         rows = -(-num // ways) * ways  # the same number on every device
-        records = self._records(rows)
+        size = config.image_size if config.is_super_resolution else 1  # the base needs captions alone
+        records, pictures = reader.usable(self._shown, rows, size)
         captions = [record["caption"] for record in records]
         if config.run.prompts:
             captions = [config.run.prompts[i % len(config.run.prompts)] for i in range(rows)]
         text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
         low_res = None
         if config.is_super_resolution:
-            pictures = reader.read_pictures(self._shown, range(rows), records, config.image_size)
             low_res = resize.area(pictures, config.low_res_size)
-        per_process = rows // jax.process_count()
-        mine = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
-        text = TextCond(text["text"], text["text_mask"])
-        placed = parallel.shard_batch(jax.tree.map(lambda leaf: leaf[mine], (text, low_res)), self._mesh)
-        images = jax.device_get(self._run(_samples, params, *placed))[:num]
+        mine = parallel.local_rows(self._mesh, rows)
+        inputs = jax.tree.map(lambda leaf: leaf[mine], (TextCond(text["text"], text["text_mask"]), low_res))
+        images = self._run(_samples, params, *parallel.shard_batch(inputs, self._mesh, rows))[:num]
         if not np.isfinite(images).all():
             raise FloatingPointError("the network returned NaN or infinity")
         if not config.is_super_resolution:
@@ -152,9 +154,6 @@ class Monitor:
         pairs = [image for pair in zip(low_res[:num], images, strict=True) for image in pair]
         labels = [label for caption in captions[:num] for label in ("low-res", caption)]
         return labelled_grid(pairs, labels, columns=min(2 * num, 8))
-
-    def _records(self, num: int) -> list[dict[str, Any]]:
-        return self._shown.read(i % len(self._shown) for i in range(num))
 
 
 def _samples(
@@ -180,4 +179,5 @@ def _fixed_losses(
         others = {name: jnp.roll(batch[name], 1, axis=0) for name in ("text", "text_mask")}
         wrong, _ = stage.image_losses(params, config, batch | others, draws, train=False)
     sums, counts = losses.by_logsnr(right, logsnr_t)
-    return sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]
+    found = sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]
+    return jax.lax.with_sharding_constraint(found, parallel.replicated(mesh))  # every process reads them

@@ -36,6 +36,7 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
         params = optax.apply_updates(state.params, updates)
         new = TrainState(
             step=state.step,

@@ -3,11 +3,11 @@
 Process 0 alone writes.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from imagen_jax.config import StageConfig, to_dict
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
+WANDB_FILE = "wandb.id"
 
 
 class Writer:
@@ -48,19 +49,10 @@ class Writer:
     def _open(self, config: StageConfig, first_step: int) -> None:
         file = self._directory / METRICS_FILE
         keep_until(file, first_step)
-        self._file = file.open("a", buffering=1)
-        self._board = _Board(self._directory, first_step + 1)
+        board = _Board(self._directory, first_step + 1)
+        self._file, self._board = file.open("a", buffering=1), board
         if config.run.wandb:
-            import wandb
-
-            self._run = wandb.init(
-                project=config.run.wandb,
-                name=f"{self._directory.parent.name}/{config.name}",
-                id=hashlib.sha256(str(self._directory.absolute()).encode()).hexdigest()[:16],
-                resume="allow",
-                config=to_dict(config),
-                dir=str(self._directory),
-            )
+            self._run = _wandb_run(config, self._directory)
 
     def advance(self) -> None:
         """One step is done."""
@@ -77,7 +69,7 @@ class Writer:
         self._file.write(json.dumps({"step": step, "time": time.time()} | metrics) + "\n")
         self._board.scalars(step, metrics)
         if self._run is not None:
-            self._run.log(metrics, step=step)
+            self._run.log({"step": step} | metrics)
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Keeps a picture of `step`, as samples/<name>-<step>.png and on the boards."""
@@ -92,7 +84,7 @@ class Writer:
         if self._run is not None:
             import wandb
 
-            self._run.log({name: wandb.Image(picture)}, step=step)
+            self._run.log({"step": step, name: wandb.Image(picture)})
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
@@ -102,7 +94,7 @@ class Writer:
     def _attempt(self, write) -> None:
         try:
             write()
-        except OSError as error:
+        except Exception as error:  # a full disk, or whatever a service on the network raises
             if not self._failed:
                 self.say(f"Metrics cannot be written ({error}); training goes on without them.")
             self._failed = True
@@ -116,7 +108,7 @@ class Writer:
             if each is not None:
                 self._attempt(each.close)
         if self._run is not None:
-            self._run.finish()
+            self._attempt(self._run.finish)
 
 
 class _Board:
@@ -151,6 +143,26 @@ class _Board:
         from tensorboardX.proto.event_pb2 import Event
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+def _wandb_run(config: StageConfig, directory: Path) -> Any:
+    """The stage's run at Weights & Biases: a new one, or the one that an earlier process of the run began."""
+    import wandb
+
+    file = directory / WANDB_FILE
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    run = wandb.init(
+        project=config.run.wandb,
+        name=f"{directory.parent.name}/{config.name}",
+        id=file.read_text(),
+        resume="allow",
+        config=to_dict(config),
+        dir=str(directory),
+    )
+    # Its own count of steps never goes back, as a run does that continues from its last checkpoint.
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def keep_until(file: Path, step: int) -> None:

@@ -195,10 +195,25 @@ def test_command_line(tmp_path):
     done = run("--input", root, "--output", output)
     assert (done.returncode, done.stdout) == (0, f"Wrote {output}: 1 train records.\n"), done.stderr
     before = {p.name: p.read_bytes() for p in output.iterdir()}
-    again = run("--input", root, "--output", output)
+    again = run("--input", root, "--output", output, "--max-size", "99")
     assert again.returncode == 2 and again.stderr.count("\n") == 1
     assert again.stderr.startswith("prepare_data.py: ") and "already holds a data set" in again.stderr
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+
+
+def test_pictures_twice(tmp_path, script, capsys):
+    root, output = tmp_path / "in", tmp_path / "out"
+    save(root / "a.png", picture())
+    script.main(script.Options(output=output, input=root))
+    (root / "notes.md").write_text("has no say")
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    script.main(script.Options(output=output, input=root))
+    assert capsys.readouterr().out.endswith("is already there, nothing to do.\n")
+    save(root / "b.png", picture(1))
+    with pytest.raises(ValueError, match="the files of the input have changed since; choose another"):
+        script.main(script.Options(output=output, input=root))
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
 def test_shapes_twice(tmp_path, script, capsys):

@@ -199,6 +199,7 @@ def test_parquet_as_img2dataset_and_hugging_face_write_it(tmp_path, script, monk
             "jpg": pa.array([good[0], b"text", good[2], good[3], good[4]], pa.binary()),
             "caption": bad_text,
             "status": ["success", "success", "failed_to_download", "success", "success"],
+            "key": ["0", "1", "2", "3", "4"],
         }
     )
     (tmp_path / "in").mkdir()
@@ -235,6 +236,12 @@ def test_parquet_as_img2dataset_and_hugging_face_write_it(tmp_path, script, monk
     pq.write_table(table.select(["n", "image"]), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="has no text at all"):
         prepare(script, tmp_path / "c.parquet", tmp_path / "no")
+
+
+def test_a_status_of_another_kind_loses_nothing(tmp_path, script):
+    table = pa.table({"image": [encoded(0)], "text": ["one"], "status": ["published"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert prepare(script, tmp_path / "a.parquet", tmp_path / "out") == ([("one", encoded(0))], [])
 
 
 def test_of_a_damaged_table_what_can_be_read_stays(tmp_path, script):
@@ -377,6 +384,30 @@ def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
     first.unlink()
     with pytest.raises(ValueError, match=r"is incomplete: .*coco-train"):
         prepare(script, root, tmp_path / "no")
+
+
+def test_of_a_damaged_record_file_the_other_records_stay(tmp_path, script):
+    features, records, truth = tfds_records(9)
+    path = make_tfds(tmp_path / "in", features, "array_record", {"train": [9]})["train"][0]
+    writer = shards.SplitWriter(lambda i: path)
+    for record in records:
+        writer.add(record)
+    writer.close()
+    content = bytearray(path.read_bytes())
+    content[content.find(records[4][:20]) + 60 if records[4][:20] in content else len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    ((where, reason),) = left_out
+    lost = where.rpartition(":")[2]
+    assert reason == "damaged archive"
+    assert kept == [pair for pair in truth if pair[0].split()[0] != lost] and len(kept) < len(truth)
+
+
+def test_the_configuration_of_a_tfds_data_set_is_pointed_at(tmp_path, script):
+    features, _, _ = tfds_records(1)
+    make_tfds(tmp_path / "coco" / "2014" / "1.0.0", features, "array_record", {"train": [1]})
+    with pytest.raises(ValueError, match="Did you mean .*coco/2014/1.0.0"):
+        prepare(script, tmp_path / "coco", tmp_path / "out")
 
 
 def test_tfds_without_text(tmp_path, script):

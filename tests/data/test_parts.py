@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import folder, parts, sources
+from imagen_jax.data import folder, parts, pictures, sources
 from imagen_jax.locks import lock
 
 ROOT = Path(__file__).parents[2]
@@ -212,17 +212,75 @@ def test_other_work_is_refused_and_left_alone(script, photos, tmp_path, monkeypa
         prepare(script, photos, output)
     before = {path.name: path.stat().st_mtime_ns for path in place.glob("0*")}
     assert len(before) >= 4
-    with pytest.raises(ValueError, match="with other max_size, min_size; repeat that one, or delete this"):
+    changed = (
+        r"with other max_size, min_size; repeat.*\(max_size: 2048 there, 99 now; min_size: 8 there, 9 now\)"
+    )
+    with pytest.raises(ValueError, match=changed):
         prepare(script, photos, output, min_size=9, max_size=99)
+    times = os.stat(photos / "04.txt")
     (photos / "04.txt").write_text("4 changed")
     with pytest.raises(ValueError, match="with other files; repeat"):
         prepare(script, photos, output)
     (photos / "04.txt").write_text("4 one\n4 two")
+    os.utime(photos / "04.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
     with (place / "lock").open("w") as file:
         assert lock(file)
         with pytest.raises(ValueError, match="out is being written by another run"):
             prepare(script, photos, output)
     assert {path.name: path.stat().st_mtime_ns for path in place.glob("0*")} == before
+
+
+def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path, monkeypatch):
+    output, place = tmp_path / "out", parts.unfinished(tmp_path / "out")
+    with pytest.raises(ValueError, match="'test' would be empty: a test fraction of 0.001 of 24 pictures is"):
+        prepare(script, photos, output, test_fraction=0.001)
+    assert not place.exists()
+    message = f"'test' would be empty: none of 44 captioned pictures.*fraction of 0.03;.*delete {place}.*Left"
+    split_of = pictures.split_of
+    monkeypatch.setattr(pictures, "split_of", lambda image, validation, test: split_of(image, validation, 0))
+    write = parts._write_part
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            prepare(script, photos, output, test_fraction=0.03)
+        assert len(list(place.glob("0*.json"))) == 6
+        monkeypatch.setattr(parts, "_write_part", None)  # nothing is made again
+    monkeypatch.setattr(parts, "_write_part", write)
+    (place / "000002.json").write_text("{")  # is made again
+    with pytest.raises(ValueError, match=message):
+        prepare(script, photos, output, test_fraction=0.03)
+    assert parts._is_done(place, 2)
+    (place / "000002.json").write_text('{"files": [{}], "left_out": []}')
+    (place / "written").touch()
+    with pytest.raises(ValueError, match="000002.json is damaged.*delete"):
+        prepare(script, photos, output, test_fraction=0.03)
+    assert len(list(place.glob("0*.json"))) == 6
+
+
+def test_where_no_data_set_can_stand_is_said_before_any_work(script, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "write", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--output .*out cannot be created: .*file is not a directory"):
+        prepare(script, photos, tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match="--output /proc/.* is a mount point|not empty"):
+        prepare(script, photos, Path("/proc"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "disk")
+        with pytest.raises(ValueError, match="--output .*link is a mount point.*name a directory in it"):
+            prepare(script, photos, tmp_path / "link")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="--output .*out cannot be created: .* may not be written to"):
+        prepare(script, photos, tmp_path / "new" / "out")
+    assert sorted(os.listdir(tmp_path)) == ["disk", "file", "link"]
+
+
+def test_a_link_is_filled_where_it_leads(script, photos, whole, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "photos")
+    prepare(script, photos, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and os.listdir(tmp_path / "disk") == ["photos"]
+    assert files(tmp_path / "disk" / "photos") == whole
 
 
 def test_what_a_kill_at_the_very_end_leaves_is_removed(script, photos, tmp_path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.data import pipeline, sources, transforms
+from imagen_jax.data import pipeline, reader, sources, transforms
 
 NUM = 23
 
@@ -34,9 +34,9 @@ def source(tmp_path_factory):
 EMBED = {str(i): np.full((i % 5 + 1, 3), i, np.float32) for i in range(NUM)}.__getitem__
 
 
-def load(source, num=None, state=None, **options):
+def load(source, num=None, state=None, embed=EMBED, **options):
     settings = {"image_size": 8, "batch_size": 6, "text_length": 4, "seed": 1, "num_threads": 0} | options
-    loader = pipeline.make_loader(source, EMBED, **settings)
+    loader = pipeline.make_loader(source, embed, **settings)
     if state is not None:
         loader.set_state(state)
     batches = list(loader) if num is None else [next(loader) for _ in range(num)]
@@ -237,6 +237,85 @@ def test_the_next_picture_that_can_be_decoded_stands_in_for_a_broken_one():
         list(pipeline.eval_batches(source, image_size=8, batch_size=NUM))
 
 
+def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_pictures_are(tmp_path):
+    """Record 4 has a damaged chunk, 9 a caption that is not UTF-8, 10 half a picture."""
+    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(NUM)]
+    images[10] = images[10][:40]
+    records = ({"image": image, "caption": f"{i} and more"} for i, image in enumerate(images))
+    sources.write({"train": records}, tmp_path / "toy", name="toy", description="")
+    (file,) = (tmp_path / "toy").glob("*array_record*")
+    content = bytearray(file.read_bytes())
+    content[content.index(images[4]) + 20] ^= 255
+    file.write_bytes(content)
+    source = sources.open_source(tmp_path / "toy")
+    source._records = Latin(source._records, 9)
+
+    batch = pipeline.BatchReader(source, embed_first, 8, 4, False, slice(0, NUM))
+    batch = batch(np.arange(NUM), np.random.default_rng(0))
+    expected = [{4: 5, 9: 11, 10: 11}.get(i, i) for i in range(NUM)]
+    assert ids([batch]).tolist() == expected
+    np.testing.assert_allclose((batch["x"][:, 0, 0, 0] + 1) * 12.75, expected, atol=1e-4)
+    assert batch["undecodable"].tolist() == [i if i in (4, 9, 10) else -1 for i in range(NUM)]
+
+    whole = load(source, 8, embed=embed_first)
+    assert_equal(load(source, 8, embed=embed_first, num_threads=2), whole)
+    assert_equal(joined(source, 8, 2, embed=embed_first), whole)
+
+    damage = {
+        4: "cannot be read: .*Riegeli",
+        9: "cannot be read: text that is not UTF-8",
+        10: "cannot be decoded",
+    }
+    for index, words in damage.items():
+        message = f"^Record {index} of .*, split 'train' {words}"
+        for read in (
+            lambda index: pipeline.examples(source, [index]),
+            lambda index: pipeline.eval_batches(source, image_size=8, batch_size=3, indices=[0, index, 1]),
+        ):
+            with pytest.raises(ValueError, match=message) as caught:
+                list(read(index))
+            assert type(caught.value) is transforms.UndecodableError
+
+
+class Latin:
+    """The raw records of a data set, of which one has a caption that is not UTF-8."""
+
+    def __init__(self, records, number):
+        self.records, self.number = records, number
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitems__(self, indices):
+        records = self.records.__getitems__(indices)
+        return [
+            record | {"caption": b"\xff" + record["caption"]} if i == self.number else record
+            for i, record in zip(indices, records, strict=True)
+        ]
+
+
+def embed_first(caption):
+    return EMBED(caption.split()[0])
+
+
+def test_an_embedding_that_is_missing_is_no_damaged_record():
+    with pytest.raises(KeyError):
+        load(Memory(wide().images, NUM + 1), 1, batch_size=1, shuffle=False, embed={}.__getitem__)
+
+
+def test_usable_records_come_in_order_and_again_if_they_are_too_few():
+    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(5)]
+    images[0] = images[3] = b"not a picture"
+    records, x = reader.usable(Memory(images), 2, 4)
+    assert [r["caption"] for r in records] == ["1", "2"] and x.shape == (2, 4, 4, 3) and x.dtype == np.float32
+    records, x = reader.usable(Memory(images), 8, 4)
+    assert [r["caption"] for r in records] == list("12412412")
+    np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 12.75, [1, 2, 4, 1, 2, 4, 1, 2], atol=1e-4)
+    for num, more in ((4, 3), (500, 100)):
+        with pytest.raises(ValueError, match=f"Record 0 of somewhere.* the {more} records after"):
+            reader.usable(Memory([b"not a picture"], num), 2, 4)
+
+
 @pytest.mark.parametrize("num, more", [(4, 3), (500, 100)])
 def test_a_data_set_without_pictures_ends_the_run(num, more):
     message = (
@@ -299,6 +378,6 @@ def test_bad_embeddings_are_named(source):
 
 
 def test_reader_can_be_pickled(source):
-    reader = pipeline.BatchReader(source, EMBED, 8, 4, False, slice(0, 2))
-    batch = pickle.loads(pickle.dumps(reader))(np.array([1, 2]), np.random.default_rng(0))
+    batches = pipeline.BatchReader(source, EMBED, 8, 4, False, slice(0, 2))
+    batch = pickle.loads(pickle.dumps(batches))(np.array([1, 2]), np.random.default_rng(0))
     assert ids([batch]).tolist() == [1, 2]

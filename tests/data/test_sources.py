@@ -130,11 +130,25 @@ def test_opening_says_what_exists(tmp_path):
         (("b", "train"), {}, "No data set at .*b: it does not exist"),
         ((".", "train"), {}, "has no dataset_info.json. Did you mean .*a?"),
         (("a", "train"), {"caption_key": "text"}, r"no Text feature 'text'; .*caption \(Text\)"),
-        (("a", "train"), {"image_key": "caption"}, "no Image feature 'caption'"),
+        (
+            ("a", "train"),
+            {"image_key": "caption"},
+            "no Image feature 'caption'.*--data.image-key and --data.cap",
+        ),
     ]
     for (directory, split), options, message in cases:
         with pytest.raises(ValueError, match=message):
             sources.open_source(tmp_path / directory, split, **options)
+
+
+def test_a_feature_in_a_dict_is_to_be_prepared():
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "about": {"caption": tfds.features.Text()}}
+    )
+    with pytest.raises(ValueError, match="'about/caption' of a lies in a dict: prepare it with"):
+        sources._check_features("a", features, "image", "about/caption")
 
 
 def test_a_version_may_stand_between(tmp_path):

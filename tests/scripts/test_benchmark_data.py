@@ -3,6 +3,7 @@
 import importlib.util
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,19 @@ def test_memory_is_shown_along_the_way(monkeypatch, capsys):
         ("--crop top", "crop"),
         ("--memory 10 --batch-size 11", "--memory must be at least --batch-size"),
         ("--against-torch", "--against-torch needs torch"),
+        ("--memory -1", "--memory must be at least 0"),
+        ("--memory 1000 --against-torch", "--against-torch has no effect with --memory"),
+        ("--memory 1000 --sizes 8", "--sizes has no effect with --memory"),
+        ("--memory 1000 --num-pictures 2", "--num-pictures has no effect with --memory"),
+        ("--sizes 8 0", "--sizes must be"),
+        ("--num-threads -1", "--num-threads must be at least 0; got -1"),
+        ("--num-workers -1", "--num-workers must be at least 0; got -1"),
+        ("--quality 900", "--quality must lie in 1..100; got 900"),
     ],
 )
 def test_wrong_options_are_one_line(monkeypatch, capsys, arguments, message):
     if "needs torch" in message and importlib.util.find_spec("torch"):
         pytest.skip("torch is here")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", None)  # no work has begun
     code, _, err = run(monkeypatch, capsys, arguments)
     assert code == 2 and message in err and err.count("\n") == 1, err

@@ -1,8 +1,7 @@
 """Two processes that train together: one is killed, both end and continue; fewer devices go on with the same losses."""
 
-import json
 import random
-import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from imagen_jax.data import shapes, sources, transforms
 
 ROOT = Path(__file__).parents[2]
-STEPS = 9
+STEPS = 30
 PRESET = """
 from imagen_jax.config import *
 
@@ -20,7 +19,7 @@ def get_config():
         image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, dropout=0.1),
         text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
         optim=OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-3, ema_decay=0.9),
-        run=RunConfig(num_steps={steps}, checkpoint_every=3, log_every=1),
+        run=RunConfig(num_steps={steps}, checkpoint_every=10, log_every=1, validate_every=15, sample_every=15),
     )
     return (base,)
 """
@@ -42,7 +41,8 @@ def setup(tmp_path_factory, soak):
             {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
             for e in shapes.examples("train", "single", 30)
         ]
-        sources.write({"train": records}, folder / "data", name="data", description="Thirty shapes.")
+        splits = {"train": records, "validation": records[:8]}
+        sources.write(splits, folder / "data", name="data", description="Thirty shapes.")
         preset = folder / "preset.py"
         encoder = str(ROOT / "tests/goldens/tiny_bert")
         preset.write_text(PRESET.format(encoder=encoder, data=str(folder / "data"), steps=STEPS))
@@ -56,35 +56,48 @@ def same(one, other, soak):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_killed_process_ends_the_others_and_nothing_is_lost(setup, soak):
+def until_first_checkpoint(soak, arguments, workdir):
+    """A run of two processes that has saved step 10 and goes on."""
+    run = soak.Run([*arguments, "--workdir", str(workdir)], workdir.with_name(f"{workdir.name}-log"), 2, 2)
+    while soak.newest(workdir, "base") < 10 and None in run.wait(0.02):
+        pass
+    return run
+
+
+def test_a_notice_to_one_process_stops_both_after_the_same_step(setup, soak):
+    folder, arguments, whole = setup
+    workdir = folder / "stopped"
+    run = until_first_checkpoint(soak, arguments, workdir)
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.wait(60) == [143, 143]
+    stopped = soak.newest(workdir, "base")
+    assert 10 < stopped < STEPS
+    assert f"stopped at step {stopped} of {STEPS}" in (folder / "stopped-log-0.log").read_text()
+    soak.train(arguments, workdir, 2, 2)
+    same(whole, workdir, soak)
+
+
+def test_a_killed_process_ends_the_other_and_nothing_is_lost(setup, soak):
     folder, arguments, whole = setup
     workdir = folder / "killed"
-    run = soak.Run([*arguments, "--workdir", str(workdir)], folder / "killed-log", 2, 2)
-    while soak.newest(workdir, "base") < 3 and None in run.wait(0.05):
-        pass
-    before = soak.newest(workdir, "base")
-    victim = random.randrange(2)
-    run.processes[victim].kill()
+    run = until_first_checkpoint(soak, arguments, workdir)
+    run.processes[random.randrange(2)].kill()
     statuses = run.wait(60)
     run.end()
     assert None not in statuses, statuses
-    assert soak.newest(workdir, "base") >= before >= 3
+    assert soak.newest(workdir, "base") >= 10
+    # Fewer devices go on, and more again, with the same global batch.
+    soak.train([*arguments, "--run.num-steps", "20"], workdir, 1, 1)
     soak.train(arguments, workdir, 2, 2)
-    same(whole, workdir, soak)
-    steps = [json.loads(line)["step"] for line in (workdir / "base/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, STEPS + 1))
-
-
-def test_other_devices_continue_with_the_same_losses(setup, soak):
-    folder, arguments, whole = setup
-    workdir = folder / "elastic"
-    shutil.copytree(whole, workdir)
-    shutil.rmtree(workdir / "base/checkpoints" / str(STEPS))
-    assert soak.newest(workdir, "base") == 6
-    soak.train(arguments, workdir, 1, 1)
     one, other = soak.losses(whole, "base"), soak.losses(workdir, "base")
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(other.values()), list(one.values()), atol=1e-5)
+    looks = [
+        [row["validation_loss"] for row in soak.rows(each, "base") if "validation_loss" in row]
+        for each in (whole, workdir)
+    ]
+    np.testing.assert_allclose(*looks, atol=1e-5)
+    assert len(looks[0]) == 2 and len(list((workdir / "base/samples").iterdir())) == 2
 
 
 def test_processes_of_another_seed_stop_before_anything_is_written(setup, soak):

@@ -27,7 +27,12 @@ def metrics(loss, logsnr, skipped=0):
     """Those of a step with one image of each of these losses and levels."""
     sums, counts = losses.by_logsnr(jax.numpy.asarray(loss, "float32"), jax.numpy.asarray(logsnr, "float32"))
     scalars = {"grad_norm": 1.0, "learning_rate": 0.1, "ema_distance": 0.5}
-    return scalars | {"loss": np.mean(loss), "skipped": skipped, "loss_sums": sums, "loss_counts": counts}
+    return scalars | {
+        "loss": jax.numpy.asarray(np.mean(loss)),
+        "skipped": skipped,
+        "loss_sums": sums,
+        "loss_counts": counts,
+    }
 
 
 def settings(config, **run):
@@ -36,9 +41,9 @@ def settings(config, **run):
 
 def test_means_are_over_the_steps_that_were_kept(tiny_configs):
     meter = meters.Meter(settings(tiny_configs[0]), 10)
-    meter.add(metrics([1.0, 3.0], [-7, 0]), 0.0, 0)
-    meter.add(metrics([np.nan, 1.0], [-7, 0], skipped=1), 0.0, 2)
-    meter.add(metrics([2.0, 6.0], [0, 7]), 0.0, 1)
+    meter.add(metrics([1.0, 3.0], [-7, 0]), 0)
+    meter.add(metrics([np.nan, 1.0], [-7, 0], skipped=1), 2)
+    meter.add(metrics([2.0, 6.0], [0, 7]), 1)
     values, skipped, hopeless = meter.read(13)
     assert (values["loss"], values["skipped"], skipped, hopeless, values["undecodable"]) == (
         3,
@@ -49,16 +54,16 @@ def test_means_are_over_the_steps_that_were_kept(tiny_configs):
     )
     by_level = {key.split("/")[1]: value for key, value in values.items() if key.startswith("loss_logsnr/")}
     assert by_level == {"..-6": 1.0, "-2..2": 2.5, "6..": 6.0}
-    meter.add(metrics([4.0], [0]), 0.0, 0)
+    meter.add(metrics([4.0], [0]), 0)
     assert meter.read(14)[0]["loss"] == 4
 
 
 def test_too_many_skipped_in_a_row_are_hopeless_also_over_two_readings(tiny_configs):
     meter = meters.Meter(settings(tiny_configs[0], max_skipped=2), 0)
     for skipped in (0, 1, 1):
-        meter.add(metrics([1.0], [0], skipped), 0.0, 0)
+        meter.add(metrics([1.0], [0], skipped), 0)
     assert meter.read(3)[2] is None
-    meter.add(metrics([1.0], [0], 1), 0.0, 0)
+    meter.add(metrics([1.0], [0], 1), 0)
     assert meter.read(4)[2] == range(2, 5)
 
 
@@ -70,7 +75,7 @@ def test_utilisation_is_the_work_over_the_peak(tiny_configs, monkeypatch):
     per_image = meters.utilisation_per_image_s(tiny_configs[0], 8)
     assert per_image == pytest.approx(4e6 / 8e9)
     meter = meters.Meter(tiny_configs[0], 0, per_image)
-    meter.add(metrics([1.0], [0]), 0.0, 0)
+    meter.add(metrics([1.0], [0]), 0)
     values = meter.read(1)[0]
     assert values["mfu"] == pytest.approx(values["images_per_s"] * per_image)
 
@@ -198,7 +203,9 @@ def test_wandb_gets_everything_if_it_is_installed(tiny_configs, tmp_path, monkey
         writers.check_wandb("project")
     calls = []
     run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, sorted(values))), finish=lambda: calls.append("finished")
+        log=lambda values: calls.append((values["step"], sorted(values))),
+        finish=lambda: calls.append("finished"),
+        define_metric=lambda name, step_metric: calls.append((name, step_metric)),
     )
     fake = types.SimpleNamespace(
         init=lambda **options: calls.append(options) or run, Image=lambda picture: picture
@@ -213,18 +220,32 @@ def test_wandb_gets_everything_if_it_is_installed(tiny_configs, tmp_path, monkey
         writer.write(1, {"loss": 1.0})
         writer.picture(1, "samples", Image.new("RGB", (8, 8)))
     assert calls[0]["project"] == "project" and calls[0]["resume"] == "allow"
-    assert calls[1:] == [(1, ["loss"]), (1, ["samples"]), "finished"]
+    assert calls[1:] == [("*", "step"), (1, ["loss", "step"]), (1, ["samples", "step"]), "finished"]
+    first = calls[0]["id"]
+    with writers.Writer(tmp_path / "run", config, 0):
+        assert calls[5]["id"] == first  # the same run goes on
+
+    def refuse(**options):
+        raise RuntimeError("not logged in")
+
+    fake.init = refuse
+    with writers.Writer(tmp_path / "run", config, 1) as writer:
+        writer.write(2, {"loss": 1.0})  # training goes on, and the metrics lie on the disk
+    assert json.loads((tmp_path / "run" / writers.METRICS_FILE).read_text().splitlines()[-1])["step"] == 2
 
 
 # --- watchdog -------------------------------------------------------------------------------------
 
 STUCK = """
 import time
-from imagen_jax.training.stopping import watchdog
-with watchdog(2) as alive:
-    for _ in range(3):
+from imagen_jax.training.stopping import Watchdog
+with Watchdog(4) as watchdog:
+    for _ in range(5):
         time.sleep(1)
-        alive()
+        watchdog.alive()
+    watchdog.rest()
+    time.sleep(5)
+    watchdog.alive()
     print("alive", flush=True)
     time.sleep(60)
 """
@@ -233,4 +254,4 @@ with watchdog(2) as alive:
 def test_a_process_that_is_stuck_ends_itself():
     done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1 and done.stdout == "alive\n"
-    assert "Timeout" in done.stderr and "line 9 in <module>" in done.stderr
+    assert "Timeout" in done.stderr and "line 12 in <module>" in done.stderr

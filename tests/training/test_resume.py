@@ -153,7 +153,9 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
     )
     place = loop.parallel.shard_batch
     monkeypatch.setattr(
-        loop.parallel, "shard_batch", lambda batch, mesh: place(batch | {"x": batch["x"] * np.nan}, mesh)
+        loop.parallel,
+        "shard_batch",
+        lambda batch, *rest: place(batch | {"x": batch["x"] * np.nan}, *rest),
     )
     with pytest.raises(
         FloatingPointError, match="stage base was not finite in steps 1 to 3, more than run.max_skipped 2"

@@ -1,0 +1,97 @@
+"""The files of an input: which lie there, which are pictures, and what could not be looked at."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from imagen_jax.data import pictures
+from imagen_jax.data.quarantine import LeftOut
+
+# Endings of pictures that are read; what is inside may be of another of these formats.
+PICTURES = tuple(dict.fromkeys((*pictures.PICTURES, ".jfif", ".avif", ".jp2")))
+# Endings of pictures that are not read: beside a caption they are listed, not passed over.
+UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
+# What belongs to one file or folder; any other error, as of a disk or a network, is no property of the input.
+_OWN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def ending(file: str) -> str:
+    """The lower-case ending of a name, with its dot."""
+    return PurePosixPath(file).suffix.lower()
+
+
+def pictures_among(files: Iterable[str]) -> list[str]:
+    return [file for file in files if ending(file) in PICTURES]
+
+
+def unreadable(error: OSError, file: str) -> LeftOut:
+    """What is left out where something may not be read or is gone. Raises any other error again."""
+    if error.errno in _OWN:
+        return LeftOut(file, "unreadable file", error.strerror or "")
+    raise error
+
+
+def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
+    """All files under a folder by their paths in it, with "/", sorted, and what cannot be looked at.
+
+    What begins with a dot is not there. Links to folders are followed, and each folder is read once,
+    under its own name if it has one here; so links that lead back into the folder add nothing.
+
+    Raises:
+      OSError: the folder itself cannot be read, or the disk or network fails.
+    """
+    seen = {_identity(folder) for folder in root.resolve().parents}
+    folders, links = [""], []
+    files, left_out = [], []
+    while folders or links:
+        folder = (folders or links).pop()
+        try:
+            if (identity := _identity(root / folder)) in seen:
+                continue
+            seen.add(identity)
+            entries = sorted(_entries(root / folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if not folder:
+                raise OSError(f"The folder {root} cannot be read: {error.strerror}.") from error
+            left_out.append(unreadable(error, folder))
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    files.append(path)
+                elif entry.is_symlink() and ending(path) in (*PICTURES, ".txt"):
+                    left_out.append(LeftOut(path, "unreadable file", "a link to what is not there"))
+            except OSError as error:
+                left_out.append(unreadable(error, path))
+    return sorted(files), sorted(left_out, key=lambda row: row.file)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def stamp(root: Path, files: Iterable[str]) -> str:
+    """A hash of the names, sizes and times of files: it changes when one of them does."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            stat = (root / file).stat()
+            line = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        except OSError as error:
+            unreadable(error, file)
+            line = f"{file}\0cannot be looked at\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
