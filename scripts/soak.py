@@ -130,8 +130,9 @@ def kill_and_restart(options: Options, arguments: list[str]) -> None:
     import numpy as np
 
     size, root, rng = (options.processes, options.devices), options.workdir, random.Random(options.moments)
-    seconds = train(arguments, root / "whole", *size)
+    train(arguments, root / "whole", *size)
     expected = parameters(root / "whole", options.stage)
+    seconds = train(arguments, root / "again", *size)  # compiled already, as all that follow
     print(f"undisturbed: {seconds:.0f} s, step {newest(root / 'whole', options.stage)}", flush=True)
 
     killed = ended = 0

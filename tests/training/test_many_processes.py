@@ -1,7 +1,11 @@
 """Two processes that train together: one is killed, both end and continue; fewer devices go on with the same losses."""
 
+import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +119,48 @@ def test_processes_of_another_seed_stop_before_anything_is_written(setup, soak):
         ]
         assert lines[0].startswith("train.py: seed must be the same in every process; process 1 of 2"), lines
     assert not (folder / "refused").exists()
+
+
+UNREADABLE = """
+import sys
+from imagen_jax import parallel
+parallel.initialize()
+import jax, jax.numpy as jnp
+from imagen_jax.config import StageConfig
+from imagen_jax.structs import TrainState
+from imagen_jax.training import checkpoint
+
+whole = parallel.replicated(parallel.make_mesh())
+new = jax.jit(
+    lambda step: TrainState(step, {"a": 1.0 * step}, {"a": 2.0 * step}, {"m": jnp.zeros(4)}), out_shardings=whole
+)
+with checkpoint.Checkpoints(sys.argv[1], StageConfig()) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(new(jnp.int32(step)), {"next_index": step})
+if jax.process_index() == 1:  # a disk that only this process reads wrongly
+    read = checkpoint._read
+    def broken(directory, step, restore):
+        return read(directory, step, restore if step != 2 else lambda: 1 / 0)
+    checkpoint._read = broken
+shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), new(jnp.int32(0)))
+with checkpoint.Checkpoints(sys.argv[1], StageConfig()) as checkpoints:
+    state, position = checkpoints.restore(shapes)
+    print("restored", int(state.step), float(state.ema_params["a"]), position, checkpoints.latest_step)
+"""
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNREADABLE, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+            env=common | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for out in [process.communicate(timeout=100)[0] for process in started]:
+        assert "restored 1 2.0 {'next_index': 1} 1" in out
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2"]
