@@ -91,10 +91,13 @@ def open_source(
 
 def _splits(directory: Path, info, split: str):
     """What TFDS knows of a split or slice; raises ValueError if it cannot be read or has no records."""
-    if not info.splits[split.split("[")[0]].num_examples:
-        raise ValueError(f"Split {split!r} of {directory} is empty.")
+    if split.split("[")[0] == "all":
+        raise ValueError(
+            f"Split 'all' of {directory} cannot be read: to TFDS that word means all splits. Rename it."
+        )
     try:
-        chosen = info.splits[split]
+        whole = info.splits[split.split("[")[0]]
+        chosen = info.splits[split] if whole.num_examples else whole  # TFDS cannot slice nothing
         empty = not chosen.num_examples
     except (ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
