@@ -1,12 +1,14 @@
 """Processes and devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
+import contextlib
 import hashlib
 import itertools
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -37,7 +39,7 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
     return jax.make_mesh(shape, _AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def initialize(timeout_s: int = 300) -> None:
+def initialize(timeout_s: int | None = None) -> None:
     """Joins the processes of a run, as the environment says. The first thing that a program does.
 
     Signals stay with the program: JAX's own service would take SIGTERM, and forget it if it comes before the first
@@ -51,9 +53,14 @@ def initialize(timeout_s: int = 300) -> None:
     sets JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process, with none of
     these, joins nothing.
 
+    Args:
+      timeout_s: within which all have to join, or those that wait end themselves; None: what IMAGEN_JAX_JOIN_TIMEOUT
+        says, or 45. More where hosts start at different times.
+
     Raises:
       ValueError: only some of the three variables are set, or they are no numbers.
     """
+    timeout_s = timeout_s or _join_timeout()
     jax.config.update("jax_enable_preemption_service", False)
     limits = {
         "initialization_timeout": timeout_s,
@@ -70,14 +77,39 @@ def initialize(timeout_s: int = 300) -> None:
             )
         if not int(index) < int(num):
             raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
-        jax.distributed.initialize(address, int(num), int(index), **limits)
+        with _saying_that_it_waits(timeout_s):
+            jax.distributed.initialize(address, int(num), int(index), **limits)
         return
     try:
-        jax.distributed.initialize(**limits)
+        with _saying_that_it_waits(timeout_s):
+            jax.distributed.initialize(**limits)
     except (ValueError, RuntimeError) as error:
         # JAX found no cluster around it, so there is this process alone; or it is in use already.
         if not any(words in str(error) for words in ("coordinator_address", "must be called before")):
             raise
+
+
+def _join_timeout() -> int:
+    given = os.environ.get("IMAGEN_JAX_JOIN_TIMEOUT", "45")
+    if not given.isdigit() or not int(given):
+        raise ValueError(f"IMAGEN_JAX_JOIN_TIMEOUT must be a number of seconds; got {given!r}.")
+    return int(given)
+
+
+@contextlib.contextmanager
+def _saying_that_it_waits(timeout_s: int) -> Iterator[None]:
+    """JAX ends a process that waits in vain with a stack, not with a word about why."""
+    line = (
+        f"waiting for the other processes of the run, up to {timeout_s} s (IMAGEN_JAX_JOIN_TIMEOUT): all of them must be "
+        "started, with one address"
+    )
+    timer = threading.Timer(10, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 _RUN_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

@@ -162,6 +162,7 @@ def test_processes_agree_or_stop():
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
             "must be below",
         ),
+        ({"IMAGEN_JAX_JOIN_TIMEOUT": "a minute"}, "must be a number of seconds"),
     ],
 )
 def test_an_incomplete_environment_is_refused(monkeypatch, variables, message):
