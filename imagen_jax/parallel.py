@@ -100,8 +100,8 @@ def _join_timeout() -> int:
 def _saying_that_it_waits(timeout_s: int) -> Iterator[None]:
     """JAX ends a process that waits in vain with a stack, not with a word about why."""
     line = (
-        f"waiting for the other processes of the run, up to {timeout_s} s (IMAGEN_JAX_JOIN_TIMEOUT): all of them must be "
-        "started, with one address"
+        f"waiting for the other processes of the run, up to {timeout_s} s (IMAGEN_JAX_JOIN_TIMEOUT): all of them must "
+        "be started, with one address"
     )
     timer = threading.Timer(10, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
