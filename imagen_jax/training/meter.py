@@ -1,6 +1,5 @@
 """What a run reports about its last steps."""
 
-import math
 import resource
 import sys
 import time
@@ -74,8 +73,7 @@ class Meter:
         values = self._means(fetched) | {"skipped": len(skipped)} | self._data() | self._speed(len(fetched))
         self._step, self._pending = done, []
         self._begin_window()
-        # JSON has no nan, and a skipped last step has nothing finite to show.
-        return {key: value for key, value in values.items() if math.isfinite(value)}, skipped, None
+        return values, skipped, None
 
     def _means(self, fetched: list[dict[str, np.ndarray]]) -> dict[str, float]:
         kept = [metrics for metrics in fetched if not metrics["skipped"]]

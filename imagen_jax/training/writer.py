@@ -5,6 +5,7 @@ Process 0 alone writes.
 
 import importlib.util
 import json
+import math
 import os
 import time
 import uuid
@@ -59,7 +60,9 @@ class Writer:
         self._bar.update()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of `step` and shows the first of them beside the bar."""
+        """Records the metrics of `step` that are finite, and shows the first of them beside the bar."""
+        # JSON has no nan, and a step that was skipped has nothing finite to show.
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         shown = {key: value for key, value in metrics.items() if "/" not in key}
         self._bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
         if self._file is not None:

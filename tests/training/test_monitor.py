@@ -174,12 +174,13 @@ def test_metrics_and_pictures_are_written_and_those_of_lost_steps_dropped(tiny_c
     for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         with writers.Writer(tmp_path, tiny_configs[0], first) as writer:
             for step in steps:
-                writer.write(step, {"loss": 1.0 / step, "loss_logsnr/-2..2": 0.5})
+                writer.write(step, {"loss": 1.0 / step, "loss_logsnr/-2..2": 0.5, "grad_norm": float("nan")})
             writer.picture(steps[-1], "samples", Image.new("RGB", (8, 8), "red"))
         with (tmp_path / writers.METRICS_FILE).open("a") as file:
             file.write('{"step": 9, "lo')  # a process that was killed while it wrote
     rows = [json.loads(line) for line in (tmp_path / writers.METRICS_FILE).read_text().splitlines()[:4]]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[2]["loss"] == pytest.approx(1 / 3)
+    assert not any("grad_norm" in row for row in rows)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         "samples-00000003.png", "samples-00000004.png",
     ]  # fmt: skip
