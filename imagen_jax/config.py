@@ -183,7 +183,7 @@ class DataConfig:
     split: str = "train"  # that is trained on; slices as "train[:1000]" work
     image_key: str = "image"  # names of the features
     caption_key: str = "caption"
-    crop: Literal["center", "random", "aspect"] = "center"  # what becomes the square, see data.pipeline
+    crop: Literal["center", "random", "aspect"] = "center"  # what becomes the square: data.transforms.window
     flip: bool = False  # horizontal flips make captions with "left of" wrong
 
 

@@ -42,10 +42,8 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
 def initialize(timeout_s: int | None = None) -> None:
     """Joins the processes of a run, as the environment says. The first thing that a program does.
 
-    Signals stay with the program: JAX's own service would take SIGTERM, and forget it if it comes before the first
-    step.
-
-    From then on a process that dies, or stops answering, ends the others within `_DEAD_AFTER_S`.
+    From then on a process that dies, or stops answering, ends the others within half a minute. Signals stay with the
+    program: JAX's own service would take SIGTERM, and forget it if it comes before the first step.
 
     Where devices are in use already, it is too late, and nothing happens unless the variables below are set.
 
@@ -58,7 +56,7 @@ def initialize(timeout_s: int | None = None) -> None:
         says, or 45. More where hosts start at different times.
 
     Raises:
-      ValueError: only some of the three variables are set, or they are no numbers.
+      ValueError: only some of the three variables are set, or they are no numbers; or the time limit is none.
     """
     timeout_s = timeout_s or _join_timeout()
     jax.config.update("jax_enable_preemption_service", False)
@@ -294,14 +292,17 @@ def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, state_sharding(shape, mesh), lambda index: array[index])
 
 
+@lru_cache(maxsize=32)
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """The rows of a global batch of `size` that lie on this process's devices, in order.
+    """The rows of a global batch of `size` that lie on this process's devices, in order; not to be written to.
 
     They need not be neighbours: a mesh on a TPU slice follows the slice's links, not the processes. Processes whose
     devices share the rows of an image have the same ones.
     """
     blocks = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in blocks]))
+    rows = np.unique(np.concatenate([np.arange(size)[index] for index in blocks]))
+    rows.setflags(write=False)  # the same array is handed out at every step
+    return rows
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
@@ -310,12 +311,12 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
 
     def leaf(local: np.ndarray) -> jax.Array:
         total = len(local) if size is None else size
-        place = {row: i for i, row in enumerate(local_rows(mesh, total))}
-        local = np.asarray(local)
+        rows, local = local_rows(mesh, total), np.asarray(local)
 
         def block(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
-            return local[place[start] : place[start] + stop - start]
+            first = np.searchsorted(rows, start)  # a device's rows are neighbours, also among this process's
+            return local[first : first + stop - start]
 
         return jax.make_array_from_callback((total, *local.shape[1:]), sharding, block)
 

@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from imagen_jax.data import pictures
 from imagen_jax.data.quarantine import LeftOut
 
 # Endings of pictures that are read; what is inside may be of another of these formats.
-PICTURES = tuple(dict.fromkeys((*pictures.PICTURES, ".jfif", ".avif", ".jp2")))
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".jp2")
 # Endings of pictures that are not read: beside a caption they are listed, not passed over.
 UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
 # What belongs to one file or folder; any other error, as of a disk or a network, is no property of the input.

@@ -14,7 +14,6 @@ from imagen_jax import resize
 from imagen_jax.data import transforms
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG may say that it lies on its side
 _QUIET = threading.Lock()  # Python's filter of warnings belongs to the whole process
 
@@ -121,9 +120,8 @@ def _look(image: bytes) -> tuple[tuple[int, int], bool]:
     if beyond := transforms.too_large(opened):
         raise Unusable("too large", beyond)
     plain = opened.mode == "RGB" and not opened.has_transparency_data
-    if (
-        opened.format == "PNG"
-    ):  # the byte after width and height says how deep it is; an animated one has frames
+    if opened.format == "PNG":
+        # The byte after width and height says how deep it is; an animated one has frames.
         return opened.size, plain and image[24] == 8 and opened.n_frames == 1
     return opened.size, plain and opened.format == "JPEG"  # with several pictures it would be "MPO"
 
