@@ -47,6 +47,8 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     # orbax and tfds explain themselves at length, and what they raise comes up for every array
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    sys.unraisablehook = _without_closed_loops
     threading.excepthook = lambda args: print(
         f"{name} (in the background): {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
     )
@@ -58,6 +60,13 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    """Where one array of a checkpoint fails, orbax closes the event loop under tensorstore's threads; what that
+    raises in each of them would bury the error itself."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _leave(status: int) -> None:

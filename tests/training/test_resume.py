@@ -204,6 +204,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(setup):
     code, _, err = finish(start(preset, workdir, "--run.log-every", "24", largest_file_kib=20))
     assert code == 2, err
     (line,) = re.findall("train.py: .*", err)
+    assert "Traceback" not in err, err
     assert "The one of step 5 is whole" in line and "free some space" in line, line
     assert int(load_stage(workdir / "base").config.run.num_steps) == STEPS  # it can be read
     code, _, err = finish(start(preset, workdir))
@@ -234,6 +235,8 @@ def damage(checkpoint):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+# What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoints_are_skipped_for_the_one_before(setup, uninterrupted):
     folder, preset = setup
     workdir = folder / "damaged"
@@ -260,7 +263,7 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
     before = sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE)
     code, _, err = finish(start(preset, workdir))
     assert code == 2 and str(newest) in err, err
-    assert len([line for line in err.splitlines() if line.startswith("train.py:")]) == 1
+    assert len(re.findall("^train.py:", err, re.MULTILINE)) == 1 and "Traceback" not in err, err
     assert sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE) == before
 
 
