@@ -80,7 +80,8 @@ class Monitor:
 
     def validate(self, params: Any) -> dict[str, float]:
         """validation_loss, also by log-SNR; the same with every picture under another's caption; and the gap between
-        the two as a share of the former: near 0 for a network that does not listen to text."""
+        the two as a share of the former: near 0 for a network that does not listen to text. The last two need batches
+        of several pictures. And how many records had to be replaced."""
         config = self._config
         batch_size = config.optim.batch_size // config.optim.accumulation
         num_batches = -(-min(config.run.validation_images, len(self._held_out)) // batch_size)
@@ -97,23 +98,30 @@ class Monitor:
             num_threads=config.run.data_threads,
             rows=parallel.local_rows(self._mesh, batch_size),
         )
+        totals, replaced = [], 0
         try:
-            totals = [
-                self._run(_fixed_losses, params, self._on_mesh(next(data), batch_size), np.int32(i))
-                for i in range(num_batches)
-            ]
+            for i in range(num_batches):
+                batch = next(data)
+                replaced += np.count_nonzero(batch.pop("undecodable") >= 0)
+                batch = parallel.shard_batch(batch, self._mesh, batch_size)
+                totals.append(self._run(_fixed_losses, params, batch, np.int32(i)))
         finally:
             data.close()
         sums, counts, shuffled = (
             np.sum(each, axis=0, dtype=np.float64) for each in zip(*totals, strict=True)
         )
         right, wrong = sums.sum() / counts.sum(), shuffled.sum() / counts.sum()
-        return {
+        values = {
             "validation_loss": float(right),
-            "validation_loss_shuffled": float(wrong),
-            "caption_gap": float(wrong / right - 1),
             **by_bucket("validation_loss", sums, counts),
+            "validation_undecodable": int(parallel.from_all(replaced).sum()),
         }
+        if batch_size > 1:
+            values |= {
+                "validation_loss_shuffled": float(wrong),
+                "caption_gap": float(wrong / right - 1),
+            }
+        return values
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         """function(config, mesh, *args) as one program, compiled when first used."""
@@ -123,10 +131,6 @@ class Monitor:
         found = jax.device_get(self._programs[function](*args))
         self._alive()
         return found
-
-    def _on_mesh(self, batch: dict[str, np.ndarray], size: int) -> stage.Batch:
-        batch = {name: rows for name, rows in batch.items() if name != "undecodable"}
-        return parallel.shard_batch(batch, self._mesh, size)
 
     # --- samples --------------------------------------------------------------------------------
 

@@ -165,6 +165,20 @@ def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source
     assert abs(values["caption_gap"]) < 1e-6
 
 
+def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(tiny_stages, source, tmp_path):
+    records = [source[i] for i in range(8)]
+    records[2]["image"] = b"no picture"
+    sources.write({"validation": records}, tmp_path / "data", name="data", description="Eight.")
+    damaged = sources.open_source(tmp_path / "data", "validation")
+    _, _, values, _ = look(tiny_stages[0], damaged, 1)
+    assert values["validation_undecodable"] == 1 and "caption_gap" in values
+    optim = dataclasses.replace(tiny_stages[0].config.optim, batch_size=1)
+    single = dataclasses.replace(tiny_stages[0].config, optim=optim)
+    _, _, values, _ = look(tiny_stages[0].replace(config=single), damaged, 1)
+    assert values["validation_undecodable"] == 1 and values["validation_loss"] > 0
+    assert "caption_gap" not in values and "validation_loss_shuffled" not in values
+
+
 # --- writer ---------------------------------------------------------------------------------------
 
 
