@@ -36,7 +36,7 @@ class Options:
     """Directory of the new data set; an existing one is never overwritten."""
     input: Path | None = None
     """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
-    or one .tar or .parquet file."""
+    or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
     shapes: Literal["single", "full"] | None = None
     """Instead of --input: pictures of captioned shapes, made by the program."""
     name: str | None = None
@@ -46,7 +46,7 @@ class Options:
     image_key: str | None = None
     """With --input: column, feature or, in archives, extension of the pictures, if not a usual one."""
     caption_key: str | None = None
-    """With --input: column, feature or field of the captions, if not a usual one."""
+    """With --input: column, feature, field or, in archives, extension of the captions, if not a usual one."""
     max_size: int | None = None
     """With --input: longest side in pixels; larger pictures are reduced (default 2048)."""
     min_size: int | None = None
@@ -153,6 +153,7 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
         description=f"Captioned pictures from {root.resolve().name!r}.",
         settings=_without_path(made) | {"files": survey.stamp},
         left_out=survey.left_out,
+        some_empty=survey.splits is not None,
     )
 
 

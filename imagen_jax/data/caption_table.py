@@ -14,7 +14,7 @@ from imagen_jax.data.captions import texts as captions_in
 from imagen_jax.data.quarantine import LeftOut
 
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-FILE_COLUMNS = ("file", "file_name", "image")
+FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
 
 
 def rows(
@@ -27,33 +27,43 @@ def rows(
     """
     files = (image_key,) if image_key else FILE_COLUMNS
     names = (caption_key,) if caption_key else CAPTIONS
-    content = _content(table)
+    # What is not UTF-8 becomes lone surrogates, so that one such row does not spoil the others.
+    content = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
     columns: dict[str, str] = {}
-    usable = False
+    usable, first_mistake = False, ""
     for number, row in _read(table, content):
+        where = f"{table.name}:{number}"
+        if isinstance(row, str):
+            left_out.append(LeftOut(where, "unusable table row", row))
+            first_mistake = first_mistake or f"line {number} has {row}."
+            continue
         if isinstance(row, dict):
             columns.update({str(key): type(value).__name__ for key, value in row.items()})
         file, captions = _pick(row, files), captions_in(_pick(row, names))
-        if isinstance(file, str) and file.strip() and captions:
+        if not (isinstance(file, str) and captions):
+            detail = f"expected text in one of {files} and in one of {names}"
+            left_out.append(LeftOut(where, "unusable table row", detail))
+        elif any(map(_has_surrogates, captions)):
+            left_out.append(LeftOut(where, "unreadable caption", "not UTF-8"))
+            first_mistake = first_mistake or f"line {number} is not UTF-8 text: save it as UTF-8."
+        else:
             usable = True
             for caption in captions:
                 yield PurePosixPath(file.strip().replace("\\", "/")).as_posix(), caption
-        else:
-            detail = f"expected text in one of {files} and in one of {names}"
-            left_out.append(LeftOut(f"{table.name}:{number}", "unusable table row", detail))
     if not usable:
         have = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
-        reason = _mistake(table, content, {*files, *names}) or f"its columns are: {have}."
+        reason = (
+            first_mistake
+            or _mistake(table, content, {*files, *names})
+            or f"its columns are: {have}. Name the right ones with --image-key and --caption-key."
+        )
         raise ValueError(
             f"{table} has no row with a file ({', '.join(files)}) and a caption ({', '.join(names)}); {reason}"
         )
 
 
-def _content(table: Path) -> str:
-    try:
-        return table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 text ({error}); save it as UTF-8.") from error
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_json(table: Path) -> bool:
@@ -61,22 +71,35 @@ def _is_json(table: Path) -> bool:
 
 
 def _read(table: Path, content: str) -> Iterator[tuple[int, object]]:
-    """(line number, row) of a table; a row that cannot be read is None."""
+    """(line number, row) of a table; in the place of a row that cannot be told from others, a str says why."""
     if _is_json(table):
         for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
                 yield number, _json(line)
         return
-    reader = csv.DictReader(io.StringIO(content, newline=""))
+    # Strict: else an open quote takes in all lines to the next one, and they become a caption.
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     while True:
+        before = max(reader.line_num, 1)
         try:
             row = next(reader, None)
-        except csv.Error:  # a field beyond all size
-            yield reader.line_num, {}
+        except csv.Error as error:
+            yield before + 1, _told(error)
             continue
         if row is None:
             return
-        yield reader.line_num, row
+        beyond = row.pop(None, ())
+        number = reader.line_num - sum((value or "").count("\n") for value in (*row.values(), *beyond))
+        if any(map(str.strip, beyond)):
+            yield number, "more fields than the header: put quotes around captions with commas"
+        else:
+            yield number, row
+
+
+def _told(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "a quote that is never closed"
+    return f"quotes that end within a field: double those that belong to the caption ({error})"
 
 
 def _json(line: str) -> object:
@@ -87,7 +110,12 @@ def _json(line: str) -> object:
 
 
 def _pick(row: object, columns: tuple[str, ...]) -> object:
-    return next((row[c] for c in columns if isinstance(row, dict) and c in row), None)
+    """The first of the columns that is not empty; their names may be capitalised or have blanks around them."""
+    if not isinstance(row, dict):
+        return None
+    found = {str(name).strip().lower(): value for name, value in row.items()} | row
+    values = (found.get(name, found.get(name.lower())) for name in columns)
+    return next((value for value in values if value is not None and str(value).strip()), None)
 
 
 def _mistake(table: Path, content: str, wanted: set[str]) -> str | None:

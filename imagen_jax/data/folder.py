@@ -19,7 +19,7 @@ from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 PART = 256  # pictures
-_TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".caption", ".xml")  # where people keep captions
+_TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".caption", ".xml")  # where people keep captions
 
 
 def tables_among(files: Iterable[str]) -> list[str]:
@@ -126,14 +126,18 @@ class _Texts:
     """The .txt files of a folder, to be found by picture: cat.jpg.txt, else cat.txt for cat.jpg."""
 
     def __init__(self, files: Iterable[str]):
-        self._by_stem = {_stem(file): file for file in files if listing.ending(file) == ".txt"}
+        self._all = sorted((file for file in files if listing.ending(file) == ".txt"), reverse=True)
+        self._by_stem: dict[str, str] = {}
+        for file in self._all:  # of a.txt and a.TXT the former counts
+            self._by_stem.setdefault(_composed(_stem(file)), file)
 
     def of(self, picture: str) -> str | None:
+        picture = _composed(picture)
         return self._by_stem.get(picture) or self._by_stem.get(_stem(picture))
 
     def unused(self, pictures: Iterable[str]) -> list[str]:
         used = set(map(self.of, pictures))
-        return [text for text in self._by_stem.values() if text not in used]
+        return sorted(text for text in self._all if text not in used)
 
 
 def _stem(file: str) -> str:

@@ -17,6 +17,7 @@ from imagen_jax.data.quarantine import LeftOut
 from imagen_jax.data.tfds_set import TfdsSet
 
 SHAPES_PART = 1024  # pictures
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +88,23 @@ def survey(path: Path, image_key: str | None = None, caption_key: str | None = N
     if path.is_file():
         root, files = path.parent, [path.name]
         if not _ending(files, ".tar", ".parquet"):
-            raise ValueError(f"--input {path} is a file, neither .tar nor .parquet; give the folder of it.")
+            fix = "unpack it" if _ending(files, *PACKED) else "give the folder of it"
+            raise ValueError(f"--input {path} is a file, neither .tar nor .parquet; {fix}.")
+    elif not path.exists() and (named := sources.by_name(str(path))):
+        return _survey_tfds(TfdsSet(named, *keys))
     elif not path.is_dir():
-        raise ValueError(f"The input folder {path} does not exist or is not a folder.")
+        raise ValueError(
+            f"The input folder {path} does not exist or is not a folder, nor is there a TFDS data set of that name "
+            f"in {sources.tfds_directory()}; `tfds build NAME` makes one there."
+        )
     elif sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
         return _survey_tfds(TfdsSet(sources.locate(path), *keys))
     else:
         files, unseen = listing.visible_files(path)
+    packed = [LeftOut(file, "unknown format", "compressed: unpack it") for file in _ending(files, *PACKED)]
     origin, files = _recognised(path, root, files, keys, unseen)
     planned, left_out = origin.plan(files)
+    left_out = packed + left_out
     used = folder.relevant(files) if isinstance(origin, folder.Folder) else files
     return Survey(origin, planned, unseen + left_out, None, listing.stamp(root, used))
 
@@ -139,7 +148,7 @@ def _hint(files: list[str], unseen: list[LeftOut]) -> str:
     """What may be the reason why nothing was found."""
     if unseen:
         return f"; {unseen[0].file} cannot be read: {unseen[0].detail}"
-    if packed := _ending(files, ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".zip"):
+    if packed := _ending(files, *PACKED):
         return f"; {packed[0]} is compressed, which is not read: unpack it"
     if unread := _ending(files, *listing.UNREAD):
         return f"; {unread[0]} is of a format that is not read: convert it"

@@ -59,6 +59,7 @@ class Tables:
     def columns(self, schema, file: str) -> tuple[str, str]:
         """The names of the columns of pictures and of captions; raises ValueError if one is missing."""
         kinds = {field.name: field.type for field in schema}
+        names_in_order = [field.name for field in schema]
         chosen = []
         for what, key, names, fits in (
             ("pictures", self.image_key, IMAGES, _holds_pictures),
@@ -66,6 +67,10 @@ class Tables:
         ):
             wanted = (key,) if key else names
             column = next((name for name in wanted if name in kinds and fits(kinds[name])), None)
+            if what == "captions" and column is None and key in kinds and _is_bytes(kinds[key]):
+                column = key  # text of a table that has no type for it
+            if column is not None and (num := names_in_order.count(column)) > 1:
+                raise ValueError(f"{self.root / file} has {num} columns called {column}: rename all but one.")
             if column is None:
                 have = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
                 if what == "captions" and not any(map(_holds_text, kinds.values())):
@@ -136,7 +141,7 @@ def _found(where: str, image, caption, status=None) -> Found | LeftOut:
         if status is not None and (state := _value(status)) != "success":
             raise Unusable("download failed", f"status {state}")
         texts = _value(caption)
-        texts = texts if isinstance(texts, list) else [texts]
+        texts = [_text(text) for text in (texts if isinstance(texts, list) else [texts])]
         picture = _value(image)
     except Unusable as error:
         return error.of(where)
@@ -153,6 +158,13 @@ def _value(scalar):
         raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
 
 
+def _text(value: str | bytes | None) -> str | None:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
+
+
 def _holds_pictures(kind) -> bool:
     import pyarrow as pa
 
@@ -165,17 +177,18 @@ def _holds_pictures(kind) -> bool:
 def _is_bytes(kind) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _holds_text(kind) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    lists = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    if any(getattr(pa.types, f"is_{name}")(kind) for name in lists):
         kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _gathered(rows: list[int]) -> Iterator[tuple[int, ...]]:

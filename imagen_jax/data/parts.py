@@ -55,12 +55,13 @@ class Job(Protocol):
 class Plan:
     job: Job
     parts: list[Part]
-    splits: tuple[str, ...]  # in order; each must get records
+    splits: tuple[str, ...]  # in order
     keys: tuple[str, ...]  # of the records
     name: str  # of the data set
     description: str
     settings: dict  # JSON; plans with the same settings make the same records
     left_out: list[LeftOut] | None = None  # before the parts; None: nothing ever is
+    some_empty: bool = False  # may splits get no records? They are then left out
 
 
 def write(
@@ -100,7 +101,8 @@ def write(
         counts, tally = _counts(plan, place)
         if not any(counts.values()):  # nothing was made that could be lost
             shutil.rmtree(place, ignore_errors=True)
-            raise ValueError(f"None of the pictures can be used. Left out: {tally.summary()}.")
+            reasons = f"Left out: {tally.summary(details=True)}." if tally.counts else "There are none."
+            raise ValueError(f"{directory} would be empty: no picture can be used. {reasons}")
         _check_splits(plan, place, counts, tally)
         (place / _WRITTEN).touch()
         shards.sync_directory(place)  # before any file is moved
@@ -267,8 +269,8 @@ def _counts(plan: Plan, place: Path) -> tuple[dict[str, int], Tally]:
 
 
 def _check_splits(plan: Plan, place: Path, counts: dict[str, int], tally: Tally) -> None:
-    """Raises ValueError if a split has no records; the finished parts stay."""
-    for split, count in counts.items():
+    """Raises ValueError if a split has no records where each must; the finished parts stay."""
+    for split, count in counts.items() if not plan.some_empty else ():
         if count:
             continue
         fraction = plan.settings.get(f"{split}_fraction")
@@ -297,6 +299,8 @@ def _assemble(plan: Plan, place: Path) -> dict[str, list[shards.Shard]]:
             files[row["split"]].append(row)
     final: dict[str, list[shards.Shard]] = {}
     for split, rows in files.items():
+        if not rows:
+            continue
         final[split] = []
         for index, bundle in enumerate(_bundles(rows)):
             target = place / _DATA / shards.file_name(plan.name, split, index)

@@ -103,6 +103,8 @@ def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
         if max(size) > max_size:
             scale = max_size / max(x.shape[:2])
             smaller = tuple(max(1, round(side * scale)) for side in x.shape[:2])
+            if min(smaller) < min_size:
+                raise Unusable("too small", f"shorter side {min(smaller)} < {min_size} pixels, once reduced")
             x = np.rint(resize.area(x, smaller)).astype(np.uint8)
         elif may_stay and _upright(image):
             return image
@@ -131,4 +133,4 @@ def _upright(image: bytes) -> bool:
     opened = transforms.opened(image)
     if opened.format == "PNG" and not any(mark in image for mark in _TURNED):
         return True  # reading the EXIF data of a PNG would decode it once more
-    return opened.getexif().get(0x0112, 1) == 1
+    return transforms.orientation(opened) == 1

@@ -42,15 +42,20 @@ class Tally:
     """Counts what was left out by its reason; holds of each only the first."""
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    first: dict[str, str] = dataclasses.field(default_factory=dict)
+    first: dict[str, LeftOut] = dataclasses.field(default_factory=dict)
 
     def add(self, row: LeftOut) -> None:
         self.counts[row.reason] += 1
-        self.first.setdefault(row.reason, row.file)
+        self.first.setdefault(row.reason, row)
 
-    def summary(self) -> str:
-        """For example "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"."""
-        return ", ".join(f"{reason}: {n} (first: {self.first[reason]})" for reason, n in self.counts.items())
+    def summary(self, *, details: bool = False) -> str:
+        """For example "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"; with the details of the first."""
+        told = []
+        for reason, num in self.counts.items():
+            first = self.first[reason]
+            more = f", {first.detail}" if details and first.detail else ""
+            told.append(f"{reason}: {num} (first: {first.file}{more})")
+        return ", ".join(told)
 
 
 def write(path: Path, rows: Iterable[LeftOut]) -> Tally:

@@ -31,12 +31,17 @@ class Shard:
 
 
 def check_names(name: str, splits: Iterable[str]) -> None:
-    """Raises ValueError unless TFDS can build file names of them."""
-    for word in (name, *splits):
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
+    """Raises ValueError unless TFDS can build file names of them, and find splits by them."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            "The name of a data set is lower-case letters, digits and underscores, beginning with a letter; "
+            f"got {name!r}."
+        )
+    for split in splits:
+        if not re.fullmatch(r"[A-Za-z]\w*(-\w+)*", split, re.ASCII) or split == "all":
             raise ValueError(
-                "Names of data sets and splits are lower-case letters, digits and underscores, "
-                f"beginning with a letter; got {word!r}."
+                "Names of splits are letters, digits, underscores and hyphens, beginning with a letter, and not "
+                f"'all', which to TFDS means every split; got {split!r}."
             )
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imagen_jax.data import shards
 
 
@@ -148,6 +150,24 @@ def locate(directory: str | os.PathLike) -> Path:
     raise ValueError(f"No data set at {directory}: it {what}.{hint}")
 
 
+def by_name(name: str) -> Path | None:
+    """Where a TFDS data set lies that was made on this machine, as "coco_captions/2014:1.1.0"; None if it was not."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:
+        found = read_only_builder.builder_from_files(name, data_dir=tfds_directory())
+    except (registered.DatasetNotFoundError, ValueError):  # the latter for what cannot be a name
+        return None
+    return Path(found.data_dir)
+
+
+def tfds_directory() -> str:
+    """Where TFDS keeps data sets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    import tensorflow_datasets as tfds
+
+    return os.environ.get("TFDS_DATA_DIR", str(tfds.core.constants.DATA_DIR))
+
+
 def is_data_set(directory: str | os.PathLike) -> bool:
     """Whether a complete data set lies there; `write` makes it appear only when complete."""
     return (Path(directory) / "dataset_info.json").is_file()
@@ -274,11 +294,15 @@ def feature_kinds(features) -> dict[str, str]:
     For example {"image": "Image", "captions/text": "Sequence(Text)"}: the names are those under
     which TFDS stores them, and a Sequence of dicts is told as a dict of Sequences.
     """
+    import tensorflow_datasets as tfds
+
     kinds: dict[str, str] = {}
 
     def walk(feature, name: str, pattern: str) -> None:
         kind = type(feature).__name__
-        if kind == "FeaturesDict":
+        if kind in ("Tensor", "Scalar") and np.dtype(feature.np_dtype).kind in "OSU" and len(feature.shape) < 2:
+            kind = "Sequence(Text)" if feature.shape else "Text"  # as such they are stored
+        if isinstance(feature, tfds.features.FeaturesDict):
             for key, value in feature.items():
                 walk(value, f"{name}/{key}" if name else key, pattern)
         elif kind in ("Sequence", "Dataset"):

@@ -119,7 +119,15 @@ def _draft(image: Image.Image, shrink: Callable[[int, int], int]) -> None:
 
 
 def _turn(image: Image.Image) -> tuple[bool, bool, bool]:
-    return _TURNS.get(image.getexif().get(0x0112, 1), (False, False, False))
+    return _TURNS.get(orientation(image), (False, False, False))
+
+
+def orientation(image: Image.Image) -> int:
+    """What the EXIF data say of a picture; 1, upright, if there are none, or none that can be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error):
+        return 1
 
 
 def _upright(image: Image.Image, place: Callable[[int, int], tuple[int, int, int, int]]) -> np.ndarray:

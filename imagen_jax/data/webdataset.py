@@ -33,7 +33,8 @@ Group = tuple[str, dict[str, tuple[int, int]]]
 
 @dataclasses.dataclass(frozen=True)
 class Archives:
-    """Archives in a folder. `image_key` is the extension of the pictures, `caption_key` the field of .json.
+    """Archives in a folder. `image_key` is the extension of the pictures, `caption_key` the field of .json, or the
+    extension, of their captions.
 
     What is in a part: (archive, its groups or None for all).
     """
@@ -43,8 +44,8 @@ class Archives:
     caption_key: str | None = None
 
     def __post_init__(self):
-        if self.image_key:  # as extensions are stored; people write .JPG too
-            object.__setattr__(self, "image_key", self.image_key.lstrip(".").lower())
+        if self.image_key:
+            object.__setattr__(self, "image_key", _extension(self.image_key))
 
     def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
         """A part for each archive in `files`, several for a large one.
@@ -121,15 +122,16 @@ class Archives:
         """The captions of a picture: in members with its whole stem, or with its group's."""
         text, fields = _beside(extension, "txt"), _beside(extension, "json")
         places, keys = (text, fields, "txt", "json"), CAPTIONS
-        if self.caption_key:  # a field that was asked for goes before .txt files
-            places, keys = (fields, "json", text, "txt"), (self.caption_key,)
+        if self.caption_key:  # what was asked for goes before .txt files
+            kind = _extension(self.caption_key)
+            places, keys = (_beside(extension, kind), kind, fields, "json", text, "txt"), (self.caption_key,)
         place = next((place for place in places if place in members), None)
         if place is None:
             raise Unusable("no caption", "neither .txt nor .json")
         content = _content(archive, members[place])
-        if _kind(place) == "txt":
-            return captions.lines(content, f"{where}.{place}")
-        return captions.in_json(content, f"{where}.{place}", keys)
+        if _kind(place) == "json":
+            return captions.in_json(content, f"{where}.{place}", keys)
+        return captions.lines(content, f"{where}.{place}")
 
     def _check_first(self, files: list[str]) -> None:
         """Raises ValueError if the first groups of the first archive that has any are not as expected."""
@@ -153,19 +155,26 @@ class Archives:
             )
         fields = _fields(self.root / file, groups)
         told = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "no .json with fields"
-        if self.caption_key and self.caption_key not in fields:
+        kinds = {_kind(extension) for extension in extensions}
+        if self.caption_key and self.caption_key not in fields and _extension(self.caption_key) not in kinds:
             raise ValueError(
-                f"--caption-key names a field of .json; {file} has no {self.caption_key!r}. It has: {told}."
+                f"--caption-key names a field of .json, or an extension; {file} has no {self.caption_key!r}. It has: "
+                f"{told}; {have}."
             )
-        wanted = (self.caption_key,) if self.caption_key else CAPTIONS
-        if not any(_kind(extension) == "txt" for extension in extensions) and not set(wanted) & set(fields):
+        if not self.caption_key and "txt" not in kinds and not set(CAPTIONS) & set(fields):
             raise ValueError(
-                f"The first pictures of {file} have no captions, in .txt or in the field {' or '.join(wanted)} "
-                f"of .json; it has: {have}; fields of .json: {told}. Name the right field with --caption-key."
+                f"The first pictures of {file} have no captions, in .txt or in the field {' or '.join(CAPTIONS)} "
+                f"of .json; it has: {have}; fields of .json: {told}. Name the right field, or the extension of the "
+                "captions, with --caption-key."
             )
 
 
 _PICTURES = tuple(ending.removeprefix(".") for ending in listing.PICTURES)
+
+
+def _extension(key: str) -> str:
+    """An extension as it is stored; people write .JPG too."""
+    return key.lstrip(".").lower()
 
 
 def _kind(extension: str) -> str:
@@ -217,7 +226,10 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
             if not stem or not extension:  # hidden, or no extension
                 continue
             key, extension = posixpath.join(folder, stem), extension.lower()
-            if not member.isreg():
+            if member.issparse():
+                detail = "stored with holes, as by tar --sparse: pack it without"
+                left_out.append(LeftOut(f"{name}:{member.name}", "unreadable file", detail))
+            elif not member.isreg():
                 if not member.isdir() and _kind(extension) in _PICTURES:
                     left_out.append(LeftOut(f"{name}:{member.name}", "undecodable", "a link, not a file"))
             elif extension in groups.get(key, ()):
@@ -238,19 +250,35 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
 
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
     """The members that lie whole in the archive. Raises TarError or OSError where it is damaged."""
-    size = archive.stat().st_size
-    with tarfile.open(archive, "r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # it would keep them all
-            if member.isreg() and member.offset_data + member.size > size:
-                raise tarfile.ReadError(f"{member.name} is cut off")
-            yield member
-        end = tar.offset
-    with archive.open("rb") as file:  # tarfile takes damage for the end
-        file.seek(end)
-        block = file.read(tarfile.BLOCKSIZE)
+    size, start = archive.stat().st_size, 0
+    with archive.open("rb") as file:
+        while start is not None:  # archives may have been put together
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # it would keep them all
+                    if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
+                        raise tarfile.ReadError(f"{member.name} is cut off")
+                    yield member
+                end = tar.offset
+            start = _after_end(file, end)
+
+
+def _after_end(file: BinaryIO, end: int) -> int | None:
+    """Where something follows the end mark of an archive; None if nothing does. Raises ReadError if there is no end
+    mark, which tarfile does not tell from damage, or more zeros than an archive ends with."""
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
         raise tarfile.ReadError(f"no header of a member and no end mark at byte {end}")
+    place = end + tarfile.BLOCKSIZE
+    while blocks := file.read(2**11 * tarfile.BLOCKSIZE):
+        if rest := blocks.lstrip(b"\0"):
+            return place + (len(blocks) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        place += len(blocks)
+    if place - end > tarfile.RECORDSIZE + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends in {place - end} zeros, as a download that is not complete does")
+    return None
 
 
 def _content(archive: BinaryIO, place: tuple[int, int]) -> bytes:

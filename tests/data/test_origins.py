@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +134,113 @@ def test_keys_choose_the_member_and_the_field(tmp_path, script):
         with pytest.raises(ValueError, match=message):
             prepare(script, root, tmp_path / "no", **options)
     assert sorted(os.listdir(tmp_path)) == ["out", "x.tar"]
+
+
+def test_a_key_may_be_the_extension_of_the_captions(tmp_path, script):
+    root = make_tar(tmp_path / "x.tar", [("1.png", encoded(1)), ("1.Caption", b"one"), ("1.json", b"{}")])
+    with pytest.raises(ValueError, match="the extension of the captions, with --caption-key"):
+        prepare(script, root, tmp_path / "no")
+    kept, left_out = prepare(script, root, tmp_path / "out", caption_key=".caption")
+    assert kept == [("one", encoded(1))] and not left_out
+
+
+def test_nothing_behind_an_end_mark_is_lost_silently(tmp_path, script):
+    good = [encoded(i, size=(40, 40)) for i in range(6)]
+    members = [(f"{i}.{e}", c) for i in range(6) for e, c in (("txt", b"%d" % i), ("png", good[i]))]
+    one = make_tar(tmp_path / "one.tar", members[:6]).read_bytes()
+    two = make_tar(tmp_path / "two.tar", members[6:]).read_bytes()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.tar").write_bytes(one + two)
+    kept, left_out = prepare(script, tmp_path / "a", tmp_path / "out_a")
+    assert [caption for caption, _ in kept] == list("012345") and not left_out
+
+    whole = make_tar(tmp_path / "b" / "x.tar", members).read_bytes()
+    with tarfile.open(tmp_path / "b" / "x.tar") as tar:
+        places = [member.offset for member in tar]
+    hole = bytearray(whole)
+    hole[places[4] : places[7] + 600] = bytes(places[7] + 600 - places[4])  # ends within a picture
+    (tmp_path / "b" / "x.tar").write_bytes(hole)
+    kept, left_out = prepare(script, tmp_path / "b", tmp_path / "out_b")
+    assert [caption for caption, _ in kept] == ["0", "1"] and left_out == [("x.tar", "damaged archive")]
+
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x.tar").write_bytes(whole[: places[6]] + bytes(30 * 1024))
+    kept, left_out = prepare(script, tmp_path / "c", tmp_path / "out_c")
+    assert [caption for caption, _ in kept] == list("012") and left_out == [("x.tar", "damaged archive")]
+
+
+def test_a_member_with_holes_does_not_cost_the_others(tmp_path, script):
+    good = [encoded(i) for i in range(3)]
+    make_tar(
+        tmp_path / "in" / "x.tar",
+        [(f"{i}.{e}", c) for i in (0, 2) for e, c in (("txt", b"x"), ("png", good[i]))],
+    )
+    data = (tmp_path / "in" / "x.tar").read_bytes()
+    info = tarfile.TarInfo("1.png")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[386:410] = b"%011o\0%011o\0" % (2**30, 512)  # one piece, far behind a hole
+    head[483:495] = b"%011o\0" % (2**30 + 512)
+    head[148:156] = b"%06o\0 " % sum(head[:148] + b" " * 8 + head[156:])
+    (tmp_path / "in" / "x.tar").write_bytes(bytes(head) + bytes(range(256)) * 2 + data)
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert kept == [("x", good[0]), ("x", good[2])] and left_out == [("x.tar:1.png", "unreadable file")]
+
+
+@pytest.mark.parametrize(
+    "table, expected, left",
+    [
+        ("file,caption\na.png,one, two\nb.png,bee,\n", ["bee"], ["captions.csv:2", "a.png", "c.png"]),
+        ('file,caption\nb.png,bee\na.png,"open\nc.png,sea\n', ["bee"], ["captions.csv:3", "a.png", "c.png"]),
+        ('file,caption\na.png,"two\nlines"\nb.png,\nc.png,"say ""sea"""\n', ["two\nlines", 'say "sea"'],
+         ["captions.csv:4", "b.png"]),
+        (" File , Caption ,text\na.png,,other\nb.png,bee,x\n", ["other", "bee"], ["c.png"]),
+        ("filename,text\na.png,caf\udce9\nb.png,bee\n", ["bee"], ["captions.csv:2", "a.png", "c.png"]),
+    ],
+)  # fmt: skip
+def test_rows_of_tables_are_kept_whole_or_listed(tmp_path, script, table, expected, left):
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate("abc"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(encoded(i))
+    (tmp_path / "in" / "captions.csv").write_bytes(table.encode("utf-8", "surrogateescape"))
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert [caption for caption, _ in kept] == expected and [file for file, _ in left_out] == left
+
+
+def test_texts_beside_pictures_are_found_however_they_are_written(tmp_path, script):
+    (tmp_path / "in").mkdir()
+    for name in ("\u00e9.txt", "b.TXT", "b.txt"):
+        (tmp_path / "in" / name).write_text(name)
+    for name in ("e\u0301.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(encoded(1))
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert sorted(caption for caption, _ in kept) == ["b.txt", "\u00e9.txt"]
+    assert left_out == [("b.TXT", "caption without picture")]
+
+
+def test_inputs_without_any_picture_say_so(tmp_path, script):
+    tarfile.open(tmp_path / "x.tar", "w").close()
+    with pytest.raises(ValueError, match="no picture can be used. There are none"):
+        prepare(script, tmp_path / "x.tar", tmp_path / "out")
+
+
+def test_texts_of_parquet_are_of_any_type(tmp_path, script):
+    kinds = (pa.string_view(), pa.list_(pa.string(), 1), pa.binary())
+    for i, kind in enumerate(kinds):
+        texts = pa.array(
+            [["one"]] if i == 1 else ["one"], pa.list_(pa.string(), 1) if i == 1 else pa.string()
+        )
+        table = pa.table({"image": [encoded(i)], "text": texts if i == 1 else texts.cast(kind)})
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+        key = {"caption_key": "text"} if i == 2 else {}
+        kept, _ = prepare(script, tmp_path / f"{i}.parquet", tmp_path / f"out{i}", **key)
+        assert kept == [("one", encoded(i))]
+    table = pa.Table.from_arrays(
+        [pa.array([encoded(0)]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"]
+    )
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="2 columns called text"):
+        prepare(script, tmp_path / "twice.parquet", tmp_path / "out")
 
 
 def test_of_a_damaged_archive_what_lies_before_stays(tmp_path, script):
@@ -335,6 +443,52 @@ def test_checksum_is_the_published_one():
     assert tfds_set._checksum(b"\0" * 32) == (((crc >> 15 | crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
 
 
+def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monkeypatch):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import example_serializer
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "caption": tfds.features.Tensor(shape=(), dtype=np.str_),
+            "lines": tfds.features.Translation(["en", "de"]),
+        }
+    )
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    captions = {"testA": ["one"], "train-clean": ["two", "three"], "val": [""]}
+    paths = make_tfds(
+        tmp_path / "home" / "toy_set" / "1.0.0",
+        features,
+        "tfrecord",
+        {k: [len(v)] for k, v in captions.items()},
+    )
+    for split, those in captions.items():
+        examples = [
+            {"image": encoded(1), "caption": each, "lines": {"en": "en", "de": "de"}} for each in those
+        ]
+        records = [serializer.serialize_example(features.encode_example(each)) for each in examples]
+        paths[split][0].write_bytes(framed(records))
+    with pytest.raises(ValueError, match=f"nor is there a TFDS data set of that name in {tmp_path / 'home'}"):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
+        prepare(script, Path("toy_sett"), tmp_path / "out")
+    for name in ("toy_set", "toy_set:1.0.0"):
+        script.main(script.Options(output=tmp_path / name, input=Path(name), min_size=8))
+        assert [caption for caption, _ in contents(tmp_path / name, "train-clean")] == ["two", "three"]
+        assert [caption for caption, _ in contents(tmp_path / name, "testA")] == ["one"]
+        assert sources.splits(tmp_path / name) == ["testA", "train-clean"]
+        assert rows(tmp_path / name) == [("coco-val.tfrecord-00000-of-00001:0", "no caption")]
+    script.main(
+        script.Options(output=tmp_path / "de", input=Path("toy_set"), min_size=8, caption_key="lines/de")
+    )
+    assert contents(tmp_path / "de", "val") == [("de", encoded(1))]
+
+    path = make_tfds(tmp_path / "strings", features, "array_record", {"train": [1]})["train"][0]
+    writer = shards.SplitWriter(lambda i: path)
+    writer.add(records[0])
+    writer.close()
+    assert sources.open_source(tmp_path / "strings")[0]["image"] == encoded(1)
+
+
 @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
 def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
     features, records, truth = tfds_records(9)
@@ -454,7 +608,7 @@ def test_inputs_that_are_none_are_told_apart(tmp_path, script):
         prepare(script, root, tmp_path / "out")
     kept, left_out = prepare(script, root, tmp_path / "out", caption_key="alt")
     assert kept == [("x", encoded(0))]
-    assert [reason for _, reason in left_out] == ["unusable table row"] * 2
+    assert [reason for _, reason in left_out] == ["unknown format"] + ["unusable table row"] * 2
 
 
 def test_pixels_are_counted_before_they_are_decoded(monkeypatch):

@@ -110,7 +110,8 @@ def test_existing_data_is_never_touched(tmp_path):
     [
         ({"train": []}, "'train' would be empty"),
         ({}, "at least one split"),
-        ({"Train 1": [record(0)]}, "lower-case.*'Train 1'"),
+        ({"Train 1": [record(0)]}, "Names of splits .*'Train 1'"),
+        ({"all": [record(0)]}, "not 'all'"),
         ({"train": [record(0), {"image": b"x"}]}, "Record 1 of split 'train'.*expected image and"),
         ({"train": [record(0) | {"image": "a.png"}]}, "encoded bytes"),
         ({"train": [record(0) | {"caption": " "}]}, "caption must be text"),
