@@ -98,6 +98,15 @@ def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.nd
     return [records[i] for i in again], x[again]
 
 
+def reason_against(source: Source, number: int, image_size: int) -> str:
+    """Why a record cannot be read or its picture not decoded; "" if both can be."""
+    try:
+        _decode(source, number, _read(source, [number])[0], image_size)
+    except transforms.UndecodableError as error:
+        return error.reason
+    return ""
+
+
 def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
     """The records at several indices, every one; raises `transforms.UndecodableError`, naming the
     record, if one cannot be read."""

@@ -300,7 +300,11 @@ def feature_kinds(features) -> dict[str, str]:
 
     def walk(feature, name: str, pattern: str) -> None:
         kind = type(feature).__name__
-        if kind in ("Tensor", "Scalar") and np.dtype(feature.np_dtype).kind in "OSU" and len(feature.shape) < 2:
+        if (
+            kind in ("Tensor", "Scalar")
+            and np.dtype(feature.np_dtype).kind in "OSU"
+            and len(feature.shape) < 2
+        ):
             kind = "Sequence(Text)" if feature.shape else "Text"  # as such they are stored
         if isinstance(feature, tfds.features.FeaturesDict):
             for key, value in feature.items():

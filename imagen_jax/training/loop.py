@@ -1,5 +1,6 @@
 """Training one stage from start, or from its newest checkpoint, to its last step."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from imagen_jax import parallel
 from imagen_jax.config import StageConfig, flat, validate
-from imagen_jax.data import pipeline, sources
+from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
 from imagen_jax.text.encoder import TextEncoder
@@ -103,7 +105,12 @@ def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
 
 
 def _signature(source: sources.Source | None) -> str:
-    return "none" if source is None else f"{len(source)} {next(sources.captions(source), '')}"
+    if source is None:
+        return "none"
+    last = ""
+    with contextlib.suppress(Exception):  # whatever the format raises for a damaged record
+        last = source[-1]["caption"]
+    return f"{len(source)} records from {next(sources.captions(source), '')!r:.60} to {last!r:.60}"
 
 
 class _Run:
@@ -122,6 +129,7 @@ class _Run:
         self._config, self._directory, self._mesh = config, directory, mesh
         self._source, self._held_out, self._watchdog = source, held_out, watchdog
         self._replaced: set[int] = set()
+        self._signature = _signature(source)
         self._data = pipeline.make_loader(
             source,
             embeddings.__getitem__,
@@ -192,7 +200,8 @@ class _Run:
                 checkpoints.check()
                 if is_saving:
                     with meter.paused():
-                        checkpoints.save(state, self._data.get_state())  # before the next batch is drawn
+                        position = self._data.get_state()  # before the next batch is drawn
+                        checkpoints.save(state, position | {"data_set": self._signature})
                 if is_looking:
                     with meter.paused():
                         values |= self._monitor.look(state, writer)
@@ -207,6 +216,12 @@ class _Run:
         if checkpoints.latest_step is None:
             return states.init_state(self._config, abstract)
         state, position = checkpoints.restore(abstract)
+        before = position.pop("data_set", self._signature)  # checkpoints of before do not tell
+        if before != self._signature:
+            raise ValueError(
+                f"{self._config.data.path} must hold the data set that {self._directory} was trained on, {before}; it "
+                f"now holds {self._signature}. Put that one back, or give another --workdir."
+            )
         self._data.set_state(position)
         return state
 
@@ -226,8 +241,9 @@ class _Run:
         """How many records of a batch had to be replaced; names each of them once."""
         numbers = [int(number) for number in replaced[replaced >= 0]]
         for number in sorted(set(numbers) - self._replaced):
-            print(
-                f"Record {number} of {self._source.name} cannot be used; another stands for it.", flush=True
+            reason = reader.reason_against(self._source, number, self._config.image_size)
+            tqdm.write(
+                f"Record {number} of {self._source.name} cannot be used ({reason}); another stands for it."
             )
         self._replaced.update(numbers)
         return len(numbers)
@@ -313,10 +329,9 @@ def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, direct
     missing, is_said = [], jax.process_index() > 0
 
     def say() -> None:
-        print(
+        tqdm.write(
             f"{directory} lacks captions, such as {', '.join(map(repr, missing))}: they are embedded now; "
-            "scripts/embed_text.py does so beforehand.",
-            flush=True,
+            "scripts/embed_text.py does so beforehand."
         )
 
     for caption in captions:
