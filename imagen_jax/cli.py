@@ -57,6 +57,17 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         _leave(2)
+    except RuntimeError as error:
+        parallel = sys.modules.get("imagen_jax.parallel")
+        if parallel is None or not parallel.lost_another(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"{name}: another process of the run has ended or cannot be reached ({reason}): see its log; the same "
+            "command continues",
+            file=sys.stderr,
+        )
+        _leave(parallel.LOST)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

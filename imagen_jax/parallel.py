@@ -1,10 +1,12 @@
 """Processes and devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -68,7 +70,9 @@ def initialize(timeout_s: int | None = None) -> None:
     given = {name: os.environ.get(name) for name in _RUN_VARIABLES}
     if any(given.values()):
         address, num, index = given.values()
-        if not (address and ":" in address and num and index and num.isdigit() and index.isdigit()):
+        port = (address or "").rpartition(":")[2]
+        is_given = port != address and all(each and each.isdigit() for each in (port, num, index))
+        if not (is_given and 0 < int(port) < 2**16):
             raise ValueError(
                 "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set together; got "
                 f"{', '.join(f'{name}={value}' for name, value in given.items())}."
@@ -76,15 +80,39 @@ def initialize(timeout_s: int | None = None) -> None:
         if not int(index) < int(num):
             raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
         with _saying_that_it_waits(timeout_s):
+            if int(index) == 0:
+                _await_port(int(port), timeout_s)
             jax.distributed.initialize(address, int(num), int(index), **limits)
         return
     try:
         with _saying_that_it_waits(timeout_s):
             jax.distributed.initialize(**limits)
+    except KeyError as error:
+        raise ValueError(
+            f"the environment of a cluster must be complete, but lacks {error}: start all processes with its own "
+            f"launcher, or set {', '.join(_RUN_VARIABLES)}."
+        ) from error
     except (ValueError, RuntimeError) as error:
         # JAX found no cluster around it, so there is this process alone; or it is in use already.
         if not any(words in str(error) for words in ("coordinator_address", "must be called before")):
             raise
+
+
+def _await_port(port: int, timeout_s: int) -> None:
+    """Waits until a port of this machine is free, which an earlier run that ends may still hold: gRPC would fail."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                raise ValueError(
+                    f"JAX_COORDINATOR_ADDRESS must name a free port of process 0's host; {port} cannot be used: "
+                    f"{error.strerror}."
+                ) from error
+            time.sleep(1)
 
 
 def _join_timeout() -> int:
@@ -129,6 +157,24 @@ def meet() -> None:
 
 _meetings = itertools.count()  # the name of a barrier can be used once
 _NEVER_S = 7 * 24 * 3600
+
+
+LOST = 134  # the status with which JAX, too, ends a process that has lost another one
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of the run has ended or cannot be reached."""
+    words = (
+        "gloo",
+        "barrier",
+        "heartbeat",
+        "coordination service",
+        "connection",
+        "socket closed",
+        "another task",
+    )
+    is_of_jax = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return is_of_jax and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def leave(status: int) -> None:

@@ -155,6 +155,10 @@ def test_processes_agree_or_stop():
     [
         ({"JAX_NUM_PROCESSES": "2"}, "must be set together"),
         (
+            {"JAX_COORDINATOR_ADDRESS": "host:abc", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "must be set together",
+        ),
+        (
             {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
             "must be set together",
         ),

@@ -8,6 +8,10 @@ nor the number of hosts change which record, or which random draw, stands in whi
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -79,7 +83,7 @@ class Loader:
         if self._num_workers:
             _parse_absl_flags()
             options = grain.MultiprocessingOptions(num_workers=self._num_workers)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _init_worker)
         self._iterator = iter(dataset)
         # Also runs at interpreter exit, while Grain can still stop its workers.
         self._stop = weakref.finalize(self, self._iterator.close)
@@ -199,6 +203,18 @@ def eval_batches(
             "caption": [r["caption"] for r in records],
             "claims": [json.loads(r["claims"]) if "claims" in r else None for r in records],
         }
+
+
+def _init_worker(*_) -> None:
+    """A worker leaves SIGINT to its parent, and ends with it, even where that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _parse_absl_flags() -> None:

@@ -91,6 +91,8 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax and tensorstore raise whatever they like for a full disk
             self._failed = True
+            if parallel.lost_another(error):
+                raise
             whole = sorted(
                 int(path.name) for path in (self._directory / "checkpoints").iterdir() if path.name.isdigit()
             )
@@ -235,7 +237,7 @@ def read_config(directory: str | Path) -> StageConfig:
         )
     try:
         return from_dict(json.loads(file.read_text()))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{file} must be a stage's configuration, but cannot be read: {error}") from error
 
 
@@ -327,6 +329,10 @@ def _restored(directory: Path, step: int, abstract: TrainState) -> tuple[TrainSt
         return TrainState(**saved, ema_params=ema_params), position
 
     state, position = _read(directory, step, read)
+    if not isinstance(position, dict) or position.get("next_index") != step:  # one batch a step
+        raise ValueError(
+            f"checkpoint {folder} must hold the position of step {step} in the data; got {position}."
+        )
     _check_dtypes(abstract.ema_params, state.ema_params)
     return state, position
 

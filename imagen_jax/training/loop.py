@@ -55,8 +55,8 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     stopped.
     """
     # --- check everything before anything is written -------------------------------------------
-    parallel.agree(lambda: validate(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
+        parallel.agree(lambda: validate(config))
         options = flat(config)
         parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
         parallel.require_same({name: json.dumps(value) for name, value in options.items()})
@@ -196,16 +196,23 @@ class _Run:
             is_saving = done == last or stopped_by or done % run.checkpoint_every == 0
             is_looking = self._monitor.is_due(done) and not stopped_by
             if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
-                values = self._read(writer, meter, done)
+                values = self._read(writer, meter, done, checkpoints)
                 checkpoints.check()
-                if is_saving:
-                    with meter.paused():
-                        position = self._data.get_state()  # before the next batch is drawn
-                        checkpoints.save(state, position | {"data_set": self._signature})
-                if is_looking:
-                    with meter.paused():
-                        values |= self._monitor.look(state, writer)
-                writer.write(done, values)
+                is_whole = not is_looking
+                try:
+                    if is_looking:
+                        with meter.paused():
+                            values |= self._monitor.look(state, writer)
+                        is_whole = True
+                finally:
+                    # In this order: once there is a checkpoint of a step, its metrics are not made again.
+                    writer.write(done, values)
+                    if is_saving and (
+                        is_whole or jax.process_count() == 1
+                    ):  # a look that fails costs no steps
+                        with meter.paused():
+                            position = self._data.get_state()  # before the next batch is drawn
+                            checkpoints.save(state, position | {"data_set": self._signature})
             if stopped_by:
                 writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
                 break
@@ -256,31 +263,39 @@ class _Run:
         self._watchdog.alive()
         return program
 
-    def _read(self, writer: Writer, meter: Meter, done: int) -> dict[str, float]:
+    def _read(
+        self, writer: Writer, meter: Meter, done: int, checkpoints: checkpoint.Checkpoints
+    ) -> dict[str, float]:
         """The metrics up to step `done`; a FloatingPointError if too many steps in a row were skipped."""
         values, skipped, hopeless = meter.read(done)
         if hopeless is not None:
-            raise FloatingPointError(self._give_up(hopeless))
+            raise FloatingPointError(self._give_up(hopeless, checkpoints.latest_step))
         if skipped:
             steps = f"step{'s' if len(skipped) > 1 else ''} {', '.join(map(str, skipped[:8]))}"
             writer.say(f"{self._config.name}: the gradient of {steps} was not finite; skipped")
         return values
 
-    def _give_up(self, steps: range) -> str:
+    def _give_up(self, steps: range, latest: int | None) -> str:
         """Leaves what is needed to replay steps that were not finite, and says so."""
-        file, name = self._directory / REPLAY_FILE, self._config.name
+        file, name, data = self._directory / REPLAY_FILE, self._config.name, self._config.data
         found = [{"step": step, "records": self._data.records(step - 1)} for step in steps]
         where = f"are in {file}"
         if jax.process_index() == 0:
-            content = {"stage": name, "data": self._config.data.path, "steps": found}
+            content = {"stage": name, "data": data.path, "split": data.split, "seed": self._config.seed}
+            content |= {"checkpoint": latest, "steps": found}
             try:
                 file.write_text(json.dumps(content) + "\n")
             except OSError as error:
                 where = f"cannot be written ({error}); those of the first are {found[0]['records']}"
+        if latest is None:
+            fix = "There is no checkpoint yet: begin in another --workdir with a lower {}."
+        else:
+            fix = f"The checkpoint of step {latest} is unharmed: continue from it with a lower {{}}, given as an "
+            fix += f"option and changed in {self._directory / checkpoint.CONFIG_FILE} too."
         return (
             f"the gradient of stage {name} was not finite in steps {steps[0]} to {steps[-1]}, more than "
-            f"run.max_skipped {self._config.run.max_skipped} in a row; their records {where}. Lower "
-            "optim.learning_rate or set optim.clip_norm; the last checkpoint is unharmed."
+            f"run.max_skipped {self._config.run.max_skipped} in a row; their records {where}. "
+            f"{fix.format('optim.learning_rate or optim.clip_norm')}"
         )
 
 

@@ -80,8 +80,8 @@ class Monitor:
 
     def validate(self, params: Any) -> dict[str, float]:
         """validation_loss, also by log-SNR; the same with every picture under another's caption; and the gap between
-        the two as a share of the former: near 0 for a network that does not listen to text. The last two need batches
-        of several pictures. And how many records had to be replaced."""
+        the two as a share of the former: near 0 for a network that does not listen to text. The last two need several
+        pictures in a batch. And how many records had to be replaced."""
         config = self._config
         batch_size = config.optim.batch_size // config.optim.accumulation
         num_batches = -(-min(config.run.validation_images, len(self._held_out)) // batch_size)
@@ -116,7 +116,7 @@ class Monitor:
             **by_bucket("validation_loss", sums, counts),
             "validation_undecodable": int(parallel.from_all(replaced).sum()),
         }
-        if batch_size > 1:
+        if min(batch_size, len(self._held_out)) > 1:
             values |= {
                 "validation_loss_shuffled": float(wrong),
                 "caption_gap": float(wrong / right - 1),
@@ -180,7 +180,9 @@ def _fixed_losses(
     draws = parallel.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)
     with parallel.use_mesh(mesh):
         right, logsnr_t = stage.image_losses(params, config, batch, draws, train=False)
-        others = {name: jnp.roll(batch[name], 1, axis=0) for name in ("text", "text_mask")}
+        # Not of the neighbour: the records of a picture with several captions lie side by side.
+        half = len(batch["x"]) // 2
+        others = {name: jnp.roll(batch[name], half, axis=0) for name in ("text", "text_mask")}
         wrong, _ = stage.image_losses(params, config, batch | others, draws, train=False)
     sums, counts = losses.by_logsnr(right, logsnr_t)
     found = sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]

@@ -20,15 +20,16 @@ _LATER = 2  # steps after which processes read what the others were asked
 def stop_requests(mesh: Mesh) -> Iterator[Callable[[], int | None]]:
     """asked(), to be called after every step: the signal that asks to stop here, or None.
 
-    SIGINT and SIGTERM (which is also how clusters announce that they will take a machine away) ask for it; a second
-    one ends the process at once. Of several processes any may be asked: all of them stop after the same step, one of
-    the next.
+    SIGINT and SIGTERM (which is also how clusters announce that they will take a machine away, some more than once)
+    ask for it; a second SIGINT ends the process at once. Of several processes any may be asked: all of them stop after
+    the same step, one of the next.
     """
     received: list[int] = []
 
     def handler(number: int, _) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

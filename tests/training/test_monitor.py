@@ -156,7 +156,7 @@ def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source
     """Every caption has the same embedding, so a wrong one is as good as the right one."""
     loud = jax.tree.map(lambda leaf: 3 * leaf, tiny_stages[0])  # random parameters react to text, but little
     _, _, values, _ = look(loud, source, 1)
-    assert abs(values["caption_gap"]) > 1e-4
+    assert abs(values["caption_gap"]) > 2e-5
     assert values["caption_gap"] == pytest.approx(
         values["validation_loss_shuffled"] / values["validation_loss"] - 1
     )

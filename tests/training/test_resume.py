@@ -142,6 +142,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monk
     def signal_then_read(meter, done):  # where a step waits the longest
         if done == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # as some clusters do
         return read(meter, done)
 
     monkeypatch.setattr(loop.Meter, "read", signal_then_read)
@@ -149,6 +150,55 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monk
     assert result.stopped_by == signal.SIGTERM
     saved = [int(path.name) for path in (folder / "signal/base/checkpoints").iterdir()]
     assert max(saved) == int(result.state.step) == 4
+
+
+def test_a_checkpoint_comes_after_the_metrics_of_its_step_and_a_look_that_fails_costs_none(
+    setup, monkeypatch
+):
+    folder, preset = setup
+    (settings,) = config.load_preset(str(preset))
+    run = dataclasses.replace(settings.run, num_steps=6, checkpoint_every=3, sample_every=3)
+    saved = folder / "look/base/checkpoints"
+
+    def look(monitor, state, writer):
+        assert not (saved / str(int(state.step))).exists()
+        if int(state.step) == 6:
+            raise RuntimeError("no memory to draw")
+        return {"caption_gap": 0.5}
+
+    monkeypatch.setattr(loop.Monitor, "look", look)
+    with pytest.raises(RuntimeError, match="no memory to draw"):
+        loop.train(dataclasses.replace(settings, run=run), folder / "look")
+    assert sorted(path.name for path in saved.iterdir()) == ["3", "6"]
+    rows = metrics(folder / "look")
+    assert [row["step"] for row in rows] == list(range(1, 7)) and rows[2]["caption_gap"] == 0.5
+
+
+def test_another_data_set_at_the_path_is_refused(setup, uninterrupted):
+    folder, preset = setup
+    workdir, data = folder / "other_data", folder / "data"
+    shutil.copytree(uninterrupted, workdir)
+    records = [sources.open_source(data)[i] for i in range(29)]
+    data.rename(folder / "kept")
+    try:
+        sources.write({"train": records}, data, name="data", description="One less.")
+        code, _, err = finish(start(preset, workdir))
+    finally:
+        shutil.rmtree(data)
+        (folder / "kept").rename(data)
+    (line,) = re.findall("train.py: (?!warning).*", err)
+    assert code == 2 and "must hold the data set that" in line and "30 records from" in line, err
+    assert "it now holds 29 records from" in line
+
+
+def test_a_position_that_is_not_the_steps_own_is_damage(setup, uninterrupted):
+    folder, preset = setup
+    workdir = folder / "position"
+    shutil.copytree(uninterrupted, workdir)
+    (file,) = (workdir / f"base/checkpoints/{STEPS}/data").rglob("metadata")
+    file.write_text('{"next_index": 3}')
+    code, out, err = finish(start(preset, workdir))
+    assert code == 0 and f"The checkpoint of step {STEPS} cannot be read; moved to" in out, err
 
 
 def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, monkeypatch):
@@ -170,6 +220,7 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
     ):
         loop.train(settings, folder / "nonfinite")
     found = json.loads((folder / "nonfinite/base" / loop.REPLAY_FILE).read_text())
+    assert (found["split"], found["seed"], found["checkpoint"]) == ("train", settings.seed, None)
     assert found["stage"] == "base" and [row["step"] for row in found["steps"]] == [1, 2, 3]
     records = [number for row in found["steps"] for number in row["records"]]
     assert len(records) == 24 and len(set(records)) == 24 and set(records) <= set(range(30))
