@@ -81,7 +81,7 @@ def initialize(timeout_s: int | None = None) -> None:
             raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
         with _saying_that_it_waits(timeout_s):
             if int(index) == 0:
-                _await_port(int(port), timeout_s)
+                limits["initialization_timeout"] -= _await_port(int(port), timeout_s)
             jax.distributed.initialize(address, int(num), int(index), **limits)
         return
     try:
@@ -98,16 +98,17 @@ def initialize(timeout_s: int | None = None) -> None:
             raise
 
 
-def _await_port(port: int, timeout_s: int) -> None:
-    """Waits until a port of this machine is free, which an earlier run that ends may still hold: gRPC would fail."""
+def _await_port(port: int, timeout_s: int) -> int:
+    """Waits until a port of this machine is free, which an earlier run that ends may still hold: gRPC would fail.
+    Returns the seconds that it took, below `timeout_s`."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
-    end = time.monotonic() + timeout_s
-    while True:
+    for waited in itertools.count():
         try:
-            return socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+            socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+            return waited
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+            if error.errno != errno.EADDRINUSE or waited + 1 >= timeout_s:
                 raise ValueError(
                     f"JAX_COORDINATOR_ADDRESS must name a free port of process 0's host; {port} cannot be used: "
                     f"{error.strerror}."

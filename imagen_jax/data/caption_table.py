@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from imagen_jax.data import listing
 from imagen_jax.data.captions import CAPTIONS
 from imagen_jax.data.captions import texts as captions_in
-from imagen_jax.data.quarantine import LeftOut
+from imagen_jax.data.quarantine import LeftOut, Unusable
 
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
@@ -33,12 +33,14 @@ def rows(
     usable, first_mistake = False, ""
     for number, row in _read(table, content):
         where = f"{table.name}:{number}"
-        if isinstance(row, str):
-            left_out.append(LeftOut(where, "unusable table row", row))
-            first_mistake = first_mistake or f"line {number} has {row}."
+        if isinstance(row, Unusable):
+            left_out.append(row.of(where))
+            first_mistake = first_mistake or f"line {number} has {row.detail}."
             continue
-        if isinstance(row, dict):
-            columns.update({str(key): type(value).__name__ for key, value in row.items()})
+        row = row if isinstance(row, dict) else {}
+        columns.update({str(key): type(value).__name__ for key, value in row.items()})
+        # Names may be capitalised or have blanks around them.
+        row = {str(name).strip().lower(): value for name, value in row.items()} | row
         file, captions = _pick(row, files), captions_in(_pick(row, names))
         if not (isinstance(file, str) and captions):
             detail = f"expected text in one of {files} and in one of {names}"
@@ -71,7 +73,7 @@ def _is_json(table: Path) -> bool:
 
 
 def _read(table: Path, content: str) -> Iterator[tuple[int, object]]:
-    """(line number, row) of a table; in the place of a row that cannot be told from others, a str says why."""
+    """(line number, row) of a table; in the place of a row whose fields cannot be told apart, why."""
     if _is_json(table):
         for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
@@ -84,14 +86,15 @@ def _read(table: Path, content: str) -> Iterator[tuple[int, object]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield before + 1, _told(error)
+            yield before + 1, Unusable("unusable table row", _told(error))
             continue
         if row is None:
             return
         beyond = row.pop(None, ())
         number = reader.line_num - sum((value or "").count("\n") for value in (*row.values(), *beyond))
         if any(map(str.strip, beyond)):
-            yield number, "more fields than the header: put quotes around captions with commas"
+            detail = "more fields than the header: put quotes around captions with commas"
+            yield number, Unusable("unusable table row", detail)
         else:
             yield number, row
 
@@ -109,12 +112,9 @@ def _json(line: str) -> object:
         return None
 
 
-def _pick(row: object, columns: tuple[str, ...]) -> object:
-    """The first of the columns that is not empty; their names may be capitalised or have blanks around them."""
-    if not isinstance(row, dict):
-        return None
-    found = {str(name).strip().lower(): value for name, value in row.items()} | row
-    values = (found.get(name, found.get(name.lower())) for name in columns)
+def _pick(row: dict, columns: tuple[str, ...]) -> object:
+    """The first of the columns that is not empty."""
+    values = (row.get(name, row.get(name.lower())) for name in columns)
     return next((value for value in values if value is not None and str(value).strip()), None)
 
 

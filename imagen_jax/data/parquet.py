@@ -59,7 +59,6 @@ class Tables:
     def columns(self, schema, file: str) -> tuple[str, str]:
         """The names of the columns of pictures and of captions; raises ValueError if one is missing."""
         kinds = {field.name: field.type for field in schema}
-        names_in_order = [field.name for field in schema]
         chosen = []
         for what, key, names, fits in (
             ("pictures", self.image_key, IMAGES, _holds_pictures),
@@ -69,7 +68,7 @@ class Tables:
             column = next((name for name in wanted if name in kinds and fits(kinds[name])), None)
             if what == "captions" and column is None and key in kinds and _is_bytes(kinds[key]):
                 column = key  # text of a table that has no type for it
-            if column is not None and (num := names_in_order.count(column)) > 1:
+            if column is not None and (num := schema.names.count(column)) > 1:
                 raise ValueError(f"{self.root / file} has {num} columns called {column}: rename all but one.")
             if column is None:
                 have = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())

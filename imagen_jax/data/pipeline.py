@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from imagen_jax.data import transforms
+from imagen_jax.data import transforms, workers
 from imagen_jax.data.reader import BatchReader, read_pictures, read_records
 from imagen_jax.data.sources import Source
 
@@ -206,15 +203,8 @@ def eval_batches(
 
 
 def _init_worker(*_) -> None:
-    """A worker leaves SIGINT to its parent, and ends with it, even where that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Grain's workers would outlive a parent that is killed."""
+    workers.end_after(multiprocessing.parent_process().join)
 
 
 def _parse_absl_flags() -> None:

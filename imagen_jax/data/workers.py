@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from typing import Any
 
 
 def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterator[tuple[int, Future]]:
@@ -35,13 +36,17 @@ def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterat
         ending.close()
 
 
+def end_after(wait: Callable[[], Any]) -> None:
+    """Leaves SIGINT to the parent of this process, and ends it, in the midst of its work, once `wait` is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            wait()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 def _start(ending: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, args=(ending,), daemon=True).start()
-
-
-def _end_with_parent(ending: Connection) -> None:
-    """Ends this process when the parent closes its end of the pipe, or is killed: it shall not write on."""
-    with contextlib.suppress(EOFError, OSError):
-        ending.recv()
-    os._exit(1)
+    end_after(ending.recv)  # the parent closes its end of the pipe, or is killed

@@ -3,7 +3,7 @@
 A stage's directory holds
 
     config.json                the stage's configuration
-    checkpoints/<step>/        state (step, params, optimiser), ema_params, data (position), config
+    checkpoints/<step>/        state (step, params, optimiser), ema_params, data (position, and of which), config
     damaged/<step>/            checkpoints that could not be read when training went on from an older one
     .lock                      held by the run that trains here
 

@@ -198,18 +198,17 @@ class _Run:
             if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
                 values = self._read(writer, meter, done, checkpoints)
                 checkpoints.check()
-                is_whole = not is_looking
+                looked = not is_looking
                 try:
                     if is_looking:
                         with meter.paused():
                             values |= self._monitor.look(state, writer)
-                        is_whole = True
+                        looked = True
                 finally:
-                    # In this order: once there is a checkpoint of a step, its metrics are not made again.
+                    # In this order: once there is a checkpoint of a step, its metrics are not made again. A look that
+                    # fails costs no steps, but where other processes would have to come to save them.
                     writer.write(done, values)
-                    if is_saving and (
-                        is_whole or jax.process_count() == 1
-                    ):  # a look that fails costs no steps
+                    if is_saving and (looked or jax.process_count() == 1):
                         with meter.paused():
                             position = self._data.get_state()  # before the next batch is drawn
                             checkpoints.save(state, position | {"data_set": self._signature})

@@ -207,6 +207,14 @@ def test_rows_of_tables_are_kept_whole_or_listed(tmp_path, script, table, expect
     assert [caption for caption, _ in kept] == expected and [file for file, _ in left_out] == left
 
 
+def test_a_json_line_that_is_no_object_is_not_taken_for_a_reason(tmp_path, script):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encoded(0))
+    (tmp_path / "in" / "captions.jsonl").write_text('"a text"\n')
+    with pytest.raises(ValueError, match="its first line is a str, where each should be an object"):
+        prepare(script, tmp_path / "in", tmp_path / "out")
+
+
 def test_texts_beside_pictures_are_found_however_they_are_written(tmp_path, script):
     (tmp_path / "in").mkdir()
     for name in ("\u00e9.txt", "b.TXT", "b.txt"):
