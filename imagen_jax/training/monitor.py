@@ -98,13 +98,15 @@ class Monitor:
             num_threads=config.run.data_threads,
             rows=parallel.local_rows(self._mesh, batch_size),
         )
+        num = min(batch_size, len(self._held_out))
+        apart = np.int32(_apart(batch_size, len(self._held_out)) if num > 1 else 0)
         totals, replaced = [], 0
         try:
             for i in range(num_batches):
                 batch = next(data)
                 replaced += np.count_nonzero(batch.pop("undecodable") >= 0)
                 batch = parallel.shard_batch(batch, self._mesh, batch_size)
-                totals.append(self._run(_fixed_losses, params, batch, np.int32(i)))
+                totals.append(self._run(_fixed_losses, params, batch, np.int32(i), apart))
         finally:
             data.close()
         sums, counts, shuffled = (
@@ -116,7 +118,7 @@ class Monitor:
             **by_bucket("validation_loss", sums, counts),
             "validation_undecodable": int(parallel.from_all(replaced).sum()),
         }
-        if min(batch_size, len(self._held_out)) > 1:
+        if num > 1:
             values |= {
                 "validation_loss_shuffled": float(wrong),
                 "caption_gap": float(wrong / right - 1),
@@ -170,19 +172,30 @@ def _samples(
     return jax.lax.with_sharding_constraint(made, parallel.replicated(mesh))
 
 
+def _apart(batch_size: int, num: int) -> int:
+    """How many rows away from a picture the caption of another is taken, where `num` records fill batches of two or
+    more over and over: half a batch, for the records of a picture with several captions lie side by side; but where
+    there are fewer than rows, not where it meets itself."""
+
+    def badness(rows: int) -> tuple[int, int]:
+        meets_itself = (rows % num == 0) + ((batch_size - rows) % num == 0)  # the latter over the batch's end
+        return meets_itself, abs(rows - batch_size // 2)
+
+    return min(range(1, batch_size), key=badness)
+
+
 def _fixed_losses(
-    config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, index: jax.Array
+    config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, index: jax.Array, apart: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums of the losses of a batch by log-SNR, how many there are, and the sums with captions of other pictures:
-    [K] each. Times are stratified over the batch, and all noise depends on the seed and the batch's index alone."""
+    """Sums of the losses of a batch by log-SNR, how many there are, and the sums with the captions of the pictures so
+    many rows apart: [K] each. Times are stratified over the batch, and all noise depends on the seed and the batch's
+    index alone."""
     key = jax.random.fold_in(stage.named_key(jax.random.key(config.seed), "validation"), index)
     draws = stage.draw(config, key, len(batch["x"]))
     draws = parallel.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)
     with parallel.use_mesh(mesh):
         right, logsnr_t = stage.image_losses(params, config, batch, draws, train=False)
-        # Not of the neighbour: the records of a picture with several captions lie side by side.
-        half = len(batch["x"]) // 2
-        others = {name: jnp.roll(batch[name], half, axis=0) for name in ("text", "text_mask")}
+        others = {name: jnp.roll(batch[name], apart, axis=0) for name in ("text", "text_mask")}
         wrong, _ = stage.image_losses(params, config, batch | others, draws, train=False)
     sums, counts = losses.by_logsnr(right, logsnr_t)
     found = sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]

@@ -172,11 +172,24 @@ def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(ti
     damaged = sources.open_source(tmp_path / "data", "validation")
     _, _, values, _ = look(tiny_stages[0], damaged, 1)
     assert values["validation_undecodable"] == 1 and "caption_gap" in values
+    few = sources.open_source(tmp_path / "data", "validation[:4]")  # half as many as stand in a batch
+    _, _, values, _ = look(tiny_stages[0], few, 1)
+    assert values["caption_gap"] != 0
     optim = dataclasses.replace(tiny_stages[0].config.optim, batch_size=1)
     single = dataclasses.replace(tiny_stages[0].config, optim=optim)
     _, _, values, _ = look(tiny_stages[0].replace(config=single), damaged, 1)
     assert values["validation_undecodable"] == 1 and values["validation_loss"] > 0
     assert "caption_gap" not in values and "validation_loss_shuffled" not in values
+
+
+def test_no_picture_meets_its_own_caption_where_that_can_be():
+    for batch_size in range(2, 20):
+        for num in range(2, 24):
+            apart = monitors._apart(batch_size, num)
+            rows = np.arange(batch_size)
+            meets_itself = rows % num == np.roll(rows, apart) % num
+            assert not meets_itself.any() or (num == 2 and batch_size % 2), (batch_size, num)
+            assert num < batch_size or apart == batch_size // 2
 
 
 # --- writer ---------------------------------------------------------------------------------------
