@@ -113,6 +113,8 @@ def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
 
 def _look(image: bytes) -> tuple[tuple[int, int], bool]:
     """From the header alone: (width, height), and whether it is a PNG or JPEG of one RGB picture of 8 bits."""
+    if beyond := transforms.too_many_bytes(len(image)):
+        raise Unusable("too large", beyond)
     try:
         opened = transforms.opened(image)
     except MemoryError:

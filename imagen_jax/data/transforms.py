@@ -15,6 +15,7 @@ from imagen_jax import resize
 CROPS = ("center", "random", "aspect")
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
 MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels; 2**27 take 1 GiB while they are decoded
+MAX_BYTES = 2**28  # of one encoded picture: more than 100 megapixels take as a PNG of 8 bits
 # What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
@@ -62,6 +63,11 @@ def opened(data: bytes) -> Image.Image:
     raise ValueError("not a picture, or of an unknown format")
 
 
+def too_many_bytes(num: int) -> str:
+    """Why an encoded picture of `num` bytes is not read; "" if it may be."""
+    return f"{num} bytes, more than {MAX_BYTES}" if num > MAX_BYTES else ""
+
+
 def too_large(image: Image.Image) -> str:
     """What is wrong with the size that the header tells: "" if nothing."""
     width, height = image.size
@@ -95,6 +101,8 @@ def _decode(
     """A window of a picture, which `place` tells from its height and width. The picture may be smaller
     by at most the factor that `shrink` gives for them; much faster for large JPEGs."""
     try:
+        if beyond := too_many_bytes(len(data)):
+            raise ValueError(beyond)
         image = opened(data)
         if beyond := too_large(image):
             raise ValueError(beyond)

@@ -71,3 +71,14 @@ def test_threads_leave_the_limit_and_the_warnings_of_the_process_as_they_were():
     for thread in threads:
         thread.join()
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+
+
+def test_a_picture_of_too_many_bytes_is_left_out_unopened(monkeypatch):
+    data = encoded(np.zeros((9, 9, 3), np.uint8))
+    monkeypatch.setattr(transforms, "MAX_BYTES", len(data))
+    assert pictures.normalized(data, 64) == data
+    monkeypatch.setattr(transforms, "MAX_BYTES", len(data) - 1)
+    with pytest.raises(pictures.Unusable, match=f"^too large: {len(data)} bytes, more than {len(data) - 1}$"):
+        pictures.normalized(data, 64)
+    with pytest.raises(transforms.UndecodableError, match="bytes, more than"):
+        transforms.decode(data)
