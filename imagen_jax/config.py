@@ -16,18 +16,20 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The base network (paper F.1). One tuple entry per resolution, highest first.
-
-    `embedding` is the width of the conditioning vector, as of the text tokens inside the network; ADM
-    makes it 4 times the first channels.
-    """
+    """The base network (paper F.1). Lists have one entry for each resolution, highest first."""
 
     channels: tuple[int, ...] = (512, 1024, 1536, 2048)
+    """Channels at each resolution."""
     num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    """Residual blocks at each resolution, on the way down and on the way up."""
     attention: tuple[bool, ...] = (False, True, True, True)
+    """Whether blocks of a resolution attend to the image and to the text."""
     embedding: int = 2048
+    """Width of the conditioning vector and of the text tokens in the network; ADM uses 4 times the first channels."""
     head_dim: int = 64
+    """Channels of each attention head."""
     dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
 
     @property
     def stride(self) -> int:
@@ -36,16 +38,25 @@ class UNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EfficientUNetConfig:
-    """The super-resolution network (paper F.2). Every level halves the resolution before its blocks."""
+    """The super-resolution network (paper F.2). Lists have one entry for each level; every level halves the resolution
+    before its blocks."""
 
     stem_channels: int = 128
+    """Channels of the first convolution, at full resolution."""
     channels: tuple[int, ...] = (128, 256, 512, 1024)
+    """Channels at each level."""
     num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
+    """Residual blocks at each level, on the way down and on the way up."""
     self_attention: tuple[bool, ...] = (False, False, False, True)
+    """Whether a level attends to the image and to the text after its blocks."""
     cross_attention: tuple[bool, ...] = (False, False, False, False)
+    """Whether a level attends to the text alone after its blocks."""
     embedding: int = 512
+    """Width of the conditioning vector and of the text tokens inside the network."""
     num_heads: int = 8
+    """Heads of each attention layer."""
     dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
 
     @property
     def stride(self) -> int:
@@ -59,15 +70,25 @@ NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
 class ProcessConfig:
     """The diffusion process and its loss."""
 
-    schedule: str = "cosine"  # a name in diffusion.schedules.SCHEDULES
-    zero_terminal_snr: bool = False  # stretches the schedule so that t = 1 is noise alone; not for eps
+    schedule: str = "cosine"
+    """Noise schedule of training, a name in diffusion.schedules.SCHEDULES: cosine, linear, shifted_cosine,
+    interpolated_cosine, sigmoid, edm or lognormal."""
+    zero_terminal_snr: bool = False
+    """Stretch the schedule so that t = 1 is noise alone; not for prediction eps."""
     prediction: Literal["x", "eps", "v", "edm"] = "v"
+    """What the network predicts."""
     loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
+    """Weight of the loss by log-SNR."""
     min_snr_gamma: float = 5.0
-    min_snr_floor: float = 0.0  # least weight on MSE(x); 1 is the truncated SNR
+    """min_snr: largest weight on MSE(x)."""
+    min_snr_floor: float = 0.0
+    """min_snr: least weight on MSE(x); 1 is the truncated SNR."""
     sigmoid_bias: float = 2.0
+    """sigmoid: larger weighs fine detail more; about 2 for 64x64, smaller for larger images."""
     cond_drop_prob: float = 0.1
-    max_aug_level: float = 1.0  # super-resolution only: training levels are uniform in [0, this]
+    """Share of captions dropped in training, for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
+    max_aug_level: float = 1.0
+    """Super-resolution only: noise levels of the low-res image are uniform in [0, this] in training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,42 +99,77 @@ class SamplingConfig:
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"] = "ddim"
+    """Sampling method."""
     steps: int = 64
-    ddpm_gamma: float | None = None  # ddpm: interpolates the log-variance, 0 lower and 1 upper bound; 0.2
-    eta: float | None = None  # ddim (0) and dpmpp_2m_sde (1): share of noise, 0 none and 1 ancestral
-    order: int | None = None  # unipc: 1 to 3; 2
-    churn: float | None = None  # heun: noise added over the whole run; 0
-    churn_min: float | None = None  # heun: sigma / alpha between which it is added; 0.05
-    churn_max: float | None = None  # 50
-    churn_noise: float | None = None  # heun: standard deviation of it; 1.003
-    # Levels of noise
-    schedule: str | None = None  # the one of training
+    """Steps from noise to image."""
+    ddpm_gamma: float | None = None
+    """ddpm: interpolates the log-variance between its bounds, 0 lower and 1 upper; None: 0.2."""
+    eta: float | None = None
+    """ddim and dpmpp_2m_sde: share of fresh noise in each step, 0 none and 1 ancestral; None: 0 for ddim, 1 for
+    dpmpp_2m_sde."""
+    order: int | None = None
+    """unipc: order, 1 to 3; None: 2."""
+    churn: float | None = None
+    """heun: noise added over the whole run; None: 0."""
+    churn_min: float | None = None
+    """heun: lowest sigma / alpha at which churn adds noise; None: 0.05."""
+    churn_max: float | None = None
+    """heun: highest sigma / alpha at which churn adds noise; None: 50."""
+    churn_noise: float | None = None
+    """heun: standard deviation of the noise that churn adds; None: 1.003."""
+
+    schedule: str | None = None
+    """Noise schedule; None: the one of training."""
     spacing: Literal["t", "logsnr", "rho", "trailing"] = "t"
-    sigma_min: float | None = None  # logsnr and rho: bounds of sigma / alpha; 0.002
-    sigma_max: float | None = None  # 80
-    rho: float | None = None  # rho; 7
-    # Guidance
+    """Spacing of the noise levels: equal steps of time or of log-SNR, EDM's, or trailing on the thousand times of a
+    discretely trained network."""
+    sigma_min: float | None = None
+    """Spacing logsnr and rho: lowest sigma / alpha; None: 0.002."""
+    sigma_max: float | None = None
+    """Spacing logsnr and rho: highest sigma / alpha; None: 80."""
+    rho: float | None = None
+    """Spacing rho: EDM's exponent; None: 7."""
+
     guidance: Literal["cfg", "apg", "cfg++"] = "cfg"
-    guidance_scale: float = 5.0  # 1 is off; for cfg++ in (0, 1], never off
-    guidance_min_logsnr: float | None = None  # guided at this logsnr and above
-    guidance_max_logsnr: float | None = None  # and at this one and below; elsewhere the scale is 1
-    guidance_low: float | None = None  # every other step has this scale
-    guidance_low_start: int | None = None  # after so many steps; 0
-    guidance_rescale: float | None = None  # share brought back to the conditional estimate's contrast; 0
-    apg_parallel: float | None = None  # apg: share of the part along the conditional estimate; 0
-    apg_norm: float | None = None  # apg: largest root-mean-square of the difference; no bound
-    apg_momentum: float | None = None  # apg: weight of earlier differences, negative; 0
-    # Range
+    """Guidance rule: classifier-free, adaptive projected, or CFG++ (with sampler ddim)."""
+    guidance_scale: float = 5.0
+    """Weight of the caption; 1 is off. For cfg++ in (0, 1], never off."""
+    guidance_min_logsnr: float | None = None
+    """Guide only at this log-SNR and above; elsewhere the scale is 1. None: no bound."""
+    guidance_max_logsnr: float | None = None
+    """Guide only at this log-SNR and below; elsewhere the scale is 1. None: no bound."""
+    guidance_low: float | None = None
+    """Scale of every other step; None: every step has guidance_scale."""
+    guidance_low_start: int | None = None
+    """Steps before guidance_low begins; None: 0."""
+    guidance_rescale: float | None = None
+    """Share of the guided estimate brought back to the contrast of the conditional one, in [0, 1]; None: 0."""
+    apg_parallel: float | None = None
+    """apg: share of the part along the conditional estimate; None: 0."""
+    apg_norm: float | None = None
+    """apg: largest root-mean-square of the difference; None: no bound."""
+    apg_momentum: float | None = None
+    """apg: weight of earlier differences, in (-1, 1), usually negative; None: 0."""
+
     threshold: Literal["dynamic", "static", "none"] = "dynamic"
-    threshold_at: Literal["after", "before", "both"] = "after"  # guidance combines the estimates
-    percentile: float | None = None  # dynamic: 0.995
-    floor: float | None = None  # dynamic: lower bound of the threshold; 1
-    cap: float | None = None  # dynamic: upper bound of the threshold; no bound
-    # Inputs
-    aug_level: float = 0.1  # super-resolution only: sigma of the noise added to the low-res image
-    strength: float = 1.0  # with an image: the time to start from it; 1 starts from noise alone
-    resample: int = 1  # with a mask: times that each stretch of steps is gone through
-    jump: int = 1  # with a mask: steps in such a stretch
+    """How estimates are kept in range: scaled by a percentile of each image, clipped to [-1, 1], or not at all."""
+    threshold_at: Literal["after", "before", "both"] = "after"
+    """Threshold after guidance combines the estimates, before it, or both."""
+    percentile: float | None = None
+    """dynamic: share of the absolute values below the threshold, in (0, 1]; None: 0.995."""
+    floor: float | None = None
+    """dynamic: lower bound of the threshold; None: 1."""
+    cap: float | None = None
+    """dynamic: upper bound of the threshold; None: no bound."""
+
+    aug_level: float = 0.1
+    """Super-resolution only: sigma of the noise added to the low-res image, from 0 to process.max_aug_level."""
+    strength: float = 1.0
+    """With an image: the time to start from, in (0, 1]; 1 starts from noise alone."""
+    resample: int = 1
+    """With a mask: how many times each stretch of steps is gone through, so that the painted part fits the rest."""
+    jump: int = 1
+    """With a mask: steps in such a stretch."""
 
     @property
     def is_guided(self) -> bool:
@@ -165,14 +221,20 @@ def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfi
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The frozen language model. `length` tokens of each caption reach the network."""
+    """The frozen language model."""
 
     encoder: str = "all-MiniLM-L6-v2"
-    width: int | None = 384  # None: training takes it from the encoder
+    """Name on the Hugging Face hub, or directory, of a T5, BERT or CLIP."""
+    width: int | None = 384
+    """Width of its embeddings; None: training takes it from the encoder."""
     length: int = 32
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"  # int8: weights; computes in bfloat16
-    output: Literal["last", "penultimate", "pooled"] = "last"  # others than last: CLIP only
+    """Tokens of each caption that reach the network; longer captions are cut."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Type of its weights; int8 computes in bfloat16."""
+    output: Literal["last", "penultimate", "pooled"] = "last"
+    """Which of its layers is read; others than last for CLIP only."""
     clean_captions: bool = False
+    """Clean captions of HTML, links and other web residue first, as DeepFloyd IF does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,29 +242,47 @@ class DataConfig:
     """Captioned pictures: any TFDS data set in ArrayRecord files, as scripts/prepare_data.py writes them."""
 
     path: str = "datasets/shapes"
-    split: str = "train"  # that is trained on; slices as "train[:1000]" work
-    image_key: str = "image"  # names of the features
+    """Directory of the data set."""
+    split: str = "train"
+    """Split to train on; slices such as train[:1000] work."""
+    image_key: str = "image"
+    """Name of the feature that holds pictures."""
     caption_key: str = "caption"
-    crop: Literal["center", "random", "aspect"] = "center"  # what becomes the square: data.transforms.window
-    flip: bool = False  # horizontal flips make captions with "left of" wrong
+    """Name of the feature that holds captions."""
+    crop: Literal["center", "random", "aspect"] = "center"
+    """What becomes the square: the middle, a square at a random place, or a window of random area and aspect."""
+    flip: bool = False
+    """Mirror half of the pictures; captions with "left of" become wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and averaging. `decay_steps` 0 keeps the rate constant after the warm-up."""
+    """Optimiser and averaging."""
 
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """Optimiser."""
     learning_rate: float = 1e-4
+    """Highest learning rate, reached after the warm-up."""
     warmup_steps: int = 10_000
+    """Steps in which the rate rises linearly from 0."""
     decay_steps: int = 0
+    """Step at which the rate has fallen to 0 along a cosine, counted from the start; 0: constant after the warm-up."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of kernels."""
     b1: float = 0.9
+    """Decay of the mean of gradients; not for adafactor."""
     b2: float = 0.999
+    """Decay of the mean of squared gradients; not for adafactor."""
     eps: float = 1e-8
+    """Added to the root of the mean of squared gradients; not for adafactor."""
     clip_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it; 0: off."""
     batch_size: int = 2048
+    """Images in a step, over all devices."""
     accumulation: int = 1
+    """Parts that a batch is computed in, to save memory."""
     ema_decay: float = 0.9999
+    """Decay of the averaged parameters, which are sampled from, in [0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,24 +290,44 @@ class RunConfig:
     """What may differ between a run and its continuation: nothing here changes a parameter's value."""
 
     num_steps: int = 2_500_000
+    """Steps to train, from the start."""
     checkpoint_every: int = 5_000
+    """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
     log_every: int = 50
-    max_skipped: int = 10  # steps in a row that may be left out because their gradient is not finite
-    stall_timeout: int = 1800  # seconds without a finished step after which a process ends itself
-    validate_every: int = 5_000  # 0: never
-    validation_split: str = "validation"  # of the data set, if it has one
+    """Steps between lines of metrics."""
+    max_skipped: int = 10
+    """Steps in a row that may be skipped because their gradient is not finite."""
+    stall_timeout: int = 1800
+    """Seconds without a finished step after which a process ends itself."""
+    validate_every: int = 5_000
+    """Steps between validations; 0: never."""
+    validation_split: str = "validation"
+    """Split of the data set to validate on, if it has one."""
     validation_images: int = 256
-    sample_every: int = 5_000  # 0: never
+    """Pictures to validate on, from the start of the split."""
+    sample_every: int = 5_000
+    """Steps between grids of samples; 0: never."""
     sample_images: int = 8
-    prompts: tuple[str, ...] = ()  # base only: for the samples; else captions of the validation split
-    wandb: str = ""  # project at Weights & Biases, for which wandb must be installed
-    fsdp: int = 1  # devices over which parameters and optimiser are sharded; the rest is data parallel
-    height: int = 1  # devices over which the rows of each image are split, for images too large for one
-    remat: Literal["none", "save_convs", "full"] = "none"  # of blocks, what the backward pass computes again
-    scan_blocks: bool = False  # compiles equal neighbours once
-    data_threads: int = 2  # that read and decode pictures, in each process
-    data_workers: int = 0  # further processes for it; worth it where pictures are large and cores many
+    """Pictures in a grid of samples."""
+    prompts: tuple[str, ...] = ()
+    """Base only: prompts of the samples; none: captions of the validation split."""
+    wandb: str = ""
+    """Project at Weights & Biases, which must be installed; empty: none."""
+    fsdp: int = 1
+    """Devices over which parameters and optimiser are sharded; the rest is data parallel."""
+    height: int = 1
+    """Devices over which the rows of each image are split, for images too large for one."""
+    remat: Literal["none", "save_convs", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, all but each block's first convolution, or whole
+    blocks."""
+    scan_blocks: bool = False
+    """Compile equal neighbouring blocks once, as a loop."""
+    data_threads: int = 2
+    """Threads that read and decode pictures, in each process."""
+    data_workers: int = 0
+    """Further processes that do so; for large pictures on many cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,11 +335,17 @@ class StageConfig:
     """One stage of the cascade."""
 
     name: str = "base"
+    """Name of the stage, an identifier; its directory in the workdir."""
     image_size: int = 64
+    """Side of the stage's images in pixels."""
     low_res_size: int | None = None
-    crop_size: int | None = None  # side of the random crops that are trained on; None: whole images
+    """Super-resolution only: image_size of the stage before; None: a base stage."""
+    crop_size: int | None = None
+    """Super-resolution only: side of the random crops that are trained on; None: whole images."""
     image_channels: int = 3
-    cond_image_channels: int = 0  # of a picture beside z_t that the network is also given, such as a sketch
+    """Channels of the images."""
+    cond_image_channels: int = 0
+    """Channels of a further picture that the network is given beside z_t, such as a sketch; 0: none."""
     network: UNetConfig | EfficientUNetConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -247,8 +353,10 @@ class StageConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that networks compute in; auto: bfloat16 on accelerators, float32 on CPUs."""
     seed: int = 0
+    """Seed of the initial parameters, of the order of the data and of all noise."""
 
     @property
     def train_size(self) -> int:
