@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from imagen_jax.data.quarantine import LeftOut
 
@@ -14,8 +16,21 @@ from imagen_jax.data.quarantine import LeftOut
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".jp2")
 # Endings of pictures that are not read: beside a caption they are listed, not passed over.
 UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
+_OWN_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 # What belongs to one file or folder; any other error, as of a disk or a network, is no property of the input.
 _OWN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class NoFileError(ValueError):
+    """What lies under a name is no file; `kind` says what it is."""
+
+    def __init__(self, kind: str):
+        super().__init__(f"it is {kind}, not a file")
+        self.kind = kind
+
+
+class TooLargeError(ValueError):
+    """A file has more bytes than are read of it."""
 
 
 def ending(file: str) -> str:
@@ -32,6 +47,46 @@ def unreadable(error: OSError, file: str) -> LeftOut:
     if error.errno in _OWN:
         return LeftOut(file, "unreadable file", error.strerror or "")
     raise error
+
+
+def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
+    """The bytes of a file. Its size is asked before it is read, and nothing that is no file is waited for.
+
+    Args:
+      path: a file or a link to one.
+      most: bytes that it may have.
+      pipes: whether a pipe that this process has open already, as /dev/stdin or /dev/fd/63, is read as well.
+
+    Raises:
+      NoFileError, TooLargeError, OSError: one line without the path.
+    """
+    with _open(path, pipes) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise TooLargeError(f"{size} bytes, more than {most}")
+        content = file.read(most + 1)  # files of /proc have more than their size says
+    if len(content) > most:
+        raise TooLargeError(f"more than {most} bytes")
+    return content
+
+
+def _open(path: Path, pipes: bool = False) -> BinaryIO:
+    kind = kind_of(os.stat(path).st_mode)
+    own = pipes and kind == "a pipe" and str(path).startswith(_OWN_PIPES)
+    if kind != "a file" and not own:
+        raise NoFileError(kind)
+    # Without blocking: it may have become a pipe since, which waits for somebody to write into it.
+    return os.fdopen(os.open(path, os.O_RDONLY | (0 if own else getattr(os, "O_NONBLOCK", 0))), "rb")
+
+
+def kind_of(mode: int) -> str:
+    """What lies under a name, from its mode as `stat` gives it: "a file", "a folder", "a pipe"."""
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
@@ -78,8 +133,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def stamp(root: Path, files: Iterable[str]) -> str:
@@ -87,8 +142,8 @@ def stamp(root: Path, files: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            stat = (root / file).stat()
-            line = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            found = (root / file).stat()
+            line = f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n"
         except OSError as error:
             unreadable(error, file)
             line = f"{file}\0cannot be looked at\n"

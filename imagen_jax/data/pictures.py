@@ -12,6 +12,7 @@ import numpy as np
 
 from imagen_jax import resize
 from imagen_jax.data import transforms
+from imagen_jax.data.captions import stripped
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG may say that it lies on its side
@@ -69,11 +70,17 @@ def split_of(image: bytes, validation_fraction: float, test_fraction: float) -> 
 
 
 def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
-    """The captions without blanks around them, empty ones and repetitions. Raises Unusable if none is left."""
-    kept = tuple(dict.fromkeys(filter(None, (caption.strip() for caption in captions))))
+    """The captions without blanks around them, invisible ones and repetitions.
+
+    Raises:
+      Unusable: none is left, or one is not text.
+    """
+    kept = tuple(dict.fromkeys(filter(None, map(stripped, captions))))
     if not kept:
         raise Unusable("no caption")
     for caption in kept:
+        if "\0" in caption:
+            raise Unusable("unreadable caption", "it has a NUL character")
         try:
             caption.encode("utf-8")
         except UnicodeEncodeError as error:  # half of a surrogate pair, from JSON
