@@ -23,7 +23,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from imagen_jax import cli
+from imagen_jax import cli, files
 from imagen_jax.data import origins, output, parts, sources
 from imagen_jax.data.pictures import Rules
 
@@ -163,7 +163,7 @@ def _without_path(made: dict) -> dict:
 
 
 def store(directory: Path, made: dict) -> None:
-    (directory / SETTINGS).write_text(json.dumps(made, indent=2) + "\n")
+    files.write_json(directory / SETTINGS, made, indent=2)
 
 
 def progress(done: Iterable, total: int, before: int) -> Iterable:

@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
-from imagen_jax import cli, resize
+from imagen_jax import cli, files, resize
+from imagen_jax.data import transforms
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -249,8 +250,8 @@ def write_all(font: Path, size: int, folder: Path) -> int:
         scale = resize.area if size <= len(picture) else resize.bilinear
         picture = np.rint(scale(picture, size)).astype(np.uint8)
         stem = "emoji_u" + "_".join(f"{ord(c):04x}" for c in sequence if c != VS16)
-        Image.fromarray(picture).save(folder / f"{stem}.png")
-        (folder / f"{stem}.txt").write_text(caption + "\n", encoding="utf-8")
+        files.write(folder / f"{stem}.png", transforms.encode_png(picture))
+        files.write(folder / f"{stem}.txt", caption + "\n")
         count += 1
     if not count:
         raise ValueError(f"{font} drew no picture; use a bitmap colour emoji font such as {FONT}.")

@@ -35,10 +35,11 @@ ALLOWED = {
     "cascade": {"jax", "numpy", "config", "inputs", "stage", "structs", "resize", "diffusion"},
     "parallel": {"jax", "numpy"},
     "locks": set(),
+    "files": set(),
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},
-    "data": {"numpy", "PIL", "scipy", "locks", "resize", "data"},
-    "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "locks", "parallel", "structs", "text"},
-    "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "resize", "data", "text", "evaluation"},
+    "data": {"numpy", "PIL", "scipy", "files", "locks", "resize", "data"},
+    "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "files", "locks", "parallel", "structs", "text"},
+    "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "files", "resize", "data", "text", "evaluation"},
     "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
 }
 

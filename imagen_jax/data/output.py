@@ -7,9 +7,8 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from imagen_jax.data import shards
+from imagen_jax import files
 from imagen_jax.locks import lock
 
 _LOCK, _PLAN = "lock", "plan.json"
@@ -73,7 +72,7 @@ def begin(place: Path, settings: dict) -> None:
                 f"{_changes(begun, settings, differs)}."
             )
     else:
-        save(place / _PLAN, settings)
+        files.write_json(place / _PLAN, settings)
     for path in place.rglob("*.tmp*"):
         path.unlink()
 
@@ -92,12 +91,3 @@ def _changes(begun: dict, settings: dict, differs: list[str]) -> str:
     """The old and new values, but not the hash of the files, which tells nobody anything."""
     told = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
     return f" ({'; '.join(told)})" if told else ""
-
-
-def save(path: Path, content: Any) -> None:
-    """Writes JSON that is there as a whole or not at all, even after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    shards.sync(temporary)
-    os.replace(temporary, path)
-    shards.sync_directory(path.parent)

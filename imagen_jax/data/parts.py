@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
+from imagen_jax import files
 from imagen_jax.data import output, quarantine, shards, sources, workers
 from imagen_jax.data.output import unfinished
 from imagen_jax.data.quarantine import LeftOut, Tally
@@ -105,7 +106,7 @@ def write(
             raise ValueError(f"{directory} would be empty: no picture can be used. {reasons}")
         _check_splits(plan, place, counts, tally)
         (place / _WRITTEN).touch()
-        shards.sync_directory(place)  # before any file is moved
+        files.sync_directory(place)  # before any file is moved
         data = place / _DATA
         data.mkdir(exist_ok=True)
         shards.write_metadata(data, plan.name, plan.description, plan.keys, _assemble(plan, place))
@@ -115,7 +116,7 @@ def write(
             finish(data)
         _sync(data)
         os.rename(data, directory)  # fails if somebody else has filled it meanwhile
-        shards.sync_directory(directory.parent)
+        files.sync_directory(directory.parent)
         shutil.rmtree(place, ignore_errors=True)
     return counts, tally
 
@@ -206,15 +207,15 @@ def _write_part(job: Job, part: Part, number: int, place: Path) -> None:
                 path = functools.partial(_part_path, place, number, split, f".tmp-{os.getpid()}")
                 writers[split] = shards.SplitWriter(path)
             writers[split].add(shards.encode(example))
-        files = []
+        rows = []
         for split, writer in sorted(writers.items()):
             writer.close()
             for i, shard in enumerate(writer.shards):
                 path = _part_path(place, number, split, "", i)
                 os.replace(shard.path, path)
                 row = {"split": split, "file": path.name, "size": path.stat().st_size}
-                files.append(row | {"records": shard.records, "bytes": shard.bytes})
-        output.save(place / f"{number:06d}.json", {"files": files, "left_out": left_out})
+                rows.append(row | {"records": shard.records, "bytes": shard.bytes})
+        files.write_json(place / f"{number:06d}.json", {"files": rows, "left_out": left_out})
     except BaseException:
         for path in place.glob(f"{number:06d}-*.tmp-{os.getpid()}"):  # a full disk has room again
             path.unlink()
@@ -241,8 +242,8 @@ def _read_part(place: Path, number: int) -> dict:
 
 def _is_done(place: Path, number: int) -> bool:
     try:
-        files = _read_part(place, number)["files"]
-        return all((place / row["file"]).stat().st_size == row["size"] for row in files)
+        rows = _read_part(place, number)["files"]
+        return all((place / row["file"]).stat().st_size == row["size"] for row in rows)
     except (OSError, ValueError):
         return False  # it is made again
 
@@ -287,18 +288,18 @@ def _sync(data: Path) -> None:
     """Waits for the metadata and the names: the shards are on the disk already."""
     for path in data.iterdir():
         if ".array_record-" not in path.name:
-            shards.sync(path)
-    shards.sync_directory(data)
+            files.sync(path)
+    files.sync_directory(data)
 
 
 def _assemble(plan: Plan, place: Path) -> dict[str, list[shards.Shard]]:
     """Moves the files of the parts to their final names, small neighbours joined."""
-    files: dict[str, list[dict]] = {split: [] for split in plan.splits}
+    by_split: dict[str, list[dict]] = {split: [] for split in plan.splits}
     for number in range(len(plan.parts)):
         for row in _read_part(place, number)["files"]:
-            files[row["split"]].append(row)
+            by_split[row["split"]].append(row)
     final: dict[str, list[shards.Shard]] = {}
-    for split, rows in files.items():
+    for split, rows in by_split.items():
         if not rows:
             continue
         final[split] = []
@@ -330,17 +331,17 @@ def _bundles(rows: list[dict]) -> Iterator[list[dict]]:
         yield bundle
 
 
-def _join(files: list[Path], target: Path) -> None:
-    if len(files) > 1:
+def _join(members: list[Path], target: Path) -> None:
+    if len(members) > 1:
         temporary = target.with_name(f"{target.name}.tmp")
         writer = shards.SplitWriter(lambda index: temporary, max_records=2**62, max_bytes=2**62)
-        for file in files:
+        for file in members:
             for record in _records(file):
                 writer.add(record)
         writer.close()
         os.replace(temporary, target)
-        shards.sync_directory(target.parent)
-        for file in files:
+        files.sync_directory(target.parent)
+        for file in members:
             file.unlink()
     else:
-        os.rename(files[0], target)
+        os.rename(members[0], target)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from imagen_jax import files
+
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
@@ -61,8 +63,8 @@ class Tally:
 def write(path: Path, rows: Iterable[LeftOut]) -> Tally:
     """Writes one JSON line for each row, as they come, and counts them."""
     tally = Tally()
-    with path.open("w", encoding="utf-8") as file:
+    with files.replacing(path) as file:
         for row in rows:
             tally.add(row)
-            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+            file.write((json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n").encode())
     return tally

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from imagen_jax import files
 
 RECORDS_PER_SHARD = 16384
 BYTES_PER_SHARD = 2**30
@@ -115,7 +116,7 @@ class SplitWriter:
         with _as_os_error(path):
             writer, self._writer = self._writer, None
             writer.close()
-        sync(path)
+        files.sync(path)
         self.shards.append(Shard(path, self._records, self._bytes))
         self._records, self._bytes = 0, 0
 
@@ -127,22 +128,6 @@ def _as_os_error(path: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's content is on the disk: what is called finished survives a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """The same for the names in a directory, where the file system can."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path) -> Iterator[bytes]:
@@ -206,18 +191,18 @@ def write_metadata(
         description=description,
     )
     info.set_file_format("array_record")
-    splits = [_split_info(split, files, name, directory) for split, files in shards.items()]
+    splits = [_split_info(split, written, name, directory) for split, written in shards.items()]
     info.set_splits(tfds.core.SplitDict(splits))
     info.write_to_directory(str(directory))
 
 
-def _split_info(split: str, files: list[Shard], name: str, directory: Path):
+def _split_info(split: str, written: list[Shard], name: str, directory: Path):
     import tensorflow_datasets as tfds
 
     return tfds.core.SplitInfo(
         name=split,
-        shard_lengths=[shard.records for shard in files],
-        num_bytes=sum(shard.bytes for shard in files),
+        shard_lengths=[shard.records for shard in written],
+        num_bytes=sum(shard.bytes for shard in written),
         filename_template=tfds.core.ShardedFileTemplate(
             dataset_name=name,
             data_dir=str(directory),

@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from imagen_jax import files
 from imagen_jax.locks import lock
 from imagen_jax.text import cleaning, pretrained
 
@@ -326,19 +327,8 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
         "dtype": dtype or "float16",
         "clean_captions": encoder.clean_captions,
     }
-    temporary = root / f"meta-{uuid.uuid4().hex}"
-    with temporary.open("w") as file:
-        file.write(json.dumps(meta, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)  # fails where another process was first
-    except FileExistsError:
+    if not files.create(path, json.dumps(meta, indent=2) + "\n"):  # another process was first
         return _prepare(root, encoder, dtype)
-    except OSError:  # no links on this file system
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return meta["dtype"]
 
 
@@ -464,13 +454,13 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _publish(temporary: Path, root: Path, *files: BinaryIO) -> None:
+def _publish(temporary: Path, root: Path, *opened: BinaryIO) -> None:
     """Renames a temporary directory, whose open files are given, to the next shard; nothing if it is empty."""
-    for file in files:
+    for file in opened:
         # The rename must not reach the disk before what it names.
         file.flush()
         os.fsync(file.fileno())
-    if not all(os.fstat(file.fileno()).st_size for file in files):
+    if not all(os.fstat(file.fileno()).st_size for file in opened):
         shutil.rmtree(temporary, ignore_errors=True)
         return
     shards = _shards(root)

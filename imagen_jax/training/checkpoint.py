@@ -23,7 +23,7 @@ from typing import IO, Any
 import jax
 import orbax.checkpoint as ocp
 
-from imagen_jax import parallel, stage
+from imagen_jax import files, parallel, stage
 from imagen_jax.config import (
     SamplingConfig,
     StageConfig,
@@ -217,15 +217,8 @@ def claim(directory: str | Path, config: StageConfig) -> None:
                 "Give another --workdir, or the options that it was started with."
             )
     if jax.process_index() == 0 and found != config:
-        _write_json(file, to_dict(config))
-
-
-def _write_json(file: Path, content: Any) -> None:
-    """All of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(file, to_dict(config), indent=2)
 
 
 def read_config(directory: str | Path) -> StageConfig:
@@ -290,7 +283,7 @@ def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], ab
     """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
     file = Path(workdir) / SAMPLING_FILE
     content = {"stages": {name: to_dict(sampling) for name, sampling in found.items()}, "about": about}
-    _write_json(file, content)
+    files.write_json(file, content, indent=2)
     return file
 
 

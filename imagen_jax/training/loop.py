@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from imagen_jax import parallel
+from imagen_jax import files, parallel
 from imagen_jax.config import StageConfig, flat, validate
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.structs import TrainState
@@ -283,7 +283,7 @@ class _Run:
             content = {"stage": name, "data": data.path, "split": data.split, "seed": self._config.seed}
             content |= {"checkpoint": latest, "steps": found}
             try:
-                file.write_text(json.dumps(content) + "\n")
+                files.write_json(file, content)
             except OSError as error:
                 where = f"cannot be written ({error}); those of the first are {found[0]['records']}"
         if latest is None:

@@ -6,7 +6,6 @@ Process 0 alone writes.
 import importlib.util
 import json
 import math
-import os
 import time
 import uuid
 from pathlib import Path
@@ -16,7 +15,9 @@ import jax
 import numpy as np
 from PIL import Image
 
+from imagen_jax import files
 from imagen_jax.config import StageConfig, to_dict
+from imagen_jax.data import transforms
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
@@ -82,7 +83,7 @@ class Writer:
     def _picture(self, step: int, name: str, picture: Image.Image) -> None:
         folder = self._directory / SAMPLES
         folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{name}-{step:08d}.png")
+        files.write(folder / f"{name}-{step:08d}.png", transforms.encode_png(np.asarray(picture)))
         self._board.image(step, name, np.asarray(picture))
         if self._run is not None:
             import wandb
@@ -154,7 +155,7 @@ def _wandb_run(config: StageConfig, directory: Path) -> Any:
 
     file = directory / WANDB_FILE
     if not file.exists():
-        file.write_text(uuid.uuid4().hex)
+        files.write(file, uuid.uuid4().hex)
     run = wandb.init(
         project=config.run.wandb,
         name=f"{directory.parent.name}/{config.name}",
@@ -175,9 +176,7 @@ def keep_until(file: Path, step: int) -> None:
     lines = file.read_text(errors="replace").splitlines(keepends=True)
     kept = "".join(line for line in lines if line.endswith("\n") and _step(line) <= step)
     if kept != "".join(lines):
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(kept)
-        os.replace(temporary, file)
+        files.write(file, kept)
 
 
 def _step(line: str) -> float:

@@ -1,0 +1,162 @@
+"""Files appear whole or not at all, and nothing is replaced that should stay."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from imagen_jax import files
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """full_disk(call): the call of os named so fails as on a full disk."""
+
+    def fill(call):
+        def fail(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, call, fail)
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("content", "stored"),
+    [(b"\x00\xff", b"\x00\xff"), ("ä\n", "ä\n".encode()), ("", b""), (b"x" * 10**6, b"x" * 10**6)],
+)
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_content_takes_the_place_of_the_old(tmp_path, content, stored, before):
+    path = tmp_path / ("n" * 255)  # as long as a name may be
+    if before is not None:
+        path.write_bytes(before)
+    files.write(path, content)
+    assert path.read_bytes() == stored and os.listdir(tmp_path) == [path.name]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_json_and_links(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "there" / "real.json")  # dangling at first
+    for content in ({"a": [1, None]}, "second"):
+        files.write_json(str(link), content)
+        assert link.is_symlink() and os.listdir(tmp_path / "there") == ["real.json"]
+    assert link.read_text() == '"second"\n'
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("write", [files.write, files.replacing, files.write_json])
+def test_a_full_disk_leaves_the_old_file_alone(tmp_path, full_disk, call, write):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    full_disk(call)
+    with pytest.raises(OSError, match=r"a\.png cannot be written: No space left on device\.$") as caught:
+        if write is files.replacing:
+            with write(path) as file:
+                file.write(b"new")
+        else:
+            write(path, "new")
+    assert caught.value.errno == 28 and ".tmp-" not in str(caught.value)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("write", [files.create, files.write_new])
+def test_a_full_disk_makes_no_new_name(tmp_path, full_disk, monkeypatch, write):
+    path = tmp_path / "a.png"
+    full_disk("fsync")
+    with pytest.raises(OSError, match="cannot be written: No space left"):
+        write(path, b"new")
+    assert not os.listdir(tmp_path)
+    monkeypatch.undo()
+    write(path, b"new")  # the name that the first would have had
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, ValueError("from the block"), OSError("own")]
+)
+def test_what_ends_the_block_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error) if isinstance(error, Exception) else error) as caught:
+        with files.replacing(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+    assert not os.listdir(tmp_path) and "cannot be written" not in str(caught.value)
+
+
+def make(path: Path, what: str) -> None:
+    match what:
+        case "directory":
+            path.mkdir()
+        case "FIFO":
+            os.mkfifo(path)
+        case "link to a device":
+            path.symlink_to("/dev/null")
+        case "link to itself":
+            path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("directory", "no regular file"),
+        ("FIFO", "no regular file"),
+        ("link to a device", "no regular file"),
+        ("link to itself", "no regular file"),
+    ],
+)
+def test_what_is_no_file_is_not_replaced(tmp_path, what, reason):
+    path = tmp_path / "a"
+    make(path, what)
+    before = os.lstat(path)
+    with pytest.raises(OSError, match=reason) as caught:
+        files.write(path, b"new")
+    assert "\n" not in str(caught.value)
+    assert os.lstat(path) == before and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("below", ["missing/a", "file/a", "n" * 256])
+def test_places_where_nothing_can_be(tmp_path, below):
+    (tmp_path / "file").touch()
+    for write in (files.write, files.create, files.write_new):
+        with pytest.raises(OSError) as caught:
+            write(tmp_path / below, b"")
+        assert ".tmp-" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_new_names(tmp_path):
+    (tmp_path / "a-2.png").mkdir()
+    (tmp_path / "a-4.png").symlink_to(tmp_path / "nowhere")
+    names = [files.write_new(tmp_path / "a.png", str(i)).name for i in range(4)]
+    assert names == ["a.png", "a-3.png", "a-5.png", "a-6.png"]
+    assert [(tmp_path / name).read_text() for name in names] == list("0123")
+    assert not files.create(tmp_path / "a.png", "other") and (tmp_path / "a.png").read_text() == "0"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_writers_at_the_same_time_replace_nothing(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links")))
+    written = []
+    writers = [
+        threading.Thread(
+            target=lambda i=i: written.extend(
+                (str(i), files.write_new(tmp_path / "grid.png", str(i))) for _ in range(5)
+            )
+        )
+        for i in range(8)
+    ]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join()
+    assert len({path for _, path in written}) == len(os.listdir(tmp_path)) == 40
+    assert all(path.read_text() == content for content, path in written)
