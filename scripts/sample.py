@@ -54,7 +54,7 @@ class Options(cli.SamplingOptions):
     image: Path | None = None
     """A picture to start from (--strength below 1) or to paint in (--mask); its middle is fitted to the result."""
     mask: Path | None = None
-    """A picture of the same size as --image: white = paint here, black = keep."""
+    """A picture of the same size as --image: white = paint here, black = keep; docs/sampling.md has other kinds."""
     outpaint: tuple[int, int, int, int] | None = None
     """Shares in percent of the result to paint around --image: top, bottom, left, right."""
     fsdp: int = 1
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
 def pictures_for(options: Options, stages: tuple) -> dict[str, np.ndarray]:
     """The pictures that were given, fitted to the sizes of the stages: [H, W, C] each."""
     from imagen_jax.cascade import sizes_by_stage
-    from imagen_jax.data import transforms
+    from imagen_jax.data import masks, transforms
 
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), options.size)
     fitted = {}
@@ -115,21 +115,16 @@ def pictures_for(options: Options, stages: tuple) -> dict[str, np.ndarray]:
         if not config.is_super_resolution:
             raise ValueError(f"--low-res needs --start with a super-resolution stage; {config.name} is none.")
         size = tuple(side * config.low_res_size // config.image_size for side in sizes[0])
-        fitted["low_res"] = transforms.fit(read(options.low_res), size)
+        fitted["low_res"] = transforms.fit(read("--low-res", options.low_res), size)
     if (options.mask is not None or options.outpaint is not None) and options.image is None:
         raise ValueError("--mask and --outpaint need --image, the picture to paint in.")
     if options.mask is not None and options.outpaint is not None:
         raise ValueError("Give either --mask or --outpaint.")
     if options.image is not None:
-        image = read(options.image)
+        image = read("--image", options.image)
         if options.mask is not None:
-            mask = read(options.mask)
-            if mask.shape != image.shape:
-                raise ValueError(
-                    f"--mask must have the size of --image, {image.shape[1]}x{image.shape[0]} pixels; "
-                    f"got {mask.shape[1]}x{mask.shape[0]}."
-                )
-            fitted["mask"] = (transforms.fit(mask, sizes[-1])[..., :1] > 0).astype(np.float32)
+            fitted["mask"], report = masks.load("--mask", options.mask, image.shape[:2], sizes[-1])
+            print(report)
         fitted["image"] = transforms.fit(image, sizes[-1])
         if options.outpaint is not None:
             fitted["image"], fitted["mask"] = outpainted(image, options.outpaint, sizes[-1])
@@ -154,10 +149,10 @@ def outpainted(
     return np.asarray(larger[0]), np.asarray(mask[0])
 
 
-def read(path: Path) -> np.ndarray:
+def read(option: str, path: Path) -> np.ndarray:
     from imagen_jax.data import transforms
 
-    return transforms.decode(path.read_bytes(), str(path))
+    return transforms.decode(transforms.read_file(option, path), f"{option} {path}")
 
 
 def read_prompts(options: Options) -> list[str]:

@@ -6,11 +6,13 @@ import io
 import re
 import struct
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from imagen_jax import resize
+from imagen_jax.data import listing
 
 CROPS = ("center", "random", "aspect")
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
@@ -40,6 +42,23 @@ class UndecodableError(ValueError):
     def __init__(self, message: str, reason: str = ""):
         super().__init__(message)
         self.reason = reason or message
+
+
+def read_file(option: str, path: Path) -> bytes:
+    """The bytes of a picture that a user names.
+
+    Raises:
+      ValueError: one line: it is no file, or has more than MAX_BYTES.
+      OSError: it cannot be read.
+    """
+    try:
+        return listing.read_file(path, MAX_BYTES)
+    except listing.NoFileError as error:
+        raise ValueError(f"{option} must be a picture file; {path} is {error.kind}: give a file.") from error
+    except listing.TooLargeError as error:
+        raise ValueError(
+            f"{option} must have at most {MAX_BYTES} bytes; {path} has {error}: make it smaller."
+        ) from error
 
 
 def opened(data: bytes) -> Image.Image:
@@ -241,12 +260,23 @@ def square(
 
 def fit(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The middle of a uint8 picture [H, W, C] in the shape of `size`, as float32 [*size, C] in [-1, 1]."""
-    height, width = x.shape[:2]
+    return to_unit(resize.to_size(x[middle(*x.shape[:2], size)], size))
+
+
+def middle(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the largest middle part of a picture that has the shape of `size`, (h, w)."""
     scale = min(height / size[0], width / size[1])
     rows, columns = (max(1, round(side * scale)) for side in size)
     top, left = (height - rows) // 2, (width - columns) // 2
-    x = x[top : top + rows, left : left + columns]
-    return to_unit(resize.to_size(x, size))
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def turned(x: np.ndarray, orientation: int) -> np.ndarray:
+    """An array [H, W, ...] as stored -> upright, by its EXIF orientation (1 to 8)."""
+    sideways, down, mirrored = _TURNS.get(orientation, (False, False, False))
+    x = x[::-1] if down else x
+    x = x[:, ::-1] if mirrored else x
+    return x.swapaxes(0, 1) if sideways else x
 
 
 def encode_png(x: np.ndarray) -> bytes:

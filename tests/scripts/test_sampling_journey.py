@@ -122,7 +122,7 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--start", "sr32"], "start must be a stage, one of base, sr16"),
         (["--mask", "{photo}"], "--mask and --outpaint need --image"),
         (["--image", "{photo}"], "strength must be below 1 for an image without a mask"),
-        (["--image", "{photo}", "--mask", "{small}"], "--mask must have the size of --image, 60x40 pixels; got 6x4"),
+        (["--image", "{photo}", "--mask", "{small}"], "small.png must have the size of --image, 60x40 pixels; got 6x4"),
         (["--image", "{photo}", "--outpaint", "60", "60", "0", "0"], "--outpaint must leave room"),
         (["--size", "18", "16"], "size must be (H, W) in multiples of 4"),
         (["--eta", "0.5", "--sampler", "unipc"], "eta must be left out, since sampler 'unipc' does not use it"),

@@ -1,0 +1,257 @@
+"""Masks for inpainting: which pixels of a picture are to be painted.
+
+A mask is data, not a picture: 1 of 0..1, 255 of 0..65535 and blue on black all mark pixels. The rules:
+
+- Alpha decides if it varies. If the opaque pixels have one colour, not black, they are strokes on an empty
+  layer and are painted. If they have many colours, they are a photo, and what was erased is painted.
+- Otherwise the colours decide. Of two values or two colours the lighter is painted. Of more, on a dark
+  background, whatever is closer to the lightest than to the background. Edges may be soft or noisy.
+- Anything else could mean either and is refused: a photo, labels, black strokes on an empty layer.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.data import transforms
+
+_NOISE = 16  # steps of 8 bits by which compression changes an even area
+_MANY = 16  # colours, in steps of _NOISE, that only a photo has
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+_FIX = "give white where to paint and black elsewhere, without transparency"
+
+
+def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads which pixels a mask marks, by the rules of this module.
+
+    Args:
+      data: an encoded picture in one of `transforms.FORMATS`, of any mode and depth.
+      name: names the mask in errors.
+      size: (height, width) in pixels of the picture that it belongs to, if it must have its size.
+
+    Returns:
+      bool [H, W], upright by its EXIF orientation: True where to paint.
+
+    Raises:
+      ValueError: the bytes are no picture, the mask has another size than the picture, can be understood
+        in more than one way, or marks nothing.
+    """
+    values, alpha, is_lossy = _samples(data, name)
+    height, width = values.shape[:2]
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(
+            f"{name} must have the size of --image, {size[1]}x{size[0]} pixels; got {width}x{height}: resize it."
+        )
+    if alpha is not None and np.ptp(alpha) > _NOISE:
+        painted = _by_alpha(values, alpha, name)
+    elif alpha is not None and alpha.max() <= _NOISE:
+        raise _ambiguous(name, "a picture that is transparent everywhere")
+    else:
+        painted = _by_colour(values, is_lossy, name)
+    if not painted.any():
+        raise ValueError(f"{name} must mark something to paint; got none of {painted.size} pixels: {_FIX}.")
+    return painted
+
+
+def load(
+    option: str, path: Path, image_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, str]:
+    """Reads the mask of a picture from a file and fits it to the result.
+
+    Args:
+      option: how the user named the mask, such as "--mask".
+      path: an encoded picture, see `read`.
+      image_size: (height, width) of the picture that it belongs to, in pixels.
+      size: (height, width) of the result in pixels.
+
+    Returns:
+      (float32 [*size, 1], see `fit`; one line that says how many pixels are painted).
+
+    Raises:
+      ValueError: it cannot be read or understood, has another size than the picture, or marks nothing
+        within the middle.
+    """
+    mask = read(transforms.read_file(option, path), f"{option} {path}", image_size)
+    fitted = fit(mask, size, f"{option} {path}")
+    outside = int(mask.sum() - mask[transforms.middle(*mask.shape, size)].sum())
+    report = f"{option}: {int(fitted.sum())} of {fitted.size} pixels of the result are painted"
+    if outside:
+        report += f"; {outside} of the {int(mask.sum())} pixels that it marks lie outside of the middle that is used"
+    return fitted, f"{report}."
+
+
+def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
+    """Fits a mask to a picture as `transforms.fit` fits the picture: the same middle is cut out.
+
+    Args:
+      mask: bool [H, W].
+      size: (height, width) of the result in pixels.
+      name: names the mask in errors.
+
+    Returns:
+      float32 [*size, 1]: 1 where any part of the pixel is marked, else 0.
+
+    Raises:
+      ValueError: nothing that is marked lies within the middle.
+    """
+    rows, columns = transforms.middle(*mask.shape, size)
+    inside = mask[rows, columns]
+    if not inside.any():
+        y, x = (f"{part.start} to {part.stop - 1}" for part in (rows, columns))
+        raise ValueError(
+            f"{name} must mark something within the middle that is used, rows {y} and columns {x}; "
+            "all that it marks lies outside: crop the image and the mask, or give --size in their shape."
+        )
+    for axis, new in enumerate(size):
+        inside = _any_part(inside, new, axis)
+    return inside[..., None].astype(np.float32)
+
+
+def _any_part(mask: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Resizes one axis of a bool array: True where any pixel that overlaps the new one is True."""
+    old = mask.shape[axis]
+    start = np.arange(size) * old // size
+    stop = -(-np.arange(1, size + 1) * old // size)
+    zero = np.zeros_like(mask.take([0], axis), np.int64)
+    counts = np.concatenate([zero, mask.cumsum(axis, dtype=np.int64)], axis)
+    return counts.take(stop, axis) > counts.take(start, axis)
+
+
+def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """(grey values [H, W] of any type or colours uint8 [H, W, 3]; alpha uint8 [H, W] or None; is it lossy?)"""
+    try:
+        if beyond := transforms.too_many_bytes(len(data)):
+            raise ValueError(beyond)
+        image = transforms.opened(data)
+        if beyond := transforms.too_large(image):
+            raise ValueError(beyond)
+        turn = transforms.orientation(image)
+        is_lossy = image.format in _LOSSY and b"VP8L" not in data[:4096]  # which is WebP without loss
+        image.load()
+        if image.format == "TIFF":  # Pillow has turned it
+            turn = 1
+        if image.mode in ("RGB", "RGBA") and not np.any(np.asarray(image)[..., :3]):
+            image = _low_bytes(data) or image
+        alpha = None
+        if image.has_transparency_data:
+            if image.mode.startswith("I;16"):
+                x = np.asarray(image)
+                alpha = np.where(x == image.info["transparency"], 0, 255).astype(np.uint8)
+            else:
+                image = image.convert({"La": "LA", "LA": "LA"}.get(image.mode, "RGBA"))
+                alpha = np.asarray(image.getchannel("A"))
+                image = image.convert("L" if image.mode == "LA" else "RGB")
+        if image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
+            image = image.convert("RGB")
+        x = np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+        raise ValueError(f"{name} must be a picture; got {transforms.one_line(error)}.") from error
+    return transforms.turned(x, turn), None if alpha is None else transforms.turned(alpha, turn), is_lossy
+
+
+def _low_bytes(data: bytes) -> Image.Image | None:
+    """A picture of 16 bits for each colour by its low bytes, if Pillow would read the high ones; else None."""
+    image = transforms.opened(data)
+    if image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
+        return None
+    decoder, extents, offset, raw = image.tile[0]
+    image.tile = [type(image.tile[0])(decoder, extents, offset, raw.replace("16B", "16L"))]
+    image.load()
+    return image
+
+
+def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
+    """Strokes on an empty layer, or a photo with a hole."""
+    opaque = alpha > (int(alpha.min()) + int(alpha.max())) / 2
+    colours = _eight_bits(values)[alpha >= int(alpha.max()) - _NOISE]  # without soft edges
+    if np.ptp(colours, axis=0).max() <= 2 * _NOISE:  # one colour
+        if colours.max() <= 2 * _NOISE:
+            raise _ambiguous(name, "black beside transparency, which may be strokes or a hole")
+        return opaque
+    if len(np.unique(_coarse(colours))) > _MANY:
+        return ~opaque
+    raise _ambiguous(name, "a few colours beside transparency, of which each may mark what to paint")
+
+
+def _by_colour(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
+    if values.ndim == 3:
+        spread = np.ptp(values.astype(np.int16), axis=-1)
+        if spread.max() <= (2 * _NOISE if is_lossy else 0):
+            values = np.rint(values.mean(-1)).astype(np.uint8)
+    if values.ndim == 3:
+        return _by_hue(values, is_lossy, name)
+    return _by_grey(values, is_lossy, name)
+
+
+def _by_grey(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError(f"{name} must have values from 0 up; got {values.min()} to {values.max()}: {_FIX}.")
+    low, high = (value.item() for value in (values.min(), values.max()))
+    white = next(white for white in (1, 255, 65535, math.inf) if high <= white)
+    is_even = high - low <= (2 * _NOISE if is_lossy else 0)
+    if is_even:  # nothing is marked, or all
+        if low > white - 2 * _NOISE * (white == 255 and is_lossy) - 1e-9 and high > 0:
+            return np.ones(values.shape, bool)
+        if high <= 2 * _NOISE * is_lossy:
+            return np.zeros(values.shape, bool)
+        raise _ambiguous(name, f"{low:g} everywhere, neither black nor white")
+    painted = values > (low + high) / 2
+    if not is_lossy and np.all((values == low) | (values == high)):
+        return painted
+    if white not in (1, math.inf) and high < white / 2:
+        raise _ambiguous(name, f"values of {low:g} to {high:g}, as labels have")
+    return _two_sided(values, low, high, painted, name)
+
+
+def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
+    """Marks in colour on a dark background, or two colours."""
+    brightest = values.max(-1)
+    low, high = int(brightest.min()), int(brightest.max())
+    painted = brightest > (low + high) / 2
+    hues = _coarse(values[painted] // 2)  # in double steps: soft edges are of the same few
+    counts = np.unique(hues, return_counts=True)[1]
+    if (counts > len(hues) / 200).sum() > _MANY // 2:
+        raise _ambiguous(name, "a picture of many colours without transparency")
+    if low <= 3 * _NOISE and high - low > 2 * _NOISE:
+        return _two_sided(brightest, low, high, painted, name)
+    colours = np.unique(values.reshape(-1, 3), axis=0).astype(np.float64)
+    if len(colours) == 2 and not is_lossy:
+        light = colours @ (0.299, 0.587, 0.114)
+        if abs(light[0] - light[1]) > _NOISE:
+            return (values == colours[light.argmax()]).all(-1)
+        raise _ambiguous(name, "two colours of which neither is lighter")
+    raise _ambiguous(name, "colours without a black background")
+
+
+def _two_sided(values: np.ndarray, low: float, high: float, painted: np.ndarray, name: str) -> np.ndarray:
+    """`painted`, if most values lie near the darkest or the lightest."""
+    margin = (high - low) / 8
+    if np.mean((values <= low + margin) | (values >= high - margin)) < 0.5:
+        raise _ambiguous(name, "a picture of many shades without transparency")
+    return painted
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Colours or greys as int [H, W, C] in 0..255."""
+    values = values[..., None] if values.ndim == 2 else values
+    if values.dtype == bool:
+        return values.astype(np.int64) * 255
+    if values.dtype == np.uint8:
+        return values.astype(np.int64)
+    return (values.astype(np.float64) * (255 / max(float(values.max()), 1e-9))).astype(np.int64)
+
+
+def _coarse(colours: np.ndarray) -> np.ndarray:
+    """[N, C] in 0..255 -> one number for each colour in steps of _NOISE."""
+    steps = np.asarray(colours, np.int64) // _NOISE
+    return steps @ (256 // _NOISE) ** np.arange(steps.shape[-1])
+
+
+def _ambiguous(name: str, seen: str) -> ValueError:
+    return ValueError(f"{name} must say in one way where to paint; got {seen}: {_FIX}.")
