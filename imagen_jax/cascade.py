@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import resize
-from imagen_jax.config import SamplingConfig, StageConfig, override, validate_sampling
+from imagen_jax.config import SamplingConfig, StageConfig, override
 from imagen_jax.diffusion.samplers import Info
 from imagen_jax.inputs import Inputs, require_float, require_mask
 from imagen_jax.stage import Stage, check_stage, raise_if_broken, run_stage
 from imagen_jax.structs import TextCond
+from imagen_jax.validation import validate_sampling
 
 # Fields of SamplingConfig that say something to super-resolution stages alone.
 _SUPER_RESOLUTION = ("aug_level",)

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from imagen_jax.config import SamplingConfig, StageConfig, load_preset
+from imagen_jax.config import SamplingConfig, StageConfig
+from imagen_jax.presets import load_preset
 
 
 def _given(options: Any) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Frozen, hashable configurations: one `StageConfig` describes one diffusion stage completely.
 
-Everything is checked in one place, `validate`, before anything is loaded or compiled. A configuration
-is stored as JSON in every checkpoint, so that a stage can be rebuilt from its directory alone.
+`validation.validate` checks one before anything is loaded or compiled. A configuration is stored as JSON in every
+checkpoint, so that a stage can be rebuilt from its directory alone.
 """
 
 import dataclasses
-import importlib.util
+import json
 import math
-import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+from imagen_jax.checks import choice, require, shown
+
+MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +179,7 @@ class SamplingConfig:
 
 
 # option -> (the field that decides, its values that use the option)
-_USED_BY = {
+USED_BY = {
     "ddpm_gamma": ("sampler", ("ddpm",)),
     "eta": ("sampler", ("ddim", "dpmpp_2m_sde")),
     "order": ("sampler", ("unipc",)),
@@ -187,8 +189,8 @@ _USED_BY = {
     **dict.fromkeys(("apg_parallel", "apg_norm", "apg_momentum"), ("guidance", ("apg",))),
     **dict.fromkeys(("percentile", "floor", "cap"), ("threshold", ("dynamic",))),
 }
-_NEED_CHURN = ("churn_min", "churn_max", "churn_noise")
-_NEED_GUIDANCE = (
+NEED_CHURN = ("churn_min", "churn_max", "churn_noise")
+NEED_GUIDANCE = (
     "guidance_min_logsnr", "guidance_max_logsnr", "guidance_low", "guidance_low_start", "guidance_rescale",
     "apg_parallel", "apg_norm", "apg_momentum",
 )  # fmt: skip
@@ -196,17 +198,16 @@ _NEED_GUIDANCE = (
 
 def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
     """`sampling` with `options` put over it; what only its former method used goes with that method."""
-    plain = lambda value: value.item() if getattr(value, "ndim", None) == 0 else value  # numpy's scalars
-    options = {name: plain(value) for name, value in options.items()}
+    options = {name: _plain(value) for name, value in options.items()}
     changed = dataclasses.replace(sampling, **options)
     stale = {
         name: None
-        for name, (field, values) in _USED_BY.items()
+        for name, (field, values) in USED_BY.items()
         if name not in options and field in options and getattr(changed, field) not in values
     }
     turned_off = "guidance_scale" in options and not changed.is_guided
     if turned_off or options.get("guidance") == "cfg++":
-        stale |= dict.fromkeys(_NEED_GUIDANCE)
+        stale |= dict.fromkeys(NEED_GUIDANCE)
     if turned_off or options.get("threshold") == "none":
         stale["threshold_at"] = "after"
     if turned_off:
@@ -214,7 +215,7 @@ def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfi
     if options.get("resample") == 1:
         stale["jump"] = 1
     if options.get("churn") == 0:
-        stale |= dict.fromkeys(_NEED_CHURN)
+        stale |= dict.fromkeys(NEED_CHURN)
     stale = {name: value for name, value in stale.items() if name not in options}
     return dataclasses.replace(changed, **stale)
 
@@ -373,345 +374,6 @@ class StageConfig:
         return self.low_res_size is not None
 
 
-# --- validation ---------------------------------------------------------------------------------
-
-
-def validate(config: StageConfig) -> StageConfig:
-    """Returns `config` unchanged, or raises a ValueError that names the rule, the value and the fix."""
-    network, process, sampling, optim, run = (
-        config.network, config.process, config.sampling, config.optim, config.run
-    )  # fmt: skip
-    for prefix, part in {
-        "": config,
-        "process.": process,
-        "text.": config.text,
-        "data.": config.data,
-        "optim.": optim,
-        "run.": run,
-    }.items():
-        _choices(prefix, part)
-    _validate_network(network)
-    _rule(config.name.isidentifier(), "name", "an identifier such as base or sr256", config.name)
-    _rule(
-        config.image_size > 0 and config.image_size % network.stride == 0,
-        "image_size",
-        f"a positive multiple of the network's total stride {network.stride} "
-        f"(the network has {len(network.channels)} levels)",
-        config.image_size,
-    )
-    if isinstance(network, EfficientUNetConfig):
-        _rule(
-            config.low_res_size is not None,
-            "low_res_size",
-            "set for a super-resolution stage (an EfficientUNet): the image size of the stage before",
-            config.low_res_size,
-        )
-    if config.low_res_size is not None:
-        _rule(
-            0 < config.low_res_size < config.image_size,
-            "low_res_size",
-            f"positive and smaller than image_size {config.image_size}",
-            config.low_res_size,
-        )
-    if config.crop_size is not None:
-        _rule(
-            config.is_super_resolution,
-            "crop_size",
-            "None for a stage without low_res_size, which has to see whole images",
-            config.crop_size,
-        )
-        step = math.lcm(network.stride, config.low_res_factor)
-        _rule(
-            0 < config.crop_size <= config.image_size and config.crop_size % step == 0,
-            "crop_size",
-            f"a multiple of {step}, so that network and low-res image divide it, up to image_size "
-            f"{config.image_size}",
-            config.crop_size,
-        )
-    _rule(config.image_channels > 0, "image_channels", "positive", config.image_channels)
-    _rule(config.cond_image_channels >= 0, "cond_image_channels", "at least 0", config.cond_image_channels)
-    _rule(
-        not (process.zero_terminal_snr and process.prediction == "eps"),
-        "process.zero_terminal_snr",
-        "False with prediction 'eps', which says nothing about x where there is noise alone: use 'v'",
-        process.zero_terminal_snr,
-    )
-    _rule(0 <= process.cond_drop_prob < 1, "process.cond_drop_prob", "in [0, 1)", process.cond_drop_prob)
-    _rule(0 <= process.max_aug_level <= 1, "process.max_aug_level", "in [0, 1]", process.max_aug_level)
-    _rule(process.min_snr_gamma > 0, "process.min_snr_gamma", "positive", process.min_snr_gamma)
-    _rule(
-        0 <= process.min_snr_floor <= process.min_snr_gamma,
-        "process.min_snr_floor",
-        f"from 0 to min_snr_gamma, {process.min_snr_gamma:g}",
-        process.min_snr_floor,
-    )
-    _rule(config.text.length > 0, "text.length", "positive", config.text.length)
-    _rule(config.text.width is None or config.text.width > 0, "text.width", "positive", config.text.width)
-    validate_sampling(config, sampling)
-    _rule(optim.learning_rate > 0, "optim.learning_rate", "positive", optim.learning_rate)
-    _rule(optim.accumulation > 0, "optim.accumulation", "positive", optim.accumulation)
-    _rule(
-        optim.batch_size > 0 and optim.batch_size % optim.accumulation == 0,
-        "optim.batch_size",
-        f"a positive multiple of optim.accumulation {optim.accumulation}",
-        optim.batch_size,
-    )
-    _rule(0 <= optim.ema_decay < 1, "optim.ema_decay", "in [0, 1)", optim.ema_decay)
-    _rule(
-        optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps >= 0,
-        "optim.decay_steps",
-        f"0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
-        optim.decay_steps,
-    )
-    for field in (
-        "num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "fsdp", "height", "stall_timeout",
-        "validation_images", "sample_images",
-    ):  # fmt: skip
-        _rule(getattr(run, field) > 0, f"run.{field}", "positive", getattr(run, field))
-    _rule(
-        not run.prompts or not config.is_super_resolution,
-        "run.prompts",
-        "left out in a super-resolution stage, whose samples enlarge pictures of the data set",
-        run.prompts,
-    )
-    for field in ("max_skipped", "data_threads", "data_workers", "validate_every", "sample_every"):
-        _rule(getattr(run, field) >= 0, f"run.{field}", "at least 0", getattr(run, field))
-    _rule(
-        config.train_size % run.height == 0,
-        "run.height",
-        f"a divisor of the rows that are trained on, {config.train_size}",
-        run.height,
-    )
-    return config
-
-
-def validate_sampling(
-    config: StageConfig, sampling: SamplingConfig, *, needs_null: bool = True
-) -> SamplingConfig:
-    """Checks sampling options against the stage that they are for; a weak stage in its place needs no null."""
-    _choices("sampling.", sampling)
-    for name, hint in typing.get_type_hints(SamplingConfig).items():
-        kinds = typing.get_args(hint) or (hint,)
-        value = getattr(sampling, name)
-        if int in kinds or float in kinds:
-            right = int if int in kinds else int | float
-            _rule(
-                value is None
-                or (isinstance(value, right) and not isinstance(value, bool) and math.isfinite(value)),
-                name,
-                "a whole number" if int in kinds else "a finite number",
-                value,
-            )
-    for name, (field, values) in _USED_BY.items():
-        _rule(
-            getattr(sampling, name) is None or getattr(sampling, field) in values,
-            name,
-            f"left out, since {field} {getattr(sampling, field)!r} does not use it (only "
-            f"{' and '.join(map(repr, values))} {'does' if len(values) == 1 else 'do'})",
-            getattr(sampling, name),
-        )
-    for name, (expected, holds) in _RANGES.items():
-        value = getattr(sampling, name)
-        _rule(value is None or holds(value), name, expected, value)
-    for name in _NEED_CHURN:
-        _rule(
-            sampling.churn or getattr(sampling, name) is None,
-            name,
-            "left out without churn",
-            getattr(sampling, name),
-        )
-    _rule(
-        not sampling.churn or sampling.guidance_low is None,
-        "guidance_low",
-        "left out with churn, which moves between the steps that it counts",
-        sampling.guidance_low,
-    )
-    # With only one of a pair given, the grid or the sampler compares it with its own default.
-    for low, high in (
-        ("sigma_min", "sigma_max"), ("churn_min", "churn_max"), ("guidance_min_logsnr", "guidance_max_logsnr"),
-    ):  # fmt: skip
-        bottom, top = getattr(sampling, low), getattr(sampling, high)
-        _rule(bottom is None or top is None or bottom < top, low, f"below {high} {top}", bottom)
-    _rule(
-        sampling.cap is None or sampling.cap >= (sampling.floor or 1),
-        "cap",
-        "at least floor (1)",
-        sampling.cap,
-    )
-    _rule(
-        sampling.jump == 1 or sampling.resample > 1, "jump", "1 unless resample is more than 1", sampling.jump
-    )
-    _rule(
-        sampling.guidance_low_start is None or sampling.guidance_low is not None,
-        "guidance_low_start",
-        "left out without guidance_low",
-        sampling.guidance_low_start,
-    )
-    is_guided = sampling.is_guided
-    _rule(
-        not is_guided or not needs_null or config.process.cond_drop_prob > 0,
-        "guidance_scale",
-        "1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null",
-        sampling.guidance_scale,
-    )
-    for name in _NEED_GUIDANCE:
-        _rule(
-            is_guided or getattr(sampling, name) is None,
-            name,
-            "left out, since guidance_scale 1 is no guidance",
-            getattr(sampling, name),
-        )
-    _rule(
-        is_guided or sampling.guidance == "cfg",
-        "guidance",
-        "'cfg' with guidance_scale 1 (off)",
-        sampling.guidance,
-    )
-    _rule(
-        is_guided or sampling.threshold_at == "after",
-        "threshold_at",
-        "'after' without guidance",
-        sampling.threshold_at,
-    )
-    _rule(
-        sampling.threshold != "none" or sampling.threshold_at == "after",
-        "threshold_at",
-        "'after' with threshold 'none'",
-        sampling.threshold_at,
-    )
-    if sampling.guidance == "cfg++":
-        _rule(sampling.sampler == "ddim", "sampler", "'ddim' for guidance 'cfg++'", sampling.sampler)
-        _rule(
-            0 < sampling.guidance_scale <= 1,
-            "guidance_scale",
-            "in (0, 1] for guidance 'cfg++'",
-            sampling.guidance_scale,
-        )
-        for name in _NEED_GUIDANCE:
-            _rule(
-                getattr(sampling, name) is None,
-                name,
-                "left out, since guidance 'cfg++' does not use it",
-                getattr(sampling, name),
-            )
-    for schedule in (config.process.schedule, sampling.schedule):
-        _schedule_name(schedule)
-    if config.is_super_resolution:
-        top = config.process.max_aug_level
-        _rule(
-            0 <= sampling.aug_level <= top,
-            "aug_level",
-            f"in [0, {top}], the levels that the stage is trained on",
-            sampling.aug_level,
-        )
-    return sampling
-
-
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "steps": ("at least 1", lambda value: value >= 1),
-    "ddpm_gamma": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "eta": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "order": ("1, 2 or 3", lambda value: value in (1, 2, 3)),
-    "churn": ("at least 0", lambda value: value >= 0),
-    "churn_min": ("positive", lambda value: value > 0),
-    "churn_max": ("positive", lambda value: value > 0),
-    "churn_noise": ("positive", lambda value: value > 0),
-    "sigma_min": ("positive", lambda value: value > 0),
-    "sigma_max": ("positive", lambda value: value > 0),
-    "rho": ("positive", lambda value: value > 0),
-    "guidance_low_start": ("at least 0", lambda value: value >= 0),
-    "guidance_rescale": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "apg_norm": ("positive", lambda value: value > 0),
-    "apg_momentum": ("in (-1, 1)", lambda value: -1 < value < 1),
-    "percentile": ("in (0, 1]", lambda value: 0 < value <= 1),
-    "floor": ("positive", lambda value: value > 0),
-    "strength": ("in (0, 1]", lambda value: 0 < value <= 1),
-    "resample": ("at least 1", lambda value: value >= 1),
-    "jump": ("at least 1", lambda value: value >= 1),
-}
-
-
-def _schedule_name(name: str | None) -> None:
-    if name is not None:
-        from imagen_jax.diffusion import schedules  # inside, for reading a configuration needs no jax
-
-        _rule(name in schedules.SCHEDULES, "schedule", f"one of {', '.join(schedules.SCHEDULES)}", name)
-
-
-def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-    """Checks every stage and that each super-resolution stage continues the stage before it."""
-    _rule(len(stages) > 0, "stages", "at least one", 0)
-    for stage in stages:
-        validate(stage)
-    for before, stage in zip(stages, stages[1:], strict=False):
-        _rule(
-            stage.low_res_size == before.image_size,
-            f"low_res_size of stage {stage.name}",
-            f"{before.image_size}, the image_size of the stage {before.name} before it",
-            stage.low_res_size,
-        )
-        _rule(stage.text == before.text, f"text of stage {stage.name}", f"that of {before.name}", stage.text)
-    names = [stage.name for stage in stages]
-    _rule(len(set(names)) == len(names), "stage names", "distinct", names)
-    return stages
-
-
-def _validate_network(network: UNetConfig | EfficientUNetConfig) -> None:
-    levels = len(network.channels)
-    _rule(levels > 0, "network.channels", "at least one level", network.channels)
-    for field in dataclasses.fields(network):
-        value = getattr(network, field.name)
-        if isinstance(value, tuple):
-            _rule(
-                len(value) == levels,
-                f"network.{field.name}",
-                f"one entry for each of the {levels} levels of network.channels",
-                value,
-            )
-    _rule(min(network.num_res_blocks) > 0, "network.num_res_blocks", "positive", network.num_res_blocks)
-    _rule(
-        network.embedding > 0 and network.embedding % 4 == 0,
-        "network.embedding",
-        "a positive multiple of 4",
-        network.embedding,
-    )
-    if isinstance(network, UNetConfig):
-        bad = [
-            c for c, a in zip(network.channels, network.attention, strict=True) if a and c % network.head_dim
-        ]
-        _rule(
-            not bad,
-            "network.channels",
-            f"multiples of head_dim {network.head_dim} where attention is on",
-            bad,
-        )
-    else:
-        bad = [c for c in network.channels if c % network.num_heads]
-        _rule(not bad, "network.channels", f"multiples of num_heads {network.num_heads}", bad)
-        both = [s and c for s, c in zip(network.self_attention, network.cross_attention, strict=True)]
-        _rule(
-            not any(both),
-            "network.cross_attention",
-            "off where self_attention is on, which reads the text already",
-            network.cross_attention,
-        )
-
-
-def _rule(holds: bool, name: str, expected: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}; got {got!r}.")
-
-
-def _choices(prefix: str, config: Any) -> None:
-    """Literal fields hold one of their choices (dataclasses do not check this themselves)."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal and getattr(config, name) not in typing.get_args(hint):
-            raise ValueError(
-                f"{prefix}{name} must be one of {', '.join(map(repr, typing.get_args(hint)))}; "
-                f"got {getattr(config, name)!r}."
-            )
-
-
 # --- JSON ---------------------------------------------------------------------------------------
 
 
@@ -723,14 +385,21 @@ def to_dict(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             kind = {cls: {"kind": name} for name, cls in NETWORKS.items()}.get(type(value), {})
             value = kind | to_dict(value)
-        out[field.name] = list(value) if isinstance(value, tuple) else value
+        elif isinstance(value, tuple):
+            value = [_plain(entry) for entry in value]
+        out[field.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one of Python's, which JSON takes."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
     """A dict of an earlier version with what it lacks, which is what that version did."""
     if cls is SamplingConfig and "spacing" not in data:
-        unused = [n for n, (field, values) in _USED_BY.items() if data.get(field) not in values]
+        unused = [n for n, (field, values) in USED_BY.items() if data.get(field) not in values]
         return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
     added = {
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
@@ -757,26 +426,62 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
     return added.get(cls, {}) | data
 
 
-def from_dict(data: dict[str, Any], cls: type = StageConfig) -> Any:
-    """Inverse of `to_dict`. Unknown and missing keys are errors that name them."""
+def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> Any:
+    """Return the instance of `cls` that `to_dict` made `data` of. `validation.validate` checks what it holds.
+
+    Args:
+      data: as from a JSON file.
+      cls: a dataclass of this file.
+      name: of `data` in messages; the class's name if empty.
+
+    Raises:
+      ValueError: `data` is no JSON object, or has other keys than the fields of `cls`.
+    """
+    name = name or cls.__name__
+    require(isinstance(data, dict), name, "be a JSON object", data)
     data = _upgraded(data, cls)
     hints = typing.get_type_hints(cls)
-    unknown, missing = set(data) - set(hints), set(hints) - set(data)
+    unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown or missing:
         raise ValueError(
-            f"{cls.__name__} must hold exactly its own keys; unknown: {sorted(unknown)}, missing: {sorted(missing)}. "
-            "The file was written by another version of imagen_jax or edited."
+            f"{name} must hold exactly the keys of a {cls.__name__}; unknown: {unknown}, missing: {missing}: the file "
+            "was written by another version of imagen_jax or edited."
         )
-    return cls(**{name: _value(value, hints[name]) for name, value in data.items()})
+    return cls(**{key: _value(value, hints[key], key) for key, value in data.items()})
 
 
-def _value(value: Any, hint: Any) -> Any:
-    if isinstance(value, dict):
-        if isinstance(hint, types.UnionType):
-            value = dict(value)
-            hint = NETWORKS[value.pop("kind")]
-        return from_dict(value, hint)
-    return tuple(value) if isinstance(value, list) else value
+def _value(value: Any, hint: Any, name: str) -> Any:
+    if hint == UNetConfig | EfficientUNetConfig:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        choice(f"{name}.kind", kind, tuple(NETWORKS))
+        return from_dict({key: own for key, own in value.items() if key != "kind"}, NETWORKS[kind], name)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, name)
+    return tuple(value) if isinstance(value, list) and typing.get_origin(hint) is tuple else value
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+      ValueError: it is no file, is too large, or does not hold JSON; names the file.
+    """
+    require(file.is_file(), str(file), "be a file", "something else" if file.exists() else "nothing")
+    size = file.stat().st_size
+    require(size <= MAX_JSON, str(file), f"have at most {MAX_JSON} bytes", size)
+    try:
+        return json.loads(file.read_bytes(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # of the decoding, of JSON, of numbers and of nesting
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} must hold JSON, but cannot be read: {reason}.") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = sorted({key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])})
+        raise ValueError(f"keys must be distinct; got {shown(twice)} more than once")
+    return data
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -792,42 +497,3 @@ def differences(a: Any, b: Any) -> list[str]:
     left, right = flat(a), flat(b)
     names = sorted(left.keys() | right.keys())
     return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]
-
-
-# --- presets ------------------------------------------------------------------------------------
-
-_PRESETS = Path(__file__).parent.parent / "configs"
-
-
-def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
-    """The stages of a preset, checked: what `get_config` of configs/<name>.py, or of any such file, returns.
-
-    A colon and words choose among a preset's variants, as in "base64:1b,paper". Each parameter of its
-    `get_config` is a `Literal` of such words, with a default.
-    """
-    name_or_path, _, variant = name_or_path.partition(":")
-    path = Path(name_or_path) if name_or_path.endswith(".py") else _PRESETS / f"{name_or_path}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.py")))
-        raise ValueError(f"--preset must be one of {known}, or the path of a .py file; got {name_or_path!r}.")
-    spec = importlib.util.spec_from_file_location(f"imagen_jax_preset_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return validate_cascade(tuple(module.get_config(**_variant(path.stem, module.get_config, variant))))
-
-
-def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
-    """Words such as "1b,paper" by the parameter whose choices they are among."""
-    hints = typing.get_type_hints(get_config)
-    choices = {name: typing.get_args(hints[name]) for name in hints if name != "return"}
-    chosen = {}
-    for word in words.split(",") if words else ():
-        names = [name for name, allowed in choices.items() if word in allowed]
-        if not names or names[0] in chosen:
-            variants = "; ".join(f"{name}: {', '.join(allowed)}" for name, allowed in choices.items())
-            raise ValueError(
-                f"--preset {preset} must be followed by at most one word each of its variants "
-                f"({variants or 'it has none'}); got {words!r}."
-            )
-        chosen[names[0]] = word
-    return chosen

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import parallel, resize
-from imagen_jax.config import EfficientUNetConfig, SamplingConfig, StageConfig, validate_sampling
+from imagen_jax.config import EfficientUNetConfig, SamplingConfig, StageConfig
 from imagen_jax.diffusion import (
     augmentation,
     editing,
@@ -28,6 +28,7 @@ from imagen_jax.inputs import Inputs, check_inputs
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.structs import Cond, TextCond
+from imagen_jax.validation import validate_sampling
 
 Batch = dict[str, jax.Array]
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax import cli
-from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig, validate
+from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig
+from imagen_jax.validation import validate
 
 TEXT = TextConfig(width=384, length=24)
 GUIDANCE_SCALE = 3.0

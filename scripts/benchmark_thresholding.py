@@ -77,11 +77,12 @@ def guided_evaluation(batch: int, size: int) -> Callable:
     import jax
     import jax.numpy as jnp
 
-    from imagen_jax import config, stage
+    from imagen_jax import stage
     from imagen_jax.diffusion import guidance
+    from imagen_jax.presets import load_preset
     from imagen_jax.structs import Cond, TextCond
 
-    sr64 = config.load_preset("quickstart")[1]
+    sr64 = load_preset("quickstart")[1]
     network = dataclasses.replace(
         sr64.network, self_attention=(False,) * 3, cross_attention=(False, False, True)
     )

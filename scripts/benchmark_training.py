@@ -29,11 +29,11 @@ def main(parsed) -> None:
     import numpy as np
 
     from imagen_jax import parallel
-    from imagen_jax.config import validate
     from imagen_jax.planning import chips
     from imagen_jax.planning.estimate import estimate, train_inputs
     from imagen_jax.training import state as states
     from imagen_jax.training.step import make_train_step
+    from imagen_jax.validation import validate
 
     validate(config)
     if options.steps < 1:

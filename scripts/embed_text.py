@@ -39,9 +39,9 @@ class Options:
 def main(parsed) -> None:
     options, config = parsed
     from imagen_jax import TextEncoder, parallel
-    from imagen_jax.config import validate
     from imagen_jax.data import sources
     from imagen_jax.text import cache
+    from imagen_jax.validation import validate
 
     validate(config)
     if options.batch_size < 1:

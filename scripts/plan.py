@@ -37,9 +37,9 @@ def main(parsed) -> int:
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
-    from imagen_jax.config import validate
     from imagen_jax.planning import chips, fit, program
     from imagen_jax.planning.estimate import UTILISATION, estimate
+    from imagen_jax.validation import validate
 
     def change(part: str, **values):
         return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})

@@ -24,6 +24,7 @@ import pytest
 from imagen_jax import Stage, config, resize, stage
 from imagen_jax.data import shapes, transforms
 from imagen_jax.structs import TextCond
+from imagen_jax.validation import validate_cascade
 
 WIDTH = 12
 
@@ -84,7 +85,7 @@ def tiny_configs() -> tuple[config.StageConfig, config.StageConfig]:
             8, (8, 16), (1, 1), (False, True), (False, False), embedding=32, num_heads=2
         ),
     )
-    return config.validate_cascade((base, super_resolution))
+    return validate_cascade((base, super_resolution))
 
 
 @pytest.fixture(scope="session")

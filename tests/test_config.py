@@ -7,13 +7,15 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import stage
+from imagen_jax.presets import load_preset
+from imagen_jax.validation import validate, validate_cascade
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_and_survive_json(preset):
-    for config in C.load_preset(preset):
+    for config in load_preset(preset):
         again = C.from_dict(json.loads(json.dumps(C.to_dict(config))))
         assert again == config and hash(again) == hash(config)
         assert jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
@@ -45,13 +47,13 @@ def replace(config, path, value):
         (0, "process.min_snr_floor", 6.0, "process.min_snr_floor must be from 0 to min_snr_gamma, 5; got 6"),
         (0, "process.prediction", "flow", "process.prediction must be one of"),
         (0, "optim.optimizer", "sgd", "optim.optimizer must be one of"),
-        (0, "run.num_steps", 0, "run.num_steps must be positive"),
+        (0, "run.num_steps", 0, "run.num_steps must be at least 1; got 0"),
         (0, "name", "64/base", "name must be an identifier"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(tiny_configs, stage_index, field, value, message):
     with pytest.raises(ValueError, match=message):
-        C.validate(replace(tiny_configs[stage_index], field, value))
+        validate(replace(tiny_configs[stage_index], field, value))
 
 
 def test_stages_must_follow_each_other(tiny_configs):
@@ -59,9 +61,9 @@ def test_stages_must_follow_each_other(tiny_configs):
     with pytest.raises(
         ValueError, match="low_res_size of stage sr16 must be 8, the image_size of the stage base"
     ):
-        C.validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
+        validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
     with pytest.raises(ValueError, match="stage names must be distinct"):
-        C.validate_cascade((base, dataclasses.replace(super_resolution, name="base")))
+        validate_cascade((base, dataclasses.replace(super_resolution, name="base")))
 
 
 def test_json_of_another_version_is_refused(tiny_configs):
@@ -79,7 +81,7 @@ def test_differences_are_named(tiny_configs):
 
 
 def test_files_of_earlier_versions():
-    settings = C.load_preset("quickstart")[0]
+    settings = load_preset("quickstart")[0]
     data = C.to_dict(settings)
     for field in ("dtype", "output", "clean_captions"):
         del data["text"][field]
@@ -88,7 +90,7 @@ def test_files_of_earlier_versions():
 
 def test_unknown_preset():
     with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
-        C.load_preset("imagenet")
+        load_preset("imagenet")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_paper_sizes(preset, millions):
     """Both recipes of a preset have the same network."""
     for recipe in ("improved", "paper"):
         words = f"{preset}{',' if ':' in preset else ':'}{recipe}"
-        (config,) = C.load_preset(words)
+        (config,) = load_preset(words)
         shapes = jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
         assert config.optim.batch_size == 2048
@@ -116,9 +118,9 @@ def test_paper_sizes(preset, millions):
 
 def test_paper_size_stages_make_a_cascade():
     names = ("base64", "sr256", "sr1024")
-    stages = [C.load_preset(f"{name}:{recipe}") for recipe in ("paper", "improved") for name in names]
+    stages = [load_preset(f"{name}:{recipe}") for recipe in ("paper", "improved") for name in names]
     for three in (stages[:3], stages[3:]):
-        assert [c.image_size for c in C.validate_cascade(tuple(c for (c,) in three))] == [64, 256, 1024]
+        assert [c.image_size for c in validate_cascade(tuple(c for (c,) in three))] == [64, 256, 1024]
     assert stages[2][0].process.schedule == "linear" and stages[2][0].train_size == 256
 
 
@@ -132,14 +134,16 @@ def test_paper_size_stages_make_a_cascade():
 )
 def test_unknown_variants_are_refused(preset, message):
     with pytest.raises(ValueError, match=message):
-        C.load_preset(preset)
+        load_preset(preset)
 
 
 def test_crops_must_fit_the_network_and_the_low_res_grid():
-    (config,) = C.load_preset("sr1024")
-    for size in (250, 2048, 0):
+    (config,) = load_preset("sr1024")
+    with pytest.raises(ValueError, match="crop_size must be at least 1; got 0"):
+        validate(dataclasses.replace(config, crop_size=0))
+    for size in (250, 2048):
         with pytest.raises(ValueError, match="crop_size must be a multiple of 16"):
-            C.validate(dataclasses.replace(config, crop_size=size))
-    (base,) = C.load_preset("base64")
+            validate(dataclasses.replace(config, crop_size=size))
+    (base,) = load_preset("base64")
     with pytest.raises(ValueError, match="crop_size must be None for a stage without low_res_size"):
-        C.validate(dataclasses.replace(base, crop_size=32))
+        validate(dataclasses.replace(base, crop_size=32))

@@ -14,17 +14,24 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 
 # folder or file -> what it may import at module level; own modules by their path below imagen_jax
 ALLOWED = {
-    "diffusion": {"jax", "numpy", "diffusion"},
-    "models": {"jax", "flax", "einops", "structs", "parallel", "models"},
+    "diffusion": {"jax", "numpy", "arrays", "checks", "diffusion"},
+    "models": {"jax", "flax", "einops", "arrays", "checks", "structs", "parallel", "models"},
     "structs": {"jax", "flax"},
-    "config": set(),
+    "checks": set(),
+    "arrays": {"jax", "numpy", "checks"},
+    "config": {"checks"},
+    "validation": {"checks", "config", "models"},
+    "presets": {"checks", "config", "validation"},
     "resize": {"numpy"},
-    "inputs": {"jax", "flax", "numpy", "config", "structs"},
+    "inputs": {"jax", "flax", "numpy", "arrays", "checks", "config", "structs"},
     "stage": {
         "jax",
         "flax",
         "numpy",
+        "arrays",
+        "checks",
         "config",
+        "validation",
         "structs",
         "inputs",
         "resize",
@@ -32,7 +39,19 @@ ALLOWED = {
         "diffusion",
         "models",
     },
-    "cascade": {"jax", "numpy", "config", "inputs", "stage", "structs", "resize", "diffusion"},
+    "cascade": {
+        "jax",
+        "numpy",
+        "arrays",
+        "checks",
+        "config",
+        "validation",
+        "inputs",
+        "stage",
+        "structs",
+        "resize",
+        "diffusion",
+    },
     "parallel": {"jax", "numpy"},
     "locks": set(),
     "files": set(),
@@ -40,7 +59,7 @@ ALLOWED = {
     "data": {"numpy", "PIL", "scipy", "files", "locks", "resize", "data"},
     "text": {"jax", "flax", "numpy", "ml_dtypes", "config", "files", "locks", "parallel", "structs", "text"},
     "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "files", "resize", "data", "text", "evaluation"},
-    "generate": {"jax", "numpy", "parallel", "cascade", "stage", "structs", "text"},
+    "generate": {"jax", "numpy", "checks", "parallel", "cascade", "stage", "structs", "text"},
 }
 
 

@@ -93,7 +93,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None = None) -> jax.Array:
         channels = h.shape[-1]
-        groups = math.gcd(32, max(1, channels // 4))
+        groups = math.gcd(32, max(1, channels // 4), channels)
         x = h.astype(jnp.float32)
         mean, mean_square = (
             repeat(reduce(m, "b (g c) -> b g", "mean", g=groups), "b g -> b (g c)", c=channels // groups)

@@ -24,17 +24,18 @@ import jax
 import orbax.checkpoint as ocp
 
 from imagen_jax import files, parallel, stage
+from imagen_jax.checks import require
 from imagen_jax.config import (
     SamplingConfig,
     StageConfig,
     differences,
     from_dict,
+    read_json,
     to_dict,
-    validate_cascade,
-    validate_sampling,
 )
 from imagen_jax.locks import lock
 from imagen_jax.structs import TrainState
+from imagen_jax.validation import validate, validate_cascade, validate_sampling
 
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
@@ -228,10 +229,11 @@ def read_config(directory: str | Path) -> StageConfig:
         raise ValueError(
             f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py."
         )
+    data = read_json(file)
     try:
-        return from_dict(json.loads(file.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} must be a stage's configuration, but cannot be read: {error}") from error
+        return validate(from_dict(data))
+    except ValueError as error:
+        raise ValueError(f"{file} must hold a stage's configuration, but does not: {error}") from error
 
 
 def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
@@ -291,17 +293,19 @@ def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple
     file = workdir / SAMPLING_FILE
     if not file.exists():
         raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
-    try:
-        found = {
-            name: from_dict(options, SamplingConfig)
-            for name, options in json.loads(file.read_text())["stages"].items()
-        }
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} must hold sampling options, but cannot be read: {error}") from error
+    data = read_json(file)
     replaced = []
-    for each in stages:
-        sampling = validate_sampling(each.config, found.get(each.config.name, each.config.sampling))
-        replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
+    try:
+        found = data.get("stages") if isinstance(data, dict) else None
+        require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
+        for each in stages:
+            sampling = each.config.sampling
+            if each.config.name in found:
+                sampling = from_dict(found[each.config.name], SamplingConfig, each.config.name)
+            validate_sampling(each.config, sampling, prefix=f"{each.config.name}.")
+            replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
+    except ValueError as error:
+        raise ValueError(f"{file} must hold sampling options, but does not: {error}") from error
     return tuple(replaced)
 
 

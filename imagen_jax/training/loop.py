@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax import files, parallel
-from imagen_jax.config import StageConfig, flat, validate
+from imagen_jax.config import StageConfig, flat
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
@@ -27,6 +27,7 @@ from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import Watchdog, stop_requests
 from imagen_jax.training.writer import Writer, check_wandb
+from imagen_jax.validation import validate_for_training
 
 REPLAY_FILE = "nonfinite.json"
 
@@ -55,8 +56,8 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     stopped.
     """
     # --- check everything before anything is written -------------------------------------------
+    parallel.agree(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
-        parallel.agree(lambda: validate(config))
         options = flat(config)
         parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
         parallel.require_same({name: json.dumps(value) for name, value in options.items()})
@@ -75,11 +76,6 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
     """Opens what the configuration names; raises a ValueError for whatever this process cannot train with."""
-    if config.cond_image_channels:
-        raise ValueError(
-            f"cond_image_channels must be 0 here, since data sets hold no such image; got "
-            f'{config.cond_image_channels}: train with stage.loss and a batch of your own, which has "cond_image".'
-        )
     parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     check_wandb(config.run.wandb)
     options = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}

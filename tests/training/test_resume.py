@@ -17,6 +17,7 @@ import pytest
 
 from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.presets import load_preset
 from imagen_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
 
 def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monkeypatch):
     folder, preset = setup
-    (settings,) = config.load_preset(str(preset))
+    (settings,) = load_preset(str(preset))
     read = loop.Meter.read
 
     def signal_then_read(meter, done):  # where a step waits the longest
@@ -156,7 +157,7 @@ def test_a_checkpoint_comes_after_the_metrics_of_its_step_and_a_look_that_fails_
     setup, monkeypatch
 ):
     folder, preset = setup
-    (settings,) = config.load_preset(str(preset))
+    (settings,) = load_preset(str(preset))
     run = dataclasses.replace(settings.run, num_steps=6, checkpoint_every=3, sample_every=3)
     saved = folder / "look/base/checkpoints"
 
@@ -203,7 +204,7 @@ def test_a_position_that_is_not_the_steps_own_is_damage(setup, uninterrupted):
 
 def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, monkeypatch):
     folder, preset = setup
-    (settings,) = config.load_preset(str(preset))
+    (settings,) = load_preset(str(preset))
     settings = dataclasses.replace(
         settings,
         network=config.UNetConfig((8,), (1,), (False,), embedding=32),  # compiles in a third of the time
@@ -268,7 +269,7 @@ def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
     black = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
     records = [{"image": black, "caption": f"picture {i}"} for i in range(8)]
     sources.write({"train": records}, tmp_path / "data", name="data", description="Eight.")
-    (settings,) = config.load_preset(str(preset))
+    (settings,) = load_preset(str(preset))
     directory = loop.cache.directory_of(tmp_path / "data")
     encoder = loop.TextEncoder.from_config(settings.text)
     loop.cache.build(["picture 0", "picture 1"], encoder, directory, progress=False)

@@ -1,0 +1,179 @@
+"""Checks of plain values that a user gives, and the one form of their errors: `NAME must RULE; got VALUE: FIX.`
+
+Everything here is pure Python, so that a command line can be checked before JAX is imported; `arrays` checks arrays.
+"""
+
+import dataclasses
+import functools
+import math
+import numbers
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+MAX_SEED = 2**32 - 1  # what both JAX's keys (without 64-bit types) and Grain take whole
+MAX_COUNT = 10**9  # of steps, pictures and the like: what is more was mistyped, and overflows 32-bit counters
+
+
+def require(holds: bool, name: str, rule: str, got: Any = None, fix: str = "") -> None:
+    """Raises a ValueError unless `holds`; `rule` follows "must", such as "be positive"."""
+    if not holds:
+        raise error(name, rule, got, fix)
+
+
+def error(name: str, rule: str, got: Any, fix: str = "") -> ValueError:
+    """The error that `require` raises."""
+    return ValueError(f"{name} must {rule}; got {shown(got)}{f': {fix}' if fix else ''}.")
+
+
+def shown(value: Any) -> str:
+    """`value` in one short line, whatever it is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "shape", ()) != ():
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if dataclasses.is_dataclass(value) or callable(value):
+        return f"a {type(value).__name__}"
+    try:
+        text = repr(value) if isinstance(value, str | numbers.Number | None) else _SHORT.repr(value)
+    except Exception:  # a repr of somebody else's, or a number of more digits than Python prints
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else f"{text[:80]} ... ({len(text)} characters)"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxtuple = _SHORT.maxlist = 12
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, of Python or numpy; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is one finite number, of Python or numpy."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def whole(name: str, value: Any, low: int = 0, high: int = MAX_COUNT, fix: str = "") -> int:
+    """`value` as an int from `low` to `high`; raises ValueError for anything else."""
+    require(is_whole(value), name, f"be a whole number from {low} to {high}", value, fix)
+    require(value >= low, name, f"be at least {low}", value, fix)
+    require(value <= high, name, f"be at most {high}", value, fix)
+    return int(value)
+
+
+def number(name: str, value: Any, interval: str = "(-inf, inf)", fix: str = "") -> float:
+    """`value` as a float in `interval`, such as "(0, 1]"; raises ValueError for anything else."""
+    low, high, has_low, has_high = _bounds(interval)
+    require(is_finite(value), name, "be a finite number", value, fix)
+    holds = (value >= low if has_low else value > low) and (value <= high if has_high else value < high)
+    rule = f"be in {interval}"
+    if (low, high) == (0, math.inf):
+        rule = "be at least 0" if has_low else "be positive"
+    require(holds, name, rule, value, fix)
+    return float(value)
+
+
+@functools.cache
+def _bounds(interval: str) -> tuple[float, float, bool, bool]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high), interval[0] == "[", interval[-1] == "]"
+
+
+def seed(value: Any, num: int = 1, name: str = "seed") -> int:
+    """`value` as a seed; also `num` seeds that are counted up from it must be seeds.
+
+    Args:
+      value: a whole number from 0 to 2^32 - 1.
+      num: how many seeds are used: value, value + 1, ...
+      name: as the user knows it, such as "--seed".
+
+    Raises:
+      ValueError: it is none, or one of those counted up is none.
+    """
+    first = whole(name, value, 0, MAX_SEED)
+    rule = f"be at most {MAX_SEED - num + 1}, for {num} seeds are counted up from it to {MAX_SEED} at most"
+    require(first + num - 1 <= MAX_SEED, name, rule, value)
+    return first
+
+
+def seeds(values: Any, name: str = "seeds") -> list[int]:
+    """`values` as a list of seeds; see `seed`."""
+    is_sequence = isinstance(values, list | tuple | range) or getattr(values, "ndim", None) == 1
+    require(is_sequence, name, "be a sequence of whole numbers, one for each prompt", values)
+    return [seed(value, name=f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
+    """`value`, if it is a str that can be written and passed on."""
+    require(isinstance(value, str), name, "be a str", value)
+    require(may_be_empty or bool(value.strip()), name, "not be empty", value)
+    is_text = "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    require(is_text, name, "be text without null characters and surrogates", value)
+    return value
+
+
+def choice(name: str, value: Any, choices: Any) -> Any:
+    """`value`, if it is one of the names `choices`."""
+    require(
+        isinstance(value, str) and value in choices, name, f"be one of {', '.join(map(repr, choices))}", value
+    )
+    return value
+
+
+def instance(name: str, value: Any, kind: type, what: str, fix: str = "") -> Any:
+    """`value`, if it is a `kind`, which the message calls `what`."""
+    require(isinstance(value, kind) and not isinstance(value, type), name, f"be {what}", value, fix)
+    return value
+
+
+def fields(config: Any, intervals: Mapping[str, Any], prefix: str = "") -> None:
+    """Checks each field of a dataclass against its type, and against its interval.
+
+    Args:
+      config: an instance; fields that are dataclasses themselves are only checked to be of their type.
+      intervals: by field name: (low, high) of whole numbers, "(low, high]" of others; also for those in tuples. Whole
+        numbers without one are from 0 to MAX_COUNT.
+      prefix: of the names in messages, such as "optim.".
+    """
+    for name, hint in _hints(type(config)).items():
+        _field(f"{prefix}{name}", getattr(config, name), hint, intervals.get(name))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _field(name: str, value: Any, hint: Any, interval: Any) -> None:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if typing.get_origin(kind) is Literal:
+        choice(name, value, typing.get_args(kind))
+    elif typing.get_origin(kind) is tuple:
+        require(isinstance(value, tuple), name, "be a tuple", value)
+        for i, entry in enumerate(value):
+            _field(f"{name}[{i}]", entry, typing.get_args(kind)[0], interval)
+    elif dataclasses.is_dataclass(kind):
+        names = " or ".join(each.__name__ for each in kinds)
+        require(isinstance(value, kinds), name, f"be a {names}", value)
+    elif kind is bool:
+        require(isinstance(value, bool), name, "be True or False", value)
+    elif kind is int:
+        whole(name, value, *(interval or (0, MAX_COUNT)))
+    elif kind is float:
+        number(name, value, interval or "(-inf, inf)")
+    elif kind is str:
+        text(name, value, may_be_empty=interval == "may be empty")
