@@ -78,7 +78,7 @@ _SAMPLING_RANGES: dict[str, Any] = {
     "sigma_max": "[1e-06, 1e+06]",
     "rho": "[0.1, 1000]",
     "guidance_scale": "[-1000, 1000]",
-    "guidance_low": "[-1000, 1000]",
+    **dict.fromkeys(("guidance_min_logsnr", "guidance_max_logsnr", "guidance_low"), "[-1000, 1000]"),
     "guidance_low_start": (0, MAX_STEPS),
     "guidance_rescale": "[0, 1]",
     "apg_parallel": "[-1000, 1000]",

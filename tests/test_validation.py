@@ -18,7 +18,9 @@ from imagen_jax.validation import validate, validate_for_training, validate_samp
 
 NAN, INF = math.nan, math.inf
 WRONG = (None, NAN, INF, -INF, "", "8", b"8", True, 1.0, 1, -1, 0, 2**31, 2**63, 10**5000)
-HOSTILE = (*WRONG, 1e23, -1e23, (), (1,), [], {}, "\0", "\ud800", ("a",), (True,), (0.5,) * 9, object(), C.TextConfig, C.TextConfig(), np.ones(3), 1j)
+TUPLES = ((), (1,), ("a",), (True,), (0.5,) * 9)
+OTHERS = (1e23, -1e23, 1j, [], {}, "\0", "\ud800", object(), C.TextConfig, C.TextConfig(), np.ones(3))
+HOSTILE = (*WRONG, *TUPLES, *OTHERS)
 
 
 def replace(config, path, value):

@@ -14,7 +14,6 @@ atomic rename once every item is written.
 import contextlib
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
