@@ -14,22 +14,33 @@ from typing import Annotated, Any
 
 import tyro
 
+from imagen_jax import options
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.presets import load_preset
 
 
-def _given(options: Any) -> dict[str, Any]:
+def _given(parsed: Any) -> dict[str, Any]:
     """The sampling options that were given: name -> one value, or a tuple of one per stage."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingConfig)}
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(SamplingConfig)}
     return {name: value[0] if len(value) == 1 else value for name, value in values.items() if value}
 
 
 def _sampling_options() -> type:
     hints = typing.get_type_hints(SamplingConfig)
-    fields = [
-        (field.name, tuple[hints[field.name] | None, ...], dataclasses.field(default=()))
-        for field in dataclasses.fields(SamplingConfig)
-    ]
+    described = options.docstrings(SamplingConfig)
+    fields = []
+    for field in dataclasses.fields(SamplingConfig):
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        is_choice = typing.get_origin(hints[field.name]) is typing.Literal
+        metavar = "|".join(kinds) if is_choice else (kinds or [hints[field.name]])[0].__name__.upper()
+        text, has_own, without = described[field.name].partition(" None: ")
+        shown = tyro.conf.arg(
+            metavar=f"{metavar} [...]",
+            help=text.rstrip(";") + ("." if has_own and text.endswith(";") else ""),
+            help_behavior_hint=f"(default: the stage's own{', else ' * bool(has_own)}{without.rstrip('.')})",
+        )
+        hint = Annotated[tuple[hints[field.name] | None, ...], shown]
+        fields.append((field.name, hint, dataclasses.field(default=())))
     return dataclasses.make_dataclass(
         "SamplingOptions", fields, frozen=True, kw_only=True, namespace={"sampling": _given}
     )
@@ -91,52 +102,69 @@ def _leave(status: int) -> None:
     sys.exit(status)
 
 
-def parse(options: type, description: str, args: list[str] | None = None) -> Any:
-    """An instance of the dataclass `options` from the command line; its errors become one line."""
-    return _one_line(
-        tyro.cli, options, description=description, args=args, config=(tyro.conf.AvoidSubcommands,)
-    )
+def parse(kind: type, description: str, args: list[str] | None = None) -> Any:
+    """An instance of the dataclass `kind` from the command line; what is wrong there becomes one line."""
+    args = sys.argv[1:] if args is None else args
+    if options.asks_for_help(args):
+        args = ["--help"]  # whatever else is there may be incomplete
+    else:
+        options.check(args, options.fields(kind))
+    return _tyro(kind, description, args)
 
 
-def parse_stage(options: type, description: str) -> tuple[Any, StageConfig]:
-    """`options` (which has `preset` and `stage`, "" for the first) and the preset's stage, with overrides
-    such as --optim.learning-rate applied to it. --text.encoder brings its own width."""
-    fields = dataclasses.fields(options)
-    chosen = [(f.name, f.type, f) for f in fields if f.name in ("preset", "stage")]
-    peek = dataclasses.make_dataclass("Peek", [(n, t, _copy(f)) for n, t, f in chosen])
-    args = [arg for arg in sys.argv[1:] if arg not in ("-h", "--help")]
-    first, _ = _one_line(tyro.cli, peek, args=args, return_unknown_args=True)
-    stages = {stage.name: stage for stage in load_preset(first.preset)}
-    name = first.stage or next(iter(stages))
-    if name not in stages:
-        raise ValueError(
-            f"--stage must be one of {', '.join(stages)} in preset {first.preset}; got {first.stage!r}."
-        )
-    config = dataclasses.field(default=stages[name])
+def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:
+    """The dataclass `kind` (which has `preset` and `stage`, "" for the first) and the preset's stage, with overrides
+    such as --optim.learning-rate applied to it. --text.encoder brings its own width.
+
+    --help shows the values of the preset, if one is given that can be read.
+    """
+    args = sys.argv[1:]
+    wants_help = options.asks_for_help(args)
+    own = options.fields(kind)
+    named = {name: values for name, values in options.given(args) if name in ("preset", "stage")}
+    if not wants_help:  # the rest waits for the preset, which says what options the network has
+        words = [word for name, values in named.items() for word in (f"--{name}", *values)]
+        options.check(words, {name: own[name] for name in ("preset", "stage")})
+    try:
+        stage = _stage(*(" ".join(named.get(name, [""])) for name in ("preset", "stage")))
+    except ValueError as error:
+        if not wants_help:
+            raise
+        stage = StageConfig()
+        hint = error if named.get("preset") else "With --preset NAME they are those of that preset."
+        description += f"\n\nThe defaults below are those of no preset. {hint}"
+    if not wants_help:
+        options.check(args, own | options.fields(stage))
+    config = dataclasses.field(default=stage)
     both = dataclasses.make_dataclass(
         "Options",
         [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)],
-        bases=(options,),
+        bases=(kind,),
         kw_only=True,
         frozen=True,
     )
-    parsed = parse(both, description)
-    preset, text = stages[name].text, parsed.config.text
-    if text.encoder != preset.encoder and text.width == preset.width:
+    parsed = _tyro(both, description, ["--help"] if wants_help else args)
+    text = parsed.config.text
+    if text.encoder != stage.text.encoder and text.width == stage.text.width:
         text = dataclasses.replace(text, width=None)
     return parsed, dataclasses.replace(parsed.config, text=text)
 
 
-def _copy(field: dataclasses.Field) -> dataclasses.Field:
-    return dataclasses.field(default=field.default, default_factory=field.default_factory, kw_only=True)
+def _stage(preset: str, name: str) -> StageConfig:
+    """The stage of that name in a preset, "" for the first."""
+    stages = {stage.name: stage for stage in load_preset(preset)}
+    if (name or next(iter(stages))) not in stages:
+        raise ValueError(f"--stage must be one of {', '.join(stages)} in preset {preset}; got {name!r}.")
+    return stages[name or next(iter(stages))]
 
 
-def _one_line(function: Callable, *args, **kwargs) -> Any:
-    """Calls tyro; turns the box that it prints for a wrong option into one ValueError."""
+def _tyro(kind: type, description: str, args: list[str]) -> Any:
+    """Calls tyro; turns the box that it prints for what `options.check` does not see into one ValueError."""
     printed = io.StringIO()
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(printed):
-            return function(*args, **kwargs)
+            return tyro.cli(kind, description=description, args=args, config=markers)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -101,9 +101,9 @@ class SamplingConfig:
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"] = "ddim"
-    """Sampling method."""
+    """Method that goes from noise to image."""
     steps: int = 64
-    """Steps from noise to image."""
+    """Steps of the sampler from noise to image."""
     ddpm_gamma: float | None = None
     """ddpm: interpolates the log-variance between its bounds, 0 lower and 1 upper; None: 0.2."""
     eta: float | None = None
@@ -261,7 +261,7 @@ class OptimConfig:
     """Optimiser and averaging."""
 
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """Optimiser."""
+    """Optimiser of the parameters."""
     learning_rate: float = 1e-4
     """Highest learning rate, reached after the warm-up."""
     warmup_steps: int = 10_000

@@ -21,11 +21,11 @@ class Options:
     preset: str
     """Name of a file in configs/ without .py, or the path of such a file."""
     stage: str = ""
-    """Name of a stage in the preset; by default the first. All stages of a cascade share the captions."""
+    """Name of a stage in the preset; empty: the first. All stages of a cascade share the captions."""
     splits: tuple[str, ...] = ()
-    """Splits of the data set; by default all of them."""
+    """Splits of the data set; none: all of them."""
     store: Literal["float16", "bfloat16", "float32", "int8"] | None = None
-    """How numbers are stored, int8 with a scale per token; by default float16, or as in the cache there."""
+    """How numbers are stored, int8 with a scale per token; None: float16, or as in the cache there."""
     batch_size: int = 64
     """Captions embedded at once, of similar length."""
     fsdp: int = 1

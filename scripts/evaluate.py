@@ -30,6 +30,7 @@ class Options(cli.SamplingOptions):
     output: Path | None = None
     """Directory for the table and the grid; by default evaluation/ in the workdir."""
     seed: int = 0
+    """Seed of the first picture; the next have the seeds after it."""
     batch_size: int = 40
     """Pictures computed at once."""
     best: bool = False

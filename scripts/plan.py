@@ -18,15 +18,15 @@ class Options:
     preset: str
     """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
     stage: str = ""
-    """Name of the stage in the preset; the first."""
+    """Name of the stage in the preset; empty: the first."""
     topology: str | None = None
-    """TPU slice such as v5e:16x16 or v4:4x4x8; the local devices if left out."""
+    """TPU slice such as v5e:16x16 or v4:4x4x8; None: the local devices."""
     kind: Literal["train", "sample"] = "train"
     """What to run there."""
     batch: int | None = None
-    """Images in a batch, over all devices; optim.batch_size if left out."""
+    """Images in a batch, over all devices; None: optim.batch_size."""
     fsdp: int | None = None
-    """Devices that share each copy of the state; run.fsdp if left out."""
+    """Devices that share each copy of the state; None: run.fsdp."""
     quick: bool = False
     """Estimate only, without compiling."""
 

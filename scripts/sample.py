@@ -6,8 +6,8 @@
   python scripts/sample.py --workdir runs/quickstart --prompts "a red star" --image photo.png --mask mask.png
   python scripts/sample.py --workdir runs/quickstart --prompts "a red star" --start sr64 --low-res small.png
 
-Every sampling option takes one value for all stages that run or one for each. Each picture is a PNG that holds
-its prompt, seed and settings; grid.png shows them all. A picture depends on its prompt and seed alone.
+Every sampling option takes one value for all stages that run or one for each (None: the stage's own). Each picture is
+a PNG that holds its prompt, seed and settings; grid.png shows them all. A picture depends on its prompt and seed alone.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ class Options(cli.SamplingOptions):
     num: int = 1
     """Pictures for each prompt, of the seeds seed, seed + 1, ..."""
     seed: int = 0
+    """Seed of the first picture of each prompt."""
     batch_size: int = 16
     """Pictures computed at once."""
     best: bool = False

@@ -39,6 +39,7 @@ class Options(cli.SamplingOptions):
     data: Path | None = None
     """A data set of shapes, for its captions and what they claim."""
     split: str = "test"
+    """Split of the data set."""
     prompts_file: Path | None = None
     """A text file with one prompt per line, instead of --data."""
     clip: str | None = None
@@ -50,7 +51,9 @@ class Options(cli.SamplingOptions):
     num: int = 64
     """Prompts, from the start."""
     seed: int = 0
+    """Seed of the first prompt; the next have the seeds after it."""
     batch_size: int = 32
+    """Pictures computed at once."""
     output: Path | None = None
     """By default sweep/ in the workdir."""
 

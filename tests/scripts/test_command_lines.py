@@ -1,11 +1,13 @@
 """Wrong input to the command lines: one clear line, exit status 2, nothing written."""
 
+import dataclasses
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from imagen_jax import config, options
 from imagen_jax.data import sources, transforms
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +33,31 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         (["train.py", "--preset", "imagenet", "--stage", "base", "--workdir", "w"], "--preset must be one of"),
         (["train.py", "--preset", "quickstart", "--stage", "sr9", "--workdir", "w"], "must be one of base, sr64"),
         (["train.py", "--preset", "quickstart", "--stage", "base"], "--workdir"),
-        ([*TRAIN, "--optim.learning-rat", "1"], "--optim.learning-rat"),
-        ([*TRAIN, "--optim.learning-rate", "fast"], "fast"),
-        ([*TRAIN, "--process.prediction", "flow"], "flow"),
+        ([*TRAIN, "--optim.learning-rat", "1"], "--optim.learning-rat is no option: did you mean --optim.learning-ra"),
+        ([*TRAIN, "--learning-rate", "1"], "--learning-rate is no option: did you mean --optim.learning-rate?"),
+        ([*TRAIN, "--num_step", "1"], "--num-step is no option: did you mean --run.num-steps?"),
+        ([*TRAIN, "--zzzzz"], "--zzzzz is no option: --help lists all options."),
+        ([*TRAIN, "--wörkdir", "w"], "--wörkdir is no option: did you mean --workdir?"),
+        ([*TRAIN, "--optim.learning-rate", "fast"], "--optim.learning-rate must be a number; got 'fast'."),
+        ([*TRAIN, "--optim.batch-size", "1e3"], "--optim.batch-size must be a whole number; got '1e3'."),
+        ([*TRAIN, "--optim.batch-size", "8", "9"], "--optim.batch-size must be a whole number; got '8' '9'."),
+        ([*TRAIN, "--optim.batch-size=-1"], "optim.batch_size must be"),
+        ([*TRAIN, "--process.prediction", "flow"], "--process.prediction must be one of x, eps, v, edm; got 'flow'."),
+        ([*TRAIN, "--process.loss-weight", "min-snr"], "got 'min-snr' (did you mean min_snr?)."),
+        ([*TRAIN, "--data.flip", "yes"], "--data.flip must stand without a value; got 'yes'"),
+        ([*TRAIN, "--network.attention", "1"], "--network.attention must be True or False; got '1'."),
+        ([*TRAIN, "--network.channels"], "network.channels must be at least one level"),
+        ([*TRAIN, "--text.width", "wide"], "--text.width must be a whole number or None; got 'wide'."),
+        ([*TRAIN, "--seed"], "--seed must be a whole number; got no value."),
+        ([*TRAIN, "--seed", "1", "--seed", "2"], "--seed must be given once; got it twice"),
+        ([*TRAIN, "--data.flip", "--data.no-flip"], "--data.flip must be given once"),
+        ([*TRAIN, "--data.path", ""], "--data.path must be a text that is not empty; got ''."),
+        ([*TRAIN, "--no-seed"], "--no-seed is no option"),
+        (["train.py", "stray", *TRAIN[1:]], "options must begin with two dashes; got 'stray'"),
+        (["train.py", *TRAIN[1:-1], ""], "--workdir must be a path; got ''."),
+        (["train.py"], "--preset and --stage must be given; got no value"),
+        (["train.py", "--preset", "quickstart", "--stage", "", "--workdir", "w"], "--stage must be a text that is not"),
+        (["plan.py", "--quick"], "--preset must be given; got no value"),
         ([*TRAIN, "--optim.batch-size", "31"], "divisible by devices x optim.accumulation = 8 x 1; got 31: use 32"),
         ([*TRAIN, "--optim.accumulation", "5"], "multiple of optim.accumulation 5"),
         ([*TRAIN, "--image-size", "18"], "multiple of the network's total stride 4"),
@@ -48,7 +72,18 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*SAMPLE, "--prompts-file", "{tmp}/empty.txt"], "empty.txt is empty"),
         ([*SAMPLE, "--prompts-file", "{tmp}/missing.txt"], "missing.txt"),
         ([*SAMPLE, "--prompts", "a", "--num", "0"], "--num and --batch-size must be positive"),
-        ([*SAMPLE, "--prompts", "a", "--sampler", "euler"], "euler"),
+        (
+            [*SAMPLE, "--prompts", "a", "--sampler", "euler"],
+            "--sampler must be one of ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, heun, unipc or None; got 'euler'.",
+        ),
+        ([*SAMPLE, "--prompts", "a", "--spacing", "t", "log-snr"], "got 'log-snr' (did you mean logsnr?)."),
+        ([*SAMPLE, "--prompts", "a", "--steps"], "--steps must be a whole number or None; got no value."),
+        ([*SAMPLE, "--prompts", "a", "--steps", "4", "x", "８"], "--steps must be a whole number or None; got 'x'."),
+        ([*SAMPLE, "--prompts", "a", "--prompts", "b"], "--prompts must be given once; got it twice: give all its"),
+        ([*SAMPLE, "--prompts", "a", "--size", "64"], "--size must be 2 whole numbers or None; got '64'."),
+        ([*SAMPLE, "--prompts", "a", "--outpaint", "1", "2", "3", "x"], "--outpaint must be 4 whole numbers or None"),
+        ([*SAMPLE, "--prompts", "a", "--best=1"], "--best must stand without a value; got '1'"),
+        (["sample.py", "--prompts", "a"], "--workdir must be given; got no value"),
         (["evaluate.py", "--workdir", "w", "--data", "{tmp}/nowhere"], "nowhere"),
         ([*PLAN, "base64:2b", "--topology", "v5x:2x2"], "--topology must be a TPU slice"),
         ([*PLAN, "base64:9b", "--topology", "v5e:2x2"], "size: 300m, 500m, 1b, 2b"),
@@ -58,7 +93,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         (["benchmark_training.py", "--preset", "quickstart", "--steps", "0"], "--steps must be at least 1; got 0"),
         ([*PLAN, "sr1024", "--run.height", "3"], "run.height must be a divisor of the rows"),
         (["prepare_data.py", "--output", "out"], "Give either --input FOLDER or --shapes"),
-        (["prepare_data.py", "--shapes", "round", "--output", "out"], "round"),
+        (["prepare_data.py", "--shapes", "round", "--output", "out"], "--shapes must be one of single, full or None"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
@@ -122,9 +157,68 @@ def test_a_step_is_compiled_and_timed(monkeypatch, capsys):
     assert abs(step * rate - 8) < 0.1  # the batch, to the digits that are printed
 
 
-def test_help_lists_the_fields_of_the_preset(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", [*(a.replace("{tmp}", str(tmp_path)) for a in TRAIN), "--help"])
+def help_of(monkeypatch, capsys, *arguments):
+    """What a script prints for --help, without the frames around its options."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / arguments[0]), *arguments[1:], "--help"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts/train.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    assert stop.value.code in (0, None) and "--optim.learning-rate" in out and "--workdir" in out
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert stop.value.code in (0, None)
+    return capsys.readouterr().out.translate(str.maketrans("│|", "  "))
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["train.py"], ["--workdir PATH", "--optim.learning-rate FLOAT", "(default: 0.0001)", "With --preset NAME"]),
+        (["train.py", "--preset", "quickstart"], ["--optim.learning-rate", "(default: 0.0025)", "--network.attention"]),
+        (["train.py", "--preset", "quickstart", "--stage", "sr64"], ["--network.stem-channels", "(default: 16)"]),
+        (["train.py", "--preset", "imagenet"], ["--preset must be one of base64", "--run.num-steps"]),
+        (["train.py", "--preset", "quickstart", "--stage", "sr9"], ["--stage must be one of base, sr64"]),
+        (["train.py", "--preset"], ["With --preset NAME"]),
+        (["plan.py"], ["--topology", "None: the local devices. (default: None)"]),
+        (["plan.py", "--preset", "base64:2b"], ["--network.channels", "Channels at each resolution."]),
+        (["embed_text.py"], ["--store", "--text.encoder"]),
+        (["embed_text.py", "--preset", "shapes"], ["Tokens of each caption that reach the network", "(default: 40)"]),
+        (["prepare_data.py"], ["--input", "--shapes"]),
+    ],
+)  # fmt: skip
+def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
+    out = one_line(help_of(monkeypatch, capsys, *arguments))
+    for line in lines:
+        assert line in out
+
+
+CONFIGS = [part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)]
+SCRIPTS = ("train", "plan", "embed_text", "sample", "evaluate", "sweep", "prepare_data")
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, *SCRIPTS], ids=lambda kind: getattr(kind, "__name__", kind))
+def test_every_option_is_described(load_script, kind):
+    kind = load_script(kind).Options if isinstance(kind, str) else kind
+    described = options.docstrings(kind)
+    own = {name for name in kind.__annotations__ if not dataclasses.is_dataclass(getattr(kind, name, None))}
+    assert set(described) == own
+    for name, text in described.items():
+        assert len(text.split()) > 2 and text.endswith("."), name
+
+
+@pytest.mark.parametrize("script", ["sample.py", "train.py"])
+def test_comments_do_not_leak_into_help(monkeypatch, capsys, script):
+    for line in help_of(monkeypatch, capsys, script).splitlines():
+        for comment in ("Range", "Inputs", "Guidance", "Levels of noise", "50", "80", "import", "---"):
+            assert not line.strip().startswith(f"{comment} (default")
+
+
+def test_the_help_of_sampling_options_says_what_they_are_without_a_value(monkeypatch, capsys):
+    out = one_line(help_of(monkeypatch, capsys, "sample.py"))
+    for line in (
+        "--sampler ddpm ddim dpmpp_2m dpmpp_2m_sde heun unipc [...] Method that goes from noise to image. (default:",
+        "(default: the stage's own, else 1.003)",
+        "--cap FLOAT [...] dynamic: upper bound of the threshold. (default: the stage's own, else no bound)",
+        "None: the stage's own",
+    ):
+        assert line in out
