@@ -46,7 +46,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*TRAIN, "--process.loss-weight", "min-snr"], "got 'min-snr' (did you mean min_snr?)."),
         ([*TRAIN, "--data.flip", "yes"], "--data.flip must stand without a value; got 'yes'"),
         ([*TRAIN, "--network.attention", "1"], "--network.attention must be True or False; got '1'."),
-        ([*TRAIN, "--network.channels"], "network.channels must be at least one level"),
+        ([*TRAIN, "--network.channels"], "network.channels must have at least one level"),
         ([*TRAIN, "--text.width", "wide"], "--text.width must be a whole number or None; got 'wide'."),
         ([*TRAIN, "--seed"], "--seed must be a whole number; got no value."),
         ([*TRAIN, "--seed", "1", "--seed", "2"], "--seed must be given once; got it twice"),
