@@ -4,10 +4,10 @@
   python scripts/prepare_data.py --shapes single --output datasets/shapes
 
 The input is recognised by what lies there: a folder of pictures with captions (a .txt beside each
-picture, each line a caption, or one table at the top: captions.jsonl, captions.csv, metadata.jsonl
-or metadata.csv), .tar archives as WebDataset and img2dataset write them, .parquet tables with
-pictures in them, or a TFDS data set. What cannot be used is skipped and listed, with the reason, in
-quarantine.jsonl in the data set's directory. Interrupted or killed, the same command goes on. See
+picture, each line a caption, or a field of a .json, or one table at the top: captions.jsonl,
+captions.csv, metadata.jsonl or metadata.csv), .tar archives as WebDataset and img2dataset write them,
+.parquet tables with pictures in them, or a TFDS data set. What cannot be used is skipped and listed,
+with the reason, in quarantine.jsonl in the data set's directory. Interrupted or killed, the same command goes on. See
 docs/data.md.
 """
 
@@ -24,7 +24,8 @@ from typing import Literal
 from tqdm import tqdm
 
 from imagen_jax import cli, files
-from imagen_jax.data import origins, output, parts, sources
+from imagen_jax.data import origins, output, parts, sources, transforms
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
@@ -46,11 +47,20 @@ class Options:
     image_key: str | None = None
     """With --input: column, feature or, in archives, extension of the pictures, if not a usual one."""
     caption_key: str | None = None
-    """With --input: column, feature, field or, in archives, extension of the captions, if not a usual one."""
+    """With --input: column, feature, field of .json or, in archives, extension of the captions, if not a usual one."""
     max_size: int | None = None
     """With --input: longest side in pixels; larger pictures are reduced (default 2048)."""
     min_size: int | None = None
     """With --input: shortest side in pixels; smaller pictures are left out (default 64)."""
+    max_image_bytes: int | None = None
+    """With --input: bytes of an encoded picture; larger ones are left out (default and most 2^28)."""
+    max_caption_bytes: int | None = None
+    """With --input: bytes of a caption in UTF-8; a picture with a longer one is left out (default 2^20)."""
+    max_captions: int | None = None
+    """With --input: captions of a picture; one with more is left out (default 256)."""
+    max_page_bytes: int | None = None
+    """With --input: bytes of a page of pictures in a .parquet table; row groups with larger ones are left out
+    (default 2^28)."""
     validation_fraction: float | None = None
     """With --input: share of pictures for validation, chosen by their bytes (default 0)."""
     test_fraction: float | None = None
@@ -63,9 +73,11 @@ class Options:
     """With --shapes: number of test pictures, of combinations not in training (default 1000)."""
 
 
+LIMITS = {f"max_{name}": value for name, value in dataclasses.asdict(Limits()).items()}
 PICTURES = {
     "max_size": 2048,
     "min_size": 64,
+    **LIMITS,
     "validation_fraction": 0.0,
     "test_fraction": 0.0,
     "image_key": None,
@@ -98,6 +110,14 @@ def settings(options: Options) -> dict:
             "--min-size must lie in 1..max-size; got "
             f"{values['min_size']} with --max-size {values['max_size']}."
         )
+    for key in LIMITS:
+        if values[key] < 1:
+            raise ValueError(f"--{key.replace('_', '-')} must be at least 1; got {values[key]}.")
+    if values["max_image_bytes"] > transforms.MAX_BYTES:
+        raise ValueError(
+            f"--max-image-bytes must be at most {transforms.MAX_BYTES}, which training reads; "
+            f"got {values['max_image_bytes']}."
+        )
     fractions = values["validation_fraction"], values["test_fraction"]
     if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(
@@ -115,7 +135,10 @@ def already_there(directory: Path, wanted: dict) -> bool:
         made = json.loads((directory / SETTINGS).read_text())
     except ValueError:
         return False
-    return isinstance(made, dict) and all(made.get(key) == value for key, value in wanted.items())
+    # A set that was made before there were limits has none.
+    return isinstance(made, dict) and all(
+        made.get(key, LIMITS.get(key)) == value for key, value in wanted.items()
+    )
 
 
 def plan_shapes(made: dict) -> parts.Plan:
@@ -137,8 +160,11 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     root = Path(made["input"])
     if root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve()):
         raise ValueError(f"--output {directory} lies inside --input {root}; choose a place outside.")
-    survey = origins.survey(root, made["image_key"], made["caption_key"])
-    rules = Rules(made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"])
+    limits = Limits(**{key.removeprefix("max_"): made[key] for key in LIMITS})
+    survey = origins.survey(root, made["image_key"], made["caption_key"], limits)
+    rules = Rules(
+        made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"], limits
+    )
     if survey.splits is not None and len(rules.splits()) > 1:
         raise ValueError(
             "--validation-fraction and --test-fraction have no effect with a TFDS data set, whose splits "

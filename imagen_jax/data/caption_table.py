@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from imagen_jax.data import listing
+from imagen_jax.data import captions, listing, text_files
 from imagen_jax.data.captions import CAPTIONS
-from imagen_jax.data.captions import texts as captions_in
-from imagen_jax.data.quarantine import LeftOut, Unusable
+from imagen_jax.data.quarantine import LeftOut, Shortlist, Unusable
 
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
+_SAVE = "save it as UTF-8"
+_FIELD_LIMIT = threading.Lock()  # that of the csv module belongs to the whole process
 
 
 def rows(
@@ -23,106 +23,173 @@ def rows(
     """(file, caption) of each usable row; the keys, if given, name the columns. Others go to `left_out`.
 
     Raises:
-      ValueError: one line, at the end; no row is usable, and why.
+      ValueError: one line; two columns have the same name, the table is no file, or, at the end, no row is usable,
+        and why.
     """
-    files = (image_key,) if image_key else FILE_COLUMNS
-    names = (caption_key,) if caption_key else CAPTIONS
-    # What is not UTF-8 becomes lone surrogates, so that one such row does not spoil the others.
-    content = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    columns: dict[str, str] = {}
-    usable, first_mistake = False, ""
-    for number, row in _read(table, content):
-        where = f"{table.name}:{number}"
-        if isinstance(row, Unusable):
-            left_out.append(row.of(where))
-            first_mistake = first_mistake or f"line {number} has {row.detail}."
-            continue
-        row = row if isinstance(row, dict) else {}
-        columns.update({str(key): type(value).__name__ for key, value in row.items()})
-        # Names may be capitalised or have blanks around them.
-        row = {str(name).strip().lower(): value for name, value in row.items()} | row
-        file, captions = _pick(row, files), captions_in(_pick(row, names))
-        if not (isinstance(file, str) and captions):
-            detail = f"expected text in one of {files} and in one of {names}"
-            left_out.append(LeftOut(where, "unusable table row", detail))
-        elif any(map(_has_surrogates, captions)):
-            left_out.append(LeftOut(where, "unreadable caption", "not UTF-8"))
-            first_mistake = first_mistake or f"line {number} is not UTF-8 text: save it as UTF-8."
-        else:
+    try:
+        with text_files.opened(table) as content:
+            yield from _Rows(table, image_key, caption_key, left_out).of(content)
+    except listing.NoFileError as error:
+        raise ValueError(f"{table} must be a file; it is {error.kind}: remove it.") from error
+
+
+class _Rows:
+    """What is found in one table while it is read."""
+
+    def __init__(self, table: Path, image_key, caption_key, left_out: list[LeftOut]):
+        self._table = table
+        self._files = (image_key,) if image_key else FILE_COLUMNS
+        self._captions = (caption_key,) if caption_key else CAPTIONS
+        self._left_out = Shortlist(left_out)
+        self._first_line = ""  # that is not blank
+        self._first_mistake = ""
+        self._columns: dict[str, str] = {}  # and the types of their values
+
+    def of(self, content) -> Iterator[tuple[str, str]]:
+        usable = False
+        for number, row in self._read(text_files.Lines(content)):
+            where = f"{self._table.name}:{number}"
+            try:
+                both = self._file_and_captions(row)
+            except Unusable as error:
+                self._left_out.add(error.of(where))
+                self._first_mistake = self._first_mistake or f"line {number} has {error.detail}."
+                continue
+            if both is None:
+                detail = f"expected text in one of {self._files} and in one of {self._captions}"
+                self._left_out.add(LeftOut(where, "unusable table row", detail))
+                continue
             usable = True
-            for caption in captions:
-                yield PurePosixPath(file.strip().replace("\\", "/")).as_posix(), caption
-    if not usable:
-        have = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
-        reason = (
-            first_mistake
-            or _mistake(table, content, {*files, *names})
+            file, found = both
+            yield from ((file, caption) for caption in found)
+        self._left_out.close(self._table.name)
+        if not usable:
+            raise ValueError(
+                f"{self._table} has no row with a file ({', '.join(self._files)}) and a caption "
+                f"({', '.join(self._captions)}); {self._why()}"
+            )
+
+    def _file_and_captions(self, row: object) -> tuple[str, tuple[str, ...]] | None:
+        """What is in a row; None if one of them is missing. Raises Unusable if it cannot be read."""
+        if isinstance(row, Unusable):
+            raise row
+        row = row if isinstance(row, dict) else {}
+        if len(self._columns) < 100:
+            self._columns.update({str(key): type(value).__name__ for key, value in row.items()})
+        file = captions.first_filled(row, self._files)
+        found = captions.texts(captions.first_filled(row, self._captions))
+        if not (isinstance(file, str) and found):
+            return None
+        if any("\ud800" <= letter <= "\udfff" for caption in found for letter in caption):
+            raise Unusable("unreadable caption", f"text that is not UTF-8: {_SAVE}")
+        if any("\0" in caption for caption in found):
+            raise Unusable("unreadable caption", f"a NUL character: {_SAVE}")
+        return PurePosixPath(file.strip().replace("\\", "/")).as_posix(), found
+
+    def _read(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
+        """(line number, row) of a table; in the place of a row whose fields cannot be told apart, why."""
+        read = self._read_json if _is_json(self._table) else self._read_csv
+        number = 0
+        try:
+            for number, row in read(lines):
+                yield number, row
+        except UnicodeDecodeError as error:
+            detail = f"text that is not {error.encoding.upper()}, and the rest is not read: {_SAVE}"
+            yield number + 1, Unusable("unreadable caption", detail)
+
+    def _read_json(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
+        num_cut = 0
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            self._first_line = self._first_line or line.strip()
+            if lines.num_cut > num_cut:
+                num_cut = lines.num_cut
+                yield number, Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
+            else:
+                yield number, _json(line)
+
+    def _read_csv(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
+        # Strict: else an open quote takes in all lines to the next one, and they become a caption.
+        reader = csv.reader(lines, strict=True)
+        header, num_cut = None, 0
+        while True:
+            number = reader.line_num + 1
+            try:
+                fields = _next(reader)
+            except csv.Error as error:
+                yield number, _told(error)
+                continue
+            if fields is None:
+                return
+            if lines.num_cut > num_cut:
+                num_cut = lines.num_cut
+                yield number, Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
+            elif header is None:
+                header = self._header(fields)
+            elif any(map(str.strip, fields[len(header) :])):
+                detail = "more fields than the header: put quotes around captions with commas"
+                yield number, Unusable("unusable table row", detail)
+            elif fields:
+                yield number, dict(zip(header, fields, strict=False))
+
+    def _header(self, fields: list[str]) -> list[str] | None:
+        """The names of the columns; None if there are none. Raises ValueError if two that are meant have one name."""
+        self._first_line = self._first_line or ",".join(fields)
+        if not any(map(str.strip, fields)):
+            return None
+        names = [name.strip() for name in fields]
+        for name in captions.columns(names, (*self._files, *self._captions)):
+            if (num := names.count(name)) > 1:
+                raise ValueError(f"{self._table} has {num} columns called {name}: rename all but one.")
+        return names
+
+    def _why(self) -> str:
+        """Why no row can be used."""
+        have = ", ".join(f"{name} ({kind})" for name, kind in list(self._columns.items())[:100]) or "none"
+        return (
+            self._first_mistake
+            or _mistake(self._table, self._first_line, {*self._files, *self._captions})
             or f"its columns are: {have}. Name the right ones with --image-key and --caption-key."
         )
-        raise ValueError(
-            f"{table} has no row with a file ({', '.join(files)}) and a caption ({', '.join(names)}); {reason}"
-        )
 
 
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+def _next(reader: Iterator[list[str]]) -> list[str] | None:
+    with _FIELD_LIMIT:
+        before = csv.field_size_limit(text_files.MAX_BYTES)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(before)
+
+
+def _told(error: csv.Error) -> Unusable:
+    if "field larger than" in str(error):
+        most = text_files.MAX_BYTES
+        return Unusable("too large", f"a field of more than {most} characters, or a quote that is not closed")
+    if "unexpected end" in str(error):
+        return Unusable("unusable table row", "a quote that is never closed")
+    detail = f"quotes that end within a field: double those that belong to the caption ({error})"
+    return Unusable("unusable table row", detail)
 
 
 def _is_json(table: Path) -> bool:
     return table.suffix.lower() == ".jsonl"
 
 
-def _read(table: Path, content: str) -> Iterator[tuple[int, object]]:
-    """(line number, row) of a table; in the place of a row whose fields cannot be told apart, why."""
-    if _is_json(table):
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                yield number, _json(line)
-        return
-    # Strict: else an open quote takes in all lines to the next one, and they become a caption.
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    while True:
-        before = max(reader.line_num, 1)
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            yield before + 1, Unusable("unusable table row", _told(error))
-            continue
-        if row is None:
-            return
-        beyond = row.pop(None, ())
-        number = reader.line_num - sum((value or "").count("\n") for value in (*row.values(), *beyond))
-        if any(map(str.strip, beyond)):
-            detail = "more fields than the header: put quotes around captions with commas"
-            yield number, Unusable("unusable table row", detail)
-        else:
-            yield number, row
-
-
-def _told(error: csv.Error) -> str:
-    if "unexpected end" in str(error):
-        return "a quote that is never closed"
-    return f"quotes that end within a field: double those that belong to the caption ({error})"
-
-
 def _json(line: str) -> object:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return captions.parse_json(line)
+    except ValueError:
         return None
 
 
-def _pick(row: dict, columns: tuple[str, ...]) -> object:
-    """The first of the columns that is not empty."""
-    values = (row.get(name, row.get(name.lower())) for name in columns)
-    return next((value for value in values if value is not None and str(value).strip()), None)
-
-
-def _mistake(table: Path, content: str, wanted: set[str]) -> str | None:
-    """The usual reason why no row of a table can be used, if it is one of these."""
-    first = next(filter(None, map(str.strip, content.split("\n"))), "")
-    if not first:
+def _mistake(table: Path, first: str, wanted: Iterable[str]) -> str | None:
+    """The usual reason why no row of a table can be used, if it is one of these; `first` is its first line."""
+    if not first.strip():
         return "it is empty."
+    if "\0" in first:
+        return f"it has NUL characters, as UTF-16 without a byte order mark has: {_SAVE}."
     if _is_json(table):
         if isinstance(row := _json(first), dict):
             return None
@@ -131,7 +198,7 @@ def _mistake(table: Path, content: str, wanted: set[str]) -> str | None:
         what = "no JSON" if row is None else f"a {type(row).__name__}"
         return f'its first line is {what}, where each should be an object, as {{"file": "a.jpg", "caption": "a cat"}}.'
     for separator in (";", "\t", "|"):
-        if wanted & {name.strip('" ') for name in first.split(separator)} and "," not in first:
+        if set(wanted) & {name.strip('" ') for name in first.split(separator)} and "," not in first:
             return (
                 f"its columns are separated by {separator!r}, where commas are expected: save it with commas."
             )

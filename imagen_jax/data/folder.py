@@ -1,8 +1,8 @@
-"""Captioned pictures in a folder, with captions in .txt files beside them or in one table.
+"""Captioned pictures in a folder, with captions in files beside them or in one table.
 
-Captions stand either in a .txt file beside each picture (photo.jpg with photo.txt or photo.jpg.txt)
-or in one table at the top of the folder, see `caption_table`. A picture with several captions (lines
-of the .txt, rows of the table) becomes one record per caption.
+Captions stand either in a .txt file beside each picture (photo.jpg with photo.txt or photo.jpg.txt), or
+else in a field of a .json file there, or in one table at the top of the folder, see `caption_table`. A
+picture with several captions (lines of the .txt, rows of the table) becomes one record per caption.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from imagen_jax.data import caption_table, captions, listing
+from imagen_jax.data import caption_table, captions, listing, text_files
 from imagen_jax.data.caption_table import TABLES
+from imagen_jax.data.captions import CAPTIONS
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.parts import Part
 from imagen_jax.data.pictures import Found
-from imagen_jax.data.quarantine import LeftOut, Unusable
+from imagen_jax.data.quarantine import LeftOut, Shortlist, Unusable
 
 PART = 256  # pictures
+_BESIDE = (".txt", ".json")  # looked for in this order
+_LOOK = 64  # pictures whose .json files are looked at before any work
 _TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".caption", ".xml")  # where people keep captions
 
 
@@ -28,8 +32,8 @@ def tables_among(files: Iterable[str]) -> list[str]:
 
 
 def relevant(files: Iterable[str]) -> list[str]:
-    """Those that have a say in what is made of the folder."""
-    endings = (*listing.PICTURES, *listing.UNREAD, ".txt")
+    """Files that affect the result."""
+    endings = (*listing.PICTURES, *listing.UNREAD, *_BESIDE)
     return [file for file in files if listing.ending(file) in endings or file.lower() in TABLES]
 
 
@@ -37,12 +41,13 @@ def relevant(files: Iterable[str]) -> list[str]:
 class Folder:
     """A folder of pictures. The keys, if given, are the names of the table's columns.
 
-    What is in a part: for each picture (file, the .txt file beside it or None, captions of the table).
+    What is in a part: for each picture (file, the .txt and .json files beside it, captions of the table).
     """
 
     root: Path
     image_key: str | None = None
     caption_key: str | None = None
+    limits: Limits = Limits()
 
     def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
         """The pictures in parts, and what is left out already; `files` are those in the folder.
@@ -57,46 +62,96 @@ class Folder:
         tables = tables_among(files)
         if len(tables) > 1:
             raise ValueError(f"{self.root} has several caption tables, {', '.join(tables)}; keep one.")
-        texts = _Texts(files)
-        beside = next(filter(None, map(texts.of, found)), None)
-        if tables and beside:
+        # A named field goes before .txt files, as in archives.
+        texts = _Texts(files, _BESIDE[::-1] if self.caption_key else _BESIDE)
+        beside = [text for file in found for text in texts.of(file)]
+        text_beside = next(filter(_is_text, beside), None)
+        if tables and text_beside:
             raise ValueError(
                 f"{self.root} has both a caption table, {tables[0]}, and captions beside pictures, as "
-                f"{beside}; keep one kind (delete the table, or move the .txt files away)."
+                f"{text_beside}; keep one kind (delete the table, or move the .txt files away)."
             )
         # Pictures that are not read are listed if they have captions, so they are looked for as well.
         known = [file for file in files if listing.ending(file) in (*listing.PICTURES, *listing.UNREAD)]
         left_out: list[LeftOut] = []
         if tables:
             rows = caption_table.rows(self.root / tables[0], self.image_key, self.caption_key, left_out)
-            items = _from_table(rows, self.root, known, left_out)
+            items = self._from_table(rows, known, left_out)
         else:
-            self._check_keys_unused()
+            self._check_keys_unused(has_json=not all(map(_is_text, beside)))
             items = _beside(known, texts, left_out)
-        if not items:
+        if not items or not (tables or text_beside or any(map(self._has_captions, beside[:_LOOK]))):
             raise ValueError(self._without_captions(found, files, tables, left_out))
         chunks = [items[i : i + PART] for i in range(0, len(items), PART)]
         return [Part(f"{chunk[0][0]} and on", len(chunk), chunk) for chunk in chunks], left_out
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
-        for file, text, given in part.what:
+        for file, texts, given in part.what:
             try:
-                where = text or file
-                if text is not None:
-                    given = captions.lines((self.root / text).read_bytes(), text)
-                where = file
-                found = Found(file, (self.root / file).read_bytes(), given)
-            except OSError as error:
-                left_out = listing.unreadable(error, where)
-                yield LeftOut(file, left_out.reason, f"{where}: {left_out.detail}")
+                if texts:
+                    given, unused = self._captions(texts)
+                    yield from (LeftOut(text, "caption without picture") for text in unused)
+                found = Found(file, self._content(file, self.limits.image_bytes), given)
             except Unusable as error:
                 yield error.of(file)
             else:
                 yield found
 
-    def _check_keys_unused(self) -> None:
+    def _captions(self, texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The captions in the first file that has any, and the .txt files after it."""
+        for number, text in enumerate(texts, 1):
+            found = self._captions_in(text)
+            if not captions.is_empty(list(found)):
+                return found, tuple(filter(_is_text, texts[number:]))
+        return (), ()
+
+    def _captions_in(self, text: str) -> tuple[str, ...]:
+        content = self._content(text, text_files.MAX_BYTES, f"{text}: ")
+        if _is_text(text):
+            return captions.lines(content, text)
+        return captions.in_json(content, text, (self.caption_key,) if self.caption_key else CAPTIONS)
+
+    def _has_captions(self, text: str) -> bool:
+        try:
+            return not captions.is_empty(list(self._captions_in(text)))
+        except Unusable:
+            return False
+
+    def _content(self, file: str, most: int, where: str = "") -> bytes:
+        """Raises Unusable if a file is too large or may not be read; `where` begins the detail."""
+        try:
+            return listing.read_file(self.root / file, most)
+        except listing.TooLargeError as error:
+            raise Unusable("too large", f"{where}{error}") from error
+        except (OSError, listing.NoFileError) as error:
+            left_out = listing.unreadable(error, file)
+            raise Unusable(left_out.reason, f"{where}{left_out.detail}") from error
+
+    def _from_table(
+        self, rows: Iterable[tuple[str, str]], known: list[str], left_out: list[LeftOut]
+    ) -> list[tuple]:
+        given: dict[str, dict[str, None]] = {file: {} for file in known}  # each caption once
+        composed = {_composed(file): file for file in known}
+        unknown = Shortlist(left_out)
+        for named, caption in rows:
+            file = _inside(named, self.root)
+            # A table from a Mac may write an accent as a letter of its own, or the file's name may.
+            file = file if file in given else composed.get(_composed(file))
+            if file is None:
+                unknown.add(LeftOut(named, "caption without picture"))
+            elif len(given[file]) <= self.limits.captions:  # one more shows that there are too many
+                given[file][caption] = None
+        unknown.close("the table")
+        return [
+            (file, (), tuple(those))
+            for file, those in given.items()
+            if _is_read(file, bool(those), "no row of the table names it", left_out)
+        ]
+
+    def _check_keys_unused(self, *, has_json: bool) -> None:
+        """Without a table; `has_json` if there are .json files, whose field the captions' key names."""
         for key, option in ((self.image_key, "--image-key"), (self.caption_key, "--caption-key")):
-            if key is not None:
+            if key is not None and not (option == "--caption-key" and has_json):
                 raise ValueError(
                     f"{option} {key} has no effect: {self.root} has no caption table whose column it could "
                     f"name ({', '.join(TABLES)}); remove it."
@@ -117,27 +172,35 @@ class Folder:
         seen = f" Seen, but not used: {', '.join(unused.values())}." if unused else ""
         return (
             f"{self.root}: none of the {len(found)} pictures has a caption. They are looked for in a .txt file "
-            f"beside each (cat.txt or cat.jpg.txt for cat.jpg), or in a table at the top, one of "
-            f"{', '.join(TABLES)}.{seen}"
+            f"beside each (cat.txt or cat.jpg.txt for cat.jpg), in the field {' or '.join(CAPTIONS)} of a .json "
+            f"there, or in a table at the top, one of {', '.join(TABLES)}.{seen}"
         )
 
 
 class _Texts:
-    """The .txt files of a folder, to be found by picture: cat.jpg.txt, else cat.txt for cat.jpg."""
+    """The text files of a folder, to be found by picture: for cat.jpg those of cat.jpg.txt, cat.txt, cat.jpg.json and
+    cat.json that there are. `endings` tells their order."""
 
-    def __init__(self, files: Iterable[str]):
-        self._all = sorted((file for file in files if listing.ending(file) == ".txt"), reverse=True)
-        self._by_stem: dict[str, str] = {}
+    def __init__(self, files: Iterable[str], endings: tuple[str, ...] = _BESIDE):
+        self._endings = endings
+        self._all = sorted((file for file in files if listing.ending(file) in _BESIDE), reverse=True)
+        self._by_name: dict[tuple[str, str], str] = {}  # stem and ending
         for file in self._all:  # of a.txt and a.TXT the former counts
-            self._by_stem.setdefault(_composed(_stem(file)), file)
+            self._by_name.setdefault((_composed(_stem(file)), listing.ending(file)), file)
 
-    def of(self, picture: str) -> str | None:
+    def of(self, picture: str) -> tuple[str, ...]:
         picture = _composed(picture)
-        return self._by_stem.get(picture) or self._by_stem.get(_stem(picture))
+        names = ((stem, ending) for ending in self._endings for stem in (picture, _stem(picture)))
+        return tuple(self._by_name[name] for name in names if name in self._by_name)
 
     def unused(self, pictures: Iterable[str]) -> list[str]:
-        used = set(map(self.of, pictures))
-        return sorted(text for text in self._all if text not in used)
+        """The .txt files that lie beside none of the pictures."""
+        used = {text for picture in pictures for text in self.of(picture)}
+        return sorted(text for text in self._all if _is_text(text) and text not in used)
+
+
+def _is_text(file: str) -> bool:
+    return listing.ending(file) == ".txt"
 
 
 def _stem(file: str) -> str:
@@ -148,28 +211,10 @@ def _beside(known: list[str], texts: _Texts, left_out: list[LeftOut]) -> list[tu
     left_out += [LeftOut(text, "caption without picture") for text in texts.unused(known)]
     items = []
     for file in known:
-        text = texts.of(file)
-        if _is_read(file, text is not None, "no .txt file beside it", left_out):
-            items.append((file, text, ()))
+        those = texts.of(file)
+        if _is_read(file, bool(those), "no .txt or .json file beside it", left_out):
+            items.append((file, those, ()))
     return items
-
-
-def _from_table(rows: Iterable[tuple[str, str]], root: Path, known: list[str], left_out) -> list[tuple]:
-    given: dict[str, list[str]] = {file: [] for file in known}
-    composed = {_composed(file): file for file in known}
-    for named, caption in rows:
-        file = _inside(named, root)
-        # A table from a Mac may write an accent as a letter of its own, or the file's name may.
-        file = file if file in given else composed.get(_composed(file))
-        if file is not None:
-            given[file].append(caption)
-        else:
-            left_out.append(LeftOut(named, "caption without picture"))
-    return [
-        (file, None, tuple(those))
-        for file, those in given.items()
-        if _is_read(file, bool(those), "no row of the table names it", left_out)
-    ]
 
 
 def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOut]) -> bool:

@@ -16,6 +16,8 @@ from imagen_jax.data.quarantine import LeftOut
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".jp2")
 # Endings of pictures that are not read: beside a caption they are listed, not passed over.
 UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
+# What is listed if it is no file: a pipe, a socket, a link to nothing.
+_MEANT = (*PICTURES, *UNREAD, ".txt", ".json", ".jsonl", ".csv", ".tar", ".parquet")
 _OWN_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 # What belongs to one file or folder; any other error, as of a disk or a network, is no property of the input.
 _OWN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -42,8 +44,10 @@ def pictures_among(files: Iterable[str]) -> list[str]:
     return [file for file in files if ending(file) in PICTURES]
 
 
-def unreadable(error: OSError, file: str) -> LeftOut:
-    """What is left out where something may not be read or is gone. Raises any other error again."""
+def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
+    """What is left out where something may not be read, is gone or no file. Raises any other error again."""
+    if isinstance(error, NoFileError):
+        return LeftOut(file, "unreadable file", str(error))
     if error.errno in _OWN:
         return LeftOut(file, "unreadable file", error.strerror or "")
     raise error
@@ -60,7 +64,7 @@ def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
     Raises:
       NoFileError, TooLargeError, OSError: one line without the path.
     """
-    with _open(path, pipes) as file:
+    with open_file(path, pipes=pipes) as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise TooLargeError(f"{size} bytes, more than {most}")
         content = file.read(most + 1)  # files of /proc have more than their size says
@@ -69,7 +73,8 @@ def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
     return content
 
 
-def _open(path: Path, pipes: bool = False) -> BinaryIO:
+def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
+    """A file open for reading; the arguments and errors are those of `read_file`."""
     kind = kind_of(os.stat(path).st_mode)
     own = pipes and kind == "a pipe" and str(path).startswith(_OWN_PIPES)
     if kind != "a file" and not own:
@@ -120,8 +125,8 @@ def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
                     (links if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
                     files.append(path)
-                elif entry.is_symlink() and ending(path) in (*PICTURES, ".txt"):
-                    left_out.append(LeftOut(path, "unreadable file", "a link to what is not there"))
+                elif ending(path) in _MEANT:
+                    left_out.append(LeftOut(path, "unreadable file", _no_file(entry)))
             except OSError as error:
                 left_out.append(unreadable(error, path))
     return sorted(files), sorted(left_out, key=lambda row: row.file)
@@ -130,6 +135,14 @@ def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _no_file(entry: os.DirEntry) -> str:
+    """What an entry is that is neither a file nor a folder."""
+    try:
+        return f"it is {kind_of(entry.stat().st_mode)}, not a file"
+    except FileNotFoundError:
+        return "a link to what is not there"
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.data import folder, listing, parquet, shapes, sources, transforms, webdataset
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.parts import Part
 from imagen_jax.data.pictures import Rules
 from imagen_jax.data.quarantine import LeftOut
@@ -72,18 +73,21 @@ def shape_parts(nums: dict[str, int]) -> list[Part]:
     ]
 
 
-def survey(path: Path, image_key: str | None = None, caption_key: str | None = None) -> Survey:
+def survey(
+    path: Path, image_key: str | None = None, caption_key: str | None = None, limits: Limits | None = None
+) -> Survey:
     """Recognises an input and cuts it into parts; reads no pictures.
 
     Args:
       path: a folder, or one .tar or .parquet file.
       image_key, caption_key: names of columns, fields, extensions or features, if not the usual ones.
+      limits: how much is read of a picture; by default as `Limits` has it.
 
     Raises:
       ValueError: one line; nothing there, nothing to be recognised or several things, or it lacks
         pictures or captions, as far as that can be seen without reading it all.
     """
-    keys = image_key, caption_key
+    keys = image_key, caption_key, limits or Limits()
     root, files, unseen = path, [], []
     if path.is_file():
         root, files = path.parent, [path.name]

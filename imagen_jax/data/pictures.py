@@ -13,6 +13,7 @@ import numpy as np
 from imagen_jax import resize
 from imagen_jax.data import transforms
 from imagen_jax.data.captions import stripped
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
 _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG may say that it lies on its side
@@ -37,6 +38,7 @@ class Rules:
     max_size: int
     validation_fraction: float = 0.0
     test_fraction: float = 0.0
+    limits: Limits = Limits()
 
     def splits(self) -> tuple[str, ...]:
         held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
@@ -50,6 +52,8 @@ class Rules:
                 continue
             try:
                 captions = cleaned(item.captions)
+                self.limits.check_captions(captions)
+                self.limits.check_image(len(item.image))
                 image = normalized(item.image, self.max_size, self.min_size)
             except Unusable as error:
                 yield error.of(item.file)

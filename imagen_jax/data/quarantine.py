@@ -11,6 +11,8 @@ from pathlib import Path
 
 from imagen_jax import files
 
+_LENGTH = 5000  # characters of a field: of names and details that an input makes long on purpose
+
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
@@ -23,7 +25,7 @@ class LeftOut:
     def __post_init__(self):
         # Names of files need not be Unicode; what is printed and stored must be.
         for field in dataclasses.fields(self):
-            text = getattr(self, field.name).encode("utf-8", "backslashreplace").decode("utf-8")
+            text = getattr(self, field.name)[:_LENGTH].encode("utf-8", "backslashreplace").decode("utf-8")
             text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of objects in Pillow's words: never the same twice
             object.__setattr__(self, field.name, " ".join(text.split()))
 
@@ -58,6 +60,27 @@ class Tally:
             more = f", {first.detail}" if details and first.detail else ""
             told.append(f"{reason}: {num} (first: {first.file}{more})")
         return ", ".join(told)
+
+
+class Shortlist:
+    """Adds what is left out of one table to a list: of each reason the first MOST rows, and then one line that counts
+    the others."""
+
+    MOST = 2**16
+
+    def __init__(self, left_out: list[LeftOut]):
+        self._left_out, self._counts = left_out, collections.Counter()
+
+    def add(self, row: LeftOut) -> None:
+        self._counts[row.reason] += 1
+        if self._counts[row.reason] <= self.MOST:
+            self._left_out.append(row)
+
+    def close(self, table: str) -> None:
+        """Adds the lines that count."""
+        for reason, num in self._counts.items():
+            if num > self.MOST:
+                self._left_out.append(LeftOut(table, reason, f"{num - self.MOST} more rows"))
 
 
 def write(path: Path, rows: Iterable[LeftOut]) -> Tally:

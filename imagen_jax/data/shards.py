@@ -20,6 +20,7 @@ RECORDS_PER_SHARD = 16384
 BYTES_PER_SHARD = 2**30
 _OPTIONS = "group_size:1"  # each record can be read alone
 _READ = 64  # records taken from a file at once
+_READ_BYTES = 2**26  # of those, if they are as large as the ones before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +156,16 @@ def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
     path.open("rb").close()  # ArrayRecord does not tell this from damage
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
-        total = reader.num_records()
-        for start in range(0, total, _READ):
-            end = min(start + _READ, total)
+        total, start, num = reader.num_records(), 0, 1
+        while start < total:
+            end = min(start + num, total)
             try:
-                yield from reader.read(start, end)
+                records = reader.read(start, end)
             except RuntimeError:
-                yield from (_one(reader, index) for index in range(start, end))
+                records = [_one(reader, index) for index in range(start, end)]
+            largest = max((len(record) for record in records if isinstance(record, bytes)), default=0)
+            yield from records
+            start, num = end, max(1, min(2 * num, _READ, _READ_BYTES // max(largest, 1)))
     finally:
         reader.close()
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from imagen_jax.data import listing
 
@@ -79,6 +83,42 @@ def read_lines(path: Path, option: str = "") -> list[str]:
     except listing.TooLargeError as error:
         raise ValueError(f"{where} must have at most {MAX_BYTES} bytes; it has more: split it.") from error
     return split(decode(content, where))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A text file to be read in pieces, in the encodings that `decode` knows. Of UTF-8, bytes that are not become lone
+    surrogates, so that one line does not spoil the others.
+
+    Raises:
+      UnicodeDecodeError: when it is read, in another encoding.
+      listing.NoFileError, OSError: it cannot be opened.
+    """
+    with listing.open_file(path) as file:
+        name, length = encoding(file.read(4))
+        file.seek(length)
+        errors = "surrogateescape" if name == "utf-8" else "strict"
+        with io.TextIOWrapper(file, name, errors, newline="") as text:
+            yield text
+
+
+class Lines:
+    """The lines of an open text with their ends, but of each only the first `most` characters.
+
+    `num_cut` is the number of lines so far that were longer.
+    """
+
+    def __init__(self, text: TextIO, most: int = MAX_BYTES):
+        self.num_cut = 0
+        self._text, self._most = text, most
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(self._most):
+            rest = "" if len(line) < self._most or line.endswith(("\n", "\r")) else "more"
+            self.num_cut += bool(rest)
+            while rest and not rest.endswith(("\n", "\r")):
+                rest = self._text.readline(self._most)
+            yield line
 
 
 def _count(before: str) -> int:

@@ -9,8 +9,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen_jax.data import listing, shards, sources
-from imagen_jax.data.captions import CAPTIONS
+from imagen_jax.data import listing, shards, sources, text_files
+from imagen_jax.data.captions import CAPTIONS, columns
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.parts import Part
 from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
@@ -29,6 +30,7 @@ class TfdsSet:
     directory: Path
     image_key: str | None = None
     caption_key: str | None = None
+    limits: Limits = Limits()
 
     def plan(self) -> tuple[list[Part], tuple[str, ...]]:
         """A part for each file, and the names of the splits that have records.
@@ -49,7 +51,7 @@ class TfdsSet:
         for split in splits:
             files, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
             for file, length in zip(map(os.fspath, files), lengths, strict=True):
-                if not os.path.isfile(file):
+                if not os.path.exists(file):
                     raise ValueError(f"{self.directory} is incomplete: {file} is missing.")
                 what = (split, file, kind, length, image, caption)
                 parts.append(Part(os.path.basename(file), length, what))
@@ -63,9 +65,12 @@ class TfdsSet:
             raise ValueError(
                 f"{self.directory} has no text at all, so no captions; its features are: {sources.told(kinds)}."
             )
-        likely = ["image"] if "image" in images else images
-        image = self.image_key or (likely[0] if len(likely) == 1 else "image")
-        caption = self.caption_key or next((name for name in _NAMES if name in texts), CAPTIONS[0])
+        likely = columns(images, (self.image_key or "image",))
+        if not likely and not self.image_key and len(images) == 1:
+            likely = images
+        image = likely[0] if likely else self.image_key or "image"
+        caption = next(iter(columns(texts, (self.caption_key,) if self.caption_key else _NAMES)), None)
+        caption = caption or self.caption_key or CAPTIONS[0]
         for option, key, fitting, what in (
             ("--image-key", image, images, "Image"),
             ("--caption-key", caption, texts, "Text"),
@@ -79,18 +84,21 @@ class TfdsSet:
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
         split, file, kind, length, image, caption = part.what
-        records = tfrecords if kind == "tfrecord" else shards.read_sound
+        most = self.limits.image_bytes + text_files.MAX_BYTES
+        read = functools.partial(tfrecords, most=most) if kind == "tfrecord" else shards.read_sound
         done = 0
         try:
-            for record in records(Path(file)):
+            listing.open_file(Path(file)).close()  # refuses what is no file
+            for record in read(Path(file)):
                 where = f"{part.name}:{done}"
                 try:
                     found = _found(record, where, split, image, caption)
+                    self.limits.check_image(len(found.image))
                 except Unusable as error:
                     found = error.of(where)
                 yield found
                 done += 1
-        except OSError as error:
+        except (OSError, listing.NoFileError) as error:
             yield listing.unreadable(error, f"{part.name}:{done}")
             return
         except (RuntimeError, ValueError, _DamagedError) as error:
@@ -105,8 +113,10 @@ class _DamagedError(Exception):
     pass
 
 
-def _found(record: bytes | RuntimeError, where: str, split: str, image: str, caption: str) -> Found:
-    if isinstance(record, RuntimeError):
+def _found(record: bytes | Exception, where: str, split: str, image: str, caption: str) -> Found:
+    if isinstance(record, Unusable):
+        raise record
+    if isinstance(record, Exception):
         raise Unusable("damaged archive", f"this record is not read: {record}")
     values = _parsed(record)
     pictures = values[image].bytes_list.value if image in values else ()
@@ -131,8 +141,9 @@ def _parsed(record: bytes):
         raise Unusable("damaged archive", f"not a tf.train.Example: {error}") from error
 
 
-def tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4).
+def tfrecords(path: Path, most: int = 2**62) -> Iterator[bytes | Unusable]:
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4). In the place of one
+    of more than `most` bytes, why it is not read.
 
     Raises _DamagedError where the file is cut off or a length is wrong; checksums of data are not
     looked at, as a damaged picture shows when it is decoded.
@@ -145,7 +156,11 @@ def tfrecords(path: Path) -> Iterator[bytes]:
             (length,) = struct.unpack("<Q", head[:8])
             if file.tell() + length + 4 > size:
                 raise _DamagedError("a record is cut off")
-            yield file.read(length)
+            if length > most:
+                yield Unusable("too large", f"a record of {length} bytes, more than {most}")
+                file.seek(length, os.SEEK_CUR)
+            else:
+                yield file.read(length)
             file.seek(4, os.SEEK_CUR)
 
 

@@ -2,7 +2,7 @@
 
 Members belong together if their paths agree up to the first dot of the base name: a/1.jpg, a/1.txt
 and a/1.json. Of each such group one member is the picture, by its extension; the captions are the
-lines of .txt, or a field of .json where there is no .txt. Names may have more dots: a/1.v2.jpg with
+lines of .txt, or a field of .json where .txt has none. Names may have more dots: a/1.v2.jpg with
 a/1.v2.txt is a captioned picture as well. Groups need not lie together in the file.
 """
 
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
+import os
 import posixpath
+import sys
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from imagen_jax.data import captions, listing
+from imagen_jax.data import captions, listing, text_files
 from imagen_jax.data.captions import CAPTIONS
+from imagen_jax.data.limits import Limits
 from imagen_jax.data.parts import Part
 from imagen_jax.data.pictures import Found
 from imagen_jax.data.quarantine import LeftOut, Unusable
@@ -26,6 +29,10 @@ from imagen_jax.data.quarantine import LeftOut, Unusable
 CUT = 2**30  # bytes of an archive from which on it is cut into several parts
 PART = 1024  # pictures of a cut archive
 _LOOK = 64  # groups that are looked at before any work
+_HEADER = 2**20  # bytes of the headers of one member, with its extended ones
+_GLOBAL = 100  # extended headers that hold for all members after them
+_MEMBER = 256  # bytes of memory for a member in the index, about, and those of its name
+_INDEX = 2**29  # bytes that the index of an archive may take, so it has about two million members
 
 # A group of members by their extensions: (key, {extension: (offset, size) in the archive})
 Group = tuple[str, dict[str, tuple[int, int]]]
@@ -42,6 +49,7 @@ class Archives:
     root: Path
     image_key: str | None = None
     caption_key: str | None = None
+    limits: Limits = Limits()
 
     def __post_init__(self):
         if self.image_key:
@@ -51,9 +59,9 @@ class Archives:
         """A part for each archive in `files`, several for a large one.
 
         Raises:
-          ValueError: the first groups have no pictures or no captions, or lack what the keys name.
+          ValueError: of all archives the first groups have no pictures or no captions, or lack what the keys name.
         """
-        self._check_first(files)
+        self._check_some(files)
         parts, left_out = [], []
         for file in files:
             if _size(self.root / file, file) < CUT:
@@ -72,12 +80,14 @@ class Archives:
             groups, damage = index(self.root / file, file)
         if groups:
             try:
-                archive = (self.root / file).open("rb")
-            except OSError as error:
+                archive = listing.open_file(self.root / file)
+            except (OSError, listing.NoFileError) as error:
                 yield listing.unreadable(error, file)
                 return
             with archive:
-                for key, members in groups:
+                groups = groups[::-1]
+                while groups:  # each is let go of: there may be millions
+                    key, members = groups.pop()
                     yield from self._of_group(archive, f"{file}:{key}", members)
         yield from damage
 
@@ -91,6 +101,7 @@ class Archives:
         for extension in chosen:
             try:
                 given = self._captions(archive, where, members, extension)
+                self.limits.check_image(members[extension][1])
                 found = Found(f"{where}.{extension}", _content(archive, members[extension]), given)
             except Unusable as error:
                 yield error.of(f"{where}.{extension}")
@@ -125,20 +136,32 @@ class Archives:
         if self.caption_key:  # what was asked for goes before .txt files
             kind = _extension(self.caption_key)
             places, keys = (_beside(extension, kind), kind, fields, "json", text, "txt"), (self.caption_key,)
-        place = next((place for place in places if place in members), None)
-        if place is None:
-            raise Unusable("no caption", "neither .txt nor .json")
-        content = _content(archive, members[place])
-        if _kind(place) == "json":
-            return captions.in_json(content, f"{where}.{place}", keys)
-        return captions.lines(content, f"{where}.{place}")
+        there = [place for place in dict.fromkeys(places) if place in members]
+        for place in there:
+            if (size := members[place][1]) > text_files.MAX_BYTES:
+                detail = f"{where}.{place}: {size} bytes, more than {text_files.MAX_BYTES}"
+                raise Unusable("too large", detail)
+            content = _content(archive, members[place])
+            if _kind(place) == "json":
+                found = captions.in_json(content, f"{where}.{place}", keys)
+            else:
+                found = captions.lines(content, f"{where}.{place}")
+            if not captions.is_empty(list(found)):
+                return found
+        raise Unusable("no caption", f"none in {', '.join(there)}" if there else "neither .txt nor .json")
 
-    def _check_first(self, files: list[str]) -> None:
-        """Raises ValueError if the first groups of the first archive that has any are not as expected."""
+    def _check_some(self, files: list[str]) -> None:
+        """Raises ValueError if of all archives that have any groups the first ones are not as expected."""
+        first: ValueError | None = None
         for file in files:
-            if groups := index(self.root / file, file, at_most=_LOOK)[0]:
-                self._check_groups(file, groups)
-                return
+            try:
+                if groups := index(self.root / file, file, at_most=_LOOK)[0]:
+                    self._check_groups(file, groups)
+                    return
+            except ValueError as error:
+                first = first or error
+        if first:
+            raise first
 
     def _check_groups(self, file: str, groups: list[Group]) -> None:
         extensions = dict.fromkeys(extension for _, members in groups for extension in members)
@@ -156,12 +179,13 @@ class Archives:
         fields = _fields(self.root / file, groups)
         told = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "no .json with fields"
         kinds = {_kind(extension) for extension in extensions}
-        if self.caption_key and self.caption_key not in fields and _extension(self.caption_key) not in kinds:
+        key = self.caption_key
+        if key and not captions.columns(fields, (key,)) and _extension(key) not in kinds:
             raise ValueError(
-                f"--caption-key names a field of .json, or an extension; {file} has no {self.caption_key!r}. It has: "
+                f"--caption-key names a field of .json, or an extension; {file} has no {key!r}. It has: "
                 f"{told}; {have}."
             )
-        if not self.caption_key and "txt" not in kinds and not set(CAPTIONS) & set(fields):
+        if not key and "txt" not in kinds and not captions.columns(fields, CAPTIONS):
             raise ValueError(
                 f"The first pictures of {file} have no captions, in .txt or in the field {' or '.join(CAPTIONS)} "
                 f"of .json; it has: {have}; fields of .json: {told}. Name the right field, or the extension of the "
@@ -219,44 +243,82 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
     """
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     left_out: list[LeftOut] = []
+    taken = 0  # bytes of memory, about
     try:
         for member in _members(archive):
-            folder, base = posixpath.split(member.name)
+            # A Mac may write an accent as a letter of its own.
+            folder, base = posixpath.split(unicodedata.normalize("NFC", member.name))
             stem, _, extension = base.partition(".")
             if not stem or not extension:  # hidden, or no extension
                 continue
-            key, extension = posixpath.join(folder, stem), extension.lower()
+            key, extension = posixpath.join(folder, stem), sys.intern(extension.lower())
+            where = f"{name}:{member.name}"
+            taken += _MEMBER + len(member.name)
+            if taken > _INDEX:
+                detail = f"the rest is not read: it has over {_INDEX // _MEMBER} members, or names that are too long"
+                left_out.append(LeftOut(name, "too large", detail))
+                break
             if member.issparse():
                 detail = "stored with holes, as by tar --sparse: pack it without"
-                left_out.append(LeftOut(f"{name}:{member.name}", "unreadable file", detail))
+                left_out.append(LeftOut(where, "unreadable file", detail))
             elif not member.isreg():
                 if not member.isdir() and _kind(extension) in _PICTURES:
-                    left_out.append(LeftOut(f"{name}:{member.name}", "undecodable", "a link, not a file"))
+                    left_out.append(LeftOut(where, "undecodable", "a link or device, not a file"))
+                elif not member.isdir() and _kind(extension) in ("txt", "json"):
+                    left_out.append(LeftOut(where, "unreadable file", "a link or device, not a file"))
             elif extension in groups.get(key, ()):
-                left_out.append(LeftOut(f"{name}:{member.name}", "duplicate key", "the first one counts"))
+                left_out.append(LeftOut(where, "duplicate key", "the first one counts"))
             else:
                 groups.setdefault(key, {})[extension] = member.offset_data, member.size
             if at_most and len(groups) > at_most:
                 break
+    except listing.NoFileError as error:
+        left_out.append(listing.unreadable(error, name))
     except OSError as error:
         if error.errno != errno.EINVAL:  # that is a place beyond all files, from a damaged header
             left_out.append(listing.unreadable(error, name))
         else:
             left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
     return list(groups.items()), left_out
 
 
+class _Headers:
+    """An archive of which tarfile reads only headers: no more than _HEADER bytes for each member, whatever size the
+    extended headers claim."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell = file.seek, file.tell
+        self._file, self._left = file, _HEADER
+
+    def start_member(self) -> None:
+        self._left = _HEADER
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"headers of more than {_HEADER} bytes before byte {self.tell()}")
+        return self._file.read(size)
+
+
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
     """The members that lie whole in the archive. Raises TarError or OSError where it is damaged."""
-    size, start = archive.stat().st_size, 0
-    with archive.open("rb") as file:
+    with listing.open_file(archive) as file:
+        size, start = os.fstat(file.fileno()).st_size, 0
         while start is not None:  # archives may have been put together
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            headers = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as tar:
+                last = start - 1
                 while (member := tar.next()) is not None:
+                    headers.start_member()
+                    if member.size < 0 or tar.offset <= last:
+                        raise tarfile.ReadError(f"{member.name} has a negative size")
+                    last = tar.offset
                     tar.members.clear()  # it would keep them all
+                    if len(tar.pax_headers) > _GLOBAL:
+                        raise tarfile.ReadError(f"more than {_GLOBAL} headers for all members")
                     if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"{member.name} is cut off")
                     yield member
@@ -289,13 +351,15 @@ def _content(archive: BinaryIO, place: tuple[int, int]) -> bytes:
 def _fields(archive: Path, groups: list[Group]) -> dict[str, str]:
     """The fields of the .json files in some groups and the types of their values."""
     fields: dict[str, str] = {}
-    with archive.open("rb") as file:
+    with listing.open_file(archive) as file:
         for _, members in groups:
-            for extension in (extension for extension in members if _kind(extension) == "json"):
-                try:
-                    row = json.loads(_content(file, members[extension]))
-                except (ValueError, RecursionError):
+            for extension, (_, size) in members.items():
+                if _kind(extension) != "json" or size > text_files.MAX_BYTES:
                     continue
-                if isinstance(row, dict):
+                try:
+                    row = captions.parse_json(text_files.decode(_content(file, members[extension])))
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and len(fields) < 1000:
                     fields.update({key: type(value).__name__ for key, value in row.items()})
     return fields

@@ -84,11 +84,11 @@ def test_a_failing_disk_fails_the_part_and_a_closed_file_is_listed(tmp_path, mon
     ((part,), _) = origin.plan(["1.png", "1.txt", "2.png", "2.txt"])
     for name, code in (("1.txt", errno.EACCES), ("1.png", errno.ENOENT)):
         with monkeypatch.context() as patch:
-            fails(patch, (Path, "read_bytes"), name, code)
+            fails(patch, (os, "open"), name, code)
             first, second = origin.read(part)
         assert (first.file, first.reason, second.file) == ("1.png", "unreadable file", "2.png")
     with monkeypatch.context() as patch:
-        fails(patch, (Path, "read_bytes"), "1.png", errno.EIO)
+        fails(patch, (os, "open"), "1.png", errno.EIO)
         with (
             pytest.raises(OSError, match="The part 1.png and on failed.*the same command"),
             parts._told(part),

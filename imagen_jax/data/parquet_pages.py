@@ -1,0 +1,125 @@
+"""The sizes of the pages of a .parquet table, from their headers: what reading a column will decompress.
+
+Each page is decompressed as a whole, so a small file may take any amount of memory. Arrow tells only what
+the file's footer claims. Page headers are Thrift structs in the compact protocol, see
+https://github.com/apache/parquet-format and https://github.com/apache/thrift/blob/master/doc/specs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_MOST = 2**17  # pages of a column that are looked at
+_DEPTH = 20  # of structs in a header
+_TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+# Numbers of fields in PageHeader
+_SIZE, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; and values."""
+
+    largest: int = 0
+    total: int = 0
+    values: int = 0
+
+
+def look(file: BinaryIO, group, columns: list[str]) -> Pages:
+    """The pages of columns of a row group, as far as their headers can be read: where they cannot, Arrow fails too.
+
+    Args:
+      file: the table.
+      group: pyarrow's RowGroupMetaData.
+      columns: names of top-level columns.
+    """
+    largest = total = most_values = 0
+    for index in range(group.num_columns):
+        column = group.column(index)
+        path = column.path_in_schema
+        if not any(path == name or path.startswith(f"{name}.") for name in columns):
+            continue
+        values = 0
+        for size, num in _headers(file, column):
+            largest, total, values = max(largest, size), total + size, values + num
+        most_values = max(most_values, values)
+    return Pages(largest, total, most_values)
+
+
+def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int]]:
+    """(bytes, values) of each page of a column chunk; of a dictionary no values."""
+    start = column.data_page_offset
+    if column.has_dictionary_page and column.dictionary_page_offset is not None:
+        start = min(start, column.dictionary_page_offset)
+    end = start + column.total_compressed_size
+    values = num_pages = 0
+    file.seek(start)
+    while file.tell() < end and values < column.num_values:
+        num_pages += 1
+        if num_pages > _MOST:
+            raise ValueError(f"a column of more than {_MOST} pages")
+        try:
+            header = _struct(file)
+            size, compressed = header[_SIZE], header[_COMPRESSED]
+            num = next((header[kind].get(1, 0) for kind in (_DATA, _DATA_V2) if kind in header), 0)
+            if min(size, compressed, num) < 0:
+                return
+        except (KeyError, EOFError, AttributeError, TypeError):
+            return
+        values += num
+        yield size, num
+        file.seek(compressed, 1)
+
+
+def _struct(file: BinaryIO, depth: int = 0) -> dict:
+    """The fields of a struct by their numbers: integers, and structs of such; others are passed over."""
+    if depth > _DEPTH:
+        raise EOFError
+    fields, number = {}, 0
+    while kind := _byte(file):
+        step, kind = kind >> 4, kind & 15
+        number = number + step if step else _zigzag(file)
+        fields[number] = _value(file, kind, depth)
+    return fields
+
+
+def _value(file: BinaryIO, kind: int, depth: int):
+    if kind in (_TRUE, _FALSE):
+        return kind == _TRUE
+    if kind == _I8:
+        return _byte(file)
+    if kind in (_I16, _I32, _I64):
+        return _zigzag(file)
+    if kind == _STRUCT:
+        return _struct(file, depth + 1)
+    if kind == _DOUBLE:
+        file.seek(8, 1)
+    elif kind == _BINARY:
+        file.seek(_varint(file), 1)
+    else:  # a page header has neither lists nor maps
+        raise EOFError
+    return None
+
+
+def _zigzag(file: BinaryIO) -> int:
+    value = _varint(file)
+    return (value >> 1) ^ -(value & 1)
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = _byte(file)
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise EOFError
+
+
+def _byte(file: BinaryIO) -> int:
+    read = file.read(1)
+    if not read:
+        raise EOFError
+    return read[0]
