@@ -1,23 +1,36 @@
 """Imagen in JAX: text-to-image by cascaded pixel diffusion.
 
-The functions here are the whole public surface for sampling; see the README for training. Importing
-this package loads JAX and Flax alone: tokenizers, data sets and checkpoints are loaded on first use.
+The functions here are the whole public surface for sampling; see the README for training. Importing this package loads
+nothing: each name, and each module of the package, is loaded when it is first used.
 """
 
-import importlib
+import typing
 
-from imagen_jax.cascade import sample_cascade
-from imagen_jax.models.efficient_unet import EfficientUNet
-from imagen_jax.models.unet import UNet
-from imagen_jax.stage import Stage, image_keys, sample_stage
-from imagen_jax.structs import Cond, TextCond
+if typing.TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
+    from imagen_jax.cascade import sample_cascade
+    from imagen_jax.models.efficient_unet import EfficientUNet
+    from imagen_jax.models.unet import UNet
+    from imagen_jax.parallel import use_compilation_cache
+    from imagen_jax.stage import Stage, image_keys, sample_stage
+    from imagen_jax.structs import Cond, TextCond
+    from imagen_jax.text.encoder import TextEncoder
+    from imagen_jax.training.checkpoint import load_cascade, load_stage
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "TextEncoder": "imagen_jax.text.encoder",
-    "load_stage": "imagen_jax.training.checkpoint",
-    "load_cascade": "imagen_jax.training.checkpoint",
+_HOMES = {
+    "Cond": "structs",
+    "EfficientUNet": "models.efficient_unet",
+    "Stage": "stage",
+    "TextCond": "structs",
+    "TextEncoder": "text.encoder",
+    "UNet": "models.unet",
+    "image_keys": "stage",
+    "load_cascade": "training.checkpoint",
+    "load_stage": "training.checkpoint",
+    "sample_cascade": "cascade",
+    "sample_stage": "stage",
+    "use_compilation_cache": "parallel",
 }
 
 __all__ = [
@@ -32,10 +45,25 @@ __all__ = [
     "load_stage",
     "sample_cascade",
     "sample_stage",
+    "use_compilation_cache",
 ]
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+def __getattr__(name: str) -> typing.Any:
+    import importlib  # here: scripts import this package before they can handle signals
+
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tqdm import tqdm
 
 from imagen_jax import options
 from imagen_jax.config import SamplingConfig, StageConfig
@@ -54,7 +55,7 @@ SamplingOptions = _sampling_options()
 def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     """Parses the command line and runs `main` on it; exits with main's status."""
     name = Path(sys.argv[0]).name
-    warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     # orbax and tfds explain themselves at length, and what they raise comes up for every array
     for logger in ("absl", "asyncio"):

@@ -12,9 +12,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from imagen_jax import cli
+from imagen_jax import cli, progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,9 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         **options.sampling(),
     )
+    done = progress.over(pictures, len(captions), "pictures", "sampling")
     by_stage = [
-        np.stack(images) for images in zip(*tqdm(pictures, total=len(captions), unit="picture"), strict=True)
+        np.stack(images) for images in zip(*done, strict=True)
     ]
     final = by_stage[-1]
     if final.shape[1] < examples[0]["image"].shape[0]:  # a cascade without its last stage

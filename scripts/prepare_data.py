@@ -21,9 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
-from imagen_jax import cli, files
+from imagen_jax import cli, files, progress
 from imagen_jax.data import origins, output, parts, sources, transforms
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
@@ -192,11 +190,11 @@ def store(directory: Path, made: dict) -> None:
     files.write_json(directory / SETTINGS, made, indent=2)
 
 
-def progress(done: Iterable, total: int, before: int) -> Iterable:
+def shown(done: Iterable, total: int, before: int) -> Iterable:
+    """`done` with its progress."""
     if before:
         print(f"Going on: {before} of {total} parts are done.")
-    # disable=None: no bar in logs and pipes
-    return tqdm(done, total=total, initial=before, unit=" parts", leave=False, disable=None)
+    return progress.over(done, total, "parts", "preparing", done=before)
 
 
 def num_cores() -> int:
@@ -226,7 +224,7 @@ def main(options: Options) -> None:
         directory,
         num_workers=options.num_workers or num_cores(),
         finish=lambda unfinished: store(unfinished, made | plan.settings),
-        progress=progress,
+        progress=shown,
     )
     if left_out.counts:
         where = directory / parts.QUARANTINE

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
-from tqdm import tqdm
 
-from imagen_jax import cli, files, resize
+from imagen_jax import cli, files, progress, resize
 from imagen_jax.data import transforms
 
 FONT = "NotoColorEmoji.ttf"
@@ -246,7 +245,7 @@ def main(options: Options) -> None:
 
 def write_all(font: Path, size: int, folder: Path) -> int:
     count = 0
-    for sequence, caption, picture in tqdm(pictures(font), unit=" pictures", leave=False, disable=None):
+    for sequence, caption, picture in progress.over(pictures(font), None, "pictures", "emoji"):
         scale = resize.area if size <= len(picture) else resize.bilinear
         picture = np.rint(scale(picture, size)).astype(np.uint8)
         stem = "emoji_u" + "_".join(f"{ord(c):04x}" for c in sequence if c != VS16)

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
-from imagen_jax import cli
+from imagen_jax import cli, progress
 from imagen_jax.config import to_dict
 
 
@@ -91,7 +90,8 @@ def main(options: Options) -> None:
     )  # fmt: skip
     recorded = json.dumps({s.config.name: to_dict(used) for s, used in zip(chosen, settings, strict=True)})
     finals = []
-    for (prompt, seed), by_stage in tqdm(zip(jobs, pictures, strict=True), total=len(jobs), unit="picture"):
+    done = progress.over(zip(jobs, pictures, strict=True), len(jobs), "pictures", "sampling")
+    for (prompt, seed), by_stage in done:
         output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
         finals.append(by_stage[-1])
         information = PngInfo()

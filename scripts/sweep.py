@@ -26,9 +26,8 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from imagen_jax import cli
+from imagen_jax import cli, progress
 from imagen_jax.config import SamplingConfig
 
 
@@ -99,7 +98,8 @@ def main(options: Options) -> None:
     parallel.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
     rows, scores, pictures, chosen, top = [], [], None, None, None
-    for setting, given, sampling in zip(tqdm(settings, unit="setting"), per_stage, by_stage, strict=True):
+    tried = progress.over(zip(settings, per_stage, by_stage, strict=True), len(settings), "settings", "sweep")
+    for setting, given, sampling in tried:
         seeds = range(options.seed, options.seed + len(prompts))
         results = list(
             generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)

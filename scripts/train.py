@@ -9,10 +9,14 @@ docs/pods.md.
 """
 
 import dataclasses
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 from imagen_jax import cli
+from imagen_jax.options import given as options_given
+from imagen_jax.presets import load_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,33 @@ def main(parsed) -> int:
     parallel.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
-    stopped_by = train(config, options.workdir).stopped_by
-    return 0 if stopped_by is None else 128 + signal.Signals(stopped_by)
+    result = train(config, options.workdir)
+    import jax
+
+    if result.stopped_by is None:
+        if jax.process_index() == 0:
+            print("\n".join(["Next:", *next_commands(options, sys.argv[1:])]))
+        return 0
+    return 128 + signal.Signals(result.stopped_by)
+
+
+def next_commands(options: Options, args: list[str]) -> list[str]:
+    """Commands for the stages of the preset that are not trained yet, and one that samples."""
+    kept = [
+        word
+        for name, values in options_given(args)
+        if name.startswith(("data.", "text."))
+        for word in (f"--{name}", *values)
+    ]
+    script = Path(sys.argv[0])
+    where = ["--workdir", options.workdir]
+    commands = [
+        [script, "--preset", options.preset, "--stage", stage.name, *where, *kept]
+        for stage in load_preset(options.preset)
+        if not (options.workdir / stage.name).exists()
+    ]
+    commands.append([script.with_name("sample.py"), *where, "--prompts", "a caption"])
+    return [f"  python {shlex.join(map(str, command))}" for command in commands]
 
 
 if __name__ == "__main__":

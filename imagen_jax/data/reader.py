@@ -71,8 +71,8 @@ class BatchReader:
 
 
 def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.ndarray]:
-    """The first `num` records whose picture can be decoded, from the start again if there are fewer;
-    and the pictures, float32 [num, S, S, 3] in [-1, 1], S = image_size.
+    """The first `num` records whose picture can be decoded, or as many as there are; and their pictures, float32
+    [N, S, S, 3] in [-1, 1], S = image_size.
 
     Raises:
       ValueError: far too many records in a row cannot be read or decoded.
@@ -94,8 +94,7 @@ def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.nd
             errors.clear()
     if num and not records:
         raise _hopeless(errors) from errors[0]
-    again = [i % len(records) for i in range(num)]
-    return [records[i] for i in again], x[again]
+    return records, x[: len(records)]
 
 
 def reason_against(source: Source, number: int, image_size: int) -> str:

@@ -36,6 +36,7 @@ import numpy as np
 
 from imagen_jax import files
 from imagen_jax.locks import lock
+from imagen_jax.progress import Progress, logger
 from imagen_jax.text import cleaning, pretrained
 
 _FORMAT = 2
@@ -79,7 +80,7 @@ def build(
       dtype: "float16", "bfloat16", "float32", or "int8" with a scale per token, as stored; None: that of
         the existing cache, or float16, as encoders end in a norm, whose values stay far inside its range,
         and it keeps eight times more digits than bfloat16 in the same space.
-      progress: show a progress bar.
+      progress: show how many are done.
       shard_size: captions in a shard.
       share: (i, n) embeds the i-th of n shares of the captions, by their hash: n processes together embed
         all of them, each once.
@@ -98,8 +99,6 @@ def build(
         raise TypeError(f"captions must be an iterable of str, got the str {captions!r}; put it in [].")
     root = Path(directory) / encoder.fingerprint
     dtype = _prepare(root, encoder, dtype)
-    from tqdm import tqdm
-
     if total is None and hasattr(captions, "__len__"):
         total = len(captions)
     new = 0
@@ -109,7 +108,7 @@ def build(
         for shard in _shards(root):
             digests = np.asarray(_index(shard)["digest"])
             present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
-        with tqdm(total=total, unit=" captions", desc="embedding", disable=not progress) as bar:
+        with Progress(total, "captions", "embedding", shown=progress) as bar:
             for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
                 _write_shard(root, batch, encoder, batch_size, dtype, bar, on_embedded)
                 new += len(batch)
@@ -236,7 +235,7 @@ def _is_in(share: tuple[int, int], digests: np.ndarray) -> np.ndarray:
 
 
 def _distinct(
-    captions: Iterable[str], encoder: Any, present: set[bytes], share: tuple[int, int], bar: Any
+    captions: Iterable[str], encoder: Any, present: set[bytes], share: tuple[int, int], bar: Progress
 ) -> Iterator[tuple[bytes, str]]:
     """(digest, cleaned caption) of each of the share whose digest is not in `present`, which grows."""
     for i, caption in enumerate(captions):
@@ -378,7 +377,7 @@ def _write_shard(
     encoder: Any,
     batch_size: int,
     dtype: str,
-    bar: Any,
+    bar: Progress,
     on_embedded: Callable[[], None],
 ) -> None:
     """Embeds `batch` into a temporary directory, which becomes the next shard; also if it is interrupted."""
@@ -449,7 +448,7 @@ def _alone(path: Path) -> Iterator[None]:
     with file:
         if not lock(file):
             with contextlib.suppress(OSError):  # no locks on this file system
-                print(f"Waiting for another process that embeds into {path.parent}.", flush=True)
+                logger.info(f"Waiting for another process that embeds into {path.parent}.")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

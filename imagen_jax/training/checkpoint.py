@@ -33,6 +33,7 @@ from imagen_jax.config import (
     to_dict,
 )
 from imagen_jax.locks import lock
+from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
 from imagen_jax.validation import validate, validate_cascade, validate_sampling
 
@@ -141,7 +142,7 @@ class Checkpoints:
                 names = itertools.chain([str(step)], (f"{step}-{i}" for i in itertools.count(2)))
                 target = next(aside / name for name in names if not (aside / name).exists())
                 (self._directory / "checkpoints" / str(step)).rename(target)
-                print(f"The checkpoint of step {step} cannot be read; moved to {target}.", flush=True)
+                logger.warning(f"The checkpoint of step {step} cannot be read; moved to {target}.")
 
         parallel.agree(lambda: move() if jax.process_index() == 0 else None)
         self._manager.reload()

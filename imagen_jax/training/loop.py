@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from imagen_jax import files, parallel
 from imagen_jax.config import StageConfig, flat
 from imagen_jax.data import pipeline, reader, sources
+from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
 from imagen_jax.text.encoder import TextEncoder
@@ -24,9 +25,10 @@ from imagen_jax.training import checkpoint
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
+from imagen_jax.training.optim import learning_rate
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import Watchdog, stop_requests
-from imagen_jax.training.writer import Writer, check_wandb
+from imagen_jax.training.writer import METRICS_FILE, SAMPLES, Writer, check_wandb
 from imagen_jax.validation import validate_for_training
 
 REPLAY_FILE = "nonfinite.json"
@@ -157,7 +159,10 @@ class _Run:
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 writer.say(self._describe(abstract, int(state.step)))
+                warn_of_learning_rate(self._config)
                 result = self._steps(state, abstract, checkpoints, writer, asked_to_stop)
+                if result.stopped_by is None:
+                    writer.say(self._left(int(result.state.step)))
             self._data.close()
         return result
 
@@ -239,22 +244,34 @@ class _Run:
             line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
         return line
 
+    def _left(self, step: int) -> str:
+        """What the finished run has left, and where."""
+        places = {
+            "checkpoints": self._directory / "checkpoints",
+            "metrics": self._directory / METRICS_FILE,
+            "samples": self._directory / SAMPLES,
+        }
+        there = [f"{name} in {path}" for name, path in places.items() if path.exists()]
+        return f"{self._config.name}: trained to step {step}; {', '.join(there)}"
+
     def _count_undecodable(self, replaced: np.ndarray) -> int:
         """How many records of a batch had to be replaced; names each of them once."""
         numbers = [int(number) for number in replaced[replaced >= 0]]
         for number in sorted(set(numbers) - self._replaced):
             reason = reader.reason_against(self._source, number, self._config.image_size)
-            tqdm.write(
+            logger.info(
                 f"Record {number} of {self._source.name} cannot be used ({reason}); another stands for it."
             )
         self._replaced.update(numbers)
         return len(numbers)
 
     def _compiled(self, step: Any, state: TrainState, batch: Any, writer: Writer, meter: Meter) -> Any:
+        writer.say(f"{self._config.name}: compiling the train step, which can take some minutes")
         begin = time.perf_counter()
         with meter.paused():
             program = parallel.compiled(step, state, batch)
         writer.say(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
+        writer.resume()
         self._watchdog.alive()
         return program
 
@@ -300,6 +317,28 @@ def _code() -> str:
     return "".join(file.read_text() for file in sorted(package.rglob("*.py")))
 
 
+def warn_of_learning_rate(config: StageConfig) -> None:
+    """Warns, in process 0, of a run that ends in its warm-up, or goes on when its rate has fallen to 0."""
+    optim, num_steps = config.optim, config.run.num_steps
+    if jax.process_index() > 0:
+        return
+    if optim.warmup_steps >= num_steps:
+        reached = float(learning_rate(optim)(num_steps - 1))
+        warnings.warn(
+            f"--optim.warmup-steps must be below --run.num-steps {num_steps} to reach the learning rate "
+            f"{optim.learning_rate:g}; got {optim.warmup_steps}, so that the rate only reaches {reached:.2g} "
+            f"({100 * reached / optim.learning_rate:.3g} %): give --optim.warmup-steps {max(1, num_steps // 20)}.",
+            stacklevel=2,
+        )
+    if 0 < optim.decay_steps < num_steps:
+        warnings.warn(
+            f"--optim.decay-steps must be 0 or at least --run.num-steps {num_steps} for all steps to train; got "
+            f"{optim.decay_steps}, so that the rate of the last {num_steps - optim.decay_steps} steps is 0: give "
+            f"--optim.decay-steps {num_steps}, in another --workdir if this run began without it.",
+            stacklevel=2,
+        )
+
+
 def refuse_other_caches(config: StageConfig, encoder: TextEncoder) -> None:
     """Raises ValueError if the data set has embeddings, but of other encoders only.
 
@@ -339,7 +378,7 @@ def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, direct
     missing, is_said = [], jax.process_index() > 0
 
     def say() -> None:
-        tqdm.write(
+        logger.info(
             f"{directory} lacks captions, such as {', '.join(map(repr, missing))}: they are embedded now; "
             "scripts/embed_text.py does so beforehand."
         )

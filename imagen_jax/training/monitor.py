@@ -137,19 +137,23 @@ class Monitor:
     # --- samples --------------------------------------------------------------------------------
 
     def sample(self, params: Any) -> Image.Image:
-        """A labelled grid: one picture per prompt; in super-resolution, the low-res picture before each."""
+        """A labelled grid of run.sample_images pictures, or fewer where there are fewer records, or of the prompts in
+        turn; in super-resolution, the low-res picture before each."""
         config, num = self._config, self._config.run.sample_images
+        size = config.image_size if config.is_super_resolution else 1  # the base needs captions alone
+        if config.run.prompts:  # several pictures of each, if there are fewer prompts
+            captions, pictures = list(config.run.prompts), None
+        else:
+            records, pictures = reader.usable(self._shown, num, size)
+            captions = [record["caption"] for record in records]
+            num = len(records)
         ways = parallel.batch_ways(self._mesh)
         rows = -(-num // ways) * ways  # the same number on every device
-        size = config.image_size if config.is_super_resolution else 1  # the base needs captions alone
-        records, pictures = reader.usable(self._shown, rows, size)
-        captions = [record["caption"] for record in records]
-        if config.run.prompts:
-            captions = [config.run.prompts[i % len(config.run.prompts)] for i in range(rows)]
+        captions = [captions[i % len(captions)] for i in range(rows)]
         text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
         low_res = None
         if config.is_super_resolution:
-            low_res = resize.area(pictures, config.low_res_size)
+            low_res = resize.area(pictures[np.arange(rows) % num], config.low_res_size)
         mine = parallel.local_rows(self._mesh, rows)
         inputs = jax.tree.map(lambda leaf: leaf[mine], (TextCond(text["text"], text["text_mask"]), low_res))
         images = self._run(_samples, params, *parallel.shard_batch(inputs, self._mesh, rows))[:num]

@@ -1,4 +1,4 @@
-"""Where metrics and pictures go: a progress bar, JSONL and PNG files, TensorBoard, Weights & Biases.
+"""Where metrics and pictures go: what shows progress, JSONL and PNG files, TensorBoard, Weights & Biases.
 
 Process 0 alone writes.
 """
@@ -18,6 +18,7 @@ from PIL import Image
 from imagen_jax import files
 from imagen_jax.config import StageConfig, to_dict
 from imagen_jax.data import transforms
+from imagen_jax.progress import Progress, logger
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
@@ -31,17 +32,10 @@ class Writer:
     """
 
     def __init__(self, directory: str | Path, config: StageConfig, first_step: int):
-        from tqdm import tqdm
-
         is_first = jax.process_index() == 0
         self._directory = Path(directory)
-        self._bar = tqdm(
-            total=config.run.num_steps,
-            initial=first_step,
-            desc=config.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not is_first,
+        self._progress = Progress(
+            config.run.num_steps, "steps", config.name, done=first_step, shown=is_first
         )
         self._file = self._board = self._run = None
         self._failed = False
@@ -56,16 +50,20 @@ class Writer:
         if config.run.wandb:
             self._run = _wandb_run(config, self._directory)
 
+    def resume(self) -> None:
+        """Training goes on after something else, whose time is left out of the speed."""
+        self._progress.resume()
+
     def advance(self) -> None:
         """One step is done."""
-        self._bar.update()
+        self._progress.update()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Records the metrics of `step` that are finite, and shows the first of them beside the bar."""
         # JSON has no nan, and a step that was skipped has nothing finite to show.
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         shown = {key: value for key, value in metrics.items() if "/" not in key}
-        self._bar.set_postfix_str(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
+        self._progress.status(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
         if self._file is not None:
             self._attempt(lambda: self._write(step, metrics))
 
@@ -91,9 +89,9 @@ class Writer:
             self._run.log({"step": step, name: wandb.Image(picture)})
 
     def say(self, line: str) -> None:
-        """Prints a line without breaking the bar."""
+        """Says what happens, in a line that does not break the bar."""
         if jax.process_index() == 0:
-            self._bar.write(line)
+            logger.info(line)
 
     def _attempt(self, write) -> None:
         try:
@@ -107,7 +105,7 @@ class Writer:
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.close()
+        self._progress.close()
         for each in (self._file, self._board):
             if each is not None:
                 self._attempt(each.close)

@@ -95,13 +95,18 @@ def test_losses_by_level_are_exclusive_and_complete():
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("monitor") / "data"
     records = [
         {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
         for e in shapes.examples("validation", "single", 12)
     ]
     sources.write({"validation": records}, directory, name="data", description="Twelve shapes.")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def source(directory):
     return sources.open_source(directory, "validation")
 
 
@@ -180,6 +185,41 @@ def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(ti
     _, _, values, _ = look(tiny_stages[0].replace(config=single), damaged, 1)
     assert values["validation_undecodable"] == 1 and values["validation_loss"] > 0
     assert "caption_gap" not in values and "validation_loss_shuffled" not in values
+
+
+@pytest.mark.parametrize(
+    ("index", "images", "records", "prompts", "labels"),
+    [
+        (0, 8, 6, (), "012345"),
+        (0, 4, 6, (), "0123"),
+        (0, 1, 6, (), "0"),
+        (0, 6, 6, (), "012345"),
+        (0, 5, 6, ("a", "b"), "ababa"),  # other noise makes other pictures of a prompt
+        (1, 8, 6, (), "012345"),
+        (1, 8, 1, (), "0"),
+        (1, 3, 6, (), "012"),
+    ],
+)
+def test_samples_are_as_many_as_there_are_captions(
+    tiny_stages, directory, monkeypatch, index, images, records, prompts, labels
+):
+    """Nothing is computed here: every picture is black."""
+    config = settings(tiny_stages[index].config, sample_images=images, prompts=prompts)
+    source = sources.open_source(directory, f"validation[:{records}]")
+    captions = [record["caption"] for record in (source[i] for i in range(records))]
+    seen = []
+    monkeypatch.setattr(
+        monitors.Monitor, "_run", lambda self, _, params, text, low_res: np.zeros((len(text.mask), 8, 8, 3))
+    )
+    monkeypatch.setattr(monitors, "labelled_grid", lambda images, labels, **_: seen.append((images, labels)))
+    mesh = parallel.make_mesh()
+    monitors.Monitor(config, mesh, source, source, Embeddings()).sample(None)
+    ((shown, names),) = seen
+    names = [name for name in names if name != "low-res"]
+    assert names == [captions[int(label)] if label.isdigit() else label for label in labels]
+    assert len(shown) == len(labels) * (1 + index)
+    if index and records > 1:
+        assert len({picture.tobytes() for picture in shown[::2]}) == len(labels)  # none twice
 
 
 def test_no_picture_meets_its_own_caption_where_that_can_be():
