@@ -378,7 +378,7 @@ class StageConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-able dict; the network carries its kind."""
+    """`config` (a StageConfig or a part of one) as a JSON-able dict; the network carries its kind."""
     out = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

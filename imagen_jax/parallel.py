@@ -353,7 +353,8 @@ def local_rows(mesh: Mesh, size: int) -> np.ndarray:
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
-    """This process's `local_rows` of a global batch of `size` (None: all of it) as global arrays [size, ...]."""
+    """This process's `local_rows` of a global batch of `size` (None: all of it) as global arrays [size, ...], the rows
+    split over all devices of `mesh`."""
     sharding = batch_sharding(mesh)
 
     def leaf(local: np.ndarray) -> jax.Array:
@@ -400,7 +401,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
-    """Parameters (or stages) on the mesh: large leaves over its "fsdp" devices, the rest whole on each."""
+    """A tree of parameters (or stages) on the mesh: large leaves over its "fsdp" devices, the rest whole on each."""
     return jax.device_put(tree, state_sharding(tree, mesh))
 
 
@@ -469,7 +470,7 @@ def whole_with_split_rows(kernel: jax.Array) -> jax.Array:
 
 
 def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
-    """Leaves [B, ...] on the mesh as [size, ...], B <= size: the last row is repeated to fill up.
+    """The leaves [B, ...] of `tree` on the mesh as [size, ...], B <= size: the last row is repeated to fill up.
 
     Crop the result to the first B rows afterwards. `size` is a multiple of the number of devices.
     """

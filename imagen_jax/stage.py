@@ -35,7 +35,12 @@ Batch = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Stage:
-    """A stage ready to sample: a pytree whose leaves are `params`; `config` is static and hashable."""
+    """A stage ready to sample: a pytree whose leaves are `params`; `config` is static and hashable.
+
+    Attributes:
+      params: of the network, usually the averaged ones; as from `init`.
+      config: what the stage is.
+    """
 
     params: Any
     config: StageConfig = flax.struct.field(pytree_node=False)
@@ -63,7 +68,7 @@ class Stage:
 
 
 def network(config: StageConfig) -> nn.Module:
-    """The stage's denoising network."""
+    """The denoising network that `config` describes, a Linen module: (z_t, logsnr_t, cond) -> out [B, H, W, C]."""
     options = {
         field.name: getattr(config.network, field.name) for field in dataclasses.fields(config.network)
     }
@@ -86,7 +91,7 @@ def compute_dtype(config: StageConfig) -> jnp.dtype:
 
 
 def schedule(config: StageConfig, name: str | None = None) -> schedules.Schedule:
-    """The noise schedule that the stage is trained on, or the one called `name` at the stage's size."""
+    """The noise schedule that `config` trains on, or the one called `name` at the stage's size."""
     made = schedules.make(name or config.process.schedule, config.image_size)
     return schedules.zero_terminal(made) if config.process.zero_terminal_snr else made
 
@@ -102,7 +107,17 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def init(config: StageConfig, key: jax.Array) -> Any:
-    """Freshly initialised parameters. Pure, so `jax.eval_shape` gives their shapes at no cost."""
+    """Random parameters of the network: a dict of float32 arrays.
+
+    Pure, so that `jax.eval_shape` gives their shapes at no cost; jit it with `config` static.
+
+    Args:
+      config: of the stage; `text.width` must be set.
+      key: a PRNG key.
+
+    Raises:
+      ValueError: `text.width` is None.
+    """
     if config.text.width is None:
         raise ValueError(
             f"text.width must be the width of {config.text.encoder} before parameters are made; got None: set it, "
@@ -138,7 +153,13 @@ class Draws:
 
 
 def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
-    """Draws for a batch; a pure function of the key."""
+    """All that is random for one batch of training.
+
+    Args:
+      config: of the stage, for its rates (`process.cond_drop_prob`, `process.max_aug_level`).
+      key: a PRNG key; the draws are a function of it alone.
+      batch_size: B, images in the batch.
+    """
     uniform = partial(jax.random.uniform, shape=(batch_size,))
     return Draws(
         t=losses.stratified_times(named_key(key, "t"), batch_size),
@@ -149,7 +170,11 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
 
 
 def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train: bool = True) -> jax.Array:
-    """Mean weighted denoising loss, a scalar; arguments as of `image_losses`."""
+    """Mean weighted denoising loss of a batch: a float32 scalar, to be differentiated with respect to `params`.
+
+    Args:
+      params, config, batch, draws, train: see `image_losses`.
+    """
     return jnp.mean(image_losses(params, config, batch, draws, train=train)[0])
 
 
@@ -161,9 +186,10 @@ def image_losses(
     Args:
       params: of the network.
       config: of the stage.
-      batch: "x" [B, H, W, C] in [-1, 1], of config.train_size; "text" [B, L, D] and "text_mask" [B, L];
-        "cond_image" [B, H, W, C'] for a stage with cond_image_channels.
-      draws: as from `draw`.
+      batch: "x" [B, H, W, C] float in [-1, 1], H and W of config.train_size; "text" [B, L, D] float and "text_mask"
+        [B, L] bool, of all captions, for `draws` say which are dropped; "cond_image" [B, H, W, C'] in [-1, 1] for a
+        stage with cond_image_channels. The low-res image of super-resolution is made of "x".
+      draws: as from `draw`, for B images.
       train: False turns dropout off.
     """
     x = parallel.constrain_images(batch["x"].astype(jnp.float32))
@@ -261,12 +287,13 @@ def sample_stage(
       cond_image: [B, H, W, C'] for a stage with cond_image_channels.
       z_1: [B, H, W, C] initial noise, standard normal, in place of that of the keys.
       size: (H, W) of the result, if not the stage's own; low_res is smaller by the stage's factor.
-      return_info, trajectory, callback: see `samplers.sample`.
+      return_info, trajectory, callback: see `samplers.sample`. The callback is static: another one compiles anew.
 
     Returns:
       [B, H, W, C] float32 in [-1, 1]; with return_info (that, `samplers.Info`).
 
     Raises:
+      ValueError: an argument or option that does not fit the stage; before anything is compiled.
       FloatingPointError: the network returned NaN or infinity; says at which step. Inside `jax.jit` nothing
         can be raised: such images are NaN.
     """
@@ -276,6 +303,8 @@ def sample_stage(
     size = (config.image_size,) * 2 if size is None else tuple(size)
     sampling = sampling or config.sampling
     inputs = Inputs(low_res, negative, weak, image, mask, cond_image, z_1)
+    if trajectory and not return_info:
+        raise ValueError("trajectory must come with return_info, which holds it; got return_info False.")
     check_stage(config, texts, keys, inputs, sampling, weights, size)
     x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
     raise_if_broken(stage.config, info)
@@ -328,7 +357,8 @@ def check_stage(
 
 
 def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
-    """The levels that the stage is sampled on: [T+1], T in proportion to `strength`."""
+    """The log-SNRs [T+1], noisiest first, on which a stage of `config` is sampled with the options `sampling`; T is in
+    proportion to `strength`."""
     options = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
     with jax.ensure_compile_time_eval():
         grid = schedules.grid(
@@ -343,7 +373,8 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
 
 
 def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
-    """How many images go through the network for one result: two a guided step, twice as many with Heun."""
+    """How many images go through the network of `config` for one result with the options `sampling`: two a guided step,
+    twice as many with Heun."""
     grid = np.asarray(logsnr_grid(config, sampling))
     weight = np.full(len(grid), sampling.guidance_scale)
     with jax.ensure_compile_time_eval():

@@ -14,7 +14,7 @@ from imagen_jax.diffusion import guidance
 
 
 def inpainting(denoise: guidance.Denoiser, image: jax.Array, mask: jax.Array) -> guidance.Denoiser:
-    """The denoiser whose estimate is `image` [B, H, W, C] where `mask` [B, H, W, 1] is 0."""
+    """`denoise`, but its estimate is `image` [B, H, W, C] where `mask` [B, H, W, 1] is 0."""
     return guidance.then(denoise, lambda x_hat: merge(x_hat, image, mask), noise_too=True)
 
 
@@ -26,7 +26,15 @@ def merge(x: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
 def outpainting(
     image: jax.Array, *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """(larger image [B, H', W', C], mask [B, H', W', 1]) with borders to paint, in pixels; see `inpainting`."""
+    """Adds borders to paint.
+
+    Args:
+      image: [B, H, W, C].
+      top, bottom, left, right: pixels to add, at least 0 and not all 0.
+
+    Returns:
+      (larger image [B, H', W', C], its borders repeated outwards; mask [B, H', W', 1], 1 there), for `inpainting`.
+    """
     if min(top, bottom, left, right) < 0 or top + bottom + left + right == 0:
         raise ValueError(
             f"top, bottom, left and right must be at least 0 and not all 0; got {(top, bottom, left, right)}."

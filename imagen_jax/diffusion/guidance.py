@@ -63,7 +63,7 @@ def interval(guidance_scale: Scale, low: float, high: float) -> Scale:
 def oscillating(guidance_scale: float, low: float, start: int, logsnr_grid: jax.Array) -> Scale:
     """`guidance_scale` for the first `start` steps of the grid, then `low` and it by turns.
 
-    (Ho et al. 2022, Imagen Video, section 3.4.) The step is read off logsnr_t: the last level of the grid
+    (Ho et al. 2022, Imagen Video, section 3.4.) The step is read off logsnr_t: the last level of `logsnr_grid` [T+1]
     that is not cleaner.
     """
     tolerance = 1e-4  # a step's own logsnr may have been rounded on the way
@@ -124,7 +124,7 @@ def plus_plus() -> Rule:
 
 
 def rescaled(rule: Rule, share: float = 0.7) -> Rule:
-    """`share` of the result is brought to x_cond's standard deviation in each image (Lin et al. 2023, eq. 15)."""
+    """`rule`, with `share` of its result brought to x_cond's contrast in each image (Lin et al. 2023, equation 15)."""
 
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         x_hat, state = rule.combine(x_cond, x_null, w, state)
@@ -221,7 +221,13 @@ def autoguidance(
 def then(
     denoise: Denoiser, function: Callable[[jax.Array], jax.Array], *, noise_too: bool = False
 ) -> Denoiser:
-    """The denoiser with `function`, such as a threshold, applied to x_hat (with noise_too to all of an `Estimate`)."""
+    """The denoiser that applies `function`, such as a threshold, to what `denoise` returns.
+
+    Args:
+      denoise: (z_t, logsnr_t) -> x_hat [B, H, W, C] or `Estimate`, or a `Stateful`.
+      function: x_hat -> x_hat, [B, H, W, C].
+      noise_too: apply it to `noise_x` of an `Estimate` as well.
+    """
 
     def apply(out: Any) -> Any:
         if isinstance(out, Estimate) and not noise_too:

@@ -14,12 +14,12 @@ from imagen_jax.diffusion.schedules import Schedule
 
 
 def plain(logsnr_t: jax.Array) -> jax.Array:
-    """1: the paper's loss for prediction "eps"."""
+    """1, like logsnr_t [B]: the paper's loss for prediction "eps"."""
     return jnp.ones_like(logsnr_t)
 
 
 def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0, floor: float = 0.0) -> jax.Array:
-    """min(SNR, gamma) on MSE(x), whatever the prediction (Hang et al. 2023).
+    """min(SNR, gamma) on MSE(x), whatever the prediction (Hang et al. 2023); [B], as logsnr_t.
 
     A `floor` up to gamma is the least weight: 1 is the truncated SNR of Salimans & Ho (2022), which keeps
     the noisiest levels, where the layout is decided, in the loss of a network that predicts x.
@@ -42,12 +42,12 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
 
 
 def stratified_times(key: jax.Array, num: int) -> jax.Array:
-    """[num] times, each uniform in [0, 1), one in every interval of length 1/num (Kingma et al. 2021)."""
+    """[num] times from `key`, each uniform in [0, 1), one in every interval of length 1/num (Kingma et al. 2021)."""
     return (jax.random.uniform(key) + jnp.arange(num, dtype=jnp.float32) / num) % 1.0
 
 
 def rate(schedule: Schedule, t: jax.Array) -> jax.Array:
-    """-dlogsnr/dt at t [B]."""
+    """-dlogsnr/dt of the schedule at t [B]."""
     _, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
     return -slope
 

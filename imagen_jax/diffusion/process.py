@@ -32,13 +32,13 @@ def expand(value: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def diffuse(x: jax.Array, eps: jax.Array, logsnr_t: jax.Array) -> jax.Array:
-    """A draw of q(z_t | x), equation (1), for standard normal `eps` of x's shape."""
+    """A draw of q(z_t | x), equation (1): z_t [B, H, W, C] for standard normal `eps` of x's shape, logsnr_t [B]."""
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, x))
     return alpha_t * x + sigma_t * eps
 
 
 def x_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: str = "v") -> jax.Array:
-    """x_hat from the network's output `out`, which estimates `prediction`."""
+    """x_hat from z_t and the network's output `out` at logsnr_t [B], which estimates `prediction`."""
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_t))
     if prediction == "x":
         return out
@@ -53,7 +53,7 @@ def x_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: str 
 
 
 def eps_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: str = "v") -> jax.Array:
-    """eps_hat from the network's output `out`, which estimates `prediction`."""
+    """eps_hat from z_t and the network's output `out` at logsnr_t [B], which estimates `prediction`."""
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_t))
     if prediction == "eps":
         return out
@@ -68,7 +68,7 @@ def eps_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: st
 
 
 def v_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: str = "v") -> jax.Array:
-    """v_hat from the network's output `out`, which estimates `prediction`."""
+    """v_hat from z_t and the network's output `out` at logsnr_t [B], which estimates `prediction`."""
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_t))
     if prediction == "v":
         return out
@@ -83,7 +83,7 @@ def v_from(z_t: jax.Array, out: jax.Array, logsnr_t: jax.Array, prediction: str 
 
 
 def target(x: jax.Array, eps: jax.Array, logsnr_t: jax.Array, prediction: str) -> jax.Array:
-    """What a network with this `prediction` is trained to return."""
+    """What a network with this `prediction` is trained to return for z_t made of x and eps at logsnr_t [B]."""
     if prediction not in PREDICTIONS:
         raise _unknown(prediction)
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, x))
@@ -100,7 +100,7 @@ def network_scale(logsnr_t: jax.Array, prediction: str) -> jax.Array:
 
 
 def renoise(z_s: jax.Array, eps: jax.Array, *, logsnr_s: jax.Array, logsnr_t: jax.Array) -> jax.Array:
-    """A draw of q(z_t | z_s), equation (4): from z_s back to the noisier z_t, for standard normal `eps`."""
+    """A draw of q(z_t | z_s), equation (4): from z_s at logsnr_s to the noisier logsnr_t, for standard normal `eps`."""
     alpha_s, _ = alpha_sigma(expand(logsnr_s, z_s))
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_s))
     variance = -jnp.expm1(expand(logsnr_t, z_s) - expand(logsnr_s, z_s)) * sigma_t**2
@@ -110,7 +110,8 @@ def renoise(z_s: jax.Array, eps: jax.Array, *, logsnr_s: jax.Array, logsnr_t: ja
 def posterior(
     *, z_t: jax.Array, x: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(mean [B, ...], variance broadcastable to it) of q(z_s | z_t, x), equation (3)."""
+    """(mean [B, ...], variance broadcastable to it) of q(z_s | z_t, x), equation (3); z_t is at logsnr_t, z_s at the
+    cleaner logsnr_s."""
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_t))
     alpha_s, sigma_s = alpha_sigma(expand(logsnr_s, z_t))
     one_minus_r = -jnp.expm1(expand(logsnr_t, z_t) - expand(logsnr_s, z_t))

@@ -37,9 +37,13 @@ def make(name: str, size: int = 64) -> Schedule:
 
 
 def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
-    """A schedule from any decreasing function of t, elementwise, jittable; its inverse is found by bisection.
+    """A schedule from any decreasing function logsnr(t), elementwise, jittable; its inverse is found by bisection.
 
-    `SCHEDULES["mine"] = lambda size: from_function(f)` makes it a name that configurations can use.
+    Values are clipped to [LOGSNR_MIN, LOGSNR_MAX]. `SCHEDULES["mine"] = lambda size: from_function(f)` makes it a name
+    that configurations can use.
+
+    Raises:
+      ValueError: logsnr(t) is not finite, or does not decrease from t = 0 to t = 1.
     """
     clipped = lambda t: _clip(logsnr(jnp.asarray(t, jnp.float32)))
     with jax.ensure_compile_time_eval():
@@ -50,7 +54,7 @@ def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(alpha, sigma) in float32, each from its own sigmoid so that neither loses its small values."""
+    """(alpha, sigma) of logsnr, float32, like it: each from its own sigmoid so that neither loses its small values."""
     logsnr = jnp.asarray(logsnr, jnp.float32)
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 

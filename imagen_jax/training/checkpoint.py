@@ -242,6 +242,9 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     Args:
       directory: of one stage, as scripts/train.py writes it.
       step: which checkpoint; the newest if None.
+
+    Raises:
+      ValueError: there is no such stage or checkpoint, or it cannot be read.
     """
     directory = Path(directory).absolute()
     config = read_config(directory)
@@ -267,6 +270,9 @@ def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stag
     """All trained stages in `workdir`, base first, from the newest checkpoint of each.
 
     With `best`, sampling starts from the options that scripts/sweep.py stored as the best.
+
+    Raises:
+      ValueError: there is no stage, one cannot be read, or they do not follow each other.
     """
     workdir = Path(workdir)
     directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))

@@ -26,7 +26,7 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm (off at 0), then AdamW, Adafactor (paper section 4.1) or Muon.
+    """Clipping by global norm (`config.clip_norm`, off at 0), then AdamW, Adafactor (paper section 4.1) or Muon.
 
     Muon's updates have the size of AdamW's, so that one learning rate suits both (Liu et al. 2025,
     arXiv 2502.16982, section 2.2). Biases, norms and the convolutions at both ends take Adam with

@@ -13,7 +13,7 @@ from imagen_jax.training.optim import make_optimizer
 
 
 def new_state(config: StageConfig) -> TrainState:
-    """Step 0. Pure: a function of the configuration (and its seed) alone."""
+    """The state of step 0. Pure: a function of `config` (and its seed) alone."""
     params = stage.init(config, stage.named_key(jax.random.key(config.seed), "init"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -24,7 +24,7 @@ def new_state(config: StageConfig) -> TrainState:
 
 
 def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without making it."""
+    """The state of `config` as ShapeDtypeStructs with their shardings on `mesh`, without making it."""
     shapes = jax.eval_shape(lambda: new_state(config))
     shardings = parallel.state_sharding(shapes, mesh)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
@@ -36,7 +36,7 @@ def shardings(abstract: Any) -> Any:
 
 
 def init_state(config: StageConfig, abstract: TrainState) -> TrainState:
-    """The new state, each device computing its own shards only."""
+    """The new state of `config`, laid out as `abstract` says (`abstract_state`); each device computes its shards."""
     return jax.jit(lambda: new_state(config), out_shardings=shardings(abstract))()
 
 

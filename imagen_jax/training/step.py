@@ -18,7 +18,11 @@ StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Arr
 
 
 def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
-    """step(state, batch) -> (state, metrics).
+    """step(state, batch) -> (state, metrics), to be jitted.
+
+    Args:
+      config: of the stage. Batches have config.optim.batch_size rows; see `stage.image_losses`.
+      mesh: as from `parallel.make_mesh`; state and batch lie on it.
 
     Metrics are the scalars loss, grad_norm, learning_rate, ema_distance (of the averaged parameters from the others, as
     a share of their norm) and skipped, and [K] loss_sums and loss_counts of `losses.by_logsnr`. A step whose loss or
