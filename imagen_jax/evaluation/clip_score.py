@@ -149,7 +149,7 @@ class ImageConfig:
         Raises:
           ValueError: the model does something this one does not.
         """
-        found = dict(config.get("vision_config") or {})
+        found = dict(layers.section("CLIP", config, "vision_config"))
         found["projection_dim"] = config.get("projection_dim", cls.projection_dim)
         found["text_width"] = clip.ClipConfig.from_hf(config).width
         return cls(**layers.sizes(cls, "CLIP", found))
@@ -158,6 +158,13 @@ class ImageConfig:
     def grid(self) -> int:
         """The number of patches along each side of a picture."""
         return self.image_size // self.patch_size
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes that are axes of its tensors, or divide them."""
+        names = ("text_width", "projection_dim", "hidden_size", "intermediate_size", "num_attention_heads")
+        patches = {"patch_size": self.patch_size, "(image_size / patch_size)^2": self.grid**2}
+        return {name: getattr(self, name) for name in names} | patches
 
 
 class ImageHalf(nn.Module):

@@ -36,6 +36,8 @@ class BertConfig:
     max_position_embeddings: int
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
+    # Whether the head for masked words has the token table: no part of the encoder, so not of its identity.
+    tie_word_embeddings: bool = dataclasses.field(default=True, repr=False, compare=False)
 
     def __post_init__(self):
         layers.check_heads(self.hidden_size, self.num_attention_heads)
@@ -64,6 +66,18 @@ class BertConfig:
     def max_length(self) -> int:
         """The longest L the position embeddings reach."""
         return self.max_position_embeddings
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes that are axes of its tensors, or divide them."""
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        )
+        return {name: getattr(self, name) for name in (*names, "type_vocab_size")}
 
 
 class BertEncoder(nn.Module):
@@ -167,3 +181,9 @@ def canonical_name(name: str) -> str | None:
     if name.endswith("LayerNorm.beta"):
         return name.removesuffix("beta") + "bias"
     return name
+
+
+def tied_names(config: BertConfig) -> dict[str, tuple[str, ...]]:
+    """Name in `tensor_table` -> other names of the same tensor, for checkpoints that keep a shared one once."""
+    heads = ("cls.predictions.decoder.weight",) if config.tie_word_embeddings else ()
+    return {"embeddings.word_embeddings.weight": heads}

@@ -26,6 +26,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from imagen_jax import files
 from imagen_jax.locks import lock
 from imagen_jax.progress import Progress, logger
 from imagen_jax.text import cleaning, pretrained
+from imagen_jax.text.encoder import UnknownTokensWarning, unknown_message
 
 _FORMAT = 2
 _DTYPES = {
@@ -101,7 +103,7 @@ def build(
     dtype = _prepare(root, encoder, dtype)
     if total is None and hasattr(captions, "__len__"):
         total = len(captions)
-    new = 0
+    new, unknown = 0, []
     with _alone(root / f"share-{share[0]}-of-{share[1]}.lock"):
         _take_over(root, _token(dtype, encoder.width))
         present = set()
@@ -110,8 +112,15 @@ def build(
             present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
         with Progress(total, "captions", "embedding", shown=progress) as bar:
             for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
-                _write_shard(root, batch, encoder, batch_size, dtype, bar, on_embedded)
+                with warnings.catch_warnings():
+                    # They are counted over all of the captions.
+                    warnings.simplefilter("ignore", UnknownTokensWarning)
+                    _write_shard(root, batch, encoder, batch_size, dtype, bar, on_embedded)
+                texts = [caption for _, caption in batch]
+                unknown += [texts[i] for i in encoder.mostly_unknown(texts)]
                 new += len(batch)
+    if unknown:
+        tqdm.write(unknown_message(encoder.name, unknown, new))
     cache = EmbeddingCache.open(directory, encoder.fingerprint)
     cache.num_new = new
     return cache

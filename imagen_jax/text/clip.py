@@ -54,7 +54,7 @@ class ClipConfig:
         Raises:
           ValueError: the model does something this encoder does not.
         """
-        config = config.get("text_config") or config
+        config = layers.section("CLIP", config, "text_config") or config
         return cls(**layers.sizes(cls, "CLIP", {k: v for k, v in config.items() if k != "output"}))
 
     @property
@@ -66,6 +66,18 @@ class ClipConfig:
     def max_length(self) -> int:
         """The longest L the position embeddings reach."""
         return self.max_position_embeddings
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes that are axes of its tensors, or divide them."""
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 def check_layer(config: Any) -> None:
@@ -195,8 +207,8 @@ def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
     Raises:
       ValueError: a size is missing, or the model does something this encoder does not.
     """
-    model = config.get("model_cfg") or {}
-    text = model.get("text_cfg") or {}
+    model = layers.section("open_clip", config, "model_cfg")
+    text = layers.section("open_clip", model, "text_cfg")
     for key, supported in (
         ("hf_model_name", None),
         ("embed_cls", False),
@@ -218,7 +230,13 @@ def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
             f"open_clip_config.json must hold text_cfg.{missing[0]}, which is missing; get a complete copy."
         )
     found = {ours: text[theirs] for ours, theirs in names.items()}
-    found["intermediate_size"] = int(text["width"] * text.get("mlp_ratio", 4))
+    width, ratio = text["width"], text.get("mlp_ratio", 4)
+    if type(width) is not int or type(ratio) not in (int, float) or not 0 < width * ratio < 2**31:
+        raise ValueError(
+            f"open_clip_config.json: text_cfg.width and mlp_ratio must be positive numbers, got {width!r:.40} and "
+            f"{ratio!r:.40}; get a complete copy."
+        )
+    found["intermediate_size"] = int(width * ratio)
     found["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
     return ClipConfig(**layers.sizes(ClipConfig, "CLIP", found | {"eos_token_id": 2}))
 

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from imagen_jax import parallel
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
-from imagen_jax.text import cleaning, pretrained, tokenizer
-from imagen_jax.text.known import KNOWN, full_name
+from imagen_jax.text import cleaning, model_files, pretrained, tokenizer
+from imagen_jax.text.known import KNOWN, split_revision
 
 # Part of every fingerprint: raise it when the same model begins to give other embeddings.
 _VERSION = 2
@@ -37,6 +37,10 @@ _DEFAULT_MAX_LENGTH = 256
 def embed(module: nn.Module, params: Any, input_ids: jax.Array, attention_mask: jax.Array):
     """What the module gives, [B, L, D]; compiled once per module and shape, parameters an argument."""
     return module.apply(params, input_ids, attention_mask)
+
+
+class UnknownTokensWarning(UserWarning):
+    """Captions that the tokenizer turns mostly into tokens for unknown text."""
 
 
 class TextEncoder:
@@ -87,7 +91,7 @@ class TextEncoder:
         """Finds published weights and their tokenizer, and checks them.
 
         Args:
-          name_or_path: a directory in Hugging Face layout, or a name; see `pretrained.resolve`.
+          name_or_path: a directory in Hugging Face layout, or a name, also as name@revision; see `pretrained.resolve`.
           dtype: "float32" or "bfloat16", of parameters, computation and embeddings; "int8" stores matrices
             as int8, a scale for each output, and computes in bfloat16.
           max_length: the most tokens of a caption; None: what the model says (MiniLM: 256).
@@ -99,18 +103,18 @@ class TextEncoder:
             parameters over its "fsdp" axis.
 
         Raises:
-          ValueError: no such model, damaged weights, or an argument out of its range.
+          ValueError: no such model, damaged files, or an argument out of its range.
         """
-        if dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
         directory = pretrained.resolve(name_or_path, sha256)
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
-        tokens = tokenizer.load(directory)
-        _check_vocabulary(directory, tokens, module.config)
-        known = KNOWN.get(full_name(name_or_path))
+        tokenizer.files_of(directory)
+        pretrained.locate(directory, module)
+        tokens = tokenizer.load(directory, module.config.vocab_size)
+        known = KNOWN.get(split_revision(name_or_path)[0])
         default = known.max_length if known else _DEFAULT_MAX_LENGTH
         max_length = _max_length(directory, tokens, module.config, max_length, default)
-        pretrained.locate(directory, module)
         return cls(str(name_or_path), directory, module, tokens, max_length, clean_captions, mesh)
 
     @classmethod
@@ -136,7 +140,7 @@ class TextEncoder:
 
     @functools.cached_property
     def params(self) -> Any:
-        """{"params": ...}, on the devices."""
+        """{"params": ...}, on the devices; ValueError if the weights are not finite."""
         return pretrained.load_params(self._directory, self.module, self.mesh)
 
     @functools.cached_property
@@ -147,12 +151,14 @@ class TextEncoder:
         and this code's version; the first call reads weight files that are not in the hub's cache.
         """
         files = [
-            *pretrained.weight_files(self._directory),
+            *model_files.weight_files(self._directory),
             *tokenizer.files_of(self._directory),
         ]
         parts = [_VERSION, self.max_length, self.clean_captions, repr(self.module.config)]
         parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
-        parts += [pretrained.named_hash(path) for path in files]
+        parts += [model_files.named_hash(path) for path in files]
+        if any(path.name == "spiece.model" for path in files):
+            parts.append("sentencepiece")  # earlier versions read it by transformers
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property
@@ -172,10 +178,29 @@ class TextEncoder:
 
         Raises:
           TypeError: a caption is not a str.
-          ValueError: there are no captions, or one is not valid Unicode.
+          ValueError: there are no captions, or one is not valid Unicode or becomes ids beyond the vocabulary.
         """
         _check_captions(captions)
-        return [encoding.ids for encoding in self._tokenizer.encode_batch([*map(self.clean, captions)])]
+        ids, size = self._tokenizer.encode([*map(self.clean, captions)]), self.module.config.vocab_size
+        for caption, row in zip(captions, ids, strict=True):
+            if max(row, default=0) >= size:
+                raise ValueError(
+                    f"token ids must be below the model's vocabulary of {size}, got {max(row)} for "
+                    f"{_shorten(caption)}; get the tokenizer's files and the weights from the same model."
+                )
+        return ids
+
+    def mostly_unknown(self, captions: Sequence[str]) -> list[int]:
+        """Which captions the tokenizer turns mostly into tokens for unknown text, which makes them all alike.
+
+        That is more than half of their tokens or characters. Raises as `token_ids` does.
+        """
+        return self._mostly_unknown(captions, self.token_ids(captions))
+
+    def _mostly_unknown(self, captions: Sequence[str], ids: list[list[int]]) -> list[int]:
+        unknown = self._tokenizer.unknown_id
+        some = [i for i, row in enumerate(ids) if unknown in row]
+        return [i for i in some if self._tokenizer.unknown_share(self.clean(captions[i])) > 0.5]
 
     def tokenize(self, captions: Sequence[str], length: int | None = None):
         """Captions -> (input_ids [B, L] int32, attention_mask [B, L] int32), NumPy arrays.
@@ -190,7 +215,12 @@ class TextEncoder:
         """input_ids and attention_mask [B, L] -> hidden states [B, L, D], or [B, 1, D] if pooled.
 
         Pure. Rows at padding are whatever the model computes there.
+
+        Raises:
+          ValueError: other shapes or types, or ids that are not in the vocabulary (those of a traced array are
+            not known, and not checked).
         """
+        _check_ids(input_ids, attention_mask, self.module.config.vocab_size)
         return self._on_devices(embed, input_ids, attention_mask)
 
     def encode(self, captions: Sequence[str], length: int | None = None) -> TextCond:
@@ -271,10 +301,17 @@ class TextEncoder:
         return getattr(self.module.config, "output", "last") == "pooled"
 
     def _cut(self, captions: Sequence[str], length: int | None) -> list[list[int]]:
-        """Token ids of each caption, at most `length` or `max_length`; one warning if it cuts."""
+        """Token ids of each caption, at most `length` or `max_length`.
+
+        One warning says which captions are cut, another which are mostly unknown.
+        """
         limit = self.max_length if length is None else length
         _check_length(limit, self._tokenizer, self.max_length)
         ids = self.token_ids(captions)
+        unknown = self._mostly_unknown(captions, ids)
+        if unknown:
+            message = unknown_message(self.name, [captions[i] for i in unknown], len(ids))
+            warnings.warn(message, UnknownTokensWarning, stacklevel=3)
         too_long = [i for i, row in enumerate(ids) if len(row) > limit]
         if too_long:
             first = too_long[0]
@@ -285,10 +322,7 @@ class TextEncoder:
                 stacklevel=3,
             )
         for i in too_long:
-            # Cut before the special tokens are added, so that the final one is kept.
-            encoding = self._tokenizer.encode(self.clean(captions[i]), add_special_tokens=False)
-            encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
-            ids[i] = self._tokenizer.post_process(encoding).ids
+            ids[i] = self._tokenizer.cut(self.clean(captions[i]), limit)
         return ids
 
     def _pad(self, ids: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -328,6 +362,8 @@ def _bucket(length: int, limit: int) -> int:
 def _check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str):
         raise TypeError(f"captions must be a list of str, got the str {captions!r}; put it in [].")
+    if not isinstance(captions, Sequence | np.ndarray):
+        raise TypeError(f"captions must be a list of str, got {type(captions).__name__}; pass a list.")
     if not len(captions):
         raise ValueError("captions must hold at least one str, got an empty list; pass some.")
     for i, caption in enumerate(captions):
@@ -343,8 +379,8 @@ def _check_captions(captions: Sequence[str]) -> None:
 
 
 def _check_length(length: int, tokenizer: Any, limit: int) -> None:
-    least = tokenizer.num_special_tokens_to_add(False) + 1
-    if not least <= length <= limit:
+    least = tokenizer.num_special + 1
+    if isinstance(length, bool) or not isinstance(length, int | np.integer) or not least <= length <= limit:
         raise ValueError(
             f"length must be from {least} (special tokens and one more) to max_length = {limit}, "
             f"got {length}; pass such a length, or load the encoder with another max_length."
@@ -357,32 +393,51 @@ def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None,
     if given is not None:
         _check_length(given, tokenizer, reach or given)
         return given
-    sentence = _read_json(directory / "sentence_bert_config.json").get("max_seq_length")
-    stated = sentence or _read_json(directory / "tokenizer_config.json").get("model_max_length")
-    # transformers writes 1e30 for "no limit".
-    limits = [x for x in (stated, reach) if isinstance(x, int | float) and 1 <= x < 1e9]
-    return int(min(limits, default=default))
-
-
-def _check_vocabulary(directory: Path, tokenizer: Any, config: Any) -> None:
-    size = tokenizer.get_vocab_size()
-    if size > config.vocab_size:
-        raise ValueError(
-            f"{directory}: the tokenizer must know at most the model's {config.vocab_size} tokens, "
-            f"got {size}; get the tokenizer's files and the weights from the same model."
-        )
+    stated = model_files.read_limit(directory / "sentence_bert_config.json", "max_seq_length")
+    if stated is None:
+        stated = model_files.read_limit(directory / "tokenizer_config.json", "model_max_length")
+    return min((limit for limit in (stated, reach) if limit is not None), default=default)
 
 
 def _pad_id(directory: Path, tokenizer: Any) -> int:
     # Masked everywhere, so it matters only to code that reads input_ids.
-    token = _read_json(directory / "tokenizer_config.json").get("pad_token")
+    token = model_files.read_settings(directory / "tokenizer_config.json").get("pad_token")
     if isinstance(token, dict):  # Some files spell out how the token is matched.
-        token = token.get("content")
-    return (isinstance(token, str) and tokenizer.token_to_id(token)) or 0
+        token = token["content"]
+    return (token is not None and tokenizer.id_of(token)) or 0
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return pretrained.read_json(path) if path.is_file() else {}
+def _check_ids(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:
+    shape, dtype = np.shape(input_ids), getattr(input_ids, "dtype", None)
+    if (
+        len(shape) != 2
+        or np.shape(attention_mask) != shape
+        or dtype is None
+        or not jnp.issubdtype(dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"input_ids must be an integer array [B, L] and attention_mask have its shape, got shapes {shape} and "
+            f"{np.shape(attention_mask)} and dtype {dtype}; pass what `tokenize` returns."
+        )
+    if isinstance(input_ids, jax.core.Tracer) or 0 in shape:
+        return
+    least, most = int(input_ids.min()), int(input_ids.max())
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise ValueError(
+            f"input_ids must be from 0 to {vocab_size - 1}, the model's vocabulary, got {wrong}; "
+            "pass ids of its own tokenizer."
+        )
+
+
+def unknown_message(name: str, unknown: Sequence[str], num: int) -> str:
+    """What to tell of captions that the encoder `name` does not understand: `unknown` of `num`."""
+    first = ", ".join(map(_shorten, unknown[:3]))
+    return (
+        f"{len(unknown)} of {num} captions consist mostly of text that the tokenizer of {name} does not know, such as "
+        f"{first}: their embeddings hardly differ; rephrase them, or choose an encoder that reads them, such as "
+        "google/mt5-base (most languages) or google/byt5-base (any text)."
+    )
 
 
 def _shorten(caption: str) -> str:

@@ -88,6 +88,10 @@ KNOWN = {
 SHORT_NAMES = {name.rpartition("/")[2]: name for name in KNOWN}
 
 
-def full_name(name_or_path: object) -> str:
-    """The hub's name of a model that was given by what stands behind the slash; others as they are."""
-    return SHORT_NAMES.get(str(name_or_path), str(name_or_path))
+def split_revision(name_or_path: object) -> tuple[str, str | None]:
+    """NAME@REVISION -> (the hub's name, the revision), without @ (the name, None).
+
+    A name that is known by what stands behind its slash is completed; others stay as they are.
+    """
+    name, at, revision = str(name_or_path).partition("@")
+    return SHORT_NAMES.get(name, name), revision if at else None

@@ -19,22 +19,46 @@ Row = tuple[str, tuple[str, ...], bool]  # name in the checkpoint, path of the p
 # --- config.json --------------------------------------------------------------------------------
 
 
+# What a field of a config may be: its type -> (description, test).
+_VALID = {
+    int: ("a positive integer below 2^31", lambda value: type(value) is int and 1 <= value < 2**31),
+    float: ("a number from 0 to below 1", lambda value: type(value) in (int, float) and 0 <= value < 1),
+    str: ("a name", lambda value: isinstance(value, str)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
 def sizes(cls: type, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the dataclass `cls` that a config.json holds; ValueError if a needed one is missing."""
-    fields = dataclasses.fields(cls)
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.name not in config:
+    """The fields of the dataclass `cls` that a config.json holds.
+
+    Raises:
+      ValueError: a field without a default is missing, or one has another type or range than it must.
+    """
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in config:
+            if field.default is dataclasses.MISSING:
+                raise ValueError(
+                    f"{family} config.json must hold {field.name}, which is missing; get a complete copy of the model."
+                )
+            continue
+        value = found[field.name] = config[field.name]
+        kind, is_valid = _VALID[field.type]
+        if not is_valid(value):
             raise ValueError(
-                f"{family} config.json must hold {field.name}, which is missing; get a complete copy of the model."
-            )
-    found = {field.name: config[field.name] for field in fields if field.name in config}
-    for field in fields:
-        value = found.get(field.name, 1)
-        if field.type is int and (type(value) is not int or value < 1):
-            raise ValueError(
-                f"{family} config.json: {field.name} must be a positive integer, got {value!r}; get a complete copy."
+                f"{family} config.json: {field.name} must be {kind}, got {value!r:.80}; get a complete copy."
             )
     return found
+
+
+def section(family: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under `key` of a config.json, {} if it is null or missing; ValueError if it is none."""
+    found = config.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(
+            f"{family} config.json: {key} must be an object, got {found!r:.80}; get a complete copy."
+        )
+    return found or {}
 
 
 def check_heads(hidden_size: int, num_heads: int) -> None:

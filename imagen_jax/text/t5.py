@@ -40,6 +40,8 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "relu"
     bias_per_layer: bool = False  # UMT5
+    # Whether lm_head.weight is the token table: no part of the encoder, so not of its identity.
+    tie_word_embeddings: bool = dataclasses.field(default=True, repr=False, compare=False)
 
     def __post_init__(self):
         if self.feed_forward_proj not in _FEED_FORWARD:
@@ -66,8 +68,14 @@ class T5Config:
         Raises:
           ValueError: a size is missing, or the model does something this encoder does not.
         """
-        known = layers.sizes(cls, "T5", config)
-        return cls(**known | {"bias_per_layer": config.get("model_type") == "umt5"})
+        # transformers 5 writes true for all, and what 4 wrote there as scale_decoder_outputs.
+        is_tied = [config.get(key) for key in ("tie_word_embeddings", "scale_decoder_outputs")]
+        others = {
+            "tie_word_embeddings": False not in is_tied,
+            "bias_per_layer": config.get("model_type") == "umt5",
+        }
+        known = layers.sizes(cls, "T5", {key: value for key, value in config.items() if key not in others})
+        return cls(**known | others)
 
     @property
     def width(self) -> int:
@@ -78,6 +86,12 @@ class T5Config:
     def max_length(self) -> None:
         """Relative positions have no end."""
         return None
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes that are axes of its tensors, or divide them."""
+        names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "relative_attention_num_buckets")
+        return {name: getattr(self, name) for name in names}
 
 
 class T5Encoder(nn.Module):
@@ -216,3 +230,12 @@ def canonical_name(name: str) -> str | None:
     if name.startswith(("decoder.", "lm_head.")):
         return None
     return "shared.weight" if name == "encoder.embed_tokens.weight" else name
+
+
+def tied_names(config: T5Config) -> dict[str, tuple[str, ...]]:
+    """Name in `tensor_table` -> other names of the same tensor, for checkpoints that keep a shared one once.
+
+    Encoder and decoder always share the token table; the head has it only where it is tied, not in v1.1.
+    """
+    heads = ("lm_head.weight",) if config.tie_word_embeddings else ()
+    return {"shared.weight": ("decoder.embed_tokens.weight", *heads)}

@@ -1,71 +1,78 @@
 """The tokenizers of published language models, from the files that lie beside their weights."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from imagen_jax.text import pretrained
+from imagen_jax.text import model_files
+from imagen_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
+_FILES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
+_LARGEST_VOCABULARY = 1 << 20
+# Encoded at once when a tokenizer is loaded: what ends in an error with these is of no use.
+_PROBES = ("", "a", "A photo of a cat.", " \u5317\u4eac \U0001f43b\n", "a" * 400 + "!", "ab " * 100)
 
 
-def load(directory: Path) -> Any:
-    """The model's own tokenizer, as a `tokenizers.Tokenizer` that neither cuts nor pads.
+class Tokenizer(Protocol):
+    """Captions to token ids; neither cuts nor pads unless asked.
+
+    Attributes:
+      num_special: how many special tokens a caption gets.
+      num_ids: one more than the largest id.
+      unknown_id: what stands for text that the vocabulary cannot spell; None if it can spell everything.
+    """
+
+    num_special: int
+    num_ids: int
+    unknown_id: int | None
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """The ids of each caption, special tokens included."""
+
+    def cut(self, caption: str, length: int) -> list[int]:
+        """At most `length` ids, special tokens kept."""
+
+    def unknown_share(self, caption: str) -> float:
+        """How much of a caption's characters or tokens, whichever is more, is unknown."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as it is written in files, None if there is none."""
+
+
+def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
+    """The model's own tokenizer.
+
+    Args:
+      directory: of the model.
+      vocab_size: of the model.
 
     Raises:
-      ValueError: the directory holds no tokenizer, or one that cannot be read.
+      ValueError: the directory holds no tokenizer, one that cannot be read, or one with more than `vocab_size` ids.
     """
     files = files_of(directory)
     for file in files:
+        model_files.check_size(file)
         if file.name in _SETTINGS:
-            pretrained.read_json(file)  # or the libraries blame another file
+            model_files.read_settings(file)  # or the libraries blame another file
     try:
-        if files[0].name == "tokenizer.json":
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(files[0]))
-        elif files[0].name == "tokenizer_config.json":
-            tokenizer = _byte_tokenizer(pretrained.read_json(files[0]))
-        else:
-            # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
-            # install torch is for other uses.
-            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer
-    except Exception as error:  # The libraries have no common base class for their errors.
+        with _dropping_panics():
+            tokenizer = _build(directory, files[0], vocab_size)
+            for caption in _PROBES:
+                tokenizer.encode([caption])
+    except BaseException as error:  # The libraries have no common base class for their errors.
+        if isinstance(error, _TooManyIds | KeyboardInterrupt | SystemExit):
+            raise
         fix = "get the tokenizer's files again"
         if files[0].suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
             fix = "run `pip install sentencepiece`, which it needs"
-        raise ValueError(
-            f"the tokenizer {files[0]} cannot be read ({pretrained.first_line(error)}); {fix}."
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _byte_tokenizer(config: Mapping[str, Any]) -> Any:
-    """ByT5's (Xue et al. 2021, arXiv:2105.13626), which has no file: three special tokens, the 256 bytes,
-    and the sentinels."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-
-    special = ["<pad>", "</s>", "<unk>"]
-    sentinels = [f"<extra_id_{i}>" for i in range(config.get("extra_ids", 125))]
-    printable = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace()]
-    # Byte-level tokenizers write a byte that is not printable as a character beyond the first 256.
-    others = [b for b in range(256) if b not in printable]
-    characters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    tokens = [*special, *(characters[b] for b in range(256)), *sentinels]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens(
-        [*(AddedToken(t, lstrip=True, rstrip=True) for t in special), *map(AddedToken, sentinels)]
-    )
+        reason = model_files.first_line(error)
+        raise ValueError(f"the tokenizer {files[0]} cannot be read ({reason}); {fix}.") from error
+    _check_vocabulary(directory, tokenizer.num_ids, vocab_size)
     return tokenizer
 
 
@@ -74,7 +81,7 @@ def files_of(directory: Path) -> list[Path]:
     present = lambda names: [directory / name for name in names if (directory / name).is_file()]
     files, settings = present(_FILES), present(_SETTINGS)
     if not files and settings and settings[0].name == "tokenizer_config.json":
-        if pretrained.read_json(settings[0]).get("tokenizer_class") == "ByT5Tokenizer":
+        if model_files.read_settings(settings[0]).get("tokenizer_class") == "ByT5Tokenizer":
             return settings
     if not files:
         raise ValueError(
@@ -82,3 +89,137 @@ def files_of(directory: Path) -> list[Path]:
             f"{', '.join(_FILES)}; copy them from where the weights came from."
         )
     return files[:1] if files[0].name == "tokenizer.json" else files + settings
+
+
+class _TooManyIds(ValueError):
+    pass
+
+
+def _check_vocabulary(directory: Path, num_ids: int, vocab_size: int) -> None:
+    if num_ids > vocab_size:
+        raise _TooManyIds(
+            f"{directory}: the tokenizer must know at most the model's {vocab_size} tokens, "
+            f"got {num_ids}; get the tokenizer's files and the weights from the same model."
+        )
+
+
+def _build(directory: Path, file: Path, vocab_size: int) -> Tokenizer:
+    if file.name == "spiece.model":
+        return SentencePieceTokenizer(directory, vocab_size)
+    if file.name == "tokenizer.json":
+        from tokenizers import Tokenizer as FromFile
+
+        return _LibraryTokenizer(FromFile.from_file(str(file)))
+    if file.name == "tokenizer_config.json":
+        extra_ids = model_files.read_settings(file).get("extra_ids", 125)
+        _check_vocabulary(directory, _NUM_BYTE_IDS + extra_ids, vocab_size)
+        return _LibraryTokenizer(_byte_tokenizer(extra_ids))
+    if file.name == "vocab.txt":
+        _check_vocabulary(directory, file.read_bytes().count(b"\n"), max(2 * vocab_size, vocab_size + 1000))
+    # Older checkpoints keep only a vocabulary; transformers knows how to build on it. Its advice to
+    # install torch is for other uses.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    return _LibraryTokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True)._tokenizer)
+
+
+class _LibraryTokenizer:
+    """One of the tokenizers library; see `Tokenizer`."""
+
+    def __init__(self, tokenizer: Any):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.num_special = tokenizer.num_special_tokens_to_add(False)
+        special = tokenizer.encode("").ids
+        self.num_ids = 1 + max(*tokenizer.get_vocab(with_added_tokens=True).values(), *special, -1, -1)
+        names = (getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
+        ids = [tokenizer.token_to_id(name) for name in names if name]
+        unknown = next((id for id in ids if id is not None), None)
+        # CLIP's is the end of the text, and its vocabulary spells everything.
+        self.unknown_id = None if unknown in special else unknown
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._call(self._tokenizer.encode_batch, [*captions])]
+
+    def cut(self, caption: str, length: int) -> list[int]:
+        # Cut before the special tokens are added, so that the final one is kept.
+        encoding = self._call(self._tokenizer.encode, caption, add_special_tokens=False)
+        encoding.truncate(length - self.num_special)
+        return self._tokenizer.post_process(encoding).ids
+
+    def unknown_share(self, caption: str) -> float:
+        encoding = self._call(self._tokenizer.encode, caption, add_special_tokens=False)
+        size = lambda text: len("".join(text.split()))
+        unknown = [
+            span for id, span in zip(encoding.ids, encoding.offsets, strict=True) if id == self.unknown_id
+        ]
+        in_unknown = sum(size(caption[start:end]) for start, end in unknown)
+        return max(in_unknown / max(size(caption), 1), len(unknown) / max(len(encoding.ids), 1))
+
+    def id_of(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    @staticmethod
+    def _call(function: Any, *args, **options) -> Any:
+        try:
+            return function(*args, **options)
+        except BaseException as error:
+            # What the library's Rust code panics with, such as a regex without end, is no Exception.
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            reason = model_files.first_line(error)
+            raise ValueError(
+                f"captions must be such as the tokenizer can encode, and it fails ({reason}); leave the captions out "
+                "that it fails with, or get the tokenizer's files again."
+            ) from error
+
+
+# Three special tokens and the bytes.
+_NUM_BYTE_IDS = 3 + 256
+
+
+def _byte_tokenizer(extra_ids: int) -> Any:
+    """ByT5's (Xue et al. 2021, arXiv:2105.13626), which has no file: three special tokens, the 256 bytes,
+    and the sentinels."""
+    from tokenizers import AddedToken, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as FromModel
+
+    special = ["<pad>", "</s>", "<unk>"]
+    sentinels = [f"<extra_id_{i}>" for i in range(extra_ids)]
+    printable = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace()]
+    # Byte-level tokenizers write a byte that is not printable as a character beyond the first 256.
+    others = [b for b in range(256) if b not in printable]
+    characters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    tokens = [*special, *(characters[b] for b in range(256)), *sentinels]
+    tokenizer = FromModel(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(
+        [*(AddedToken(t, lstrip=True, rstrip=True) for t in special), *map(AddedToken, sentinels)]
+    )
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _dropping_panics() -> Iterator[None]:
+    """Holds stderr back meanwhile, and drops it on an error: a panic of Rust code prints a stack of its own."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.truncate(0)
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            held.seek(0)
+            with contextlib.suppress(OSError):
+                os.write(stderr, held.read(1 << 16)) if os.fstat(held.fileno()).st_size else None
+            os.close(stderr)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -344,3 +345,17 @@ def test_digests_that_begin_alike_are_told_apart(tiny, tmp_path, monkeypatch):
     lengths = {caption: len(tiny.token_ids([caption])[0]) for caption in CAPTIONS}
     assert {caption: len(cache[caption]) for caption in CAPTIONS} == lengths
     assert "a zebra" not in cache
+
+
+def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys):
+    captions = ["\U0001f43b", "a red cat", "\u5317\u4eac", "\U0001f431"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(captions, tiny, tmp_path, shard_size=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(
+        "3 of 4 captions consist mostly of text that the tokenizer of"
+    )
+    assert all(repr(captions[i]) in lines[0] for i in (0, 2, 3))
+    make(captions[:2], tiny, tmp_path)  # nothing new
+    assert capsys.readouterr().out == ""

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from imagen_jax import parallel
 from imagen_jax.config import TextConfig
 from imagen_jax.text import bert, pretrained
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import TextEncoder, UnknownTokensWarning
 from imagen_jax.text.encoder import embed as pure_embed
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -278,7 +278,10 @@ def test_a_hub_model_without_safetensors_says_how_to_convert_it(monkeypatch, dir
 
     (directory / "model.safetensors").unlink()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
-    with pytest.raises(ValueError, match="'some/model' has none on the hub; convert it.*save_pretrained"):
+    with pytest.raises(
+        ValueError,
+        match="'some/model' has none on the hub; run `python scripts/convert_weights.py some/model",
+    ):
         pretrained.resolve("some/model")
 
 
@@ -368,7 +371,9 @@ def test_incomplete_directories_are_refused(directory):
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         TextEncoder.from_pretrained(directory)
     weights.rename(directory / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="got only pytorch_model.bin.*save_pretrained"):
+    with pytest.raises(
+        ValueError, match="got only pytorch_model.bin.*run `python scripts/convert_weights.py"
+    ):
         TextEncoder.from_pretrained(directory)
     (directory / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match="must hold model.safetensors"):
@@ -456,3 +461,55 @@ def test_a_fresh_process_imports_little_and_agrees(tiny):
         check=False,
     )
     assert run.stdout.strip() == tiny.fingerprint, run.stderr
+
+
+# Captions that the vocabulary cannot spell.
+
+
+@pytest.mark.parametrize(
+    ("captions", "count"),
+    [
+        (["a red cat", "the dog"], 0),
+        (["\U0001f43b", "a red cat"], 1),
+        (
+            [
+                "\U0001f43b\U0001f431",
+                "\u5317\u4eac\u5e02",
+                "\u0645\u0631\u062d\u0628\u0627",
+                "zebra xylophone",
+            ],
+            4,
+        ),
+        (["\U0001f43b a red cat"], 0),
+        (["a zebra"], 1),  # most of its characters
+        (["", "cat"], 0),
+        (["[UNK] [UNK] [UNK]"], 1),
+    ],
+)
+def test_captions_of_unknown_tokens_are_told_once(tiny, captions, count):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny.encode(captions)
+        list(tiny.encode_ragged(captions))
+    assert len(caught) == (2 if count else 0)  # one for each call
+    assert len(tiny.mostly_unknown(captions)) == count
+    if count:
+        message = str(caught[0].message)
+        assert issubclass(caught[0].category, UnknownTokensWarning) and "\n" not in message
+        assert message.startswith(
+            f"{count} of {len(captions)} captions consist mostly of text that the tokenizer of"
+        )
+        assert repr(captions[tiny.mostly_unknown(captions)[0]]) in message and "google/byt5-base" in message
+
+
+def test_bytes_have_no_unknown_text():
+    for name in ("tiny_clip", "tiny_byt5"):
+        encoder = TextEncoder.from_pretrained(GOLDENS / name)
+        known = encoder.mostly_unknown(["\U0001f43b", "\u5317\u4eac"])
+        assert known == ([0, 1] if name == "tiny_clip" else [])  # the golden's tokenizer knows words alone
+
+
+@needs_minilm
+def test_emoji_and_chinese_with_minilm(minilm):
+    captions = ["\U0001f43b\U0001f432", "\u9e92\u9e9f\u9f98", "a bear \U0001f43b", "a photo of a cat"]
+    assert minilm.mostly_unknown(captions) == [0, 1]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 
@@ -16,6 +17,7 @@ from imagen_jax.text import tokenizer
 from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+BYTES = tokenizer.load(GOLDENS / "tiny_byt5")
 
 
 @pytest.mark.parametrize(("directory", "golden"), [("t5_tokenizer", "sentencepiece"), ("tiny_byt5", "byt5")])
@@ -27,12 +29,107 @@ def test_the_ids_of_the_original(directory, golden):
     tokens = tokenizer.load(GOLDENS / directory)
     expected = np.split(arrays[golden], np.cumsum(arrays[f"{golden}_lengths"])[:-1])
     for caption, ids in zip(captions, expected, strict=True):
-        assert tokens.encode(caption).ids == ids.tolist(), caption
+        assert tokens.encode([caption]) == [ids.tolist()], caption
 
 
-@given(st.text())
+SPIECE = json.loads((GOLDENS / "tokenizers.json").read_text())
+
+
+def make(layout, directory):
+    """A directory with spiece.model, and the settings of a layout if it has some."""
+    found = SPIECE["layouts"][layout]
+    directory.mkdir(exist_ok=True)
+    shutil.copy(GOLDENS / "sentencepiece" / f"{found['model']}.model", directory / "spiece.model")
+    if found["config"] is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(found["config"]))
+    return found
+
+
+@pytest.mark.parametrize("layout", SPIECE["layouts"])
+def test_the_ids_from_spiece_model_alone(layout, tmp_path):
+    found = make(layout, tmp_path)
+    tokens = tokenizer.load(tmp_path, found["vocab_size"])
+    assert tokens.num_ids <= found["vocab_size"]
+    for caption, ids in zip(SPIECE["captions"], found["ids"], strict=True):
+        assert tokens.encode([caption]) == [ids], caption
+        assert tokens.cut(caption, 3) == ([*ids[:2], ids[-1]] if len(ids) > 3 else ids)
+
+
+def test_sentencepiece_itself_gives_the_ids_of_ordinary_text(tmp_path):
+    import sentencepiece
+
+    for model in ("t5", "mt5", "umt5", "bpe"):
+        path = GOLDENS / "sentencepiece" / f"{model}.model"
+        original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        shutil.copy(path, tmp_path / "spiece.model")
+        tokens = tokenizer.load(tmp_path)
+        captions = [caption for caption in SPIECE["captions"] if "<" not in caption]
+        assert tokens.encode(captions) == [[*ids, original.eos_id()] for ids in original.encode(captions)]
+
+
+@pytest.mark.parametrize(
+    ("change", "beside", "message"),
+    [
+        ({"extra_ids": 10**9}, {}, "extra_ids must be at most the model's 226 tokens, got 1000000000"),
+        ({"extra_ids": 129}, {}, "at most the model's 226 tokens, got 227"),
+        ({"extra_ids": -1}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
+        ({"extra_ids": "100"}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
+        ({"extra_ids": True}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
+        ({"extra_ids": [1]}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
+        ({"eos_token": "<nothing>", "extra_ids": 0}, {}, None),  # the model has its own
+        ({"eos_token": 1}, {}, "eos_token must be a token, got 1"),
+        ({"pad_token": ["<pad>"]}, {}, "pad_token must be a token"),
+        ({"unk_token": {"text": "<unk>"}}, {}, "unk_token must be a token"),
+        ({"additional_special_tokens": "<extra_id_0>"}, {}, "additional_special_tokens must be a list of tokens"),
+        ({"additional_special_tokens": [7]}, {}, "additional_special_tokens must be a list of tokens"),
+        ({"additional_special_tokens": {"a": "b"}}, {}, "additional_special_tokens must be a list of tokens"),
+        ({"added_tokens_decoder": {"a": {"content": "<x>"}}}, {}, "added_tokens_decoder must be an object from ids"),
+        ({"added_tokens_decoder": {"-5": {"content": "<x>"}}}, {}, "added_tokens_decoder must be an object from ids"),
+        ({"added_tokens_decoder": {"500": {"content": "<x>"}}}, {}, "at most the model's 226 tokens, got 501"),
+        ({"added_tokens_decoder": ["<x>"]}, {}, "added_tokens_decoder must be an object from ids"),
+        ({}, {"added_tokens.json": {"<x>": 10**12}}, "added_tokens.json: the id of '<x>' must be an integer"),
+        ({}, {"added_tokens.json": {"<x>": "7"}}, "added_tokens.json: the id of '<x>' must be an integer"),
+        ({}, {"added_tokens.json": {"<x>": 225}}, None),
+        ({}, {"added_tokens.json": {"<x>": 226}}, "at most the model's 226 tokens, got 227"),
+        ({}, {"special_tokens_map.json": {"eos_token": 5}}, "special_tokens_map.json: eos_token must be a token"),
+    ],
+)  # fmt: skip
+def test_settings_beside_spiece_model_are_bounded(change, beside, message, tmp_path):
+    size = make("t5", tmp_path)["vocab_size"]
+    assert size == 226
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"extra_ids": 100} | change))
+    for name, content in beside.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if message is None:
+        assert tokenizer.load(tmp_path, size).encode(["a cube"])[0][-1] == 1
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizer.load(tmp_path, size)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "caption", "is_unknown"),
+    [
+        ("t5", "\U0001f43b\U0001f43b\U0001f43b", True),
+        ("t5", "\u0645\u0631\u062d\u0628\u0627 \u0628\u0643", True),
+        ("t5", "\U0001f43b a red cube", False),
+        ("t5", "a photograph", False),
+        ("t5", "", False),
+        ("t5", "<unk> <unk>", True),
+        ("mt5", "\U0001f43b\U0001f43b\U0001f43b", False),  # spelled in bytes
+        ("umt5", "\u0645\u0631\u062d\u0628\u0627", False),
+    ],
+)
+def test_what_is_mostly_unknown(layout, caption, is_unknown, tmp_path):
+    size = make(layout, tmp_path)["vocab_size"]
+    assert (tokenizer.load(tmp_path, size).unknown_share(caption) > 0.5) == is_unknown
+
+
+@given(st.text().filter(lambda text: "<" not in text))  # </s> and the like are tokens of their own
 def test_bytes_are_their_own_tokens(text):
-    ids = tokenizer.load(GOLDENS / "tiny_byt5").encode(text).ids
+    (ids,) = BYTES.encode([text])
     assert ids == [byte + 3 for byte in text.encode()] + [1]
 
 
@@ -57,3 +154,123 @@ def test_what_a_tokenizer_needs_is_named(tmp_path, monkeypatch):
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
         tokenizer.load(directory)
+
+
+def library_tokenizer(**change):
+    """A tokenizer.json of the tokenizers library."""
+    base = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"},
+    }  # fmt: skip
+    return base | change
+
+
+def split(regex):
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def replace(regex):
+    return {"type": "Replace", "pattern": {"Regex": regex}, "content": "b"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": split("(a+)+$")},
+        {"pre_tokenizer": split("(a|aa)+b")},
+        {"normalizer": replace("(a+)+$")},
+        {"pre_tokenizer": split("(")},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hYmNk"}},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": []}},
+        {"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", -1.0]]}},
+        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100}},
+        {"model": {"type": "none"}},
+        {"model": []},
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+                            "pair": [], "special_tokens": {}}},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_panics_is_one_line(change, tmp_path, capfd):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(**change)))
+    with pytest.raises(ValueError, match=f"the tokenizer {tmp_path}/tokenizer.json cannot be read") as error:
+        tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert capfd.readouterr().err == ""  # nor the stack of the library's own
+
+
+def test_a_caption_that_panics_the_tokenizer_is_one_line(tmp_path):
+    change = {"pre_tokenizer": split("(z|zz)+y")}  # no caption tried while loading has a y behind many z
+    (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(**change)))
+    tokens = tokenizer.load(tmp_path)
+    for encode in (
+        lambda text: tokens.encode([text]),
+        tokens.unknown_share,
+        lambda text: tokens.cut(text, 3),
+    ):
+        with pytest.raises(
+            ValueError, match="captions must be such as the tokenizer can encode, and it fails"
+        ) as error:
+            encode("z" * 400 + "x y")
+        assert "\n" not in str(error.value)
+
+
+def test_what_a_library_says_while_loading_is_kept(tmp_path, capfd, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer()))
+    build = tokenizer._build
+    monkeypatch.setattr(tokenizer, "_build", lambda *args: os.write(2, b"a notice") and build(*args))
+    assert tokenizer.load(tmp_path).encode(["a a b"]) == [[0, 0, 1]]
+    assert capfd.readouterr().err == "a notice"
+
+
+@pytest.mark.parametrize(
+    ("model", "num_ids"),
+    [
+        ({"type": "WordLevel", "vocab": {"a": 0, "<unk>": 999}, "unk_token": "<unk>"}, 1000),  # with gaps
+        ({"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}, 2),
+    ],
+)
+def test_ids_are_bounded_by_the_largest_not_by_their_number(model, num_ids, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(model=model)))
+    assert tokenizer.load(tmp_path, num_ids).num_ids == num_ids
+    with pytest.raises(ValueError, match=f"at most the model's {num_ids - 1} tokens, got {num_ids}"):
+        tokenizer.load(tmp_path, num_ids - 1)
+
+
+def test_ids_of_special_tokens_count(tmp_path):
+    single = [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"x": {"id": "x", "ids": [4_000_000_000], "tokens": ["x"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(post_processor=template)))
+    with pytest.raises(ValueError, match="at most the model's 100 tokens, got 4000000001"):
+        tokenizer.load(tmp_path, 100)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "spiece.model", "vocab.txt", "tokenizer_config.json"])
+def test_a_file_without_end_is_not_read(file, tmp_path):
+    if file == "tokenizer_config.json":
+        make("t5", tmp_path)
+    with (tmp_path / file).open("wb") as sparse:
+        sparse.truncate(3 << 30)
+    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most .* bytes, got {3 << 30}"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_of_many_lines_is_not_built(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(b"\n" * 10_000)
+    with pytest.raises(ValueError, match="at most the model's .* tokens, got 10000"):
+        tokenizer.load(tmp_path, 21)
+
+
+@pytest.mark.parametrize("extra_ids", [126, 10**9])
+def test_byt5_has_no_more_ids_than_the_model(extra_ids, tmp_path):
+    settings = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": extra_ids}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"at most the model's 384 tokens, got {259 + extra_ids}"):
+        tokenizer.load(tmp_path, 384)
