@@ -120,7 +120,7 @@ def build(
                 unknown += [texts[i] for i in encoder.mostly_unknown(texts)]
                 new += len(batch)
     if unknown:
-        tqdm.write(unknown_message(encoder.name, unknown, new))
+        logger.info(unknown_message(encoder.name, unknown, new))
     cache = EmbeddingCache.open(directory, encoder.fingerprint)
     cache.num_new = new
     return cache
