@@ -24,9 +24,7 @@ def check_unet(
     _check_common(embedding, dropout, prefix)
     checks.whole(f"{prefix}head_dim", head_dim, 1, MAX_CHANNELS)
     wrong = [c for c, is_on in zip(channels, attention, strict=True) if is_on and c % head_dim]
-    require(
-        not wrong, f"{prefix}channels", f"be multiples of head_dim {head_dim} where attention is on", wrong
-    )
+    require(not wrong, f"{prefix}channels", f"be multiples of head_dim {head_dim} where attention is on", wrong)
 
 
 def check_efficient_unet(
@@ -57,9 +55,7 @@ def check_efficient_unet(
 def _check_levels(channels: Any, num_res_blocks: Any, flags: dict[str, Any], prefix: str) -> None:
     entries = {"channels": channels, "num_res_blocks": num_res_blocks, **flags}
     for name, value in entries.items():
-        require(
-            isinstance(value, tuple), f"{prefix}{name}", "be a tuple with one entry for each level", value
-        )
+        require(isinstance(value, tuple), f"{prefix}{name}", "be a tuple with one entry for each level", value)
     levels = len(channels)
     require(levels > 0, f"{prefix}channels", "have at least one level", channels)
     for name, value in entries.items():

@@ -192,9 +192,7 @@ def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
         assert line in out
 
 
-CONFIGS = [
-    part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)
-]
+CONFIGS = [part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)]
 SCRIPTS = ("train", "plan", "embed_text", "sample", "evaluate", "sweep", "prepare_data")
 
 
