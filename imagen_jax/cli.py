@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from imagen_jax import options
+from imagen_jax import locations, options
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.presets import load_preset
 
@@ -110,7 +110,20 @@ def parse(kind: type, description: str, args: list[str] | None = None) -> Any:
         args = ["--help"]  # whatever else is there may be incomplete
     else:
         options.check(args, options.fields(kind))
-    return _tyro(kind, description, args)
+    return _located(_tyro(kind, description, args))
+
+
+def _located(parsed: Any) -> Any:
+    """The dataclass with a path for each `locations.Location`; raises a ValueError for places that cannot be used."""
+    changed = {}
+    for name, hint in typing.get_type_hints(type(parsed)).items():
+        kinds, value, option = {hint, *typing.get_args(hint)}, getattr(parsed, name), f"--{name.replace('_', '-')}"
+        if value is not None and locations.Location in kinds:
+            changed[name] = locations.location(value, option)
+        elif Path in kinds:
+            for path in value if isinstance(value, tuple) else (value,) * (value is not None):
+                locations.local(path, option)
+    return dataclasses.replace(parsed, **changed) if changed else parsed
 
 
 def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:

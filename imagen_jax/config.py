@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from imagen_jax import files, locations
 from imagen_jax.checks import choice, require, shown
 
 MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
@@ -464,16 +465,25 @@ def read_json(file: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
+      FileNotFoundError: there is none, in a bucket.
       ValueError: it is no file, is too large, or does not hold JSON; names the file.
     """
-    require(file.is_file(), str(file), "be a file", "something else" if file.exists() else "nothing")
-    size = file.stat().st_size
-    require(size <= MAX_JSON, str(file), f"have at most {MAX_JSON} bytes", size)
+    if locations.is_remote(file):
+        content = files.read_text(file)
+    else:
+        content = _bounded(file)
     try:
-        return json.loads(file.read_bytes(), object_pairs_hook=_distinct)
+        return json.loads(content, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:  # of the decoding, of JSON, of numbers and of nesting
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} must hold JSON, but cannot be read: {reason}.") from error
+
+
+def _bounded(file: Path) -> bytes:
+    require(file.is_file(), str(file), "be a file", "something else" if file.exists() else "nothing")
+    size = file.stat().st_size
+    require(size <= MAX_JSON, str(file), f"have at most {MAX_JSON} bytes", size)
+    return file.read_bytes()
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 The content goes to a temporary file in the same folder, onto the disk, and only then to its name. A full disk, an
 exception or a signal in between leaves what stood under the name before, and no temporary file; a power cut or a
-SIGKILL may leave a `.tmp-*`, never half a file under a final name.
+SIGKILL may leave a `.tmp-*`, never half a file under a final name. Objects in a bucket (paths of
+`locations.location`) are put there as a whole by the bucket itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -15,6 +17,43 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from imagen_jax import locations
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file; never waits for a pipe.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: it is no regular file, or cannot be read.
+      UnicodeDecodeError: it is not UTF-8.
+    """
+    if not locations.is_remote(path):
+        check_regular(path)
+        return Path(path).read_text(encoding="utf-8")
+    with naming_errors(path, "read"):
+        return path.read_bytes().decode("utf-8")
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is anything of this name, be it a link that leads nowhere."""
+    if not locations.is_remote(path):
+        return os.path.lexists(path)
+    with naming_errors(path, "read"):
+        return path.exists()
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises an OSError that says what `path` is if it is no regular file, such as a pipe, whose reader waits for ever."""
+    mode = os.stat(path).st_mode
+    kinds = {
+        stat.S_ISDIR: "directory", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device",
+        stat.S_ISBLK: "device",
+    }  # fmt: skip
+    kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), None)
+    if kind is not None:
+        raise OSError(f"{path} must be a regular file; it is a {kind}: remove it, or put the file back.")
 
 
 def write(path: str | os.PathLike, content: bytes | str) -> None:
@@ -43,10 +82,10 @@ def write_new(path: str | os.PathLike, content: bytes | str) -> Path:
     Raises:
       OSError: as for `write`.
     """
-    path, number = Path(path), 1
+    path, number = path if locations.is_remote(path) else Path(path), 1
     free = path
     while not create(free, content):
-        while os.path.lexists(free):
+        while exists(free):
             number += 1
             free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
@@ -60,10 +99,13 @@ def create(path: str | os.PathLike, content: bytes | str) -> bool:
     Raises:
       OSError: as for `write`.
     """
+    content = content.encode() if isinstance(content, str) else content
+    if locations.is_remote(path):
+        return _create_object(path, content)
     if os.path.lexists(path):
         return False
     with _temporary(Path(path)) as (temporary, file):
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
         _finish(file)
         try:
             os.link(temporary, path)
@@ -84,6 +126,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Raises:
       OSError: as for `write`.
     """
+    if locations.is_remote(path):
+        buffer = io.BytesIO()
+        yield buffer
+        with naming_errors(path, "written"):
+            path.write_bytes(buffer.getvalue())
+        return
     target = Path(os.path.realpath(path))
     # A link that is left is one to itself. Replacing a device as root would remove it from the system.
     if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
@@ -147,3 +195,31 @@ def _claim(temporary: Path, path: str | os.PathLike) -> bool:
         os.unlink(path)
         raise
     return True
+
+
+
+
+def _create_object(path: Any, content: bytes) -> bool:
+    from fsspec.core import url_to_fs
+
+    fs, key = url_to_fs(os.fspath(path))
+    with naming_errors(path, "written"):
+        try:
+            fs.pipe_file(key, content, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def naming_errors(path: str | os.PathLike, done: str) -> Iterator[None]:
+    """What a bucket's library raises becomes an OSError of one line: "PATH cannot be DONE: ..."."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist, or its bucket does not.") from error
+    except UnicodeDecodeError:
+        raise
+    except Exception as error:  # botocore's and google's own kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{path} cannot be {done}: {reason}.") from error

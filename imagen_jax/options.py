@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from imagen_jax.locations import Location
+
 
 class Field(NamedTuple):
     """What an option takes: its type, whether it must be given, and whether it is a flag without a value."""
@@ -179,7 +181,7 @@ def _accepts(hint: Any, values: list[str]) -> bool:
     return True
 
 
-_KINDS = {int: "whole number", float: "number", str: "text", Path: "path", bool: "True or False"}
+_KINDS = {int: "whole number", float: "number", str: "text", Path: "path", Location: "path or URL", bool: "True or False"}
 
 
 def rule(hint: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imagen_jax import locations
 from imagen_jax.checks import require, text
 from imagen_jax.config import StageConfig
 from imagen_jax.validation import validate_cascade
@@ -26,7 +27,8 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     Raises:
       ValueError: there is no such preset or variant, the file cannot be run, or what it returns is no valid cascade.
     """
-    name_or_path, _, variant = text("--preset", name_or_path).partition(":")
+    locations.local(text("--preset", name_or_path), "--preset")
+    name_or_path, _, variant = name_or_path.partition(":")
     path = Path(name_or_path) if name_or_path.endswith(".py") else _PRESETS / f"{name_or_path}.py"
     if not _is_file(path):
         known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.py")))

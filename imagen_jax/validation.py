@@ -7,7 +7,7 @@ refused by name instead of overflowing somewhere else.
 import math
 from typing import Any
 
-from imagen_jax import checks
+from imagen_jax import checks, locations
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, require
 from imagen_jax.config import (
     NEED_CHURN,
@@ -98,6 +98,8 @@ def validate(config: StageConfig) -> StageConfig:
     checks.instance("config", config, StageConfig, "a StageConfig")
     for prefix, ranges in _RANGES.items():
         checks.fields(getattr(config, prefix[:-1]) if prefix else config, ranges, prefix)
+    locations.local(config.data.path, "data.path")
+    locations.local(config.text.encoder, "text.encoder")
     require(config.name.isidentifier(), "name", "be an identifier such as base or sr256", config.name)
     require(len(config.name) <= 100, "name", "have at most 100 characters, since it names a directory", config.name)
     _validate_network(config.network)

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax import cli, progress
+from imagen_jax.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.SamplingOptions):
-    workdir: Path
+    workdir: Location
     """Directory of the cascade, as scripts/train.py wrote it."""
     data: Path
     """A data set of shapes, as scripts/prepare_data.py --shapes writes it."""
@@ -26,7 +27,7 @@ class Options(cli.SamplingOptions):
     """test: captions with combinations of color and shape that training never shows."""
     num: int = 200
     """Captions to sample, from the start of the split."""
-    output: Path | None = None
+    output: Location | None = None
     """Directory for the table and the grid; by default evaluation/ in the workdir."""
     seed: int = 0
     """Seed of the first picture; the next have the seeds after it."""

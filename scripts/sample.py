@@ -21,11 +21,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax import cli, progress
 from imagen_jax.config import to_dict
+from imagen_jax.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.SamplingOptions):
-    workdir: Path
+    workdir: Location
     """Directory of the cascade, as scripts/train.py wrote it."""
     prompts: tuple[str, ...] = ()
     """The prompts themselves."""
@@ -33,7 +34,7 @@ class Options(cli.SamplingOptions):
     """A text file with one prompt per line."""
     negative: str | None = None
     """A prompt to steer away from."""
-    output: Path | None = None
+    output: Location | None = None
     """Directory for the pictures; by default samples/ in the workdir. Existing pictures stay."""
     num: int = 1
     """Pictures for each prompt, of the seeds seed, seed + 1, ..."""

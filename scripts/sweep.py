@@ -29,11 +29,12 @@ from PIL import Image
 
 from imagen_jax import cli, progress
 from imagen_jax.config import SamplingConfig
+from imagen_jax.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.SamplingOptions):
-    workdir: Path
+    workdir: Location
     """Directory of the cascade, as scripts/train.py wrote it."""
     data: Path | None = None
     """A data set of shapes, for its captions and what they claim."""
@@ -53,7 +54,7 @@ class Options(cli.SamplingOptions):
     """Seed of the first prompt; the next have the seeds after it."""
     batch_size: int = 32
     """Pictures computed at once."""
-    output: Path | None = None
+    output: Location | None = None
     """By default sweep/ in the workdir."""
 
 

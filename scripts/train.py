@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from imagen_jax import cli
+from imagen_jax.locations import Location
 from imagen_jax.options import given as options_given
 from imagen_jax.presets import load_preset
 
@@ -25,8 +26,8 @@ class Options:
     """Name of a file in configs/ without .py, or the path of such a file."""
     stage: str
     """Name of the stage in the preset."""
-    workdir: Path
-    """Directory of the cascade; the stage goes to a sub-directory of its name."""
+    workdir: Location
+    """Directory of the cascade, also gs:// or s3://; the stage goes to a sub-directory of its name."""
 
 
 def main(parsed) -> int:

@@ -7,6 +7,8 @@ A stage's directory holds
     damaged/<step>/            checkpoints that could not be read when training went on from an older one
     .lock                      held by the run that trains here
 
+The directory is a path of `locations.location`, so it may lie in a bucket.
+
 `ema_params` is an item of its own, so that samplers load it alone. A step's directory appears by one
 atomic rename once every item is written.
 """
@@ -15,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +25,7 @@ from typing import IO, Any
 import jax
 import orbax.checkpoint as ocp
 
-from imagen_jax import files, parallel, stage
+from imagen_jax import files, locations, parallel, stage
 from imagen_jax.checks import require
 from imagen_jax.config import (
     SamplingConfig,
@@ -32,7 +35,7 @@ from imagen_jax.config import (
     read_json,
     to_dict,
 )
-from imagen_jax.locks import lock
+from imagen_jax.locks import BucketLock, lock
 from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
 from imagen_jax.validation import validate, validate_cascade, validate_sampling
@@ -40,6 +43,8 @@ from imagen_jax.validation import validate, validate_cascade, validate_sampling
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
 LOCK_FILE = ".lock"
+_LAST_FILE = "commit_success.txt"  # of a checkpoint in a bucket, by Orbax
+_SEEN_WITHIN_S = 30  # a network file system may show a new file late
 
 
 class Checkpoints:
@@ -48,15 +53,14 @@ class Checkpoints:
     Saving is asynchronous; leaving the context waits until everything is on disk.
     """
 
-    def __init__(self, directory: str | Path, config: StageConfig):
-        self._config = config
+    def __init__(self, directory: str | Path, config: StageConfig, hold: "Hold | None" = None):
+        self._config, self._hold = config, hold
         self._failed = False
-        self._directory = Path(directory).absolute()
+        self._directory = _absolute(directory)
         # What a killed run left half-written would take up the disk for ever.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.run.keep_checkpoints, cleanup_tmp_directories=True
+        self._manager = _manager(
+            self._directory, max_to_keep=config.run.keep_checkpoints, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._directory / "checkpoints", options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -67,11 +71,18 @@ class Checkpoints:
         """Starts to write a checkpoint of `state.step`; a step that is there already is left alone.
 
         Raises:
-          OSError: this one, or the one before, cannot be written; says which is the last that is whole.
+          OSError: this one, or the one before, cannot be written; says which is the last that is whole. Or the
+            directory is not this run's any more.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if self._hold is not None:
+            try:
+                parallel.agree(self._hold.check)
+            except (OSError, ValueError):
+                self._failed = True
+                raise
         args = ocp.args.Composite(
             state=ocp.args.StandardSave({k: getattr(state, k) for k in ("step", "params", "opt_state")}),
             ema_params=ocp.args.StandardSave(state.ema_params),
@@ -94,9 +105,7 @@ class Checkpoints:
             self._failed = True
             if parallel.lost_another(error):
                 raise
-            whole = sorted(
-                int(path.name) for path in (self._directory / "checkpoints").iterdir() if path.name.isdigit()
-            )
+            whole = sorted(_steps_on_disk(self._directory))
             reason = _first_line(error)
             is_full = any(words in reason for words in ("No space", "quota", "too large"))
             raise OSError(
@@ -141,7 +150,7 @@ class Checkpoints:
             for step in steps:
                 names = itertools.chain([str(step)], (f"{step}-{i}" for i in itertools.count(2)))
                 target = next(aside / name for name in names if not (aside / name).exists())
-                (self._directory / "checkpoints" / str(step)).rename(target)
+                _rename(self._directory / "checkpoints" / str(step), target)
                 logger.warning(f"The checkpoint of step {step} cannot be read; moved to {target}.")
 
         parallel.agree(lambda: move() if jax.process_index() == 0 else None)
@@ -158,38 +167,82 @@ class Checkpoints:
             self._manager.close()
 
 
+class Hold:
+    """That a stage's directory is this run's alone, on one process; `alone` makes it."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._file: IO | None = None
+        self._lock: BucketLock | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def acquire(self) -> bool:
+        """Creates the directory and takes its lock; False if another run has it."""
+        if locations.is_remote(self._directory):
+            self._lock = BucketLock(str(self._directory / LOCK_FILE))
+            return self._lock.acquire()
+        file = self._directory / LOCK_FILE
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            files.check_regular(file)
+        self._file = file.open("w")
+        self._identity = _identity(self._directory)
+        return lock(self._file, if_unsupported=True)
+
+    def check(self) -> None:
+        """Raises an OSError if the directory was moved, removed or taken by another run since; a second call of
+        `Checkpoints.save` would else create it anew, without its configuration."""
+        if self._lock is not None:
+            self._lock.check()
+        is_moved = self._identity is not None and self._identity != _identity(self._directory)
+        if is_moved or not (self._directory / CONFIG_FILE).exists():
+            raise OSError(
+                f"{self._directory} must stay where it is while a run trains in it; it was moved or removed, or has lost "
+                f"its {CONFIG_FILE}: put it back, and the same command continues from its newest checkpoint."
+            )
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
-def alone(directory: str | Path) -> Iterator[None]:
+def alone(directory: str | Path) -> Iterator[Hold | None]:
     """Keeps other runs out of a stage's directory; called by every process of a run.
+
+    Yields the first process's `Hold`, for `Checkpoints`; in others one that holds nothing.
 
     Raises:
       ValueError: another run is in there.
     """
-    directory = Path(directory)
-
-    def open_lock() -> IO | None:
-        if jax.process_index() > 0:
-            return None
-        directory.mkdir(parents=True, exist_ok=True)
-        return (directory / LOCK_FILE).open("w")
-
-    file = parallel.agree(open_lock)
-    is_free = file is None or lock(file, if_unsupported=True)
+    directory = locations.location(directory, "--workdir")
+    hold = Hold(directory)
     # All processes learn it, or those that wait for the first would never end.
-    is_free = bool(parallel.from_all(is_free).all())
     try:
-        if not is_free:
+        is_free = parallel.agree(lambda: jax.process_index() > 0 or hold.acquire())
+        if not parallel.from_all(is_free).all():
             raise ValueError(
                 f"{directory} is in use by another run: wait for its end, or give another --workdir."
             )
-        yield
+        yield hold
     finally:
-        if file is not None:
-            file.close()
+        hold.release()
 
 
 def check_space(directory: Path, abstract: TrainState) -> None:
     """Raises a ValueError if the disk of `directory` has no room for even one checkpoint of the state."""
+    if locations.is_remote(directory):
+        return
     needed, free = parallel.shares(abstract).total, shutil.disk_usage(directory).free
     if free < needed:
         raise ValueError(
@@ -205,10 +258,9 @@ def claim(directory: str | Path, config: StageConfig) -> None:
     another configuration; `config.run` and `config.sampling` may differ, since no parameter's value depends on
     them.
     """
-    file = Path(directory) / CONFIG_FILE
-    found = None
-    if file.exists():
-        found = read_config(directory)
+    file = locations.location(directory, "--workdir") / CONFIG_FILE
+    found = _stored_config(file)
+    if found is not None:
         different = [
             line for line in differences(found, config) if not line.startswith(("run.", "sampling."))
         ]
@@ -222,13 +274,34 @@ def claim(directory: str | Path, config: StageConfig) -> None:
         files.write_json(file, to_dict(config), indent=2)
 
 
+def check_shared(directory: str | Path, config: StageConfig) -> None:
+    """Raises a ValueError in a process that does not see what the first one has written by `claim`."""
+    end = time.monotonic() + _SEEN_WITHIN_S
+    while jax.process_count() > 1:
+        if _stored_config(locations.location(directory, "--workdir") / CONFIG_FILE) == config:
+            return
+        if time.monotonic() > end:
+            raise ValueError(
+                f"--workdir must be a directory that every process sees; process {jax.process_index()} does not find in "
+                f"{directory} what process 0 has written there: give one on a shared file system or in a bucket."
+            )
+        time.sleep(0.5)
+
+
 def read_config(directory: str | Path) -> StageConfig:
     """The configuration of the stage in `directory`."""
-    file = Path(directory) / CONFIG_FILE
-    if not file.exists():
+    found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
+    if found is None:
         raise ValueError(
             f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py."
         )
+    return found
+
+
+def _stored_config(file: Path) -> StageConfig | None:
+    """The configuration in a file, None if there is no such file."""
+    if not files.exists(file):
+        return None
     data = read_json(file)
     try:
         return validate(from_dict(data))
@@ -246,10 +319,10 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     Raises:
       ValueError: there is no such stage or checkpoint, or it cannot be read.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
     config = read_config(directory)
     root = directory / "checkpoints"
-    with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(directory, read_only=True) as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
@@ -274,8 +347,9 @@ def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stag
     Raises:
       ValueError: there is no stage, one cannot be read, or they do not follow each other.
     """
-    workdir = Path(workdir)
-    directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
+    workdir = locations.location(workdir, "--workdir")
+    with files.naming_errors(workdir, "listed"):
+        directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
         raise ValueError(
             f"{workdir} must hold trained stages, but has none. Train one with scripts/train.py."
@@ -289,7 +363,7 @@ def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stag
 
 def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
     """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
-    file = Path(workdir) / SAMPLING_FILE
+    file = locations.location(workdir, "--workdir") / SAMPLING_FILE
     content = {"stages": {name: to_dict(sampling) for name, sampling in found.items()}, "about": about}
     files.write_json(file, content, indent=2)
     return file
@@ -297,7 +371,7 @@ def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], ab
 
 def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple[stage.Stage, ...]:
     file = workdir / SAMPLING_FILE
-    if not file.exists():
+    if not files.exists(file):
         raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
     data = read_json(file)
     replaced = []
@@ -313,6 +387,62 @@ def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple
     except ValueError as error:
         raise ValueError(f"{file} must hold sampling options, but does not: {error}") from error
     return tuple(replaced)
+
+
+def _absolute(directory: str | Path) -> Path:
+    place = locations.location(directory, "directory")
+    return place if locations.is_remote(place) else place.absolute()
+
+
+def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager of the checkpoints in a stage's directory."""
+    if str(directory).startswith("s3://"):
+        _teach_orbax_s3()
+        # S3 cannot rename: a checkpoint there is complete once it has its last file, as Orbax itself does on gs://.
+        by_file = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+        options["atomicity_options"] = by_file
+    return ocp.CheckpointManager(
+        directory / "checkpoints", options=ocp.CheckpointManagerOptions(**options)
+    )
+
+
+def _teach_orbax_s3() -> None:
+    """Orbax describes gs:// and local directories to TensorStore; this adds s3://, which TensorStore knows as well."""
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    if getattr(tensorstore_utils, "_imagen_jax", False):
+        return
+    normalize, kvstore = tensorstore_utils._normalize_path, gcs_utils.get_kvstore_for_gcs
+    tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(("gs://", "s3://"))
+    tensorstore_utils._normalize_path = lambda path: normalize(path).replace("s3:/", "s3://")
+    gcs_utils.get_kvstore_for_gcs = lambda path: (
+        locations.kvstore(path) if path.startswith("s3://") else kvstore(path)
+    )
+    tensorstore_utils._imagen_jax = True
+
+
+def _rename(folder: Path, target: Path) -> None:
+    if not locations.is_remote(folder):
+        folder.rename(target)
+        return
+    from fsspec.core import url_to_fs
+
+    fs, source = url_to_fs(str(folder))
+    target = url_to_fs(str(target))[1]
+    names = sorted(fs.find(source), key=lambda name: not name.endswith(f"/{_LAST_FILE}"))
+    for name in names:
+        fs.cp_file(name, target + name.removeprefix(source))
+    for name in names:  # first the one without which it is no checkpoint
+        fs.rm_file(name)
+
+
+def _steps_on_disk(directory: Path) -> list[int]:
+    """The steps of complete checkpoints, whatever state Orbax is in."""
+    folders = [path for path in (directory / "checkpoints").iterdir() if path.name.isdigit()]
+    if locations.is_remote(directory):
+        folders = [path for path in folders if (path / _LAST_FILE).exists()]
+    return [int(path.name) for path in folders]
 
 
 def _restored(directory: Path, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:

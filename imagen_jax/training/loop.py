@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import files, parallel
+from imagen_jax import files, locations, parallel
 from imagen_jax.config import StageConfig, flat
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.progress import logger
@@ -60,20 +60,28 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     # --- check everything before anything is written -------------------------------------------
     parallel.agree(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
+        place = parallel.agree(lambda: locations.location(workdir, "--workdir"))
         options = flat(config)
-        parallel.require_same({"the kinds of options": " ".join(options), "the code of imagen_jax": _code()})
+        parallel.require_same(
+            {
+                "the kinds of options": " ".join(options),
+                "the code of imagen_jax": _code(),
+                "--workdir": str(place if locations.is_remote(place) else place.absolute()),
+            }
+        )
         parallel.require_same({name: json.dumps(value) for name, value in options.items()})
         mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
         data = parallel.agree(lambda: _open(config, mesh))
         parallel.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
-        directory = Path(workdir) / config.name
-        with checkpoint.alone(directory):
+        directory = place / config.name
+        with checkpoint.alone(directory) as hold:
             parallel.agree(lambda: checkpoint.claim(directory, config))
+            parallel.agree(lambda: checkpoint.check_shared(directory, config))
             embeddings = embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
-            return _Run(config, directory, mesh, source, held_out, embeddings, watchdog).train()
+            return _Run(config, directory, hold, mesh, source, held_out, embeddings, watchdog).train()
 
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
@@ -118,13 +126,14 @@ class _Run:
         self,
         config: StageConfig,
         directory: Path,
+        hold: checkpoint.Hold,
         mesh: Mesh,
         source: sources.Source,
         held_out: sources.Source | None,
         embeddings: cache.EmbeddingCache,
         watchdog: Watchdog,
     ):
-        self._config, self._directory, self._mesh = config, directory, mesh
+        self._config, self._directory, self._hold, self._mesh = config, directory, hold, mesh
         self._source, self._held_out, self._watchdog = source, held_out, watchdog
         self._replaced: set[int] = set()
         self._signature = _signature(source)
@@ -150,7 +159,7 @@ class _Run:
     def train(self) -> Result:
         with (
             stop_requests(self._mesh) as asked_to_stop,
-            checkpoint.Checkpoints(self._directory, self._config) as checkpoints,
+            checkpoint.Checkpoints(self._directory, self._config, self._hold) as checkpoints,
         ):
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(self._config, self._mesh)
@@ -212,6 +221,7 @@ class _Run:
                     if is_saving and (looked or jax.process_count() == 1):
                         with meter.paused():
                             position = self._data.get_state()  # before the next batch is drawn
+                            writer.flush()
                             checkpoints.save(state, position | {"data_set": self._signature})
             if stopped_by:
                 writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")

@@ -6,6 +6,8 @@ Process 0 alone writes.
 import importlib.util
 import json
 import math
+import shutil
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imagen_jax import files
+from imagen_jax import files, locations
 from imagen_jax.config import StageConfig, to_dict
 from imagen_jax.data import transforms
 from imagen_jax.progress import Progress, logger
@@ -23,17 +25,25 @@ from imagen_jax.progress import Progress, logger
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
 WANDB_FILE = "wandb.id"
+_COPY_EVERY_S = 60
 
 
 class Writer:
     """Writes a run's metrics into the stage's directory; use as a context manager.
 
     A disk that is full or gone does not end training here: what cannot be written is lost, and said once.
+
+    Objects in a bucket cannot be appended to. There everything is written into a temporary directory of this machine
+    first, and what has changed is copied: by `flush`, with every picture, and once in `_COPY_EVERY_S`.
     """
 
     def __init__(self, directory: str | Path, config: StageConfig, first_step: int):
         is_first = jax.process_index() == 0
-        self._directory = Path(directory)
+        self._place = locations.location(directory, "--workdir")
+        self._is_remote = locations.is_remote(self._place)
+        self._directory = self._place
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has
+        self._copied_at = time.monotonic()
         self._progress = Progress(
             config.run.num_steps, "steps", config.name, done=first_step, shown=is_first
         )
@@ -43,12 +53,16 @@ class Writer:
             self._attempt(lambda: self._open(config, first_step))
 
     def _open(self, config: StageConfig, first_step: int) -> None:
+        if self._is_remote:
+            self._directory = Path(tempfile.mkdtemp(prefix="imagen_jax-"))
+            for name in (METRICS_FILE, WANDB_FILE):
+                self._fetch(name)
         file = self._directory / METRICS_FILE
         keep_until(file, first_step)
         board = _Board(self._directory, first_step + 1)
         self._file, self._board = file.open("a", buffering=1), board
         if config.run.wandb:
-            self._run = _wandb_run(config, self._directory)
+            self._run = _wandb_run(config, self._directory, self._place.parent.name)
 
     def resume(self) -> None:
         """Training goes on after something else, whose time is left out of the speed."""
@@ -72,6 +86,8 @@ class Writer:
         self._board.scalars(step, metrics)
         if self._run is not None:
             self._run.log({"step": step} | metrics)
+        if time.monotonic() > self._copied_at + _COPY_EVERY_S:
+            self._copy()
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Keeps a picture of `step`, as samples/<name>-<step>.png and on the boards."""
@@ -87,6 +103,29 @@ class Writer:
             import wandb
 
             self._run.log({"step": step, name: wandb.Image(picture)})
+        self._copy()
+
+    def flush(self) -> None:
+        """What was written is where it belongs, before a checkpoint says that it need not be written again."""
+        if self._file is not None:
+            self._attempt(self._copy)
+
+    def _fetch(self, name: str) -> None:
+        try:
+            (self._directory / name).write_text(files.read_text(self._place / name))
+        except FileNotFoundError:
+            return
+
+    def _copy(self) -> None:
+        """Puts what has changed into the bucket."""
+        if not self._is_remote:
+            return
+        for path in sorted((*self._directory.glob("*"), *self._directory.glob(f"{SAMPLES}/*"))):
+            found = path.stat()
+            if path.is_file() and self._copied.get(path) != (found.st_size, found.st_mtime_ns):
+                files.write(self._place / path.relative_to(self._directory).as_posix(), path.read_bytes())
+                self._copied[path] = (found.st_size, found.st_mtime_ns)
+        self._copied_at = time.monotonic()
 
     def say(self, line: str) -> None:
         """Says what happens, in a line that does not break the bar."""
@@ -111,6 +150,9 @@ class Writer:
                 self._attempt(each.close)
         if self._run is not None:
             self._attempt(self._run.finish)
+        if self._is_remote and self._file is not None:
+            self._attempt(self._copy)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class _Board:
@@ -147,7 +189,7 @@ class _Board:
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-def _wandb_run(config: StageConfig, directory: Path) -> Any:
+def _wandb_run(config: StageConfig, directory: Path, workdir: str) -> Any:
     """The stage's run at Weights & Biases: a new one, or the one that an earlier process of the run began."""
     import wandb
 
@@ -156,8 +198,8 @@ def _wandb_run(config: StageConfig, directory: Path) -> Any:
         files.write(file, uuid.uuid4().hex)
     run = wandb.init(
         project=config.run.wandb,
-        name=f"{directory.parent.name}/{config.name}",
-        id=file.read_text(),
+        name=f"{workdir}/{config.name}",
+        id=files.read_text(file),
         resume="allow",
         config=to_dict(config),
         dir=str(directory),
@@ -171,6 +213,7 @@ def keep_until(file: Path, step: int) -> None:
     """Drops the lines of later steps than `step`, and half a line at the end, from a JSONL file of metrics."""
     if not file.exists():
         return
+    files.check_regular(file)  # before it is opened, which a pipe would never let happen
     lines = file.read_text(errors="replace").splitlines(keepends=True)
     kept = "".join(line for line in lines if line.endswith("\n") and _step(line) <= step)
     if kept != "".join(lines):

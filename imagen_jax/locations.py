@@ -1,0 +1,108 @@
+"""Places that a user names: paths of this machine, and directories in buckets as gs:// and s3:// URLs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any, NewType
+
+Location = NewType("Location", str)  # type of an option that takes what `location` takes; Path: of this machine alone
+# The library through which etils.epath reaches a bucket, also the name of the extra that installs it.
+_LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
+_OTHER = ("abfs", "abfss", "az", "file", "ftp", "gcs", "hdfs", "hf", "http", "https", "memory", "s3a", "s3n", "ssh")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)")
+
+
+def location(place: str | os.PathLike, name: str) -> Path:
+    """A directory of this machine or of a bucket, as a path that can be joined, listed and read.
+
+    Args:
+      place: a path, or a URL such as gs://bucket/run or s3://bucket/run.
+      name: of the option or argument, for messages.
+
+    Returns:
+      a `pathlib.Path`, or for a URL an `etils.epath.Path`, which has the same methods.
+
+    Raises:
+      ValueError: another scheme, a URL without a bucket or with a typing error, or the library of the bucket is not
+        installed.
+    """
+    text = os.fspath(place)
+    scheme, slashes = _scheme(text)
+    if scheme is None:
+        return Path(text)
+    if scheme not in _LIBRARIES:
+        near = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
+        fix = f"write {near}://" if near in _LIBRARIES else "give a path, also of a mounted bucket"
+        raise ValueError(f"{name} must be a path, or a URL of gs:// or s3://; got {text!r}: {fix}.")
+    bucket, _, rest = text[len(scheme) + 1 + len(slashes) :].partition("/")
+    if len(slashes) != 2:
+        # pathlib eats a slash, and what a user has typed so is no local directory either.
+        whole = f"{scheme}://{bucket}{f'/{rest}' if rest else ''}"
+        fix = f"{whole}, as a str" if isinstance(place, Path) else whole
+        raise ValueError(f"{name} must have two slashes after {scheme}:; got {text!r}: write {fix}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
+        raise ValueError(f"{name} must name a bucket; got {text!r}: write {scheme}://BUCKET/DIRECTORY.")
+    if {".", ".."} & set(rest.split("/")) or re.search(r"[?#*\[\]\s\\]", rest):
+        raise ValueError(
+            f"{name} must name a directory of the bucket without '..', '.', spaces or any of ?#*[]\\; got {text!r}."
+        )
+    library = _LIBRARIES[scheme]
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(
+            f"{name} of {scheme}:// needs {library}; got {text!r}: pip install {library}, or 'imagen_jax[{scheme}]'."
+        )
+    import fsspec.config
+    from etils import epath
+
+    # TensorStore and other processes write there too, of which a list that was kept knows nothing.
+    for protocol in (scheme, "gcs"):
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def local(place: str | os.PathLike, name: str) -> Path:
+    """A path of this machine; raises a ValueError for a URL, which would become a directory called after its scheme."""
+    text = os.fspath(place)
+    scheme, _ = _scheme(text)
+    if scheme is None:
+        return Path(text)
+    fix = "give the path without file://" if scheme.lower() == "file" else "copy or mount what it names"
+    if scheme.lower() in _LIBRARIES:
+        fix = "mount the bucket (docs/buckets.md) and give that path"
+    raise ValueError(f"{name} must be a path of this machine; got {text!r}: {fix}.")
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path that `location` returned lies in a bucket."""
+    return os.fspath(path).startswith(tuple(f"{scheme}://" for scheme in _LIBRARIES))
+
+
+def kvstore(url: str) -> dict[str, Any]:
+    """TensorStore's description of a place in a bucket, with the environment variables that s3fs reads as well."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    spec = {"driver": "gcs" if scheme == "gs" else scheme, "bucket": bucket, "path": path}
+    if scheme == "s3":
+        given = {
+            "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        }
+        if given["endpoint"] and not given["aws_region"]:
+            given["aws_region"] = "us-east-1"  # servers other than Amazon's have none
+        spec |= {name: value.rstrip("/") for name, value in given.items() if value}
+        if os.environ.get("AWS_ACCESS_KEY_ID"):  # else the SDK logs at length which files it lacks
+            spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+def _scheme(text: str) -> tuple[str, str] | tuple[None, None]:
+    """The scheme of a URL, also of one with a typing error, and the slashes behind it; None: a path of this machine."""
+    match = _SCHEME.match(text)
+    if match is None:
+        return None, None
+    scheme, slashes = match.groups()
+    is_known = scheme.lower() in (*_LIBRARIES, *_OTHER)
+    return (scheme, slashes) if is_known or len(slashes) > 0 else (None, None)

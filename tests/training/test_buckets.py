@@ -1,0 +1,254 @@
+"""A run whose directory is a bucket: on a local S3 server, every file of it, by two runs after one another."""
+
+import dataclasses
+import json
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax import config, files, load_cascade, load_stage, locations, locks
+from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.training import checkpoint, loop, writer
+
+pytest.importorskip("moto.server")
+boto3 = pytest.importorskip("boto3")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """s3://bucket of a server on this machine's loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A tiny stage on sixteen shapes."""
+    folder = tmp_path_factory.mktemp("data")
+    records = [
+        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+        for e in shapes.examples("train", "single", 16)
+    ]
+    sources.write({"train": records}, folder / "data", name="data", description="Sixteen.")
+    encoder = str(loop.Path(__file__).parents[1] / "goldens/tiny_bert")
+    return config.StageConfig(
+        image_size=8,
+        network=config.UNetConfig((8,), (1,), (False,), embedding=32),
+        text=config.TextConfig(encoder=encoder, width=32, length=12),
+        data=config.DataConfig(path=str(folder / "data")),
+        optim=config.OptimConfig(batch_size=8, warmup_steps=2, ema_decay=0.9),
+        run=config.RunConfig(
+            num_steps=3, checkpoint_every=2, log_every=1, sample_every=0, validate_every=0, stall_timeout=600
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(bucket, preset):
+    result = loop.train(preset, f"{bucket}/runs/a")
+    return f"{bucket}/runs/a", result.state
+
+
+def names(url):
+    from fsspec.core import url_to_fs
+
+    fs, key = url_to_fs(url)
+    return {path.removeprefix(key + "/") for path in fs.find(key)}
+
+
+def test_everything_of_a_run_lies_in_the_bucket(trained):
+    workdir, state = trained
+    found = names(f"{workdir}/base")
+    assert {"config.json", "metrics.jsonl"} <= found
+    assert any(name.startswith("events.") for name in found)
+    assert checkpoint.LOCK_FILE not in found  # the run has ended
+    assert {name.split("/")[1] for name in found if name.startswith("checkpoints/")} == {"2", "3"}
+    rows = files.read_text(locations.location(workdir, "") / "base/metrics.jsonl").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
+    for loaded in (load_cascade(workdir)[0], load_stage(f"{workdir}/base")):
+        for one, other in zip(
+            jax.tree.leaves(loaded.params), jax.tree.leaves(state.ema_params), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_sampling_options_are_kept_in_the_bucket(trained, best):
+    workdir, _ = trained
+    options = config.SamplingConfig(steps=7)
+    file = checkpoint.save_best_sampling(workdir, {"base": options}, {"score": 1.0})
+    assert str(file) == f"{workdir}/sampling.json"
+    assert (load_cascade(workdir, best=best)[0].config.sampling.steps == 7) == best
+
+
+def test_a_writer_keeps_earlier_steps_and_drops_later_ones(bucket, preset):
+    """Two writers in turn, as two processes of a run that was killed after step 2."""
+    place = locations.location(f"{bucket}/runs/w/base", "")
+    picture = writer.Image.new("RGB", (4, 4))
+    with writer.Writer(place, preset, 0) as first:
+        for step in (1, 2, 3):
+            first.write(step, {"loss": step})
+        assert "metrics.jsonl" not in names(str(place))  # not at every step
+        first.picture(3, "samples", picture)
+        assert {"metrics.jsonl", "samples/samples-00000003.png"} <= names(str(place))
+    with writer.Writer(place, preset, 2) as second:
+        second.write(3, {"loss": 30})
+    rows = [json.loads(row) for row in files.read_text(place / "metrics.jsonl").splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 2), (3, 30)]
+    assert len([name for name in names(str(place)) if name.startswith("events.")]) == 2
+    assert first._directory != second._directory and not second._directory.exists()
+
+
+def state_of(step):
+    from imagen_jax import parallel
+    from imagen_jax.structs import TrainState
+
+    tree = {"a": jax.numpy.arange(6.0).reshape(2, 3) + step}
+    state = TrainState(jax.numpy.int32(step), tree, jax.tree.map(jax.numpy.copy, tree), {"m": 2 * tree["a"]})
+    return jax.device_put(state, parallel.replicated(parallel.make_mesh()))
+
+
+def abstract():
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(0))
+
+
+def test_checkpoints_are_kept_damaged_and_continued_as_on_a_disk(bucket, preset):
+    from fsspec.core import url_to_fs
+
+    place = locations.location(f"{bucket}/runs/c/base", "")
+    with checkpoint.alone(place), checkpoint.Checkpoints(place, preset) as checkpoints:
+        for step in (1, 2, 3):  # two are kept
+            checkpoints.save(state_of(step), {"next_index": step})
+    with checkpoint.Checkpoints(place, preset) as checkpoints:
+        assert checkpoints.latest_step == 3
+        state, position = checkpoints.restore(abstract())
+        np.testing.assert_array_equal(state.params["a"], state_of(3).params["a"])
+        assert position == {"next_index": 3}
+    fs, key = url_to_fs(f"{place}/checkpoints/3")
+    for name in fs.find(key):
+        if "/d/" in name:
+            fs.pipe_file(name, fs.cat_file(name)[:7])
+    with checkpoint.Checkpoints(place, preset) as checkpoints:
+        assert int(checkpoints.restore(abstract())[0].step) == 2
+        assert checkpoints.latest_step == 2
+    found = names(str(place))
+    assert any(name.startswith("damaged/3/") for name in found)
+    assert not any(name.startswith("checkpoints/3/") for name in found)
+
+
+def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
+    from fsspec.core import url_to_fs
+
+    place = locations.location(f"{bucket}/runs/half/base", "")
+    with checkpoint.Checkpoints(place, preset) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state_of(step), {"next_index": step})
+    fs, key = url_to_fs(f"{place}/checkpoints/2/commit_success.txt")
+    fs.rm(key)
+    assert checkpoint._steps_on_disk(place) == [1]
+    with checkpoint.Checkpoints(place, preset) as checkpoints:
+        assert checkpoints.latest_step == 1
+    assert not any(name.startswith("checkpoints/2/") for name in names(str(place)))  # removed, as on a disk
+
+
+def quick(url):
+    return locks.BucketLock(url, beat_s=0.1, stale_s=0.6, settle_s=0.05)
+
+
+def test_one_of_several_runs_gets_the_lock(bucket):
+    contenders = [quick(f"{bucket}/locks/many") for _ in range(6)]
+    got = []
+    threads = [threading.Thread(target=lambda each=each: got.append(each.acquire())) for each in contenders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 5 + [True]
+    for each in contenders:
+        each.release()
+    assert names(f"{bucket}/locks") == set()
+
+
+def test_a_lock_is_refused_while_its_run_lives_and_taken_over_after(bucket):
+    first, second = quick(f"{bucket}/locks/one"), quick(f"{bucket}/locks/one")
+    assert first.acquire()
+    assert not second.acquire()
+    first.check()
+    first._ended.set()  # killed: nothing is removed, and it gives no more signs
+    first._thread.join()
+    assert second.acquire()
+    second.check()
+    second.release()
+    assert names(f"{bucket}/locks") == set()
+
+
+def test_a_run_that_slept_too_long_notices_that_another_has_taken_its_lock(bucket):
+    asleep, other = quick(f"{bucket}/locks/asleep"), quick(f"{bucket}/locks/asleep")
+    assert asleep.acquire()
+    asleep._guard.acquire()  # no beat comes through
+    assert other.acquire()
+    asleep._guard.release()
+    with pytest.raises(OSError, match="another run has taken it"):
+        asleep.check()
+    asleep.release()  # and it does not remove what is the other's
+    other.check()
+    other.release()
+
+
+@pytest.mark.parametrize(
+    ("content", "holder"),
+    [(b"", "an unknown process"), (b"[]", "an unknown process"), (b"{}", "an unknown process"),
+     (b'{"process": 7, "host": "h"}', "process 7 of h")],
+)  # fmt: skip
+def test_a_lock_with_any_content_is_taken_over(bucket, content, holder, capsys):
+    url = f"{bucket}/locks/any-{len(content)}"
+    files.write(locations.location(url, ""), content)
+    lock = quick(url)
+    assert lock.acquire()
+    assert holder in capsys.readouterr().err
+    lock.release()
+
+
+def test_a_bucket_that_is_not_there_is_one_line_and_is_not_made(bucket):
+    for call in (
+        lambda: checkpoint.Hold(locations.location("s3://nowhere/run", "")).acquire(),
+        lambda: files.write(locations.location("s3://nowhere/a", ""), "x"),
+    ):
+        with pytest.raises(OSError, match="s3://nowhere/.*") as error:
+            call()
+        assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="must hold a trained stage"):
+        load_stage("s3://nowhere/run")
+    assert [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]] == ["bucket"]
+
+
+def test_objects_are_written_new_and_created_once(bucket):
+    place = locations.location(f"{bucket}/files", "")
+    assert files.create(place / "a", "one") and not files.create(place / "a", "two")
+    assert files.read_text(place / "a") == "one"
+    assert [files.write_new(place / "b.txt", text).name for text in "xyz"] == ["b.txt", "b-2.txt", "b-3.txt"]
+    assert files.read_text(place / "b-3.txt") == "z"
+    files.write(place / "a", "three")
+    assert files.read_text(place / "a") == "three"
+    with pytest.raises(RuntimeError), files.replacing(place / "a") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert files.read_text(place / "a") == "three"
