@@ -45,7 +45,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raises an OSError that says what `path` is if it is no regular file, such as a pipe, whose reader waits for ever."""
+    """Raises an OSError if `path` is no regular file: who reads a pipe, for example, may wait for ever."""
     mode = os.stat(path).st_mode
     kinds = {
         stat.S_ISDIR: "directory", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device",

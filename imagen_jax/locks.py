@@ -33,8 +33,8 @@ class BucketLock:
 
     Each write has the condition that the object still is what this process wrote last, or not there. An object that
     does not change for `stale_s` seconds was left by a run that has ended, and is taken over. Nobody's clock is read.
-    Amazon's S3 and Google's buckets hold to the condition; of another S3 server that does not, TensorStore asks before it
-    writes, and what was written is read once more after `settle_s` seconds.
+    Google's buckets and Amazon's S3 hold to the condition; with other S3 servers TensorStore asks before it writes, and
+    so what was written first is read once more after `settle_s` seconds.
 
     Args:
       url: of the object.
@@ -150,6 +150,6 @@ def _one_line(url: str):
         yield
     except Exception as error:  # tensorstore raises kinds of its own
         raise OSError(
-            f"{url} cannot be read and written: {' '.join(str(error).split())[:300]}. Check the name of the bucket, its "
-            "region and your credentials."
+            f"{url} cannot be read and written: {' '.join(str(error).split())[:300]}. Check the name of the bucket, "
+            "its region and your credentials."
         ) from error

@@ -181,7 +181,14 @@ def _accepts(hint: Any, values: list[str]) -> bool:
     return True
 
 
-_KINDS = {int: "whole number", float: "number", str: "text", Path: "path", Location: "path or URL", bool: "True or False"}
+_KINDS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Location: "path or URL",
+    bool: "True or False",
+}
 
 
 def rule(hint: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax import cli, config, load_cascade, load_stage, locations
+from imagen_jax import cli, config, load_cascade, load_stage, locations, presets, validation
 from imagen_jax.training import loop
 
 REMOTE = ["s3://b1", "s3://bucket/run", "s3://bucket/a/b-c_d.e/", "gs://bucket/run", "s3://my.bucket-1/r"]
@@ -145,11 +145,11 @@ CALLS = {
     "workdir": lambda url: loop.train(config.StageConfig(), url),
     "load_stage": load_stage,
     "load_cascade": load_cascade,
-    "preset": config.load_preset,
-    "data.path": lambda url: config.validate(
+    "preset": presets.load_preset,
+    "data.path": lambda url: validation.validate(
         config.StageConfig(data=config.DataConfig(path=url), text=config.TextConfig(encoder="t", width=8))
     ),
-    "text.encoder": lambda url: config.validate(config.StageConfig(text=config.TextConfig(encoder=url, width=8))),
+    "text.encoder": lambda url: validation.validate(config.StageConfig(text=config.TextConfig(encoder=url, width=8))),
 }
 
 

@@ -197,8 +197,8 @@ class Hold:
         is_moved = self._identity is not None and self._identity != _identity(self._directory)
         if is_moved or not (self._directory / CONFIG_FILE).exists():
             raise OSError(
-                f"{self._directory} must stay where it is while a run trains in it; it was moved or removed, or has lost "
-                f"its {CONFIG_FILE}: put it back, and the same command continues from its newest checkpoint."
+                f"{self._directory} must stay where it is while a run trains in it; it was moved or removed, or has "
+                f"lost its {CONFIG_FILE}: put it back, and the same command continues from its newest checkpoint."
             )
 
     def release(self) -> None:
@@ -282,8 +282,8 @@ def check_shared(directory: str | Path, config: StageConfig) -> None:
             return
         if time.monotonic() > end:
             raise ValueError(
-                f"--workdir must be a directory that every process sees; process {jax.process_index()} does not find in "
-                f"{directory} what process 0 has written there: give one on a shared file system or in a bucket."
+                f"--workdir must be a directory that every process sees; process {jax.process_index()} does not find "
+                f"in {directory} what process 0 has written there: give one on a shared file system or in a bucket."
             )
         time.sleep(0.5)
 

@@ -54,7 +54,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*TRAIN, "--data.path", ""], "--data.path must be a text that is not empty; got ''."),
         ([*TRAIN, "--no-seed"], "--no-seed is no option"),
         (["train.py", "stray", *TRAIN[1:]], "options must begin with two dashes; got 'stray'"),
-        (["train.py", *TRAIN[1:-1], ""], "--workdir must be a path; got ''."),
+        (["train.py", *TRAIN[1:-1], ""], "--workdir must be a path or URL; got ''."),
         (["train.py"], "--preset and --stage must be given; got no value"),
         (["train.py", "--preset", "quickstart", "--stage", "", "--workdir", "w"], "--stage must be a text that is not"),
         (["plan.py", "--quick"], "--preset must be given; got no value"),
@@ -173,7 +173,7 @@ def one_line(text):
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (["train.py"], ["--workdir PATH", "--optim.learning-rate FLOAT", "(default: 0.0001)", "With --preset NAME"]),
+        (["train.py"], ["--workdir STR", "--optim.learning-rate FLOAT", "(default: 0.0001)", "With --preset NAME"]),
         (["train.py", "--preset", "quickstart"], ["--optim.learning-rate", "(default: 0.0025)", "--network.attention"]),
         (["train.py", "--preset", "quickstart", "--stage", "sr64"], ["--network.stem-channels", "(default: 16)"]),
         (["train.py", "--preset", "imagenet"], ["--preset must be one of base64", "--run.num-steps"]),

@@ -1,9 +1,7 @@
 """A run whose directory is a bucket: on a local S3 server, every file of it, by two runs after one another."""
 
-import dataclasses
 import json
 import threading
-import time
 
 import jax
 import numpy as np
