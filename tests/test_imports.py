@@ -71,7 +71,7 @@ ALLOWED = {
         "structs",
         "text",
     },
-    "options": set(),
+    "options": {"locations"},
     "progress": {"tqdm"},
     "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "files", "resize", "data", "text", "evaluation"},
     "generate": {"jax", "numpy", "checks", "parallel", "cascade", "stage", "structs", "text"},
