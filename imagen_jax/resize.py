@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -81,6 +81,30 @@ def to_size(
     if out is not None and (_is_jax(x) or out.dtype != np.float32 or not out.flags.c_contiguous):
         raise ValueError("out must be a contiguous float32 array, and x a numpy array; one of them is not.")
     return _resize(x, (height, width), "to_size", part, out)
+
+
+def area_by_rows(
+    read: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """`area` of a picture that is never there as a whole.
+
+    Args:
+      read: read(first, last) -> these rows, [last - first, W, C] uint8 or float.
+      shape: (H, W, C) of the picture.
+      size: (h, w), each at most the picture's own.
+
+    Returns:
+      [h, w, C] float32, the same as `area` to the bit.
+    """
+    (height, width, channels), (new_height, new_width) = shape, size
+    if not (1 <= new_height <= height and 1 <= new_width <= width):
+        raise ValueError(f"area_by_rows() only makes pictures smaller: got {height}x{width} and size {size}.")
+    out = np.empty((new_height, new_width * channels), np.float32)
+    rows = max(1, _BLOCK_ROWS // (width * channels))
+    for new, old, matrix in _row_matrices(height, new_height, range(new_height), rows):
+        lines = matrix @ read(old.start, old.stop).reshape(-1, width * channels).astype(np.float32)
+        _along_lines(lines, new_width, range(new_width), channels, out[new])
+    return out.reshape(new_height, new_width, channels)
 
 
 @functools.lru_cache(maxsize=128)

@@ -15,9 +15,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from imagen_jax.data import transforms
+from imagen_jax.data import opening, transforms
 
 _NOISE = 16  # steps of 8 bits by which compression changes an even area
 _MANY = 16  # colours, in steps of _NOISE, that only a photo has
@@ -29,7 +28,7 @@ def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -
     """Reads which pixels a mask marks, by the rules of this module.
 
     Args:
-      data: an encoded picture in one of `transforms.FORMATS`, of any mode and depth.
+      data: an encoded picture in one of `opening.FORMATS`, of any mode and depth.
       name: names the mask in errors.
       size: (height, width) in pixels of the picture that it belongs to, if it must have its size.
 
@@ -124,18 +123,12 @@ def _any_part(mask: np.ndarray, size: int, axis: int) -> np.ndarray:
 def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """(grey values [H, W] of any type or colours uint8 [H, W, 3]; alpha uint8 [H, W] or None; is it lossy?)"""
     try:
-        if beyond := transforms.too_many_bytes(len(data)):
-            raise ValueError(beyond)
-        image = transforms.opened(data)
-        if beyond := transforms.too_large(image):
-            raise ValueError(beyond)
-        turn = transforms.orientation(image)
+        found = opening.opened(data)
+        image, turn = found.image, found.orientation
         is_lossy = image.format in _LOSSY and b"VP8L" not in data[:4096]  # which is WebP without loss
         image.load()
-        if image.format == "TIFF":  # Pillow has turned it
-            turn = 1
         if image.mode in ("RGB", "RGBA") and not np.any(np.asarray(image)[..., :3]):
-            image = _low_bytes(data) or image
+            image = opening.low_bytes(data) or image
         alpha = None
         if image.has_transparency_data:
             if image.mode.startswith("I;16"):
@@ -151,19 +144,8 @@ def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, boo
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise ValueError(f"{name} must be a picture; got {transforms.one_line(error)}.") from error
+        raise ValueError(f"{name} must be a picture; got {opening.one_line(error)}.") from error
     return transforms.turned(x, turn), None if alpha is None else transforms.turned(alpha, turn), is_lossy
-
-
-def _low_bytes(data: bytes) -> Image.Image | None:
-    """A picture of 16 bits for each colour by its low bytes, if Pillow would read the high ones; else None."""
-    image = transforms.opened(data)
-    if image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
-        return None
-    decoder, extents, offset, raw = image.tile[0]
-    image.tile = [type(image.tile[0])(decoder, extents, offset, raw.replace("16B", "16L"))]
-    image.load()
-    return image
 
 
 def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:

@@ -8,15 +8,12 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
-from imagen_jax import resize
-from imagen_jax.data import transforms
+from imagen_jax.data import colors, opening, transforms
 from imagen_jax.data.captions import stripped
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.quarantine import LeftOut, Unusable
 
-_TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG may say that it lies on its side
+MAX_EXTRA = 2**20  # bytes around the pixels, such as texts, of a picture that is stored as it is
 _QUIET = threading.Lock()  # Python's filter of warnings belongs to the whole process
 
 
@@ -95,55 +92,44 @@ def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
 def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
     """A picture's bytes as they are stored.
 
-    An upright RGB PNG or JPEG of 8 bits within max_size keeps its bytes; anything else becomes such a
+    An upright sRGB PNG or JPEG of 8 bits within max_size keeps its bytes; anything else becomes such a
     PNG, area averaged if its longer side exceeds max_size. One at a time in each process.
 
     Raises:
-      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (as
-        `transforms.too_large` finds from the header: it is not decoded).
+      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond the limits of
+        `opening`).
     """
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about odd files
-        size, may_stay = _look(image)
         try:  # all of it, to be sure that it is whole
-            x = transforms.decode(image)
-        except transforms.UndecodableError as error:
-            raise Unusable("undecodable", error.reason) from error
+            found = opening.opened(image)
+            size, may_stay = found.image.size, _may_stay(found, image)
+            x = transforms.decode_reduced(found, max_size)
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = opening.undecodable(error)
+            raise Unusable(reason.kind, reason.reason) from error
         if min(size) < min_size:
             raise Unusable("too small", f"shorter side {min(size)} < {min_size} pixels")
         if max(size) > max_size:
-            scale = max_size / max(x.shape[:2])
-            smaller = tuple(max(1, round(side * scale)) for side in x.shape[:2])
-            if min(smaller) < min_size:
-                raise Unusable("too small", f"shorter side {min(smaller)} < {min_size} pixels, once reduced")
-            x = np.rint(resize.area(x, smaller)).astype(np.uint8)
-        elif may_stay and _upright(image):
+            if min(x.shape[:2]) < min_size:
+                raise Unusable(
+                    "too small", f"shorter side {min(x.shape[:2])} < {min_size} pixels, once reduced"
+                )
+        elif may_stay:
             return image
         return transforms.encode_png(x)
 
 
-def _look(image: bytes) -> tuple[tuple[int, int], bool]:
-    """From the header alone: (width, height), and whether it is a PNG or JPEG of one RGB picture of 8 bits."""
-    if beyond := transforms.too_many_bytes(len(image)):
-        raise Unusable("too large", beyond)
-    try:
-        opened = transforms.opened(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise Unusable("undecodable", transforms.one_line(error)) from error
-    if beyond := transforms.too_large(opened):
-        raise Unusable("too large", beyond)
-    plain = opened.mode == "RGB" and not opened.has_transparency_data
-    if opened.format == "PNG":
-        # The byte after width and height says how deep it is; an animated one has frames.
-        return opened.size, plain and image[24] == 8 and opened.n_frames == 1
-    return opened.size, plain and opened.format == "JPEG"  # with several pictures it would be "MPO"
-
-
-def _upright(image: bytes) -> bool:
-    """Whether the EXIF data of a sound PNG or JPEG, if any, leaves the picture as it lies."""
-    opened = transforms.opened(image)
-    if opened.format == "PNG" and not any(mark in image for mark in _TURNED):
-        return True  # reading the EXIF data of a PNG would decode it once more
-    return transforms.orientation(opened) == 1
+def _may_stay(found: opening.Opened, image: bytes) -> bool:
+    """Whether a picture can be stored as it is: an upright sRGB PNG or JPEG of 8 bits, alone."""
+    contents = found.contents
+    return (
+        found.image.format in ("PNG", "JPEG")
+        and contents.depth == 8
+        and not contents.has_frames
+        and found.orientation == 1
+        and colors.is_unchanged(found.image, contents.profile)
+        and len(image) - len(contents.data) <= MAX_EXTRA
+    )

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data import transforms
+from imagen_jax.data import opening, transforms
 from imagen_jax.data.sources import Source
 
-Read = dict[str, Any] | transforms.UndecodableError  # a record, or why it cannot be read
+Read = dict[str, Any] | opening.UndecodableError  # a record, or why it cannot be read
 MAX_REPLACEMENTS = 100  # so many broken records in a row are a broken data set
 
 
@@ -63,7 +63,7 @@ class BatchReader:
             used = _read(self.source, [number])[0] if step else record
             try:
                 _decode(self.source, number, used, self.image_size, **options)
-            except transforms.UndecodableError as error:
+            except opening.UndecodableError as error:
                 errors.append(error)
             else:
                 return used
@@ -85,7 +85,7 @@ def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.nd
         (record,) = _read(source, [number])
         try:
             _decode(source, number, record, image_size, out=x[len(records)])
-        except transforms.UndecodableError as error:
+        except opening.UndecodableError as error:
             errors.append(error)
             if len(errors) > MAX_REPLACEMENTS:
                 raise _hopeless(errors) from errors[0]
@@ -101,13 +101,13 @@ def reason_against(source: Source, number: int, image_size: int) -> str:
     """Why a record cannot be read or its picture not decoded; "" if both can be."""
     try:
         _decode(source, number, _read(source, [number])[0], image_size)
-    except transforms.UndecodableError as error:
+    except opening.UndecodableError as error:
         return error.reason
     return ""
 
 
 def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
-    """The records at several indices, every one; raises `transforms.UndecodableError`, naming the
+    """The records at several indices, every one; raises `opening.UndecodableError`, naming the
     record, if one cannot be read."""
     records = _read(source, indices)
     for record in records:
@@ -118,7 +118,7 @@ def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
 
 def read_pictures(source: Source, indices: Sequence[int], records: list[dict], image_size: int) -> np.ndarray:
     """Decodes records into float32 [B, S, S, 3] in [-1, 1], S = image_size; raises
-    `transforms.UndecodableError`, naming the record, if one cannot be decoded."""
+    `opening.UndecodableError`, naming the record, if one cannot be decoded."""
     x = np.empty((len(records), image_size, image_size, 3), np.float32)
     for row, index, record in zip(x, indices, records, strict=True):
         _decode(source, index, record, image_size, out=row)
@@ -137,12 +137,12 @@ def _read(source: Source, indices: Sequence[int]) -> list[Read]:
         return [_unreadable(source, int(indices[0]), error)]
 
 
-def _unreadable(source: Source, index: int, error: Exception) -> transforms.UndecodableError:
-    reason = transforms.one_line(error)
+def _unreadable(source: Source, index: int, error: Exception) -> opening.UndecodableError:
+    reason = opening.one_line(error)
     if isinstance(error, UnicodeDecodeError):
         reason = f"text that is not UTF-8: {reason}"
     where = f"Record {index} of {source.name}"
-    unreadable = transforms.UndecodableError(f"{where} cannot be read: {reason}", reason)
+    unreadable = opening.UndecodableError(f"{where} cannot be read: {reason}", reason)
     unreadable.__cause__ = error
     return unreadable
 
@@ -154,7 +154,7 @@ def _decode(source: Source, number: int, record: Read, image_size: int, **option
     transforms.square(record["image"], image_size, f"Record {number} of {source.name}", **options)
 
 
-def _hopeless(errors: list[transforms.UndecodableError]) -> ValueError:
+def _hopeless(errors: list[opening.UndecodableError]) -> ValueError:
     return ValueError(
         f"{errors[0]}; nor can the {len(errors) - 1} records after it. See scripts/prepare_data.py, "
         "which checks every picture."

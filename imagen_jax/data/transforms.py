@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,17 +10,12 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import resize
-from imagen_jax.data import listing
+from imagen_jax.data import colors, listing, opening
 
 CROPS = ("center", "random", "aspect")
+MAX_BYTES = opening.MAX_BYTES
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
-MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels; 2**27 take 1 GiB while they are decoded
-MAX_BYTES = 2**28  # of one encoded picture: more than 100 megapixels take as a PNG of 8 bits
-# What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
-_HUNGRY = ("WEBP", "AVIF", "JPEG2000")  # whose decoders take twice the memory, and get half the pixels
-_BAND = 2**18  # pixels that are converted at once: they stay in the cache, and no whole copy is made
 # EXIF orientation: does the picture lie on its side, upside down, and left to right?
 _TURNS = {
     2: (False, False, True),
@@ -35,80 +28,58 @@ _TURNS = {
 }
 
 
-class UndecodableError(ValueError):
-    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason; or a record
-    that cannot even be read. `reason` is the message without the name of the record."""
-
-    def __init__(self, message: str, reason: str = ""):
-        super().__init__(message)
-        self.reason = reason or message
-
-
 def read_file(option: str, path: Path) -> bytes:
     """The bytes of a picture that a user names.
 
     Raises:
-      ValueError: one line: it is no file, or has more than MAX_BYTES.
+      ValueError: one line: it is no file, or has more than opening.MAX_BYTES.
       OSError: it cannot be read.
     """
     try:
-        return listing.read_file(path, MAX_BYTES)
+        return listing.read_file(path, opening.MAX_BYTES)
     except listing.NoFileError as error:
         raise ValueError(f"{option} must be a picture file; {path} is {error.kind}: give a file.") from error
     except listing.TooLargeError as error:
         raise ValueError(
-            f"{option} must have at most {MAX_BYTES} bytes; {path} has {error}: make it smaller."
+            f"{option} must have at most {opening.MAX_BYTES} bytes; {path} has {error}: make it smaller."
         ) from error
 
 
-def opened(data: bytes) -> Image.Image:
-    """A picture of which only the header has been read, in one of FORMATS.
-
-    Unlike Image.open, it neither asks nor changes Pillow's limit of pixels, which the whole process
-    shares; ask `too_large` before anything is decoded.
-
-    Raises:
-      Exception: ValueError if no format knows the bytes; almost anything if they are broken.
-    """
-    Image.init()  # loads the plugins, once
-    for form in FORMATS:
-        factory, accepts = Image.OPEN.get(form, (None, None))
-        if factory is None or accepts(data[:16]) is not True:  # a str says which library is missing
-            continue
-        try:
-            return factory(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # not this one: as Image.open does
-            continue
-    raise ValueError("not a picture, or of an unknown format")
-
-
-def too_many_bytes(num: int) -> str:
-    """Why an encoded picture of `num` bytes is not read; "" if it may be."""
-    return f"{num} bytes, more than {MAX_BYTES}" if num > MAX_BYTES else ""
-
-
-def too_large(image: Image.Image) -> str:
-    """What is wrong with the size that the header tells: "" if nothing."""
-    width, height = image.size
-    most = MAX_PIXELS // 2 if image.format in _HUNGRY else MAX_PIXELS
-    return f"{width}x{height} pixels, more than {most}" if width * height > most else ""
-
-
 def decode(data: bytes, where: str = "The file") -> np.ndarray:
-    """Decodes a picture as a person sees it: upright, transparency over white, 8-bit RGB.
+    """Decodes a picture as a person sees it: upright, in sRGB, transparency over white.
 
     Args:
-      data: an encoded picture in one of FORMATS. Of a film, the first frame.
+      data: an encoded picture in one of `opening.FORMATS`. Of an animation, the first frame.
       where: names the picture in the error.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or have more pixels
-        than MAX_PIXELS, of some formats half of that.
+      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or are beyond the limits of
+        `opening`.
     """
     return _decode(data, where, lambda height, width: 1, lambda height, width: (0, 0, height, width))
+
+
+def decode_reduced(found: opening.Opened, max_size: int) -> np.ndarray:
+    """Decodes an opened picture as `decode` does, area averaged if its longer side exceeds `max_size`; the whole
+    is never there as an array. Raises almost anything if it is broken."""
+    reading = found.load()
+    height, width = _upright_size(found)
+    size = reduced_size(height, width, max_size)
+    if size == (height, width):
+        return _upright(found, reading, (0, 0, height, width))
+    x = resize.area_by_rows(
+        lambda top, bottom: _upright(found, reading, (top, 0, bottom - top, width)), (height, width, 3), size
+    )
+    return np.rint(x, out=x).astype(np.uint8)
+
+
+def reduced_size(height: int, width: int, max_size: int) -> tuple[int, int]:
+    """(height, width) of a picture whose longer side is at most `max_size`."""
+    scale = max_size / max(height, width)
+    return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def _decode(
@@ -120,48 +91,36 @@ def _decode(
     """A window of a picture, which `place` tells from its height and width. The picture may be smaller
     by at most the factor that `shrink` gives for them; much faster for large JPEGs."""
     try:
-        if beyond := too_many_bytes(len(data)):
-            raise ValueError(beyond)
-        image = opened(data)
-        if beyond := too_large(image):
-            raise ValueError(beyond)
-        if image.format in ("JPEG", "MPO"):
-            _draft(image, shrink)
-        image.load()
-        return _upright(image, place)
+        found = opening.opened(data)
+        if found.image.format in ("JPEG", "MPO"):
+            _draft(found, shrink)
+        reading = found.load()
+        return _upright(found, reading, place(*_upright_size(found)))
     except MemoryError:  # says nothing about the picture
         raise
-    # Pillow's plugins raise almost anything on broken files: OSError, SyntaxError, struct.error...
     except Exception as error:
-        reason = one_line(error)
-        raise UndecodableError(f"{where} cannot be decoded as a picture: {reason}", reason) from error
+        raise opening.undecodable(error, where) from error
 
 
-def _draft(image: Image.Image, shrink: Callable[[int, int], int]) -> None:
+def _draft(found: opening.Opened, shrink: Callable[[int, int], int]) -> None:
     """Lets the decoder of a JPEG make it smaller."""
-    width, height = image.size
-    most = shrink(*((width, height) if _turn(image)[0] else (height, width)))
-    factor = next(f for f in (8, 4, 2, 1) if f <= max(most, 1))
-    image.draft("RGB", (width // factor, height // factor))
+    width, height = found.image.size
+    most = max(shrink(*_upright_size(found)), 1)
+    factor = next(f for f in (8, 4, 2, 1) if f <= most)
+    mode = found.image.mode  # grey and CMYK stay, for their profiles
+    found.image.draft(mode, (width // factor, height // factor))
 
 
-def _turn(image: Image.Image) -> tuple[bool, bool, bool]:
-    return _TURNS.get(orientation(image), (False, False, False))
+def _upright_size(found: opening.Opened) -> tuple[int, int]:
+    """(height, width)"""
+    return found.image.size if found.orientation > 4 else found.image.size[::-1]
 
 
-def orientation(image: Image.Image) -> int:
-    """What the EXIF data say of a picture; 1, upright, if there are none, or none that can be read."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error):
-        return 1
-
-
-def _upright(image: Image.Image, place: Callable[[int, int], tuple[int, int, int, int]]) -> np.ndarray:
-    """A window of a loaded picture as it is looked at, a few rows at a time."""
-    sideways, down, mirrored = _turn(image)  # only now: Pillow turns TIFFs itself when it loads them
-    height, width = image.size if sideways else image.size[::-1]
-    top, left, tall, wide = place(height, width)
+def _upright(found: opening.Opened, reading: colors.Reading, window: tuple[int, int, int, int]) -> np.ndarray:
+    """A window (top, left, height, width) of a loaded picture as it is looked at, made a few rows at a time."""
+    image = found.image
+    sideways, down, mirrored = _TURNS.get(found.orientation, (False, False, False))
+    top, left, tall, wide = window
     x = np.empty((tall, wide, 3), np.uint8)
     stored = x  # the same pixels in the order in which they are stored
     if sideways:
@@ -171,28 +130,13 @@ def _upright(image: Image.Image, place: Callable[[int, int], tuple[int, int, int
         stored, top = stored[::-1], image.height - top - tall
     if mirrored:
         stored, left = stored[:, ::-1], image.width - left - wide
-    rows = max(1, _BAND // wide)
+    rows = max(1, colors.BAND // wide)
     for first in range(0, tall, rows):
         last = min(first + rows, tall)
-        band = image.crop((left, top + first, left + wide, top + last))
-        stored[first:last] = np.asarray(to_rgb(band))
+        band = colors.to_rgb(image, reading, (left, top + first, left + wide, top + last))
+        stored[first:last] = np.asarray(band)
+        found.check_time()
     return x
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit grey keeps its high byte, transparency is laid over white."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values outside 0..65535")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pictures have no defined white")
-    elif image.has_transparency_data:
-        # Premultiplied and palette modes have no direct way to composite.
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def window(height: int, width: int, crop: str, draws: Sequence[float]) -> tuple[int, int, int, int]:
@@ -284,9 +228,3 @@ def encode_png(x: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(x).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without the address of the buffer that Pillow puts where a file's name would stand."""
-    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "its bytes", str(error))
-    return " ".join(text.split()) or type(error).__name__

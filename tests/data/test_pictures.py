@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import pictures, transforms
+from imagen_jax.data import opening, pictures, transforms
 
 
 def encoded(x, form="PNG", **options):
@@ -75,10 +75,10 @@ def test_threads_leave_the_limit_and_the_warnings_of_the_process_as_they_were():
 
 def test_a_picture_of_too_many_bytes_is_left_out_unopened(monkeypatch):
     data = encoded(np.zeros((9, 9, 3), np.uint8))
-    monkeypatch.setattr(transforms, "MAX_BYTES", len(data))
+    monkeypatch.setattr(opening, "MAX_BYTES", len(data))
     assert pictures.normalized(data, 64) == data
-    monkeypatch.setattr(transforms, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(opening, "MAX_BYTES", len(data) - 1)
     with pytest.raises(pictures.Unusable, match=f"^too large: {len(data)} bytes, more than {len(data) - 1}$"):
         pictures.normalized(data, 64)
-    with pytest.raises(transforms.UndecodableError, match="bytes, more than"):
+    with pytest.raises(opening.UndecodableError, match="bytes, more than"):
         transforms.decode(data)

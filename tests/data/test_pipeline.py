@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.data import pipeline, reader, sources, transforms
+from imagen_jax.data import opening, pipeline, reader, sources, transforms
 
 NUM = 23
 
@@ -274,7 +274,7 @@ def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_picture
         ):
             with pytest.raises(ValueError, match=message) as caught:
                 list(read(index))
-            assert type(caught.value) is transforms.UndecodableError
+            assert type(caught.value) is opening.UndecodableError
 
 
 class Latin:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from imagen_jax import resize
-from imagen_jax.data import transforms
+from imagen_jax.data import colors, opening, transforms
 
 
 def encoded(array_or_image, form="PNG", **options):
@@ -96,16 +96,16 @@ def with_size(width, height):
 def test_pictures_beyond_reason_are_refused_by_their_header_and_large_ones_are_read_in_silence():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(transforms.UndecodableError, match=f"20000x20000 pixels, more than {2**27}"):
+        with pytest.raises(opening.UndecodableError, match=f"20000x20000 pixels, more than {2**27}"):
             transforms.decode(with_size(20000, 20000))
-        with pytest.raises(transforms.UndecodableError, match=f"1000000x1000000 pixels, more than {2**27}"):
+        with pytest.raises(opening.UndecodableError, match=f"1000000x1000000 pixels, more than {2**27}"):
             transforms.decode(with_size(10**6, 10**6))
         warnings.simplefilter("error")
         for width, height in (
             (10000, 10000),
             (2**14, 2**13),
         ):  # Pillow would warn; here they are only cut off
-            with pytest.raises(transforms.UndecodableError, match="truncated"):
+            with pytest.raises(opening.UndecodableError, match="truncated"):
                 transforms.decode(with_size(width, height))
 
 
@@ -180,7 +180,7 @@ def test_neither_the_limit_of_pillow_nor_its_postscript_is_touched(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 2**18 and limit == 2**30 // 12  # Pillow's own
     postscript = encoded(np.zeros((9, 12, 3), np.uint8), "EPS")
     assert Image.open(io.BytesIO(postscript)).format == "EPS"
-    for read in (transforms.decode, transforms.opened):
+    for read in (transforms.decode, opening.opened):
         with pytest.raises(ValueError, match="not a picture, or of an unknown format$"):
             read(postscript)
 
@@ -190,9 +190,9 @@ def test_errors_neither_repeat_themselves_nor_tell_addresses():
         def __str__(self):
             return f"cannot identify image file {io.BytesIO()!r}"
 
-    assert transforms.one_line(OSError(Broken())) == "cannot identify image file its bytes"
+    assert opening.one_line(OSError(Broken())) == "cannot identify image file its bytes"
     with pytest.raises(
-        transforms.UndecodableError, match="^The file cannot be decoded as a picture: not a"
+        opening.UndecodableError, match="^The file cannot be decoded as a picture: not a"
     ) as caught:
         transforms.decode(b"hello")
     assert caught.value.reason == "not a picture, or of an unknown format"
@@ -202,7 +202,7 @@ def test_errors_neither_repeat_themselves_nor_tell_addresses():
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_windows_lie_in_the_upright_picture_however_it_is_stored(form, orientation, monkeypatch):
-    monkeypatch.setattr(transforms, "_BAND", 40)  # many bands
+    monkeypatch.setattr(colors, "BAND", 40)  # many bands
     exif = Image.Exif()
     exif[0x0112] = orientation
     x = np.random.default_rng(orientation).integers(0, 256, (19, 31, 3), np.uint8)
@@ -221,10 +221,10 @@ def test_a_palette_is_never_a_whole_rgb_picture_beside_its_array():
     data = encoded(Image.new("P", (4096, 4096)))
     code = """if True:
         import re, sys
-        from imagen_jax.data import transforms
+        from imagen_jax.data import opening, transforms
         peak = lambda: int(re.search(r"VmHWM:\\s+([0-9]+) kB", open("/proc/self/status").read())[1])
         data = sys.stdin.buffer.read()
-        transforms.opened(data)
+        opening.opened(data)
         before = peak()
         transforms.decode(data)
         print(peak() - before)"""

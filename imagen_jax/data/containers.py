@@ -1,0 +1,271 @@
+"""What lies around the pixels of a PNG, JPEG, GIF or WebP: read here within bounds, kept from the decoder.
+
+Pillow reads text, profiles, EXIF data and comments whole when it opens a picture: it refuses sound pictures whose
+text is long, and takes gigabytes or minutes for hostile ones. So a picture is opened without them, and what matters
+of them, the colour profile and the orientation, is taken from the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from imagen_jax.data import profiles
+
+MAX_CHUNKS = 2**20  # chunks of a PNG; blocks of a GIF before its first picture
+MAX_SEGMENTS = 2**16  # segments before the pixels of a JPEG; chunks of a WebP
+MAX_SCANS = 100  # passes over the pixels of a progressive JPEG; encoders make about ten
+MAX_PROFILE = 2**22  # bytes of a colour profile; a larger one is not applied
+_MAX_TEXT = 2**20  # bytes of XMP in which the orientation is looked for
+
+_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
+
+
+@dataclasses.dataclass
+class Contents:
+    """A picture without what lies around it."""
+
+    data: bytes  # what the decoder gets
+    profile: bytes | None = None  # ICC
+    orientation: int | None = None  # EXIF's, 1 to 8; None: as the decoder finds it
+    has_frames: bool = False  # more pictures than the first
+    depth: int = 8  # bits of a channel of a PNG
+    is_progressive: bool = False
+    size: tuple[int, int] | None = None  # width and height, where opening alone takes memory for them
+    scratch: int = 0  # bytes that its decoder needs beside the pixels and what each of them takes
+
+
+class TooLargeError(ValueError):
+    """A picture that would take too much memory or time."""
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """The orientation, 1 to 8, in the first directory of EXIF data; None if there is none."""
+    exif = exif[6:] if exif.startswith(b"Exif\0\0") else exif
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (num,) = struct.unpack_from(f"{order}H", exif, start)
+        for place in range(start + 2, start + 2 + 12 * num, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, place)
+            if tag == 0x0112 and count == 1 and kind in (3, 4):
+                (value,) = struct.unpack_from(order + "_HI"[kind - 2], exif, place + 8)
+                return value if 1 <= value <= 8 else None
+    except struct.error:
+        pass
+    return None
+
+
+def xmp_orientation(xmp: bytes) -> int | None:
+    found = _ORIENTATION.search(xmp, 0, _MAX_TEXT)
+    return int(found[1]) if found else None
+
+
+def _inflated(data: bytes | memoryview, most: int) -> bytes:
+    """The first `most` bytes of zlib's; b"" if it is broken."""
+    try:
+        return zlib.decompressobj().decompress(data, most)
+    except zlib.error:
+        return b""
+
+
+def png(data: bytes) -> Contents:
+    view = memoryview(data)
+    kept, pixels = [view[:8]], []
+    found: dict[bytes, bytes] = {}
+    orientations: list[int | None] = [None, None]  # of EXIF data, which go first, and of XMP
+    for kind, start, end in _png_chunks(data):
+        if kind == b"IDAT":
+            pixels.append(view[start:end])
+            if len(pixels) == 1:
+                kept.append(pixels)
+        elif kind in (b"IHDR", b"PLTE", b"tRNS"):
+            kept.append(view[start - 8 : end + 4])
+        elif kind in (b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"acTL"):
+            found.setdefault(kind, data[start : min(end, start + MAX_PROFILE)])
+        elif kind == b"eXIf":
+            orientations[0] = orientations[0] or exif_orientation(data[start:end])
+        elif kind in (b"iTXt", b"zTXt", b"tEXt"):
+            place, orientation = _png_text(kind, view[start:end])
+            orientations[place] = orientations[place] or orientation
+    # Few pieces in place of many: the decoder takes each chunk by itself.
+    flat = []
+    for piece in kept:
+        if piece is pixels:
+            flat += [struct.pack(">I", sum(map(len, pixels))), b"IDAT", *pixels, b"\0\0\0\0"]
+        else:
+            flat.append(piece)
+    flat.append(b"\0\0\0\0IEND\xae\x42\x60\x82")
+    small = sum(map(len, flat))
+    return Contents(
+        data if small == len(data) else b"".join(flat),
+        profile=_png_profile(found, data),
+        orientation=orientations[0] or orientations[1] or 1,
+        has_frames=b"acTL" in found,
+        depth=data[24],
+    )
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of the content of each chunk; ends where the picture is cut off."""
+    place = 8
+    unpack = struct.Struct(">I4s").unpack_from
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > len(data):
+            return
+        length, kind = unpack(data, place)
+        start, place = place + 8, place + 12 + length
+        if kind == b"IEND" or not kind.isalpha():
+            return
+        yield kind, start, min(start + length, len(data))
+    raise TooLargeError(f"more than {MAX_CHUNKS} chunks")
+
+
+def _png_text(kind: bytes, text: memoryview) -> tuple[int, int | None]:
+    """What a text says about the orientation: 0 if as EXIF data, 1 if as XMP; and the orientation."""
+    key, _, rest = bytes(text[:100]).partition(b"\0")
+    body = text[len(key) + 1 :]
+    if key == b"XML:com.adobe.xmp" and kind == b"iTXt":
+        is_packed = bytes(body[:1]) == b"\1"
+        head = bytes(body[2:1000]).split(b"\0", 2)
+        if len(head) < 3:
+            return 1, None
+        body = body[4 + len(head[0]) + len(head[1]) :]
+        return 1, xmp_orientation(_inflated(body, _MAX_TEXT) if is_packed else bytes(body[:_MAX_TEXT]))
+    if key in (b"Raw profile type exif", b"Raw profile type APP1") and kind in (b"zTXt", b"tEXt"):
+        plain = _inflated(body[1:], _MAX_TEXT) if kind == b"zTXt" else bytes(body[:_MAX_TEXT])
+        try:
+            return 0, exif_orientation(bytes.fromhex("".join(plain.decode("latin-1").split("\n")[3:])))
+        except ValueError:
+            pass
+    return 0, None
+
+
+def _png_profile(found: dict[bytes, bytes], data: bytes) -> bytes | None:
+    """The profile of a PNG's chunks, in the order of the specification: cICP, iCCP, sRGB, gAMA with cHRM."""
+    is_grey = data[25] in (0, 4)
+    if len(code := found.get(b"cICP", b"")) == 4 and code[2] == 0:
+        return profiles.from_code_points(code[0], code[1], is_grey=is_grey)
+    if b"iCCP" in found:
+        _, _, packed = found[b"iCCP"].partition(b"\0")
+        profile = _inflated(packed[1:], MAX_PROFILE)
+        return profile if 128 <= len(profile) < MAX_PROFILE else None
+    if b"sRGB" in found or len(found.get(b"gAMA", b"")) != 4:
+        return None
+    (gamma,) = struct.unpack(">I", found[b"gAMA"])
+    primaries = found.get(b"cHRM", b"")
+    chromaticities = (
+        [value / 1e5 for value in struct.unpack(">8I", primaries)] if len(primaries) == 32 else None
+    )
+    return profiles.from_gamma(gamma / 1e5, chromaticities, is_grey=is_grey)
+
+
+def jpeg(data: bytes) -> Contents:
+    view = memoryview(data)
+    kept, parts = [view[:2]], {}
+    exif = xmp = None
+    is_progressive = has_frames = False
+    place = 2
+    for _ in range(MAX_SEGMENTS):
+        place = data.find(b"\xff", place)
+        if place < 0 or place + 4 > len(data):
+            raise ValueError("cut off before the picture")
+        kind = data[place + 1]
+        if kind == 0xFF:  # fill
+            place += 1
+            continue
+        if kind == 0xDA:
+            break
+        if kind == 0 or 0xD0 <= kind <= 0xD9:  # without a length
+            place += 2
+            continue
+        start, end = place + 4, place + 2 + (data[place + 2] << 8) + data[place + 3]
+        is_kept = kind < 0xE0
+        if kind in (0xE0, 0xEE):  # JFIF and Adobe say which colours the channels are
+            is_kept = data[start : start + 5] in (b"JFIF\0", b"Adobe")
+        elif kind == 0xE1 and exif is None and data.startswith(b"Exif\0\0", start):
+            exif = data[start:end]
+        elif kind == 0xE1 and xmp is None and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
+            xmp = data[start:end]
+        elif kind == 0xE2 and data.startswith(b"ICC_PROFILE\0", start):
+            parts.setdefault(data[start + 12], data[start + 14 : end])
+        elif kind == 0xE2 and data.startswith(b"MPF\0", start):
+            has_frames = True
+        elif kind in (0xC2, 0xC6, 0xCA, 0xCE):
+            is_progressive = True
+        if is_kept:
+            kept.append(view[place:end])
+        place = end
+    else:
+        raise TooLargeError(f"more than {MAX_SEGMENTS} segments")
+    if is_progressive and data.count(b"\xff\xda", place) > MAX_SCANS:
+        raise TooLargeError(f"more than {MAX_SCANS} scans")
+    kept.append(view[place:])
+    profile = b"".join(part for _, part in sorted(parts.items()))
+    return Contents(
+        data if sum(map(len, kept)) == len(data) else b"".join(kept),
+        profile=profile if 128 <= len(profile) <= MAX_PROFILE else None,
+        orientation=exif_orientation(exif or b"") or xmp_orientation(xmp or b"") or 1,
+        has_frames=has_frames,
+        is_progressive=is_progressive,
+    )
+
+
+def gif(data: bytes) -> Contents:
+    place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+    header = data[:place]
+    control, parts = b"", []
+    is_profile, num_bytes = False, 0
+    blocks = iter(range(MAX_CHUNKS))
+    for _ in blocks:  # extensions are blocks of up to 255 bytes after two bytes, ended by an empty one
+        kind = data[place : place + 1]
+        if kind == b",":
+            profile = b"".join(parts)
+            kept = b"".join((header, control, memoryview(data)[place:]))
+            return Contents(kept, profile if 128 <= len(profile) <= MAX_PROFILE else None, 1)
+        if kind == b"!":
+            if data[place + 1] == 0xF9 and data[place + 2] == 4:
+                control = data[place : place + 8]
+            is_profile = data[place + 1] == 0xFF and data.startswith(b"\x0bICCRGBG1012", place + 2)
+            place += 14 if is_profile else 2
+            for _ in blocks:
+                size = data[place]
+                if is_profile and num_bytes <= MAX_PROFILE:
+                    parts.append(data[place + 1 : place + 1 + size])
+                    num_bytes += size
+                place += 1 + size
+                if size == 0:
+                    break
+            else:
+                raise TooLargeError(f"more than {MAX_CHUNKS} blocks")
+        elif kind in (b";", b""):
+            raise ValueError("without a picture")
+        else:
+            place += 1
+    raise TooLargeError(f"more than {MAX_CHUNKS} blocks")
+
+
+def webp(data: bytes) -> Contents:
+    found = Contents(data, orientation=1)
+    place = 12
+    for _ in range(MAX_SEGMENTS):
+        if place + 8 > len(data):
+            return found
+        kind, length = struct.unpack_from("<4sI", data, place)
+        start, end = place + 8, place + 8 + length
+        if kind == b"VP8X" and found.size is None:
+            width, height = (int.from_bytes(data[start + at : start + at + 3], "little") + 1 for at in (4, 7))
+            found.size = width, height
+        elif kind == b"ICCP" and 128 <= length <= MAX_PROFILE:
+            found.profile = found.profile or data[start:end]
+        elif kind == b"EXIF":
+            found.orientation = exif_orientation(data[start:end]) or found.orientation
+        elif kind == b"XMP " and found.orientation == 1:
+            found.orientation = xmp_orientation(data[start:end]) or 1
+        elif kind == b"ANMF":
+            found.has_frames = True
+        place = end + length % 2
+    raise TooLargeError(f"more than {MAX_SEGMENTS} chunks")

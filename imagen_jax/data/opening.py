@@ -1,0 +1,192 @@
+"""Opens encoded pictures within limits: how many bytes, pixels, how much memory and time one picture may take."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import struct
+import time
+
+from PIL import Image
+
+from imagen_jax.data import colors, containers, jpeg2000, tiff
+from imagen_jax.data.containers import Contents, TooLargeError
+
+MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels
+MAX_BYTES = 2**28  # of one encoded picture: more than 100 megapixels take as a PNG of 8 bits
+MAX_MEMORY = 3 * 2**28  # bytes that a picture takes, encoded and decoded; a process has about 150 MB before
+MAX_SECONDS = 60.0  # of one thread's processor time to decode a picture
+# What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": containers.png,
+    b"\xff\xd8\xff": containers.jpeg,
+    b"GIF8": containers.gif,
+    b"RIFF": containers.webp,
+    b"II*\0": tiff.contents,
+    b"MM\0*": tiff.contents,
+    b"II+\0": tiff.contents,
+    b"MM\0+": tiff.contents,
+    b"II\0*": tiff.contents,  # which Pillow takes as well
+    b"MM*\0": tiff.contents,
+    jpeg2000.START: jpeg2000.contents,
+    b"\0\0\0\x0cjP  ": jpeg2000.contents,
+}
+# Bytes that decoding takes for a pixel beside Pillow's own picture, and for a byte of the file.
+_DECODER_PIXEL = {"WEBP": 12, "AVIF": 14, "JPEG2000": 20}
+_DECODER_BYTE = {"WEBP": 3, "AVIF": 2}
+_PROGRESSIVE_PIXEL = 6  # coefficients of 2 bytes for each of three channels
+
+
+class UndecodableError(ValueError):
+    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason; or a record
+    that cannot even be read. `reason` is the message without the name of the record; `kind` is "undecodable"
+    or "too large"."""
+
+    def __init__(self, message: str, reason: str = "", kind: str = "undecodable"):
+        super().__init__(message)
+        self.reason = reason or message
+        self.kind = kind
+
+
+@dataclasses.dataclass
+class Opened:
+    """A picture of which only the headers have been read."""
+
+    image: Image.Image
+    contents: Contents
+    file: _Watched
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's, 1 to 8; of a TIFF 1, since Pillow turns it when it loads it."""
+        if self.image.format == "TIFF":
+            return 1
+        exif = self.image.info.get("exif", b"")  # AVIF's, in which Pillow has put its own property
+        return self.contents.orientation or containers.exif_orientation(exif) or 1
+
+    def load(self) -> colors.Reading:
+        """Decodes the picture, and tells how its values become colours."""
+        self.image.load()
+        self.check_time()
+        image, contents = self.image, self.contents
+        profile = contents.profile or image.info.get("icc_profile")
+        if image.mode == "F":
+            raise ValueError("floating-point pictures have no defined white")
+        if colors.is_deep(image.mode):
+            return colors.Reading(profile, colors.levels(image))
+        key = image.info.get("transparency")
+        if image.format == "PNG" and contents.depth == 16 and image.mode == "RGB" and key is not None:
+            del image.info["transparency"]  # it has 16 bits, and Pillow would compare it with 8
+            return colors.Reading(profile, low=low_bytes(contents.data), key=key)
+        return colors.Reading(profile)
+
+    def check_time(self) -> None:
+        """Raises TooLargeError if decoding has taken MAX_SECONDS."""
+        self.file.check()
+
+
+class _Watched(io.BytesIO):
+    """Bytes that can be read for MAX_SECONDS of this thread's processor time, once `watch` was called."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._end = time.thread_time() + MAX_SECONDS
+        self._num_small = 0
+
+    def watch(self) -> None:
+        self.read = self._read  # headers are read faster without
+
+    def check(self) -> None:
+        if time.thread_time() > self._end:
+            raise TooLargeError(f"more than {MAX_SECONDS:g} s to decode")
+
+    def _read(self, size: int = -1, /) -> bytes:
+        if 0 <= size < 64:  # some decoders read all in such pieces
+            self._num_small += 1
+        if size >= 64 or self._num_small & 1023 == 1023:
+            self.check()
+        return super().read(size)
+
+
+def opened(data: bytes) -> Opened:
+    """Reads the headers of a picture in one of FORMATS.
+
+    Unlike Image.open, it neither asks nor changes Pillow's limits of pixels and texts, which the whole
+    process shares.
+
+    Raises:
+      TooLargeError: it has too many bytes, pixels or parts, or would take too much memory.
+      Exception: ValueError if no format knows the bytes; almost anything if they are broken.
+    """
+    if len(data) > MAX_BYTES:
+        raise TooLargeError(f"{len(data)} bytes, more than {MAX_BYTES}")
+    Image.init()  # loads the plugins, once
+    for form in FORMATS:
+        factory, accepts = Image.OPEN.get(form, (None, None))
+        if factory is None or accepts(data[:16]) is not True:  # a str says which library is missing
+            continue
+        found = next((read for start, read in _STARTS.items() if data.startswith(start)), Contents)(data)
+        if found.size is not None:
+            _check_size(*found.size)
+        file = _Watched(found.data)
+        try:
+            image = factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not this one: as Image.open does
+            continue
+        _check_size(*image.size)
+        _check_memory(data, found, image)
+        if form == "PNG" and found.depth < 8 and isinstance(key := image.info.get("transparency"), int):
+            if image.mode == "L":  # the value as stored, where Pillow widens what it compares it with
+                image.info["transparency"] = key * 255 // (2**found.depth - 1)
+        file.watch()
+        return Opened(image, found, file)
+    raise ValueError("not a picture, or of an unknown format")
+
+
+def low_bytes(data: bytes) -> Image.Image | None:
+    """The low bytes of a PNG of 16 bits for each colour, of which Pillow reads the high ones; None for others."""
+    found = opened(data)
+    image = found.image
+    if image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
+        return None
+    decoder, extents, offset, raw = image.tile[0]
+    image.tile = [type(image.tile[0])(decoder, extents, offset, raw.replace("16B", "16L"))]
+    image.load()
+    image.info.pop("transparency", None)
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise TooLargeError(f"{width}x{height} pixels, more than {MAX_PIXELS}")
+
+
+def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
+    own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    if found.depth == 16 and image.mode == "RGB" and "transparency" in image.info:
+        own *= 2
+    decoder = _PROGRESSIVE_PIXEL if found.is_progressive else _DECODER_PIXEL.get(image.format, 0)
+    num = len(data) * _DECODER_BYTE.get(image.format, 0) + found.scratch
+    num += len(data) + (len(found.data) if found.data is not data else 0)
+    num += image.width * image.height * (own + decoder)
+    if num > MAX_MEMORY:
+        raise TooLargeError(
+            f"{image.width}x{image.height} pixels of {image.format} in {len(data)} bytes, which take {num >> 20} MiB "
+            f"to decode, more than {MAX_MEMORY >> 20}"
+        )
+
+
+def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
+    """From whatever Pillow's plugins raise on broken files: OSError, SyntaxError, struct.error and others."""
+    reason = one_line(error)
+    kind = "too large" if isinstance(error, TooLargeError) else "undecodable"
+    return UndecodableError(f"{where} cannot be decoded as a picture: {reason}", reason, kind)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the address of the buffer that Pillow puts where a file's name would stand."""
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "its bytes", str(error))
+    return " ".join(text.split()) or type(error).__name__
