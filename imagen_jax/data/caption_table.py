@@ -119,6 +119,8 @@ class _Rows:
                 fields = _next(reader)
             except csv.Error as error:
                 yield number, _told(error)
+                if "field larger than" in str(error):
+                    return  # what follows lies within quotes
                 continue
             if fields is None:
                 return
@@ -166,7 +168,9 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
 def _told(error: csv.Error) -> Unusable:
     if "field larger than" in str(error):
         most = text_files.MAX_BYTES
-        return Unusable("too large", f"a field of more than {most} characters, or a quote that is not closed")
+        return Unusable(
+            "too large", f"a field of more than {most} characters, or an open quote; the rest is not read"
+        )
     if "unexpected end" in str(error):
         return Unusable("unusable table row", "a quote that is never closed")
     detail = f"quotes that end within a field: double those that belong to the caption ({error})"

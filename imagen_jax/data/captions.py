@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 
@@ -44,13 +46,19 @@ def columns(have: Iterable[str], wanted: Iterable[str]) -> list[str]:
 
     That is the order of `wanted`. Names may be capitalised or have blanks around them; the exact one goes first.
     """
+    have, wanted = tuple(have), tuple(wanted)
+    return list((_columns if len(have) < 1000 else _columns.__wrapped__)(have, wanted))
+
+
+@functools.lru_cache(100)  # the rows of a table are alike
+def _columns(have: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
     alike: dict[str, list[str]] = {}
     for name in have:
         alike.setdefault(name.strip().lower(), []).append(name)
     found = [
         sorted(alike.get(name.strip().lower(), ()), key=lambda one, name=name: one != name) for name in wanted
     ]
-    return list(dict.fromkeys(name for names in found for name in names))
+    return tuple(dict.fromkeys(name for names in found for name in names))
 
 
 def lines(content: bytes, where: str) -> tuple[str, ...]:
@@ -75,7 +83,7 @@ def in_json(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tup
     value = first_filled(row, keys)
     found = texts(value)
     if found is None:
-        got = "the field twice" if isinstance(value, Repeated) else json.dumps(value, default=str)[:60]
+        got = "the field twice" if isinstance(value, Repeated) else reprlib.repr(value)
         raise Unusable("unreadable caption", f"{where}: expected text, got {got}")
     return found
 
@@ -83,7 +91,7 @@ def in_json(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tup
 class Repeated:
     """In the place of a value: the key is repeated in its JSON object, with another value."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "a key twice"
 
 

@@ -249,14 +249,17 @@ def _rows(
     ]
     # Without memory maps, threads and reading ahead, memory is a batch and the pages it lies in.
     options = {"buffer_size": 2**20, "pre_buffer": False, "metadata": metadata}
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=dictionary, **options) as table:
 
-        def values(name: str) -> Iterator:
-            for batch in table.iter_batches(batches[name], [group], [name], use_threads=False):
-                yield from batch.column(name)
+    def values(num: int) -> Iterator[dict]:
+        names = [name for name, those in batches.items() if those == num]
+        # A file for each: all iterators over one have the same size of batches, that of the last.
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=dictionary, **options) as table:
+            for batch in table.iter_batches(num, [group], names, use_threads=False):
+                columns = [batch.column(name) for name in names]
+                yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
-        for row in zip(*map(values, batches), strict=True):
-            yield dict(zip(batches, row, strict=True))
+    for rows in zip(*map(values, set(batches.values())), strict=True):
+        yield {name: value for row in rows for name, value in row.items()}
 
 
 def _damage(error: Exception, where: str, lost: str) -> LeftOut:

@@ -103,14 +103,14 @@ def opened(path: Path) -> Iterator[TextIO]:
 
 
 class Lines:
-    """The lines of an open text with their ends, but of each only the first `most` characters.
+    """The lines of an open text with their ends, but of each only the first `most` characters, MAX_BYTES by default.
 
     `num_cut` is the number of lines so far that were longer.
     """
 
-    def __init__(self, text: TextIO, most: int = MAX_BYTES):
+    def __init__(self, text: TextIO, most: int | None = None):
         self.num_cut = 0
-        self._text, self._most = text, most
+        self._text, self._most = text, most or MAX_BYTES
 
     def __iter__(self) -> Iterator[str]:
         while line := self._text.readline(self._most):
