@@ -1,5 +1,7 @@
 """Prompts to pictures: encoding, batching and padding around `sample_cascade`."""
 
+import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -28,12 +30,15 @@ def generate(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Samples prompts[i] with seed seeds[i], in compiled batches of one size, over all devices.
 
+    An image depends on its prompt and its seed alone: to the bit for the same batch size and row of the batch,
+    whatever the other rows hold, and to rounding for any other. No more than a batch is held at a time.
+
     Args:
       stages: as from `load_cascade`.
       encoder: the one that the stages were trained with.
       prompts: any number of captions.
-      seeds: one per prompt; an image depends on its prompt and seed alone.
-      batch_size: images computed at once; rounded up to a multiple of the devices.
+      seeds: one per prompt.
+      batch_size: images computed at once; see `whole_batch`.
       fsdp: devices that share each copy of the parameters.
       negative: a prompt to steer away from.
       images: "low_res", "image", "mask", "cond_image" of `sample_cascade`, one row per prompt.
@@ -53,10 +58,17 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     mesh = parallel.make_mesh(fsdp)
-    batch_size = min(batch_size, len(prompts))
-    batch_size += -batch_size % parallel.batch_ways(mesh)
-    keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds])
-    text = encode(stages, encoder, prompts)
+    batch_size = whole_batch(batch_size, len(prompts), mesh)
+    # All prompts are checked, and those too long warned of, before anything is computed.
+    _check_encoder(stages, encoder)
+    encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
+
+    @functools.lru_cache(maxsize=batch_size)
+    def encoded(prompt: str) -> TextCond:
+        # One by one: in a batch its rounding would depend on the other prompts.
+        with warnings.catch_warnings(action="ignore"):
+            return encode(stages, encoder, [prompt])
+
     stages = parallel.shard_params(stages, mesh)
     if options.get("weak") is not None:
         options["weak"] = parallel.shard_params(options["weak"], mesh)
@@ -66,13 +78,21 @@ def generate(
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
-            inputs = jax.tree.map(itemgetter(rows), (text, keys, images))
+            text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, prompts[rows]))
+            keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds[rows]])
+            inputs = text, keys, jax.tree.map(itemgetter(rows), images)
             *inputs, by_image = parallel.pad_batch(inputs, batch_size, mesh)
             results = jax.device_get(sample_cascade(stages, *inputs, return_all=True, **by_image, **options))
             for i in range(rows.stop - rows.start):
                 yield tuple(stage_images[i] for stage_images in results)
 
     return batches()
+
+
+def whole_batch(batch_size: int, num: int, mesh: jax.sharding.Mesh) -> int:
+    """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
+    rows = min(batch_size, num)
+    return rows + -rows % parallel.batch_ways(mesh)
 
 
 def compile_cascade(
@@ -133,10 +153,14 @@ def compile_cascade(
 
 def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:
     """Captions at the length that the stages were trained with; a warning says which are cut."""
+    _check_encoder(stages, encoder)
+    return encoder.encode(prompts, length=stages[0].config.text.length)
+
+
+def _check_encoder(stages: tuple[Stage, ...], encoder: TextEncoder) -> None:
     settings = stages[0].config.text
     if encoder.width != settings.width:
         raise ValueError(
             f"the encoder must be the one of training, {settings.encoder} of width {settings.width}; "
             f"got {encoder.name} of width {encoder.width}."
         )
-    return encoder.encode(prompts, length=settings.length)
