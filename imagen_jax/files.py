@@ -12,9 +12,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,6 +144,65 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         sync_directory(target.parent)
 
 
+def check_directory(
+    path: str | os.PathLike, option: str, *, needed: int = 0, names: Iterable[str] = ()
+) -> None:
+    """Checks, before anything is computed, that a directory can be made or written to, and has room.
+
+    Args:
+      path: of the directory; it need not exist.
+      option: how the user named it, such as "--output".
+      needed: bytes that will be written, as far as they can be estimated.
+      names: of the files that will be replaced there.
+
+    Raises:
+      ValueError: one line: it is no directory, cannot be made or written to, holds something else than a file under
+        one of the names, or the disk has too little room.
+    """
+    if locations.is_remote(path):
+        return  # what a bucket allows is known when something is put there
+    for link in (Path(path), *Path(path).parents):
+        if os.path.islink(link) and not os.path.isdir(link):
+            what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"
+            raise ValueError(f"{option} must be a directory; {link} is {what}: name another.")
+    place = Path(os.path.realpath(path))
+    parent, missing = place, []
+    while not os.path.lexists(parent):
+        parent, missing = parent.parent, [parent.name, *missing]
+    if not parent.is_dir():
+        what = "a file" if parent.is_file() else "no directory"
+        told = f"{path} is {what}" if parent == place else f"{parent}, above {path}, is {what}"
+        raise ValueError(f"{option} must be a directory; {told}: name another.")
+    longest = os.pathconf(parent, "PC_NAME_MAX")
+    too_long = [name for name in missing if len(os.fsencode(name)) > longest]
+    if too_long or len(os.fsencode(place)) + longest >= os.pathconf(parent, "PC_PATH_MAX"):
+        name = too_long[0] if too_long else str(place)
+        raise ValueError(
+            f"{option} must have names of at most {longest} bytes in a path that leaves room for a file's; got "
+            f"{name[:40]}... of {len(os.fsencode(name))} bytes: shorten it."
+        )
+    probe = parent / f".tmp-{uuid.uuid4().hex}"
+    try:  # Only this tells what a read-only mount, a quota, /proc or another user's permissions allow.
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as error:
+        where = path if parent == place else f"{parent}, where {path} would be made,"
+        raise ValueError(
+            f"{option} must be writable; {where} is not ({error.strerror}): name another."
+        ) from error
+    for name in names:
+        if os.path.exists(place / name) and not os.path.isfile(place / name):
+            raise ValueError(
+                f"{option} must be a place for the file {name}; {place / name} is none: move it away, or name another."
+            )
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ValueError(
+            f"{option} must have room for about {needed / 2**20:.4g} MiB; the disk of {path} has "
+            f"{free / 2**20:.4g} MiB free: free some space, or name a directory on another disk."
+        )
+
+
 def sync(path: Path) -> None:
     """Waits until a file's content is on the disk: what is called finished survives a power cut."""
     with path.open("rb") as file:
@@ -195,8 +255,6 @@ def _claim(temporary: Path, path: str | os.PathLike) -> bool:
         os.unlink(path)
         raise
     return True
-
-
 
 
 def _create_object(path: Any, content: bytes) -> bool:

@@ -58,7 +58,7 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     mesh = parallel.make_mesh(fsdp)
-    batch_size = whole_batch(batch_size, len(prompts), mesh)
+    batch_size = whole_batch(batch_size, len(prompts), fsdp)
     # All prompts are checked, and those too long warned of, before anything is computed.
     _check_encoder(stages, encoder)
     encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
@@ -89,10 +89,10 @@ def generate(
     return batches()
 
 
-def whole_batch(batch_size: int, num: int, mesh: jax.sharding.Mesh) -> int:
+def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
     """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
     rows = min(batch_size, num)
-    return rows + -rows % parallel.batch_ways(mesh)
+    return rows + -rows % parallel.batch_ways(parallel.make_mesh(fsdp))
 
 
 def compile_cascade(

@@ -8,13 +8,15 @@ alignment.json and grid.png to the output directory.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
-from imagen_jax import cli, progress
+from imagen_jax import cli, files, progress
 from imagen_jax.locations import Location
+
+FILES = ("alignment.md", "alignment.json", "grid.png")
+ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,33 +40,44 @@ class Options(cli.SamplingOptions):
 
 
 def main(options: Options) -> None:
-    from imagen_jax import TextEncoder, load_cascade, parallel, resize
-    from imagen_jax.data import pipeline, sources
-    from imagen_jax.evaluation import alignment, sweep
-    from imagen_jax.evaluation.grid import labelled_grid
-    from imagen_jax.generate import generate
+    output = options.output or options.workdir / "evaluation"
+    files.check_directory(output, "--output", needed=ROOM, names=FILES)
 
+    from imagen_jax import TextEncoder, checks, load_cascade, parallel, resize
+    from imagen_jax.cascade import sampling_by_stage
+    from imagen_jax.data import pipeline, sources
+    from imagen_jax.evaluation import alignment, grid, sweep
+    from imagen_jax.generate import generate
+    from imagen_jax.records import MAX_BATCH
+    from imagen_jax.training.checkpoint import read_cascade
+
+    checks.whole("--num", options.num, 1)
+    checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
+    checks.seed(options.seed, name="--seed")
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples or examples[0]["claims"] is None:
         raise ValueError(
             f"--data must be a data set of shapes, which records what captions claim; got {options.data}."
         )
+    checks.seed(options.seed, len(examples), "--seed")
+    sampling_by_stage(
+        read_cascade(options.workdir, best=options.best), options.sampling()
+    )  # before anything is loaded
     stages = load_cascade(options.workdir, best=options.best)
     captions = [example["caption"] for example in examples]
+    seeds = range(options.seed, options.seed + len(captions))
     parallel.use_compilation_cache()
     pictures = generate(
         stages,
         TextEncoder.from_config(stages[0].config.text),
         captions,
-        seeds=range(options.seed, options.seed + len(captions)),
+        seeds=seeds,
         batch_size=options.batch_size,
         **options.sampling(),
     )
     done = progress.over(pictures, len(captions), "pictures", "sampling")
-    by_stage = [
-        np.stack(images) for images in zip(*done, strict=True)
-    ]
+    by_stage = [np.stack(images) for images in zip(*done, strict=True)]
     final = by_stage[-1]
     if final.shape[1] < examples[0]["image"].shape[0]:  # a cascade without its last stage
         final = resize.bilinear(final, examples[0]["image"].shape[0])
@@ -78,11 +91,12 @@ def main(options: Options) -> None:
     )]  # fmt: skip
     print("\n\n".join(lines))
 
-    output = options.output or options.workdir / "evaluation"
+    labels = grid.labels(list(zip(captions, seeds, strict=True))[:32])
+    sheet = grid.encode_png(grid.labelled_grid(list(by_stage[-1][:32]), labels))
     output.mkdir(parents=True, exist_ok=True)
-    (output / "alignment.md").write_text("\n\n".join(lines) + "\n")
-    (output / "alignment.json").write_text(json.dumps(result, indent=2) + "\n")
-    labelled_grid(list(by_stage[-1][:32]), captions[:32]).save(output / "grid.png")
+    files.write(output / "alignment.md", "\n\n".join(lines) + "\n")
+    files.write_json(output / "alignment.json", result, indent=2)
+    files.write(output / "grid.png", sheet)
     print(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
 
 

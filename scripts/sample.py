@@ -5,43 +5,40 @@
   python scripts/sample.py --workdir runs/quickstart --prompts "a red star" --image photo.png --strength 0.6
   python scripts/sample.py --workdir runs/quickstart --prompts "a red star" --image photo.png --mask mask.png
   python scripts/sample.py --workdir runs/quickstart --prompts "a red star" --start sr64 --low-res small.png
+  python scripts/sample.py --from-png runs/quickstart/samples/a-small-red-star-seed0.png
 
 Every sampling option takes one value for all stages that run or one for each (None: the stage's own). Each picture is
-a PNG that holds its prompt, seed and settings; grid.png shows them all. A picture depends on its prompt and seed alone.
+a PNG that records all it was made from, so that --from-png makes it again; grid.png shows them all. A picture depends
+on its prompt and seed alone, whatever else is asked for.
 """
 
 import dataclasses
-import json
+import itertools
 import re
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-from imagen_jax import cli, progress
-from imagen_jax.config import to_dict
+from imagen_jax import cli, files, progress
 from imagen_jax.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.SamplingOptions):
-    workdir: Location
+    workdir: Location | None = None
     """Directory of the cascade, as scripts/train.py wrote it."""
     prompts: tuple[str, ...] = ()
     """The prompts themselves."""
     prompts_file: Path | None = None
-    """A text file with one prompt per line."""
+    """A text file with one prompt per line; lines that begin with # are comments."""
     negative: str | None = None
     """A prompt to steer away from."""
     output: Location | None = None
     """Directory for the pictures; by default samples/ in the workdir. Existing pictures stay."""
-    num: int = 1
-    """Pictures for each prompt, of the seeds seed, seed + 1, ..."""
-    seed: int = 0
-    """Seed of the first picture of each prompt."""
-    batch_size: int = 16
-    """Pictures computed at once."""
+    num: int | None = None
+    """Pictures for each prompt, of the seeds seed, seed + 1, ...; by default 1."""
+    seed: int | None = None
+    """First seed, from 0 to 4294967295; by default 0."""
+    batch_size: int | None = None
+    """Pictures computed at once; by default 16."""
     best: bool = False
     """Start from the options that scripts/sweep.py found best, instead of the preset's."""
     start: str | None = None
@@ -58,103 +55,97 @@ class Options(cli.SamplingOptions):
     """A picture of the same size as --image: white = paint here, black = keep; docs/sampling.md has other kinds."""
     outpaint: tuple[int, int, int, int] | None = None
     """Shares in percent of the result to paint around --image: top, bottom, left, right."""
-    fsdp: int = 1
-    """Devices that share each copy of the parameters."""
+    fsdp: int | None = None
+    """Devices that share each copy of the parameters; by default 1."""
+    from_png: Path | None = None
+    """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size and the new
+    places of what has been moved: --workdir, --image, --mask, --low-res."""
+
+
+# What may be given beside --from-png.
+BESIDE = ("from_png", "workdir", "output", "batch_size", "image", "mask", "low_res")
 
 
 def main(options: Options) -> None:
-    prompts = read_prompts(options)
-    if options.num < 1 or options.batch_size < 1:
+    if options.from_png is not None:
+        repeat(options)
+    else:
+        sample(options)
+
+
+def sample(options: Options) -> None:
+    """Samples what the options ask for and writes it with a grid."""
+    if options.workdir is None:
         raise ValueError(
-            f"--num and --batch-size must be positive; got {options.num} and {options.batch_size}."
+            "--workdir must be given; got no value: name the directory of the cascade, or a picture with --from-png."
         )
+    prompts = read_prompts(options)
     output = options.output or options.workdir / "samples"
+    files.check_directory(output, "--output")
 
-    from imagen_jax import TextEncoder, load_cascade, parallel
-    from imagen_jax.cascade import between, sampling_by_stage
-    from imagen_jax.evaluation.grid import labelled_grid, to_uint8
-    from imagen_jax.generate import generate
+    from imagen_jax import parallel, request
+    from imagen_jax.evaluation import grid
+    from imagen_jax.records import encode_png
 
-    stages = load_cascade(options.workdir, best=options.best)
-    ends = {name: getattr(options, name) for name in ("start", "stop") if getattr(options, name)}
-    chosen = between(stages, ends)
-    settings = sampling_by_stage(chosen, options.sampling())
-    jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num)]
-    images = {
-        name: np.repeat(x[None], len(jobs), axis=0) for name, x in pictures_for(options, chosen).items()
-    }
-    parallel.use_compilation_cache()
-    encoder = TextEncoder.from_config(stages[0].config.text)
-    pictures = generate(
-        stages, encoder, [p for p, _ in jobs], seeds=[s for _, s in jobs], batch_size=options.batch_size,
-        fsdp=options.fsdp, negative=options.negative, images=images, size=options.size, **ends, **options.sampling(),
-    )  # fmt: skip
-    recorded = json.dumps({s.config.name: to_dict(used) for s, used in zip(chosen, settings, strict=True)})
-    finals = []
-    done = progress.over(zip(jobs, pictures, strict=True), len(jobs), "pictures", "sampling")
-    for (prompt, seed), by_stage in done:
-        output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
-        finals.append(by_stage[-1])
-        information = PngInfo()
-        for key, value in {"prompt": prompt, "seed": str(seed), "sampling": recorded}.items():
-            information.add_itxt(key, value)
-        image = Image.fromarray(to_uint8(by_stage[-1]))
-        image.save(free(output, f"{slug(prompt)}-seed{seed}"), pnginfo=information)
-    grid = free(output, "grid")
-    labelled_grid(finals, [prompt for prompt, _ in jobs]).save(grid)
-    print(f"Wrote {len(finals)} pictures of {finals[0].shape[1]}x{finals[0].shape[0]} and {grid}.")
-
-
-def pictures_for(options: Options, stages: tuple) -> dict[str, np.ndarray]:
-    """The pictures that were given, fitted to the sizes of the stages: [H, W, C] each."""
-    from imagen_jax.cascade import sizes_by_stage
-    from imagen_jax.data import masks, transforms
-
-    sizes = sizes_by_stage(tuple(stage.config for stage in stages), options.size)
-    fitted = {}
-    if options.low_res is not None:
-        config = stages[0].config
-        if not config.is_super_resolution:
-            raise ValueError(f"--low-res needs --start with a super-resolution stage; {config.name} is none.")
-        size = tuple(side * config.low_res_size // config.image_size for side in sizes[0])
-        fitted["low_res"] = transforms.fit(read("--low-res", options.low_res), size)
-    if (options.mask is not None or options.outpaint is not None) and options.image is None:
-        raise ValueError("--mask and --outpaint need --image, the picture to paint in.")
-    if options.mask is not None and options.outpaint is not None:
-        raise ValueError("Give either --mask or --outpaint.")
-    if options.image is not None:
-        image = read("--image", options.image)
-        if options.mask is not None:
-            fitted["mask"], report = masks.load("--mask", options.mask, image.shape[:2], sizes[-1])
-            print(report)
-        fitted["image"] = transforms.fit(image, sizes[-1])
-        if options.outpaint is not None:
-            fitted["image"], fitted["mask"] = outpainted(image, options.outpaint, sizes[-1])
-    return fitted
-
-
-def outpainted(
-    image: np.ndarray, shares: tuple[int, ...], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(picture of `size` with the image inside its borders, mask of the borders)."""
-    from imagen_jax.data import transforms
-    from imagen_jax.diffusion import editing
-
-    top, bottom, left, right = (
-        round(share / 100 * side) for share, side in zip(shares, (size[0],) * 2 + (size[1],) * 2, strict=True)
+    jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
+    same = ("workdir", "best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
+    asked = {key: value for key in same if (value := getattr(options, key)) is not None}
+    prepared = request.prepare(
+        request.Request(jobs=jobs, options=options.sampling(), inputs=inputs(options), **asked)
     )
-    inner = (size[0] - top - bottom, size[1] - left - right)
-    if min(shares) < 0 or min(inner) < 1:
-        raise ValueError(f"--outpaint must leave room for the picture; got {shares} percent.")
-    inside = transforms.fit(image, inner)[None]
-    larger, mask = editing.outpainting(inside, top=top, bottom=bottom, left=left, right=right)
-    return np.asarray(larger[0]), np.asarray(mask[0])
+    files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
+    if prepared.report:
+        print(prepared.report)
+    parallel.use_compilation_cache()
+    shown = []
+    for record, x in progress.over(request.draw(prepared), len(jobs), "pictures", "sampling"):
+        output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
+        files.write_new(output / name(record), encode_png(grid.to_uint8(x), record))
+        if len(shown) < grid.MAX_PICTURES:
+            shown.append(grid.thumbnail(x))
+    sheet = grid.labelled_grid(shown, grid.labels(jobs[: len(shown)]))
+    written = files.write_new(output / "grid.png", grid.encode_png(sheet))
+    height, width = prepared.size
+    print(f"Wrote {len(jobs)} pictures of {width}x{height} to {output}, and {written}{grid.cut(len(jobs))}.")
 
 
-def read(option: str, path: Path) -> np.ndarray:
-    from imagen_jax.data import transforms
+def repeat(options: Options) -> None:
+    """Makes a picture again from the record in its PNG."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    others = [
+        key for key, default in defaults.items() if key not in BESIDE and getattr(options, key) != default
+    ]
+    if others:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
+        raise ValueError(
+            f"--from-png must stand without {names}: the record in the picture has them. Leave them out, or leave "
+            "--from-png out and give all options anew."
+        )
+    if options.output is not None:
+        files.check_directory(options.output, "--output")
 
-    return transforms.decode(transforms.read_file(option, path), f"{option} {path}")
+    from imagen_jax import parallel, records, request
+    from imagen_jax.evaluation.grid import to_uint8
+
+    record, before = records.read(options.from_png)
+    asked = request.repeating(
+        record, workdir=options.workdir, inputs=inputs(options), batch_size=options.batch_size
+    )
+    prepared = request.prepare(asked)
+    output = options.output or asked.workdir / "samples"
+    files.check_directory(output, "--output", needed=before.size)
+    parallel.use_compilation_cache()
+    row = record.row if asked.batch_size == record.batch_size else 0
+    own, x = next(itertools.islice(request.draw(prepared), row, None))
+    pixels = to_uint8(x)
+    output.mkdir(parents=True, exist_ok=True)
+    written = files.write_new(output / name(own), records.encode_png(pixels, own))
+    print(f"Wrote {written}: {records.compare(record, before, own, pixels)}.")
+
+
+def inputs(options: Options) -> dict[str, Path]:
+    """The files to start from or to paint in."""
+    return {key: path for key in ("image", "mask", "low_res") if (path := getattr(options, key)) is not None}
 
 
 def read_prompts(options: Options) -> list[str]:
@@ -162,21 +153,17 @@ def read_prompts(options: Options) -> list[str]:
         raise ValueError('Give either --prompts "..." or --prompts-file FILE.')
     if options.prompts_file is None:
         return list(options.prompts)
-    lines = options.prompts_file.read_text(encoding="utf-8").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"--prompts-file must hold one prompt per line; {options.prompts_file} is empty.")
-    return prompts
+    from imagen_jax.data import prompts
+
+    found, report = prompts.read(options.prompts_file)
+    print(report)
+    return found
 
 
-def slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
-
-
-def free(directory: Path, stem: str) -> Path:
-    """The first of stem.png, stem-2.png, ... that is not there yet."""
-    candidates = (directory / f"{stem}{'' if i == 1 else f'-{i}'}.png" for i in range(1, 10**6))
-    return next(path for path in candidates if not path.exists())
+def name(record) -> str:
+    """The file name of a picture."""
+    slug = re.sub(r"[^a-z0-9]+", "-", record.prompt.lower()).strip("-")[:60] or "empty"
+    return f"{slug}-seed{record.seed}.png"
 
 
 if __name__ == "__main__":

@@ -19,17 +19,21 @@ output directory:
 """
 
 import dataclasses
-import json
+import io
+import math
 import re
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from imagen_jax import cli, progress
+from imagen_jax import cli, files, progress
 from imagen_jax.config import SamplingConfig
 from imagen_jax.locations import Location
+
+MAX_SETTINGS = 10_000
+FILES = ("sweep.md", "sweep.json", "pareto.png", "best.png")
+ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Options(cli.SamplingOptions):
     split: str = "test"
     """Split of the data set."""
     prompts_file: Path | None = None
-    """A text file with one prompt per line, instead of --data."""
+    """A text file with one prompt per line, instead of --data; lines that begin with # are comments."""
     clip: str | None = None
     """A CLIP by its directory or name: scores pictures of any prompts."""
     score: Literal["alignment", "clip", "consistency"] | None = None
@@ -59,20 +63,30 @@ class Options(cli.SamplingOptions):
 
 
 def main(options: Options) -> None:
-    from imagen_jax import TextEncoder, load_cascade, parallel, resize
-    from imagen_jax.cascade import between, sampling_by_stage
-    from imagen_jax.evaluation import frechet, sweep
-    from imagen_jax.evaluation.grid import labelled_grid, to_uint8
-    from imagen_jax.generate import generate
-    from imagen_jax.stage import evaluations
-    from imagen_jax.training.checkpoint import save_best_sampling
+    output = options.output or options.workdir / "sweep"
+    files.check_directory(output, "--output", names=FILES)
+    files.check_directory(output / "best", "--output")
 
+    from imagen_jax import TextEncoder, checks, load_cascade, parallel, resize
+    from imagen_jax.cascade import between, sampling_by_stage, sizes_by_stage
+    from imagen_jax.data import transforms
+    from imagen_jax.evaluation import frechet, grid, sweep
+    from imagen_jax.generate import generate
+    from imagen_jax.records import MAX_BATCH
+    from imagen_jax.stage import evaluations
+    from imagen_jax.training.checkpoint import SAMPLING_FILE, read_cascade, save_best_sampling
+
+    checks.whole("--num", options.num, 1)
+    checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
+    checks.seed(options.seed, name="--seed")
     prompts, claims, reference = read_prompts(options)
     score_name = options.score or ("alignment" if claims else "clip" if options.clip else "consistency")
     for name, given in {"alignment": claims, "clip": options.clip}.items():
         if score_name == name and not given:
             raise ValueError(f"--score {name} needs --{'data' if name == 'alignment' else 'clip'}.")
-    stages = load_cascade(options.workdir)
+    checks.seed(options.seed, len(prompts), "--seed")
+    stages = read_cascade(options.workdir)
+    files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         between(stages, {"start": options.stage})  # names the stages if it is none
     if score_name == "consistency" and len(stages) == 1:
@@ -86,11 +100,22 @@ def main(options: Options) -> None:
         raise ValueError(
             "Give at least one sampling option with the values to try, such as --aug-level 0 0.1 0.3."
         )
+    num = math.prod(map(len, choices.values()))
+    checks.require(
+        num <= MAX_SETTINGS,
+        "settings",
+        f"be at most {MAX_SETTINGS}",
+        num,
+        "give fewer values, or sweep in turns",
+    )
     settings = sweep.combinations(choices)
     per_stage = [
         {name: for_stages(value, name, options, stages) for name, value in s.items()} for s in settings
     ]
     by_stage = [sampling_by_stage(stages, s) for s in per_stage]
+    height, width = sizes_by_stage([stage.config for stage in stages])[-1]
+    files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
+    stages = load_cascade(options.workdir)
     clip = None
     if options.clip:
         from imagen_jax.evaluation.clip_score import ClipScorer
@@ -98,10 +123,10 @@ def main(options: Options) -> None:
         clip = ClipScorer.from_pretrained(options.clip)
     parallel.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
+    seeds = range(options.seed, options.seed + len(prompts))
     rows, scores, pictures, chosen, top = [], [], None, None, None
     tried = progress.over(zip(settings, per_stage, by_stage, strict=True), len(settings), "settings", "sweep")
     for setting, given, sampling in tried:
-        seeds = range(options.seed, options.seed + len(prompts))
         results = list(
             generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)
         )
@@ -130,21 +155,21 @@ def main(options: Options) -> None:
             marks[is_better],
         )
 
-    output = options.output or options.workdir / "sweep"
-    (output / "best").mkdir(parents=True, exist_ok=True)
     means, costs = np.array([row[score_name] for row in rows]), np.array([row["cost"] for row in rows])
     front = sweep.pareto(costs, means)
     for i, row in enumerate(rows):
         row["front"] = "*" if i in front else ""
     best = min(range(len(rows)), key=lambda i: (-round(means[i], 6), costs[i]))
-    (output / "sweep.md").write_text(sweep.format_table(rows) + "\n")
-    (output / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n")
-    plot(output / "pareto.png", costs, means, front, score_name, [label(s) for s in settings])
+    (output / "best").mkdir(parents=True, exist_ok=True)
+    files.write(output / "sweep.md", sweep.format_table(rows) + "\n")
+    files.write_json(output / "sweep.json", rows, indent=2)
+    files.write(output / "pareto.png", plot(costs, means, front, score_name, [label(s) for s in settings]))
     for i, (prompt, x) in enumerate(zip(prompts, pictures, strict=True)):
         stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
-        Image.fromarray(to_uint8(x)).save(output / "best" / f"{i:04d}-{stem}.png")
-    labels = [f"{p} ({label(settings[c])})" for p, c in zip(prompts, chosen, strict=True)]
-    labelled_grid(list(pictures[:32]), labels[:32]).save(output / "best.png")
+        files.write(output / "best" / f"{i:04d}-{stem}.png", transforms.encode_png(grid.to_uint8(x)))
+    named = grid.labels(list(zip(prompts, seeds, strict=True)))
+    labels = [f"{name} ({label(settings[c])})" for name, c in zip(named, chosen, strict=True)]
+    files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
     found = {stage.config.name: own for stage, own in zip(stages, by_stage[best], strict=True)}
     file = save_best_sampling(
         options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
@@ -182,18 +207,12 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
     """(prompts, what they claim, the pictures they belong to); the latter two if a data set says."""
     if (options.data is None) == (options.prompts_file is None):
         raise ValueError("Give either --data or --prompts-file.")
-    if options.num < 1 or options.batch_size < 1:
-        raise ValueError(
-            f"--num and --batch-size must be positive; got {options.num} and {options.batch_size}."
-        )
     if options.data is None:
-        lines = [line.strip() for line in options.prompts_file.read_text(encoding="utf-8").splitlines()]
-        prompts = [line for line in lines if line][: options.num]
-        if not prompts:
-            raise ValueError(
-                f"--prompts-file must hold one prompt per line; {options.prompts_file} is empty."
-            )
-        return prompts, None, None
+        from imagen_jax.data import prompts
+
+        found, report = prompts.read(options.prompts_file)
+        print(report)
+        return found[: options.num], None, None
     from imagen_jax.data import pipeline, sources, transforms
 
     source = sources.open_source(options.data, options.split)
@@ -212,9 +231,8 @@ def label(setting: dict) -> str:
     )
 
 
-def plot(
-    file: Path, costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, labels: list[str]
-) -> None:
+def plot(costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, labels: list[str]) -> bytes:
+    """A PNG of score against cost."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,8 +247,10 @@ def plot(
     axes.set_xticks(np.unique(costs), [f"{cost:g}" for cost in np.unique(costs)])
     axes.minorticks_off()
     axes.legend()
-    figure.savefig(file, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -160,3 +160,63 @@ def test_writers_at_the_same_time_replace_nothing(tmp_path, monkeypatch, has_lin
         each.join()
     assert len({path for _, path in written}) == len(os.listdir(tmp_path)) == 40
     assert all(path.read_text() == content for content, path in written)
+
+
+@pytest.mark.parametrize(
+    ("below", "message"),
+    [
+        ("there", None),
+        ("new/in/new", None),
+        ("link to there", None),
+        ("link to there/new", None),
+        ("file", "must be a directory; .*file is a file: name another"),
+        ("file/new/below", "must be a directory; .*file, above .*below, is a file"),
+        ("FIFO", "must be a directory; .*FIFO is no directory"),
+        ("link to a file", "is a link to what is no directory"),
+        ("dangling", "is a link that leads nowhere"),
+        ("loop", "is a link that leads nowhere"),
+        ("dangling/new", "dangling is a link that leads nowhere"),
+        ("n" * 256, "names of at most 255 bytes in a path .*; got nnn.*of 256 bytes: shorten it"),
+        ("new/" + "ä" * 128, "names of at most 255 bytes in a path .* of 256 bytes"),
+        ("a/" * 2000, "in a path that leaves room for a file's"),
+        ("/dev/null", "must be a directory; /dev/null is no directory"),
+        ("/proc/new", "must be writable; /proc, where /proc/new would be made, is not"),
+        ("/sys", "must be writable; /sys is not"),
+    ],
+)
+def test_directories_are_checked_and_not_made(tmp_path, below, message):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "FIFO")
+    for link, target in {"to there": "there", "to a file": "file"}.items():
+        (tmp_path / f"link {link}").symlink_to(tmp_path / target)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.rglob("*"))
+    if message is None:
+        files.check_directory(tmp_path / below, "--output")
+    else:
+        with pytest.raises(ValueError, match=f"^--output .*{message}") as caught:
+            files.check_directory(tmp_path / below, "--output")
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("what", ["directory", "FIFO", "link to a device"])
+def test_names_that_are_taken(tmp_path, what):
+    (tmp_path / "a.md").touch()
+    (tmp_path / "b.md").symlink_to(tmp_path / "a.md")
+    files.check_directory(tmp_path, "--output", names=["a.md", "b.md", "c.md"])
+    make(tmp_path / "a", what)
+    with pytest.raises(
+        ValueError, match="--output must be a place for the file a; .*a is none: move it away"
+    ):
+        files.check_directory(tmp_path, "--output", names=["a.md", "a"])
+
+
+def test_room_on_the_disk(tmp_path):
+    files.check_directory(tmp_path / "new", "--output", needed=1)
+    with pytest.raises(
+        ValueError, match="--output must have room for about 1.153e.18 MiB; the disk of .*new has .* free"
+    ):
+        files.check_directory(tmp_path / "new", "--output", needed=2**80)

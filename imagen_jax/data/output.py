@@ -29,13 +29,7 @@ def resolved(directory: str | os.PathLike) -> Path:
         )
     if os.path.islink(place):
         raise ValueError(f"--output {directory} is a link that leads to itself.")
-    parent = place.parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"--output {directory} cannot be created: {parent} is not a directory.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {directory} cannot be created: {parent} may not be written to.")
+    files.check_directory(unfinished(place), "--output")
     return place
 
 

@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -319,6 +319,11 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     Raises:
       ValueError: there is no such stage or checkpoint, or it cannot be read.
     """
+    return _load_stage(directory, step)[0]
+
+
+def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
+    """`load_stage`, and the step of the checkpoint that was loaded."""
     directory = _absolute(directory)
     config = read_config(directory)
     root = directory / "checkpoints"
@@ -336,17 +341,42 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
         args = ocp.args.Composite(ema_params=ocp.args.StandardRestore(shapes))
         params = _read(directory, step, lambda: manager.restore(step, args=args))["ema_params"]
     _check_dtypes(shapes, params)
-    return stage.Stage(params=params, config=config)
+    return stage.Stage(params=params, config=config), step
 
 
-def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
+def load_cascade(
+    workdir: str | Path,
+    *,
+    best: bool = False,
+    steps: Mapping[str, int] | None = None,
+    return_steps: bool = False,
+) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int]]:
     """All trained stages in `workdir`, base first, from the newest checkpoint of each.
 
-    With `best`, sampling starts from the options that scripts/sweep.py stored as the best.
+    Args:
+      workdir: with a directory for each stage, as scripts/train.py writes it.
+      best: sampling starts from the options that scripts/sweep.py stored as the best.
+      steps: by the name of the stage, the checkpoint to load instead of the newest.
+      return_steps: also return which checkpoint of each stage was loaded, by its name.
 
     Raises:
       ValueError: there is no stage, one cannot be read, or they do not follow each other.
     """
+    stages, loaded = read_cascade(workdir, best=best), {}
+    for directory, config in _stage_configs(workdir).items():
+        loaded[config.name] = _load_stage(directory, (steps or {}).get(config.name))
+    stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
+    return (stages, {name: step for name, (_, step) in loaded.items()}) if return_steps else stages
+
+
+def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
+    """As `load_cascade`, without parameters (they are None): enough to check a request before anything is loaded."""
+    stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
+    return _with_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
+
+
+def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
+    """The configuration of each trained stage in `workdir` by its directory, base first."""
     workdir = locations.location(workdir, "--workdir")
     with files.naming_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
@@ -357,8 +387,7 @@ def load_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stag
     configs = {directory: read_config(directory) for directory in directories}
     ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
     validate_cascade(tuple(configs[directory] for directory in ordered))
-    stages = tuple(load_stage(directory) for directory in ordered)
-    return _with_best_sampling(workdir, stages) if best else stages
+    return {directory: configs[directory] for directory in ordered}
 
 
 def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:

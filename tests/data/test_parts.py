@@ -259,7 +259,7 @@ def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path,
 def test_where_no_data_set_can_stand_is_said_before_any_work(script, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "write", None)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="--output .*out cannot be created: .*file is not a directory"):
+    with pytest.raises(ValueError, match="--output must be a directory; .*file, above .*out.*, is a file"):
         prepare(script, photos, tmp_path / "file" / "out")
     with pytest.raises(ValueError, match="--output /proc/.* is a mount point|not empty"):
         prepare(script, photos, Path("/proc"))
@@ -269,8 +269,14 @@ def test_where_no_data_set_can_stand_is_said_before_any_work(script, photos, tmp
         (tmp_path / "link").symlink_to(tmp_path / "disk")
         with pytest.raises(ValueError, match="--output .*link is a mount point.*name a directory in it"):
             prepare(script, photos, tmp_path / "link")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ValueError, match="--output .*out cannot be created: .* may not be written to"):
+    with pytest.raises(ValueError, match="--output must have names of at most 255 bytes"):
+        prepare(script, photos, tmp_path / ("n" * 250))  # too long with what is added while it is unfinished
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match="--output must be writable; .*out.* would be made, is not"):
         prepare(script, photos, tmp_path / "new" / "out")
     assert sorted(os.listdir(tmp_path)) == ["disk", "file", "link"]
 

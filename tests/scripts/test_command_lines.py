@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ["train.py", "--preset", "quickstart", "--stage", "base", "--workdir", "{tmp}/run"]
 PLAN = ["plan.py", "--quick", "--preset"]
 SAMPLE = ["sample.py", "--workdir", "{tmp}/run"]
+SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
 
 
 def run(monkeypatch, capsys, arguments, tmp_path):
@@ -71,7 +72,38 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         (SAMPLE, 'Give either --prompts "..." or --prompts-file'),
         ([*SAMPLE, "--prompts-file", "{tmp}/empty.txt"], "empty.txt is empty"),
         ([*SAMPLE, "--prompts-file", "{tmp}/missing.txt"], "missing.txt"),
-        ([*SAMPLE, "--prompts", "a", "--num", "0"], "--num and --batch-size must be positive"),
+        ([*SAMPLE, "--prompts", "a", "--num", "0"], "--num must be at least 1; got 0"),
+        ([*SAMPLE, "--prompts", "a", "--num", "1e23"], "--num must be a whole number"),
+        ([*SAMPLE, "--prompts", "a", "--num", f"{10**23}"], "--num must be at most 100000"),
+        ([*SAMPLE, "--prompts", "a", "b", "--num", "1000000000"], "--num must be at most 50000"),
+        ([*SAMPLE, "--prompts", "a", "--batch-size", "0"], "--batch-size must be at least 1; got 0"),
+        ([*SAMPLE, "--prompts", "a", "--batch-size", f"{10**400}"], "--batch-size must be at most 65536"),
+        ([*SAMPLE, "--prompts", "a", "--seed", "-1"], "--seed must be at least 0; got -1"),
+        ([*SAMPLE, "--prompts", "a", "--seed", "4294967295", "--num", "2"], "--seed must be at most 4294967294"),
+        ([*SAMPLE, "--prompts", "a", "--output", "{tmp}/empty.txt"], "--output must be a directory; "),
+        ([*SAMPLE, "--prompts", "a", "--output", "{tmp}/empty.txt/x"], "--output must be a directory; "),
+        ([*SAMPLE, "--prompts", "a", "--output", "/dev/null"], "--output must be a directory; /dev/null is no"),
+        ([*SAMPLE, "--prompts", "a", "--output", "n" * 300], "--output must have names of at most 255 bytes"),
+        (["sample.py", "--from-png", "{tmp}/empty.txt"], "--from-png must be a PNG; "),
+        (["sample.py", "--from-png", "{tmp}/missing.png"], "missing.png"),
+        (["sample.py", "--from-png", "{tmp}"], "--from-png must be a PNG file; "),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--output", "/dev/null"], "--output must be a directory; "),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--output", "{tmp}/empty.txt/x"], "--output must be a"),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--num", "0"], "--num must be at least 1; got 0"),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--num", f"{10**23}"], "--num must be at most 1000000000"),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--batch-size", "-3"], "--batch-size must be at least 1"),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--seed", f"{2**32}"], "--seed must be at most 4294967295"),
+        ([*SWEEP, "--output", "{tmp}/empty.txt"], "--output must be a directory; "),
+        ([*SWEEP, "--output", "n" * 300], "--output must have names of at most 255 bytes"),
+        ([*SWEEP, "--output", "{tmp}/taken"], "--output must be a place for the file best.png; "),
+        (["evaluate.py", "--workdir", "w", "--data", "d", "--output", "{tmp}/taken"], "for the file alignment.md; "),
+        ([*SWEEP, "--num", "-1"], "--num must be at least 1; got -1"),
+        ([*SWEEP, "--batch-size", f"{10**23}"], "--batch-size must be at most 65536"),
+        ([*SWEEP, "--seed", f"{2**64}"], "--seed must be at most 4294967295"),
+        ([*SWEEP, "--prompts-file", "{tmp}/empty.txt"], "empty.txt is empty"),
+        (["prepare_data.py", "--shapes", "single", "--output", "/dev/null/x"], "--output must be a directory; "),
+        (["prepare_data.py", "--shapes", "single", "--output", "n" * 250], "--output must have names of at most"),
+        (["prepare_data.py", "--shapes", "single", "--output", "/proc/x/y"], "--output must be writable; "),
         (
             [*SAMPLE, "--prompts", "a", "--sampler", "euler"],
             "--sampler must be one of ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, heun, unipc or None; got 'euler'.",
@@ -83,7 +115,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*SAMPLE, "--prompts", "a", "--size", "64"], "--size must be 2 whole numbers or None; got '64'."),
         ([*SAMPLE, "--prompts", "a", "--outpaint", "1", "2", "3", "x"], "--outpaint must be 4 whole numbers or None"),
         ([*SAMPLE, "--prompts", "a", "--best=1"], "--best must stand without a value; got '1'"),
-        (["sample.py", "--prompts", "a"], "--workdir must be given; got no value"),
+        (["sample.py", "--prompts", "a"], "--workdir must be given; got no value: name the directory"),
         (["evaluate.py", "--workdir", "w", "--data", "{tmp}/nowhere"], "nowhere"),
         ([*PLAN, "base64:2b", "--topology", "v5x:2x2"], "--topology must be a TPU slice"),
         ([*PLAN, "base64:9b", "--topology", "v5e:2x2"], "size: 300m, 500m, 1b, 2b"),
@@ -98,6 +130,8 @@ def run(monkeypatch, capsys, arguments, tmp_path):
 )  # fmt: skip
 def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("\n  \n")
+    for name in ("best.png", "alignment.md"):
+        (tmp_path / "taken" / name).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     code, err = run(monkeypatch, capsys, arguments, tmp_path)
     assert code == 2
@@ -192,7 +226,9 @@ def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
         assert line in out
 
 
-CONFIGS = [part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)]
+CONFIGS = [
+    part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)
+]
 SCRIPTS = ("train", "plan", "embed_text", "sample", "evaluate", "sweep", "prepare_data")
 
 

@@ -1,8 +1,10 @@
 """sample.py, sweep.py and evaluate.py as a person runs them, on a cascade of random parameters."""
 
 import dataclasses
+import hashlib
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from imagen_jax.training import checkpoint
 from tests.conftest import random_array
 
 ROOT = Path(__file__).parents[2]
+HUNDRED = [str(i / 100) for i in range(1, 101)]
+MANY = ["--percentile", *HUNDRED, "--ddpm-gamma", *HUNDRED, "--guidance-rescale", *HUNDRED]
 TINY_BERT = ROOT / "tests/goldens/tiny_bert"
 
 
@@ -78,17 +82,70 @@ def photo(tmp_path):
     return file
 
 
-def test_sample_takes_every_option_and_records_what_was_used(workdir, run, tmp_path):
-    arguments = ["--workdir", workdir, "--prompts", "a red circle", "a star", "--output", tmp_path / "out"]
-    code, out, _ = run(
-        "sample.py", *arguments, "--sampler", "unipc", "ddpm", "--steps", 3, "--order", 1, "None", "--aug-level", 0.2,
-        "--negative", "a blue square", "--num", 2,
+def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(workdir, run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# shapes\n\\#1 red circle\na star\n")
+    output = tmp_path / "out"
+    code, out, err = run(
+        "sample.py", "--workdir", workdir, "--prompts-file", tmp_path / "prompts.txt", "--output", output, "--sampler",
+        "unipc", "ddpm", "--steps", 3, "--order", 1, "None", "--aug-level", 0.2, "--negative", "a blue square", "--num",
+        5, "--seed", 3, "--batch-size", 8,
     )  # fmt: skip
-    assert code == 0 and "Wrote 4 pictures of 16x16" in out
-    picture = Image.open(tmp_path / "out" / "a-star-seed1.png")
-    used = json.loads(picture.info["sampling"])
+    assert code == 0 and "Wrote 10 pictures of 16x16" in out and "2 prompts; 1 comments skipped" in out, err
+    picture = Image.open(output / "a-star-seed4.png")
+    used, rest = (json.loads(picture.info[key]) for key in ("sampling", "imagen_jax"))
     assert used["base"]["sampler"] == "unipc" and used["base"]["order"] == 1 and used["base"]["steps"] == 3
     assert used["sr16"]["sampler"] == "ddpm" and used["sr16"]["aug_level"] == 0.2
+    assert (rest["checkpoints"], rest["size"], rest["workdir"]) == (
+        {"base": 1, "sr16": 1},
+        [16, 16],
+        str(workdir),
+    )
+    assert (rest["negative"], rest["row"], rest["batch_size"]) == ("a blue square", 6, 8)
+
+    for name in (
+        "a-star-seed4.png",
+        "a-star-seed7.png",
+        "1-red-circle-seed3.png",
+    ):  # of the first batch and the second
+        code, out, err = run("sample.py", "--from-png", output / name, "--output", tmp_path / "again")
+        assert code == 0 and "equal to the recorded picture to the bit" in out, err
+        assert (tmp_path / "again" / name).read_bytes() == (output / name).read_bytes()  # the record, too
+
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, message in (
+        (["--steps", 3, "--best"], "--from-png must stand without --steps, --best: the record"),
+        (["--seed", 0], "--from-png must stand without --seed"),
+        (["--prompts", "a"], "--from-png must stand without --prompts"),
+        (["--mask", output / "grid.png"], "--mask must be left out: the picture was made without"),
+        (["--workdir", tmp_path], "must hold trained stages, but has none"),
+        (["--output", output / "grid.png"], "--output must be a directory"),
+        (["--batch-size", 0], "--batch-size must be at least 1"),
+    ):
+        code, _, err = run("sample.py", "--from-png", output / "a-star-seed4.png", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+    code, _, err = run("sample.py", "--from-png", output / "grid.png")
+    assert code == 2 and "--from-png" in err and "must hold the record of a picture" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_whose_checkpoint_is_gone_is_not_made_again(workdir, run, tmp_path):
+    arguments = ["--prompts", "a", "--output", tmp_path / "out", "--stop", "base", "--steps", 2]
+    assert run("sample.py", "--workdir", workdir, *arguments)[0] == 0
+    png = tmp_path / "out" / "a-seed0.png"
+    shutil.copytree(workdir, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "base" / "checkpoints"
+    (checkpoints / "1").rename(checkpoints / "2")
+    code, _, err = run(
+        "sample.py", "--from-png", png, "--workdir", tmp_path / "run", "--output", tmp_path / "out"
+    )
+    assert code == 2 and "must hold the checkpoint of step 1; found steps [2]" in err
+    config = json.loads((tmp_path / "run" / "base" / "config.json").read_text())
+    (tmp_path / "run" / "base" / "config.json").write_text(json.dumps(config | {"name": "small"}))
+    code, _, err = run(
+        "sample.py", "--from-png", png, "--workdir", tmp_path / "run", "--output", tmp_path / "out"
+    )
+    assert code == 2 and "start must be a stage, one of small, sr16; got 'base'" in err
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_path, photo):
@@ -101,6 +158,20 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
     painted = np.asarray(Image.open(tmp_path / "out" / "a-star-seed0.png"), int)
     np.testing.assert_allclose(painted[:, 8:], transforms.from_unit(expected)[:, 8:], atol=1)
     assert np.abs(painted[:, :7] - transforms.from_unit(expected)[:, :7]).mean() > 5
+
+    moved = photo.rename(tmp_path / "moved.png")
+    again = ["--from-png", tmp_path / "out" / "a-star-seed0.png", "--output", tmp_path / "again"]
+    code, _, err = run("sample.py", *again)
+    assert (
+        code == 2
+        and f"--image must be the file that the picture was made from; {photo} does not exist" in err
+    )
+    assert run("sample.py", *again, "--image", mask)[0] == 2
+    code, out, err = run("sample.py", *again, "--image", moved)
+    assert code == 0 and "equal to the recorded picture to the bit" in out, err
+    record = json.loads(Image.open(tmp_path / "again" / "a-star-seed0.png").info["imagen_jax"])
+    assert record["image"] == {"path": str(moved), "sha256": hashlib.sha256(moved.read_bytes()).hexdigest()}
+    moved.rename(photo)
 
     assert run("sample.py", *arguments, "--image", photo, "--outpaint", 25, 25, 0, 0)[0] == 0
     extended = np.asarray(Image.open(tmp_path / "out" / "a-star-seed0-2.png"), int)
@@ -124,6 +195,12 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--image", "{photo}"], "strength must be below 1 for an image without a mask"),
         (["--image", "{photo}", "--mask", "{small}"], "small.png must have the size of --image, 60x40 pixels; got 6x4"),
         (["--image", "{photo}", "--outpaint", "60", "60", "0", "0"], "--outpaint must leave room"),
+        (["--image", "{photo}", "--outpaint", "-1", "0", "0", "5"], "--outpaint must be at least 0"),
+        (["--image", "{photo}", "--outpaint", "5", "0", f"{10**400}", "5"], "--outpaint must be at most 99"),
+        (["--image", "{photo}", "--outpaint", "0", "0", "0", "0"], "--outpaint must leave something to paint"),
+        (["--image", "{photo}", "--strength", "0.5", "--size", "1000000", "1000000"], "--size must be at most 16384"),
+        (["--size", "16", f"{10**400}"], "--size must be at most 16384"),
+        (["--size", "16384", "16384", "--num", "100000"], "--output must have room for about"),
         (["--size", "18", "16"], "size must be (H, W) in multiples of 4"),
         (["--eta", "0.5", "--sampler", "unipc"], "eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),
@@ -174,6 +251,8 @@ def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, ru
         (["--steps", "2"], "Give either --data or --prompts-file"),
         (["--data", "{data}"], "Give at least one sampling option"),
         (["--data", "{data}", "--steps", "2", "0"], "steps must be at least 1; got 0"),
+        (["--data", "{data}", "--seed", "4294967292", "--steps", "2"], "--seed must be at most 4294967290"),
+        (["--data", "{data}", *MANY], "settings must be at most 10000; got 1000000"),
         (["--data", "{data}", "--steps", "2", "--score", "clip"], "--score clip needs --clip"),
         (["--data", "{data}", "--steps", "2", "--stage", "sr32"], "start must be a stage, one of base, sr16"),
         (["--data", "{data}", "--eta", "0.5", "--sampler", "heun"], "eta must be left out"),
