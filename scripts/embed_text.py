@@ -38,7 +38,7 @@ class Options:
 
 def main(parsed) -> None:
     options, config = parsed
-    from imagen_jax import TextEncoder, parallel
+    from imagen_jax import TextEncoder, checks, parallel
     from imagen_jax.data import sources
     from imagen_jax.text import cache
     from imagen_jax.validation import validate
@@ -46,6 +46,9 @@ def main(parsed) -> None:
     validate(config)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be positive; got {options.batch_size}.")
+    checks.whole("--batch-size", options.batch_size, 1, 1 << 16)
+    checks.whole("--fsdp", options.fsdp, 1, 1 << 16)
+    checks.whole("--share-count", options.share_count, 1, 1 << 20)
     if not 0 <= options.share_index < options.share_count:
         raise ValueError(
             f"--share-index must be from 0 to --share-count - 1; got {options.share_index} of {options.share_count}."
@@ -66,6 +69,7 @@ def main(parsed) -> None:
         dtype=options.store,
         share=(options.share_index, options.share_count),
         total=sum(map(len, parts)),
+        repair=True,
     )
     seconds = time.perf_counter() - start
     new, num = embeddings.num_new, len(embeddings)

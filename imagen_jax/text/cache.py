@@ -5,10 +5,13 @@ Layout, with one sub-directory per encoder so that embeddings never mix:
     directory/<encoder.fingerprint>/
       meta.json                 format, fingerprint, encoder's description, width, dtype, clean_captions
       shard-00000/tokens.bin    the tokens of the captions, one after the other, no padding
-                  index.bin     a row per caption: hash, where it begins, how many tokens, checksum
+                  index.bin     a row per caption: hash, where it begins, how many tokens, their CRC-32
+                  index.crc32   that of index.bin, in hex
 
 A token is D numbers in the cache's dtype; in an int8 cache a float32 scale stands before them. Captions are
-known by the sha256 of their cleaned text, so each distinct one is there once.
+known by the sha256 of their cleaned text, so each distinct one is there once. The index is verified when a cache is
+opened, the tokens of a caption whenever they are read. meta.json has a checksum too; caches without one are older,
+and their shards may lack index.crc32.
 
 A shard grows under a temporary name that its process holds locked, and takes its own name when it is
 full. What a killed process leaves is taken over by the next `build`, up to the last caption whose checksum
@@ -32,23 +35,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from imagen_jax import files
 from imagen_jax.locks import lock
 from imagen_jax.progress import Progress, logger
-from imagen_jax.text import cleaning, pretrained
-from imagen_jax.text.encoder import UnknownTokensWarning, unknown_message
+from imagen_jax.text import cache_format, cleaning, model_files
+from imagen_jax.text.encoder import UnknownTokensWarning, shorten, unknown_message
 
-_FORMAT = 2
-_DTYPES = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-    "int8": np.dtype(np.int8),
-}
-_ROW = np.dtype([("digest", np.uint8, 32), ("start", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+_ROW = cache_format.ROW
 _SHARD_SIZE = 8192  # captions
 _JUST_BEGUN = 60.0  # seconds in which a shard may be empty and not locked yet
 
@@ -69,6 +64,7 @@ def build(
     share: tuple[int, int] = (0, 1),
     total: int | None = None,
     on_embedded: Callable[[], None] = lambda: None,
+    repair: bool = False,
 ) -> "EmbeddingCache":
     """Embeds the captions that the cache lacks, each once, and opens it.
 
@@ -88,10 +84,12 @@ def build(
         all of them, each once.
       total: how many captions there are, for the progress bar.
       on_embedded: called after each new caption.
+      repair: read all tokens of the share and embed captions again whose checksum is wrong; move shards aside
+        whose index is damaged, to damaged-*. Otherwise those are an error, and wrong tokens one when they are read.
 
     Raises:
       TypeError: a caption is not a str.
-      ValueError: the cache has another dtype, a value does not fit `dtype`, or `share` is none.
+      ValueError: the cache has another dtype or is damaged, a value does not fit `dtype`, or `share` is none.
     """
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share must be (i, n) with 0 <= i < n, got {share}; pass such a pair.")
@@ -105,11 +103,8 @@ def build(
         total = len(captions)
     new, unknown = 0, []
     with _alone(root / f"share-{share[0]}-of-{share[1]}.lock"):
-        _take_over(root, _token(dtype, encoder.width))
-        present = set()
-        for shard in _shards(root):
-            digests = np.asarray(_index(shard)["digest"])
-            present.update(digest.tobytes() for digest in digests[_is_in(share, digests)])
+        _take_over(root, cache_format.token_type(dtype, encoder.width))
+        present = _present(root, share, cache_format.token_type(dtype, encoder.width), repair)
         with Progress(total, "captions", "embedding", shown=progress) as bar:
             for batch in _batched(_distinct(captions, encoder, present, share, bar), shard_size):
                 with warnings.catch_warnings():
@@ -145,10 +140,13 @@ class EmbeddingCache:
         self._directory, self._fingerprint = directory, fingerprint
         self._cleans = meta["clean_captions"]
         self.width, self.dtype = meta["width"], meta["dtype"]
-        shards = _shards(directory / fingerprint)
-        token = _token(self.dtype, self.width)
-        self._rows = [_index(shard) for shard in shards]
-        self._tokens = [_tokens(shard, token, rows) for shard, rows in zip(shards, self._rows, strict=True)]
+        self._shards = _shards(directory / fingerprint)
+        token, has_checksum = cache_format.token_type(self.dtype, self.width), "checksum" in meta
+        self._rows = [cache_format.read_index(shard, has_checksum) for shard in self._shards]
+        self._tokens = [
+            cache_format.map_tokens(shard, token, rows)
+            for shard, rows in zip(self._shards, self._rows, strict=True)
+        ]
         self.nbytes = sum(part.nbytes for part in (*self._rows, *self._tokens))
         self._starts = np.cumsum([0, *map(len, self._rows)])
         # Found by the first 8 bytes of its hash, then compared in full.
@@ -174,31 +172,38 @@ class EmbeddingCache:
                 "encoder (model, dtype, output, max_length, clean_captions) it was built with, or build it: "
                 "scripts/embed_text.py."
             )
-        return cls(directory, fingerprint, _read_meta(path, fingerprint))
+        return cls(directory, fingerprint, cache_format.read_meta(path, fingerprint))
 
     def __getitem__(self, caption: str) -> np.ndarray:
-        """The embeddings [its tokens, D] float32; ValueError if the caption is not there."""
-        row = self._find(caption)
-        if row is None:
+        """The embeddings [its tokens, D] float32; ValueError if the caption is not there, or damaged."""
+        damaged = ""
+        for shard, row in self._find(caption):  # a damaged one that was embedded again is there twice
+            tokens = cache_format.tokens_of(self._tokens[shard], self._rows[shard][row])
+            if tokens is not None:
+                return cache_format.restored(tokens)
+            damaged = damaged or f"caption {row} of {self._shards[shard] / 'tokens.bin'}"
+        if damaged:
             raise ValueError(
-                f"the caption {caption!r} is not in the embedding cache {self._directory}; "
-                "complete it with scripts/embed_text.py, or call imagen_jax.text.cache.build with all captions."
+                f"{damaged}, {shorten(caption)}, is damaged: its checksum differs; run scripts/embed_text.py with the "
+                "same options, which embeds again what is damaged, or call imagen_jax.text.cache.build with repair."
             )
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        where = self._rows[shard][row - self._starts[shard]]
-        return _restored(self._tokens[shard][int(where["start"]) :][: int(where["length"])])
+        raise ValueError(
+            f"the caption {caption!r} is not in the embedding cache {self._directory}; "
+            "complete it with scripts/embed_text.py, or call imagen_jax.text.cache.build with all captions."
+        )
 
     def __contains__(self, caption: str) -> bool:
-        return self._find(caption) is not None
+        return next(self._find(caption), None) is not None
 
     def __len__(self) -> int:
         """How many captions there are."""
-        return len(self._heads)
+        return int(np.count_nonzero(np.diff(self._heads))) + min(len(self._heads), 1)
 
     def __reduce__(self):
         return EmbeddingCache.open, (self._directory, self._fingerprint)
 
-    def _find(self, caption: str) -> int | None:
+    def _find(self, caption: str) -> Iterator[tuple[int, int]]:
+        """Where a caption is: (shard, row in its index)."""
         if self._cleans:
             caption = cleaning.clean(caption)
         digest = np.frombuffer(_digest(caption), np.uint8)
@@ -207,10 +212,10 @@ class EmbeddingCache:
         while at < len(self._heads) and self._heads[at] == head:
             row = int(self._order[at])
             shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-            if np.array_equal(self._rows[shard]["digest"][row - self._starts[shard]], digest):
-                return row
+            row -= int(self._starts[shard])
+            if np.array_equal(self._rows[shard]["digest"][row], digest):
+                yield shard, row
             at += 1
-        return None
 
 
 def describe(directory: str | Path) -> list[str]:
@@ -218,7 +223,7 @@ def describe(directory: str | Path) -> list[str]:
     found = []
     for path in sorted(Path(directory).glob("*/meta.json")):
         try:
-            encoder = pretrained.read_json(path).get("encoder")
+            encoder = model_files.read_json(path).get("encoder")
         except ValueError:
             encoder = "damaged"
         found.append(f"{path.parent.name} ({encoder})")
@@ -266,56 +271,21 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-# --- tokens -------------------------------------------------------------------------------------
-
-
-def _token(dtype: str, width: int) -> np.dtype:
-    """One token on disk."""
-    if dtype == "int8":
-        return np.dtype([("scale", "<f4"), ("values", np.int8, (width,))])
-    return np.dtype((_DTYPES[dtype], (width,)))
-
-
-def _stored(embedding: np.ndarray, dtype: str, caption: str) -> bytes:
-    """[L, D] as it lies on disk; ValueError if a value does not fit."""
-    largest = np.abs(embedding.astype(np.float32)).max(axis=-1)  # [L]
-    with np.errstate(over="ignore", invalid="ignore"):  # Reported below, with the caption and what to do.
-        if dtype == "int8":
-            stored = np.empty(len(embedding), _token(dtype, embedding.shape[-1]))
-            stored["scale"] = scale = np.maximum(largest / np.float32(127), np.float32(1e-30))
-            stored["values"] = np.rint(np.nan_to_num(embedding.astype(np.float32) / scale[:, None]))
-            is_finite = np.isfinite(largest).all()
-        else:
-            stored = embedding.astype(_DTYPES[dtype])
-            is_finite = np.isfinite(stored).all()
-    if not is_finite:
-        fix = "delete the cache and build it with dtype (--store) 'bfloat16' or 'float32'"
-        if not np.isfinite(largest).all():
-            fix = "the encoder's weights are damaged, or its dtype is too small for it: get them again, or try float32"
-        raise ValueError(
-            f"embeddings stored as {dtype} must be finite in it, got values up to {largest.max()} for {caption!r}; "
-            f"{fix}."
-        )
-    return stored.tobytes()
-
-
-def _restored(tokens: np.ndarray) -> np.ndarray:
-    """Tokens from the disk -> [L, D] float32."""
-    if tokens.dtype.names:
-        return tokens["values"].astype(np.float32) * tokens["scale"][:, None]
-    return np.asarray(tokens, np.float32)
-
-
 # --- files --------------------------------------------------------------------------------------
 
 
 def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
     """Makes the directory or checks the one there; returns the dtype to store."""
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
+    if dtype is not None and dtype not in cache_format.DTYPES:
+        raise ValueError(f"dtype must be one of {sorted(cache_format.DTYPES)}, got {dtype!r}; pass one.")
     path = root / "meta.json"
     if path.is_file():
-        stored = _read_meta(path, encoder.fingerprint)["dtype"]
+        meta = cache_format.read_meta(path, encoder.fingerprint)
+        stored = meta["dtype"]
+        if meta["width"] != encoder.width:
+            raise cache_format.damaged_meta(
+                path, f"its width is {meta['width']}, the encoder's {encoder.width}"
+            )
         if dtype not in (None, stored):
             raise ValueError(
                 f"the embedding cache {root} is stored as {stored}, got dtype {dtype!r}; leave the dtype out, or "
@@ -328,28 +298,17 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
         )
     root.mkdir(parents=True, exist_ok=True)
     meta = {
-        "format": _FORMAT,
+        "format": cache_format.FORMAT,
         "fingerprint": encoder.fingerprint,
         "encoder": encoder.description,
         "width": encoder.width,
         "dtype": dtype or "float16",
         "clean_captions": encoder.clean_captions,
     }
+    meta["checksum"] = cache_format.meta_checksum(meta)
     if not files.create(path, json.dumps(meta, indent=2) + "\n"):  # another process was first
         return _prepare(root, encoder, dtype)
     return meta["dtype"]
-
-
-def _read_meta(path: Path, fingerprint: str) -> dict[str, Any]:
-    meta = pretrained.read_json(path)
-    is_whole = {"width", "dtype", "clean_captions"} <= set(meta) and meta["dtype"] in _DTYPES
-    if not is_whole or (meta.get("format"), meta.get("fingerprint")) != (_FORMAT, fingerprint):
-        raise ValueError(
-            f"{path} must be of format {_FORMAT} and fingerprint {fingerprint}, got "
-            f"{meta.get('format')} and {meta.get('fingerprint')}; delete that directory and build "
-            "it again."
-        )
-    return meta
 
 
 def _shards(root: Path) -> list[Path]:
@@ -357,27 +316,30 @@ def _shards(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("shard-")))
 
 
-def _index(shard: Path) -> np.ndarray:
-    path = shard / "index.bin"
-    size = path.stat().st_size if path.is_file() else 0
-    if not size or size % _ROW.itemsize or not (shard / "tokens.bin").is_file():
-        raise ValueError(
-            f"{shard} is damaged: it must hold tokens.bin and a whole index.bin; delete it and build the cache again, "
-            "which embeds only what is missing."
-        )
-    return np.memmap(path, _ROW, mode="r")
-
-
-def _tokens(shard: Path, token: np.dtype, rows: np.ndarray) -> np.ndarray:
-    """The tokens of a whole shard, memory-mapped: [tokens] of records, or [tokens, D]."""
-    path, expected = shard / "tokens.bin", int(rows["length"].sum(dtype=np.int64)) * token.itemsize
-    if path.stat().st_size != expected:
-        raise ValueError(
-            f"{path} must have {expected} bytes, as its index says, got {path.stat().st_size}: the file is "
-            f"damaged; delete {shard} and build the cache again, which embeds only what is missing."
-        )
-    mapped = np.memmap(path, token.base, mode="r")
-    return mapped if token.names else mapped.reshape(-1, token.shape[0])
+def _present(root: Path, share: tuple[int, int], token: np.dtype, repair: bool) -> set[bytes]:
+    """The hashes of those captions of the share that need not be embedded."""
+    has_checksum = "checksum" in model_files.read_json(root / "meta.json")
+    present, damaged = set(), set()
+    for shard in _shards(root):
+        try:
+            rows = cache_format.read_index(shard, has_checksum)
+            tokens = cache_format.map_tokens(shard, token, rows)
+        except cache_format.DamagedShardError as error:
+            if not repair:
+                raise
+            aside = root / f"damaged-{shard.name.removeprefix('shard-')}-{uuid.uuid4().hex[:8]}"
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                shard.rename(aside)
+                logger.warning(
+                    f"{str(error).partition(';')[0]}; moved to {aside}, its captions are embedded again."
+                )
+            continue
+        for row in rows[_is_in(share, rows["digest"])]:
+            is_whole = not repair or cache_format.tokens_of(tokens, row) is not None
+            (present if is_whole else damaged).add(row["digest"].tobytes())
+    if damaged - present:
+        logger.warning(f"{len(damaged - present)} captions in {root} are damaged, and are embedded again.")
+    return present
 
 
 def _write_shard(
@@ -398,7 +360,7 @@ def _write_shard(
         try:
             for i, embedding in encoder.encode_ragged([caption for _, caption in batch], batch_size):
                 digest, caption = batch[i]
-                stored = _stored(embedding, dtype, caption)
+                stored = cache_format.stored(embedding, dtype, caption)
                 tokens.write(stored)
                 tokens.flush()  # before the row that speaks of it
                 row = (np.frombuffer(digest, np.uint8), start, len(embedding), zlib.crc32(stored))
@@ -408,7 +370,7 @@ def _write_shard(
                 bar.update()
                 on_embedded()
         except BaseException:
-            _cut_to_whole(tokens, index, _token(dtype, encoder.width))
+            _cut_to_whole(tokens, index, cache_format.token_type(dtype, encoder.width))
             raise
         finally:
             _publish(temporary, root, tokens, index)
@@ -438,8 +400,10 @@ def _cut_to_whole(tokens: BinaryIO, index: BinaryIO, token: np.dtype) -> None:
     rows = np.fromfile(index, _ROW, count=os.fstat(index.fileno()).st_size // _ROW.itemsize)
     whole, end = 0, 0
     for row in rows:
-        stored = tokens.read(int(row["length"]) * token.itemsize)
-        if int(row["start"]) != end or zlib.crc32(stored) != row["checksum"]:
+        size = int(row["length"]) * token.itemsize
+        if int(row["start"]) != end or end * token.itemsize + size > os.fstat(tokens.fileno()).st_size:
+            break
+        if zlib.crc32(tokens.read(size)) != row["checksum"]:
             break
         whole, end = whole + 1, end + int(row["length"])
     index.truncate(whole * _ROW.itemsize)
@@ -462,15 +426,17 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _publish(temporary: Path, root: Path, *opened: BinaryIO) -> None:
+def _publish(temporary: Path, root: Path, tokens: BinaryIO, index: BinaryIO) -> None:
     """Renames a temporary directory, whose open files are given, to the next shard; nothing if it is empty."""
-    for file in opened:
+    for file in (tokens, index):
         # The rename must not reach the disk before what it names.
         file.flush()
         os.fsync(file.fileno())
-    if not all(os.fstat(file.fileno()).st_size for file in opened):
+    if not all(os.fstat(file.fileno()).st_size for file in (tokens, index)):
         shutil.rmtree(temporary, ignore_errors=True)
         return
+    index.seek(0)
+    files.write(temporary / "index.crc32", cache_format.checksum_line(index.read()))
     shards = _shards(root)
     number = int(shards[-1].name.removeprefix("shard-")) + 1 if shards else 0
     while True:

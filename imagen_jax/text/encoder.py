@@ -186,7 +186,7 @@ class TextEncoder:
             if max(row, default=0) >= size:
                 raise ValueError(
                     f"token ids must be below the model's vocabulary of {size}, got {max(row)} for "
-                    f"{_shorten(caption)}; get the tokenizer's files and the weights from the same model."
+                    f"{shorten(caption)}; get the tokenizer's files and the weights from the same model."
                 )
         return ids
 
@@ -317,7 +317,7 @@ class TextEncoder:
             first = too_long[0]
             others = f", and {len(too_long) - 1} more captions" if len(too_long) > 1 else ""
             warnings.warn(
-                f"caption {first} ({_shorten(captions[first])}) has {len(ids[first])} tokens and "
+                f"caption {first} ({shorten(captions[first])}) has {len(ids[first])} tokens and "
                 f"is cut to the limit of {limit}{others}; shorten it or raise the limit.",
                 stacklevel=3,
             )
@@ -374,7 +374,7 @@ def _check_captions(captions: Sequence[str]) -> None:
         if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
             raise ValueError(
                 f"captions must be valid Unicode, got half a surrogate pair at index {i} "
-                f"({_shorten(caption)}); decode it with errors='replace'."
+                f"({shorten(caption)}); decode it with errors='replace'."
             )
 
 
@@ -432,7 +432,7 @@ def _check_ids(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:
 
 def unknown_message(name: str, unknown: Sequence[str], num: int) -> str:
     """What to tell of captions that the encoder `name` does not understand: `unknown` of `num`."""
-    first = ", ".join(map(_shorten, unknown[:3]))
+    first = ", ".join(map(shorten, unknown[:3]))
     return (
         f"{len(unknown)} of {num} captions consist mostly of text that the tokenizer of {name} does not know, such as "
         f"{first}: their embeddings hardly differ; rephrase them, or choose an encoder that reads them, such as "
@@ -440,5 +440,6 @@ def unknown_message(name: str, unknown: Sequence[str], num: int) -> str:
     )
 
 
-def _shorten(caption: str) -> str:
+def shorten(caption: str) -> str:
+    """A caption as messages show it."""
     return repr(caption if len(caption) <= 60 else caption[:57] + "...")

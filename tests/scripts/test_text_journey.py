@@ -150,7 +150,20 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     ("arguments", "message"),
     [
         (["--share-index", "2", "--share-count", "2"], "--share-index must be from 0 to --share-count - 1; got 2 of 2"),
+        (["--share-index", "-1", "--share-count", "2"], "--share-index must be from 0 to"),
+        (["--share-count", "1e23"], "1e23"),
+        (["--share-count", str(10**23)], "--share-count must be at most"),
+        (["--share-count", "0"], "--share-count must be at least 1; got 0"),
+        (["--share-count", "-7"], "--share-count must be at least 1; got -7"),
+        (["--share-index", str(10**23)], "--share-index must be from 0"),
+        (["--share-index", "nan"], "nan"),
         (["--batch-size", "0"], "--batch-size must be positive; got 0"),
+        (["--batch-size", str(10**23)], "--batch-size must be at most"),
+        (["--batch-size", "1.5"], "1.5"),
+        (["--fsdp", str(10**23)], "--fsdp must be at most"),
+        (["--fsdp", "0"], "--fsdp must be at least 1; got 0"),
+        (["--fsdp", "3"], "fsdp must divide the number of devices 8"),
+        (["--stage", "x" * 9999], "--stage must be one of base, sr64"),
         (["--splits", "validation"], "has no split 'validation'; it has: train (32), test (8)"),
         (["--data.path", "nowhere"], "No data set at nowhere"),
         (["--store", "int4"], "int4"),
@@ -165,7 +178,8 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
 def test_wrong_input_is_one_line(data, capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     before = sorted(data.rglob("*"))
-    text = ["--data.path", data, "--text.encoder", GOLDENS / "tiny_bert"]
+    given = {"--data.path": data, "--text.encoder": GOLDENS / "tiny_bert"}
+    text = [part for name, value in given.items() if name not in arguments for part in (name, value)]
     assert run("embed_text.py", "--preset", "shapes", *text, *arguments) == 2
     err = capsys.readouterr().err
     assert message in err and len(err.strip().splitlines()) == 1, err
