@@ -1,7 +1,7 @@
 """Makes model.safetensors of a language model whose weights are there only as pickles (pytorch_model.bin).
 
-  python scripts/convert_weights.py models/t5-v1_1-xxl
-  python scripts/convert_weights.py google/t5-v1_1-xxl --output models/t5-v1_1-xxl
+  python scripts/convert_weights.py --model models/t5-v1_1-xxl
+  python scripts/convert_weights.py --model google/t5-v1_1-xxl --output models/t5-v1_1-xxl
 
 The first writes model.safetensors into that directory, the second downloads the model (also NAME@REVISION) and writes
 it, its config and its tokenizer into a new one; pass that directory as --text.encoder. torch is not needed, and nothing
@@ -9,16 +9,13 @@ that a pickle asks for is run: whatever is no tensor is refused. T5's decoder is
 """
 
 import dataclasses
-from typing import Annotated
-
-import tyro
 
 from imagen_jax import cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    model: Annotated[str, tyro.conf.Positional]
+    model: str
     """A directory in Hugging Face layout, or a name on the Hugging Face hub."""
     output: str = ""
     """A new directory for the converted model; by default that of the model."""

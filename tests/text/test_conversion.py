@@ -121,9 +121,9 @@ def run(*arguments):
 
 
 def test_a_pickled_encoder_is_one_step_away(pickled_t5, capsys):
-    with pytest.raises(ValueError, match=f"run `python scripts/convert_weights.py {pickled_t5}`"):
+    with pytest.raises(ValueError, match=f"run `python scripts/convert_weights.py --model {pickled_t5}`"):
         TextEncoder.from_pretrained(pickled_t5)
-    assert run(pickled_t5) in (0, None)
+    assert run("--model", pickled_t5) in (0, None)
     assert f"{pickled_t5}/model.safetensors: written." in capsys.readouterr().out
     found = load_file(pickled_t5 / "model.safetensors")
     expected = load_file(GOLDENS / "tiny_t5_v1_1/model.safetensors")
@@ -143,19 +143,21 @@ def test_a_name_on_the_hub_is_converted_into_a_directory(pickled_t5, tmp_path, m
         return str(pickled_t5)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    with pytest.raises(ValueError, match="convert_weights.py t5-v1_1-xxl --output DIRECTORY.*NAME@REVISION"):
+    with pytest.raises(
+        ValueError, match="convert_weights.py --model t5-v1_1-xxl --output DIRECTORY.*NAME@REVISION"
+    ):
         pretrained.resolve("t5-v1_1-xxl")
-    assert run("t5-v1_1-xxl") == 2  # into the hub's cache
+    assert run("--model", "t5-v1_1-xxl") == 2  # into the hub's cache
     assert "--output must be given" in capsys.readouterr().err
     output = tmp_path / "models" / "xxl"
-    assert run("google/t5-v1_1-xxl@refs/pr/2", "--output", output) in (0, None)
+    assert run("--model", "google/t5-v1_1-xxl@refs/pr/2", "--output", output) in (0, None)
     assert calls[-1][:2] == ("google/t5-v1_1-xxl", "refs/pr/2") and "pytorch_model*.bin" in calls[-1][2]
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(path.name for path in output.iterdir()) == names
     assert not (pickled_t5 / "model.safetensors").exists()
     assert TextEncoder.from_pretrained(output).width == 32
     before = (output / "model.safetensors").stat()
-    assert run("google/t5-v1_1-xxl", "--output", output) == 2
+    assert run("--model", "google/t5-v1_1-xxl", "--output", output) == 2
     assert "must be a new directory" in capsys.readouterr().err
     assert (output / "model.safetensors").stat() == before
 

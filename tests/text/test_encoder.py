@@ -280,7 +280,7 @@ def test_a_hub_model_without_safetensors_says_how_to_convert_it(monkeypatch, dir
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
     with pytest.raises(
         ValueError,
-        match="'some/model' has none on the hub; run `python scripts/convert_weights.py some/model",
+        match="'some/model' has none on the hub; run `python scripts/convert_weights.py --model some/model",
     ):
         pretrained.resolve("some/model")
 
