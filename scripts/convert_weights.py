@@ -18,7 +18,7 @@ class Options:
     model: str
     """A directory in Hugging Face layout, or a name on the Hugging Face hub."""
     output: str = ""
-    """A new directory for the converted model; by default that of the model."""
+    """A new directory for the converted model; empty: that of the model."""
 
 
 def main(options: Options) -> None:
