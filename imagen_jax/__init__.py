@@ -4,9 +4,8 @@ The functions here are the whole public surface for sampling; see the README for
 nothing: each name, and each module of the package, is loaded when it is first used.
 """
 
-import typing
-
-if typing.TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
     from imagen_jax.cascade import sample_cascade
     from imagen_jax.models.efficient_unet import EfficientUNet
     from imagen_jax.models.unet import UNet
@@ -49,8 +48,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> typing.Any:
-    import importlib  # here: scripts import this package before they can handle signals
+def __getattr__(name: str):
+    import importlib  # here, since scripts import this package before they handle signals
 
     if name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

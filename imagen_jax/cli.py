@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from imagen_jax import locations, options
+from imagen_jax import locations, options, signals
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.presets import load_preset
 
@@ -66,8 +66,13 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
         f"{name} (in the background): {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
     )
     try:
-        sys.exit(main(parse()))
+        status = main(parse())
+        parallel = sys.modules.get("imagen_jax.parallel")
+        if parallel is not None and parallel.compiles_in_vain():
+            signals.leave(status)
+        sys.exit(status)
     except (ValueError, OSError, FloatingPointError) as error:
+        signals.settle()
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         _leave(2)
     except RuntimeError as error:

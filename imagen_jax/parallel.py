@@ -1,5 +1,6 @@
 """Processes and devices: the mesh, how state, batches and large images lie on it. The only file that names a mesh."""
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -195,11 +196,55 @@ def from_all(value: int) -> np.ndarray:
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
 
 
-def compiled(function: Any, *args: Any) -> Any:
-    """A jitted function compiled for arguments like these, once every process has its program."""
-    program = function.lower(*args).compile()
+class Cancelled(Exception):
+    """A compilation is no longer wanted."""
+
+
+_cancelled: list[threading.Thread] = []
+
+
+def compiles_in_vain() -> bool:
+    """Whether a compilation that was cancelled still runs: C++ cannot be stopped, nor can Python end in order then."""
+    return any(thread.is_alive() for thread in _cancelled)
+
+
+def compiled(function: Any, *args: Any, cancelled: Callable[[], Any] | None = None) -> Any:
+    """A jitted function compiled for arguments like these, once every process has its program.
+
+    Args:
+      cancelled: asked now and then, where this is the only process: others would wait for one that gives up.
+
+    Raises:
+      Cancelled: `cancelled` returned something true; the compilation goes on in vain.
+    """
+    if cancelled is None or jax.process_count() > 1:
+        program = function.lower(*args).compile()
+    else:
+        program = _in_a_thread(lambda: function.lower(*args).compile(), cancelled)
     meet()
     return program
+
+
+def _in_a_thread(call: Callable[[], T], cancelled: Callable[[], Any]) -> T:
+    done: concurrent.futures.Future = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while True:
+        try:
+            return done.result(timeout=0.1)
+        except TimeoutError:
+            if done.done():  # the call's own
+                raise
+        if cancelled():
+            _cancelled.append(thread)
+            raise Cancelled
 
 
 def agree(check: Callable[[], T]) -> T:

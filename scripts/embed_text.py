@@ -8,6 +8,11 @@ time: the same command goes on, and embeds nothing twice. Several machines, or p
 data share the work: give each --share-index I --share-count N.
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install("the same command continues")
+
 import dataclasses
 import itertools
 import time

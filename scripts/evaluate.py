@@ -7,6 +7,11 @@ of right answers by category beside the share for shuffled captions (chance). Wr
 alignment.json and grid.png to the output directory.
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install()
+
 import dataclasses
 from pathlib import Path
 

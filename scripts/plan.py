@@ -7,6 +7,11 @@ Compiles the real train step, or sampler, for the chips; no TPU has to be at han
 (pip install -e '.[tpu]'). --quick reckons from shapes alone. Exit status 1: it does not fit.
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install()
+
 import dataclasses
 from typing import Literal
 

@@ -13,6 +13,11 @@ docs/data.md.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install("the same command continues")
+
 import dataclasses
 import json
 import os

@@ -11,6 +11,11 @@ pictures.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install()
+
 import dataclasses
 import hashlib
 import itertools

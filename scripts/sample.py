@@ -12,6 +12,11 @@ a PNG that records all it was made from, so that --from-png makes it again; grid
 on its prompt and seed alone, whatever else is asked for.
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install()
+
 import dataclasses
 import itertools
 import re

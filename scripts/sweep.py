@@ -18,6 +18,11 @@ output directory:
   WORKDIR/sampling.json the setting with the highest mean score, for sample.py --best
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install()
+
 import dataclasses
 import io
 import math

@@ -8,6 +8,11 @@ leaves a checkpoint, and the same command continues from it. On several hosts st
 docs/pods.md.
 """
 
+if __name__ == "__main__":  # before anything slow is imported
+    from imagen_jax import signals
+
+    signals.install("the same command continues")
+
 import dataclasses
 import shlex
 import signal
@@ -45,7 +50,13 @@ def main(parsed) -> int:
         if jax.process_index() == 0:
             print("\n".join(["Next:", *next_commands(options, sys.argv[1:])]))
         return 0
-    return 128 + signal.Signals(result.stopped_by)
+    if jax.process_index() == 0:
+        print(
+            f"train.py: ended by {signal.Signals(result.stopped_by).name}: {config.name} stopped at step "
+            f"{int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues",
+            file=sys.stderr,
+        )
+    return 128 + result.stopped_by
 
 
 def next_commands(options: Options, args: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.optim import learning_rate
 from imagen_jax.training.step import make_train_step
-from imagen_jax.training.stopping import Watchdog, stop_requests
+from imagen_jax.training.stopping import StopRequests, Watchdog
 from imagen_jax.training.writer import METRICS_FILE, SAMPLES, Writer, check_wandb
 from imagen_jax.validation import validate_for_training
 
@@ -158,7 +158,7 @@ class _Run:
 
     def train(self) -> Result:
         with (
-            stop_requests(self._mesh) as asked_to_stop,
+            StopRequests(self._mesh) as stops,
             checkpoint.Checkpoints(self._directory, self._config, self._hold) as checkpoints,
         ):
             # --- state: restored if there is a checkpoint, else new; in this order --------------
@@ -169,7 +169,7 @@ class _Run:
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 writer.say(self._describe(abstract, int(state.step)))
                 warn_of_learning_rate(self._config)
-                result = self._steps(state, abstract, checkpoints, writer, asked_to_stop)
+                result = self._steps(state, abstract, checkpoints, writer, stops)
                 if result.stopped_by is None:
                     writer.say(self._left(int(result.state.step)))
             self._data.close()
@@ -181,7 +181,7 @@ class _Run:
         abstract: TrainState,
         checkpoints: checkpoint.Checkpoints,
         writer: Writer,
-        asked_to_stop: Callable[[], int | None],
+        stops: StopRequests,
     ) -> Result:
         config, run = self._config, self._config.run
         first, last, stopped_by = int(state.step), run.num_steps, None
@@ -199,10 +199,11 @@ class _Run:
             batch = parallel.shard_batch(batch, self._mesh, config.optim.batch_size)
             if done == first + 1:
                 step = self._compiled(step, state, batch, writer, meter)
+                stops.begin()
             state, metrics = step(state, batch)
             meter.add(metrics, undecodable)
             writer.advance()
-            stopped_by = asked_to_stop()  # once: a signal during what follows waits for the next step
+            stopped_by = stops.asked()  # once: a signal during what follows waits for the next step
             is_saving = done == last or stopped_by or done % run.checkpoint_every == 0
             is_looking = self._monitor.is_due(done) and not stopped_by
             if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
@@ -212,8 +213,10 @@ class _Run:
                 try:
                     if is_looking:
                         with meter.paused():
-                            values |= self._monitor.look(state, writer)
+                            values |= self._monitor.look(state, writer, stops.asked_here)
                         looked = True
+                except parallel.Cancelled:
+                    stopped_by, is_saving, looked = stops.asked(), True, True
                 finally:
                     # In this order: once there is a checkpoint of a step, its metrics are not made again. A look that
                     # fails costs no steps, but where other processes would have to come to save them.
@@ -224,7 +227,6 @@ class _Run:
                             writer.flush()
                             checkpoints.save(state, position | {"data_set": self._signature})
             if stopped_by:
-                writer.say(f"{config.name}: stopped at step {done} of {last}; the same command continues")
                 break
         self._watchdog.alive()
         return Result(state, stopped_by)

@@ -4,41 +4,59 @@ import collections
 import faulthandler
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import parallel
+from imagen_jax import parallel, signals
 
 _LATER = 2  # steps after which processes read what the others were asked
 
 
-@contextmanager
-def stop_requests(mesh: Mesh) -> Iterator[Callable[[], int | None]]:
-    """asked(), to be called after every step: the signal that asks to stop here, or None.
+class StopRequests:
+    """Notes SIGINT and SIGTERM between `begin` and the end of this context, which ask a run to stop after a step.
 
-    SIGINT and SIGTERM (which is also how clusters announce that they will take a machine away, some more than once)
-    ask for it; a second SIGINT ends the process at once. Of several processes any may be asked: all of them stop after
-    the same step, one of the next.
+    SIGTERM is also how clusters announce that they will take a machine away, some more than once; a second SIGINT ends
+    the process at once. Of several processes any may be asked: all of them stop after the same step, one of the next.
     """
-    received: list[int] = []
 
-    def handler(number: int, _) -> None:
-        received.append(number)
+    def __init__(self, mesh: Mesh):
+        self._received: list[int] = []
+        self._before: dict[int, Any] = {}
+        several = jax.process_count() > 1
+        self._asked = _asked_of_any(self._received, mesh) if several else self.asked_here
+
+    def begin(self) -> None:
+        """From here on there is something to save. Before, a signal does what it does to any command."""
+        if signals.defer(self._received) or threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, _) -> None:
+        self._received.append(number)
         if number == signal.SIGINT:
-            signal.signal(number, before[number])
+            signal.signal(number, self._before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield _asked_of_any(received, mesh) if jax.process_count() > 1 else lambda: next(iter(received), None)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    def asked(self) -> int | None:
+        """The signal that asks to stop here, or None; to be called after every step, by every process."""
+        return self._asked()
+
+    def asked_here(self) -> int | None:
+        """The signal that this process has received, if any."""
+        return next(iter(self._received), None)
+
+    def __enter__(self) -> "StopRequests":
+        return self
+
+    def __exit__(self, *_) -> None:
+        signals.resume()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _asked_of_any(received: list[int], mesh: Mesh) -> Callable[[], int | None]:

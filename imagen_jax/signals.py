@@ -1,0 +1,162 @@
+"""Ends a command on SIGINT or SIGTERM, whatever it is doing: one line on stderr, exit status 130 or 143.
+
+Scripts install this before they import anything slow. A thread of its own reads the signals, so that neither an import,
+nor a compilation in C++, nor code that swallows exceptions delays the end; nothing is raised in the main thread. Files
+are safe, since they appear whole by a rename or not at all; what else must be tidied up is registered with `clean_up`.
+A second signal ends the process at once.
+
+This module imports nothing that takes time.
+"""
+
+import _thread
+import os
+import signal
+import sys
+import time
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_CLEAN_UP_S = 3.0  # for cleaning up and flushing; then the process ends without
+_watch = None
+
+
+def install(advice: str = "") -> None:
+    """From now on SIGINT and SIGTERM end this process. Called by the main thread.
+
+    Args:
+      advice: the end of the line, such as "the same command continues".
+    """
+    global _watch
+    if _watch is None:
+        _watch = _Watch(advice)
+
+
+def uninstall() -> None:
+    """Undoes `install`."""
+    global _watch
+    if _watch is not None:
+        _watch.close()
+        _watch = None
+
+
+def defer(received: list) -> bool:
+    """Until `resume`, appends the numbers of signals to `received` instead of ending the process.
+
+    A SIGINT after another signal ends it all the same; a SIGTERM does not, since some clusters repeat theirs.
+
+    Returns:
+      whether `install` was called: without it nothing is deferred.
+    """
+    if _watch is not None:
+        _watch.received = received
+    return _watch is not None
+
+
+def resume() -> None:
+    """Signals end the process again."""
+    if _watch is not None:
+        _watch.received = None
+
+
+class clean_up:  # a context manager, by a class for the sake of its import time
+    """While in this context, `callback` is called where a signal ends the process; it must be quick."""
+
+    def __init__(self, callback):
+        self._callback = callback
+
+    def __enter__(self):
+        if _watch is not None:
+            _watch.callbacks.append(self._callback)
+
+    def __exit__(self, *_):
+        if _watch is not None and self._callback in _watch.callbacks:
+            _watch.callbacks.remove(self._callback)
+
+
+def settle() -> None:
+    """Gives a signal that was sent to several processes at once the time to arrive here, before this process takes the
+    end of another for an error."""
+    if _watch is not None:
+        time.sleep(0.1)
+
+
+def leave(status: int) -> None:
+    """Ends the process at once, without waiting for threads; what was printed is flushed."""
+    _thread.start_new_thread(_after, (_CLEAN_UP_S, status))
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+    os._exit(status)
+
+
+def _after(seconds: float, status: int) -> None:
+    time.sleep(seconds)
+    os._exit(status)
+
+
+class _Watch:
+    def __init__(self, advice: str):
+        self.received, self.callbacks = None, []
+        self._line = f"; {advice}" if advice else ""
+        self._is_ending = False
+        # What it prints about semaphores of a process that ended without a word would be a second line.
+        sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        _thread.start_new_thread(self._read, ())
+        self._before = {number: signal.signal(number, self._note) for number in _NUMBERS}
+        # Processes that this one starts inherit the mask: Ctrl-C, which a terminal sends to all of them, is left to
+        # this one, from their first moment on. Here the thread takes it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def close(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writing)  # ends the thread
+
+    def _note(self, *_) -> None:
+        """Runs in the main thread, which has nothing more to do unless the signal is deferred."""
+        limit = time.monotonic() + 1  # for the thread to see it
+        while self.received is None and self is _watch and (self._is_ending or time.monotonic() < limit):
+            time.sleep(0.02)
+
+    def _read(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
+        while numbers := os.read(self._reading, 64):
+            for number in numbers:
+                if number in _NUMBERS:
+                    self._receive(number)
+        os.close(self._reading)
+
+    def _receive(self, number: int) -> None:
+        status = 128 + number
+        if self._is_ending:
+            os._exit(status)
+        if self.received is not None:
+            self.received.append(number)
+            if number == signal.SIGTERM or len(self.received) == 1:
+                return
+            self._line = ", at once; the same command continues from the newest checkpoint"
+        self._is_ending = True
+        name = os.path.basename(sys.argv[0])
+        line = f"{name}: ended by {signal.Signals(number).name}{self._line}\n"
+        if os.isatty(2):
+            line = f"\n{line}"  # below a bar
+        try:
+            os.write(2, line.encode(errors="replace"))
+        except OSError:
+            pass
+        _thread.start_new_thread(_after, (_CLEAN_UP_S, status))
+        _thread.start_new_thread(self._end, (status,))
+
+    def _end(self, status: int) -> None:
+        for callback in reversed(self.callbacks):
+            try:
+                callback()
+            except Exception:
+                pass
+        leave(status)

@@ -1,0 +1,170 @@
+"""A command ends on SIGINT and SIGTERM at any moment: one line, its status, nothing raised."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from imagen_jax import parallel, signals
+
+ROOT = Path(__file__).parent.parent
+BEGIN = """
+import sys
+sys.argv[0] = "sample.py"
+from imagen_jax import signals
+signals.install("the same command continues")
+"""
+READY = "\nprint('ready', flush=True)\n"
+LINE = "sample.py: ended by {}; the same command continues\n"
+
+# what the process does, and the signals that it gets: its status and what it prints
+CASES = {
+    "sleeping": ("import time; time.sleep(60)", "INT", 130, LINE),
+    "sleeping, SIGTERM": ("import time; time.sleep(60)", "TERM", 143, LINE),
+    "busy in Python": ("while True: pass", "INT", 130, LINE),
+    "busy in C": ("import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)", "INT", 130, LINE),
+    "busy in C, SIGTERM": ("import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)", "TERM", 143, LINE),
+    "swallowing exceptions": (
+        "import time\nwhile True:\n    try: time.sleep(1)\n    except BaseException: pass", "INT", 130, LINE,
+    ),
+    "in a hook of the garbage collection": (
+        "import gc, time\ngc.callbacks.append(lambda *_: time.sleep(0.2))\nwhile True: gc.collect()", "INT", 130, LINE,
+    ),
+    "waiting for a thread": (
+        "import threading, time\nt = threading.Thread(target=time.sleep, args=(60,)); t.start(); t.join()",
+        "TERM", 143, LINE,
+    ),
+    "with stdout to flush": ("import time\nprint('half a line', end='')\ntime.sleep(60)", "INT", 130, LINE),
+    "with something to tidy up": (
+        "import time\nwith signals.clean_up(lambda: print('tidy')): time.sleep(60)", "INT", 130, LINE,
+    ),
+    "with a callback that fails": (
+        "import time\nwith signals.clean_up(lambda: 1 / 0): time.sleep(60)", "INT", 130, LINE,
+    ),
+    "with a callback that hangs": (
+        "import time\nwith signals.clean_up(lambda: time.sleep(60)): time.sleep(60)", "TERM", 143, LINE,
+    ),
+    "a second signal at once": (
+        "import time\nwith signals.clean_up(lambda: time.sleep(60)): time.sleep(60)", "TERM INT", 130, LINE,
+    ),
+    "deferred": (
+        "import time\nr = []; signals.defer(r)\nwhile not r: time.sleep(0.01)\nprint(r)\nsys.exit(7)", "INT", 7, "",
+    ),
+    "deferred, SIGTERM again": (
+        "import time\nr = []; signals.defer(r)\nwhile len(r) < 2: time.sleep(0.01)\nprint(r)\nsys.exit(7)",
+        "TERM TERM", 7, "",
+    ),
+    "deferred, SIGINT again": (
+        "import time\nr = []; signals.defer(r)\ntime.sleep(60)", "INT INT", 130,
+        "sample.py: ended by {}, at once; the same command continues from the newest checkpoint\n",
+    ),
+    "deferred, and no longer": ("import time\nsignals.defer([]); signals.resume()\ntime.sleep(60)", "INT", 130, LINE),
+    "done": ("pass", "", 0, ""),
+    "undone": ("signals.uninstall()\nimport time\ntime.sleep(60)", "TERM", -15, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_signal_ends_a_process(case):
+    code, sent, status, err = CASES[case]
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + READY + code],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        process.stdout.readline()
+        for name in sent.split():
+            time.sleep(0.15)
+            process.send_signal(signal.Signals[f"SIG{name}"])
+        out, found = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    first = sent.split()[0] if sent else ""
+    assert (process.returncode, found) == (status, err.format(f"SIG{first}"))
+    expected = {"with stdout to flush": "half a line", "with something to tidy up": "tidy\n"}
+    expected |= {"deferred": "[2]\n", "deferred, SIGTERM again": "[15, 15]\n"}
+    assert out == expected.get(case, "")
+
+
+CHILDREN = """
+import time
+from imagen_jax.data import workers
+if __name__ == "__main__":
+    print("ready", flush=True)
+    for _ in workers.run(time.sleep, {i: (0.3,) for i in range(4)}, 2):
+        pass
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.5])
+def test_a_signal_to_a_whole_group_is_one_line(tmp_path, number, moment):
+    """A terminal sends it to workers too, which may not have run a line yet."""
+    script = tmp_path / "sample.py"
+    script.write_text('if __name__ == "__main__":' + BEGIN.replace("\n", "\n    ") + CHILDREN)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    process.stdout.readline()
+    time.sleep(moment)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)  # until the workers have closed it too
+    assert (process.returncode, out, err) == (128 + number, "", LINE.format(number.name))
+
+
+def test_commands_end_at_random_moments(load_script, tmp_path):
+    """A short version of scripts/soak_signals.py, over the start of every command."""
+    soak, rng = load_script("soak_signals"), random.Random(0)
+    place = soak.Place(tmp_path / "place")
+    for i, name in enumerate([*soak.COMMANDS, "plan", "prepare", "train"]):
+        moment = rng.uniform(0.6, 1.2)  # Python itself has started by then
+        came, _ = soak.interrupt(place, name, (signal.SIGINT, signal.SIGTERM)[i % 2], moment)
+        assert came in ("ended", "before the script", "STATUS 2") or "STATUS 2" in came, (name, came)
+    left = {path.name for path in place.root.iterdir()}
+    assert left <= {"preset.py", "data", ".data.unfinished"}, left
+
+
+def test_a_compilation_that_is_no_longer_wanted_is_not_waited_for():
+    ended = threading.Event()
+
+    class Jitted:
+        def lower(self, *args):
+            ended.wait(30)
+            return self
+
+        def compile(self):
+            return "program"
+
+    asked = iter([None, None, signal.SIGTERM])
+    with pytest.raises(parallel.Cancelled):
+        parallel.compiled(Jitted(), 1, cancelled=lambda: next(asked))
+    assert parallel.compiles_in_vain()
+    ended.set()
+    assert parallel.compiled(Jitted(), 1, cancelled=lambda: None) == "program"
+    parallel._cancelled.pop().join(10)
+    assert not parallel.compiles_in_vain()
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), TimeoutError("slow"), KeyboardInterrupt()])
+def test_an_error_in_a_compilation_is_its_own(error):
+    class Jitted:
+        def lower(self, *args):
+            raise error
+
+    with pytest.raises(type(error)):
+        parallel.compiled(Jitted(), cancelled=lambda: None)
+
+
+def test_without_an_installation_nothing_is_deferred():
+    assert signals.defer([]) is False
+    signals.resume()
+    with signals.clean_up(lambda: None):
+        pass
