@@ -72,6 +72,26 @@ class clean_up:  # a context manager, by a class for the sake of its import time
             _watch.callbacks.remove(self._callback)
 
 
+class starting_processes:
+    """Around what starts processes. Ctrl-C, which a terminal sends to all of a group, is left to this process, from the
+    first moment of the others on; and this process does not end between starting one and telling it what to do."""
+
+    def __enter__(self):
+        if _watch is None:
+            return
+        from multiprocessing import resource_tracker
+
+        _watch.held += 1
+        resource_tracker.ensure_running()  # which changes the mask when it starts
+        # Inherited by processes that are started; in this one the thread that reads signals takes SIGINT.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def __exit__(self, *_):
+        if _watch is not None:
+            _watch.held -= 1
+            _watch.park()
+
+
 def settle() -> None:
     """Gives a signal that was sent to several processes at once the time to arrive here, before this process takes the
     end of another for an error."""
@@ -97,7 +117,7 @@ def _after(seconds: float, status: int) -> None:
 
 class _Watch:
     def __init__(self, advice: str):
-        self.received, self.callbacks = None, []
+        self.received, self.callbacks, self.held = None, [], 0
         self._line = f"; {advice}" if advice else ""
         self._is_ending = False
         # What it prints about semaphores of a process that ended without a word would be a second line.
@@ -107,9 +127,6 @@ class _Watch:
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         _thread.start_new_thread(self._read, ())
         self._before = {number: signal.signal(number, self._note) for number in _NUMBERS}
-        # Processes that this one starts inherit the mask: Ctrl-C, which a terminal sends to all of them, is left to
-        # this one, from their first moment on. Here the thread takes it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def close(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -121,8 +138,14 @@ class _Watch:
     def _note(self, *_) -> None:
         """Runs in the main thread, which has nothing more to do unless the signal is deferred."""
         limit = time.monotonic() + 1  # for the thread to see it
-        while self.received is None and self is _watch and (self._is_ending or time.monotonic() < limit):
-            time.sleep(0.02)
+        while not self._is_ending and self.received is None and self is _watch and time.monotonic() < limit:
+            time.sleep(0.01)
+        self.park()
+
+    def park(self) -> None:
+        """Does nothing more in this thread if the process is about to end."""
+        while self._is_ending and not self.held:
+            time.sleep(0.1)
 
     def _read(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
@@ -154,6 +177,8 @@ class _Watch:
         _thread.start_new_thread(self._end, (status,))
 
     def _end(self, status: int) -> None:
+        while self.held:
+            time.sleep(0.01)
         for callback in reversed(self.callbacks):
             try:
                 callback()

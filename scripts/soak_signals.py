@@ -94,12 +94,11 @@ class Place:
             leaves = jax.tree.leaves(load_stage(self.run / "base").params)
             return {str(i): _digest(np.asarray(leaf).tobytes()) for i, leaf in enumerate(leaves)}
         if name == "embed":
-            from imagen_jax.text.cache import EmbeddingCache, describe, directory_of
+            from imagen_jax.text.cache import EmbeddingCache, directory_of
 
             directory = directory_of(self.data)
-            (fingerprint,) = describe(directory)
-            cache = EmbeddingCache.open(directory, fingerprint)
-            return {"captions": str(len(cache))}
+            (fingerprint,) = (path.name for path in directory.iterdir() if path.is_dir())
+            return {"captions": str(len(EmbeddingCache.open(directory, fingerprint)))}
         folder = {"prepare": self.data, "plan": self.root / "none"}.get(name, self.root / name)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and "embeddings" not in path.parts)
         return {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files if _is_same(path)}

@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from imagen_jax import Stage, config, resize, stage
+from imagen_jax import Stage, config, resize, signals, stage
 from imagen_jax.data import shapes, transforms
 from imagen_jax.structs import TextCond
 from imagen_jax.validation import validate_cascade
@@ -47,6 +47,13 @@ def few_programs():
     if _tests_run % 100 == 0:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Scripts that a test runs in this process do not keep its signals."""
+    yield
+    signals.uninstall()
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ ALLOWED = {
     "locks": {"locations"},
     "files": {"locations"},
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},
-    "data": {"numpy", "PIL", "scipy", "files", "locks", "resize", "data"},
+    "data": {"numpy", "PIL", "scipy", "files", "locks", "resize", "signals", "data"},
+    "signals": set(),
     "text": {
         "jax",
         "flax",

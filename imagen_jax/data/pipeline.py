@@ -7,6 +7,7 @@ nor the number of hosts change which record, or which random draw, stands in whi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import weakref
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax import signals
 from imagen_jax.data import transforms, workers
 from imagen_jax.data.reader import BatchReader, read_pictures, read_records
 from imagen_jax.data.sources import Source
@@ -81,7 +83,8 @@ class Loader:
             _parse_absl_flags()
             options = grain.MultiprocessingOptions(num_workers=self._num_workers)
             dataset = dataset.mp_prefetch(options, _init_worker)
-        self._iterator = iter(dataset)
+        with signals.starting_processes() if self._num_workers else contextlib.nullcontext():
+            self._iterator = iter(dataset)
         # Also runs at interpreter exit, while Grain can still stop its workers.
         self._stop = weakref.finalize(self, self._iterator.close)
 

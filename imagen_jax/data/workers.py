@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
+from imagen_jax import signals
+
 
 def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterator[tuple[int, Future]]:
     """Yields (number, future) of each call as it is done; `result()` raises what the call did.
@@ -24,7 +26,8 @@ def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterat
     ending, ours = context.Pipe(duplex=False)
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start, (ending,))
     try:
-        futures = {pool.submit(function, *arguments): number for number, arguments in calls.items()}
+        with signals.starting_processes():
+            futures = {pool.submit(function, *arguments): number for number, arguments in calls.items()}
         for future in concurrent.futures.as_completed(futures):
             yield futures.pop(future), future
     except BaseException:
