@@ -32,7 +32,7 @@ python scripts/evaluate.py --workdir "$run" --data "$data" --num 200
 cat <<END
 
 Look at $run/evaluation/grid.png. What next (in the environment: . ${VIRTUAL_ENV#"$PWD"/}/bin/activate):
-  python scripts/sample.py --workdir $run --prompts "a small red star on a white background" "a huge cyan ring" --num 4
+  python scripts/sample.py --workdir $run --prompts "a large red ring on a black background" "a purple triangle" --num 4
   python scripts/prepare_data.py --input FOLDER --output datasets/mine     # your own captioned pictures
   python scripts/prepare_data.py --shapes full --output datasets/shapes      # relations and counts, at 32x32:
   python scripts/train.py --preset shapes --stage base --workdir runs/shapes

@@ -100,7 +100,9 @@ class Place:
             (fingerprint,) = (path.name for path in directory.iterdir() if path.is_dir())
             return {"captions": str(len(EmbeddingCache.open(directory, fingerprint)))}
         folder = {"prepare": self.data, "plan": self.root / "none"}.get(name, self.root / name)
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and "embeddings" not in path.parts)
+        files = sorted(
+            path for path in folder.rglob("*") if path.is_file() and "embeddings" not in path.parts
+        )
         return {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files if _is_same(path)}
 
 
@@ -180,11 +182,18 @@ def main(options: Options) -> int:
         if options.complete and name in ("prepare", "embed", "train"):
             finish(place, name)
             same = "same" if place.result(name) == expected[name] else "DIFFERENT"
-        elif name in ("sample", "evaluate", "sweep"):  # what is there is whole; a second run would write beside it
+        elif name in (
+            "sample",
+            "evaluate",
+            "sweep",
+        ):  # what is there is whole; a second run would write beside it
             found = place.result(name)
             same = "whole" if all(expected[name].get(file) == found[file] for file in found) else "DIFFERENT"
         table.append((name, signal.Signals(number).name, came, took, same))
-        print(f"{i:3} {name:8} {table[-1][1]:7} after {moment:5.2f} s: {came} in {took:.1f} s {same}", flush=True)
+        print(
+            f"{i:3} {name:8} {table[-1][1]:7} after {moment:5.2f} s: {came} in {took:.1f} s {same}",
+            flush=True,
+        )
         shutil.rmtree(place.root)
     return report(table)
 
@@ -197,14 +206,18 @@ def _copy(name: str, whole: Place, place: Place) -> None:
 
 def report(table: list[tuple[str, str, str, float, str]]) -> int:
     """Prints a row for each command; returns 1 if anything went wrong, else 0."""
-    wrong = [row for row in table if row[2] not in ("ended", "was done", "before the script") or "DIFF" in row[4]]
+    wrong = [
+        row for row in table if row[2] not in ("ended", "was done", "before the script") or "DIFF" in row[4]
+    ]
     print("| command | signals | ended | was done | before the script | wrong | longest s |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in dict.fromkeys(row[0] for row in table):
         rows = [row for row in table if row[0] == name]
         counts = [sum(row[2] == kind for row in rows) for kind in ("ended", "was done", "before the script")]
         bad = sum(row in wrong for row in rows)
-        print(f"| {name} | {len(rows)} | {' | '.join(map(str, counts))} | {bad} | {max(row[3] for row in rows):.1f} |")
+        print(
+            f"| {name} | {len(rows)} | {' | '.join(map(str, counts))} | {bad} | {max(row[3] for row in rows):.1f} |"
+        )
     return 1 if wrong else 0
 
 
