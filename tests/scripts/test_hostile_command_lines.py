@@ -37,8 +37,8 @@ SCRIPTS = {
     "prepare_data": ["--input", "{tmp}/none", "--output", "{tmp}/file/data"],
 }
 TEXTS = [
-    "", " ", "None", "True", "nan", "inf", "-inf", "-1", "0", "1", "3", "1e23", "-0.0", "0.5", "1e-320", "1_0", "٣", "é",
-    "⭐", "\u202eabc", "\ud800", "\n", "a b", "--", "-", "-x", "../..", "~", "[1, 2]", "{}", "$(id)", "%s", "{tmp}",
+    "", " ", "None", "True", "nan", "inf", "-inf", "-1", "0", "1", "3", "1e23", "-0.0", "0.5", "1e-320", "1_0", "٣",
+    "é", "⭐", "\u202eabc", "\ud800", "\n", "a b", "--", "-", "-x", "../..", "~", "[1, 2]", "{}", "$(id)", "%s", "{tmp}",
     "{tmp}/file", "{tmp}/none", "/dev/null", "/proc/self/mem", "gs://", "s3://b/k", "file:///x", "train[:0]", "train[",
     "quickstart:x,y", "base", "sr64", "v5e:0x0", "v9:1", "ddim", "cfg++", "cosine", "9" * 30, "9" * 5000, "x" * 300,
 ]  # fmt: skip
