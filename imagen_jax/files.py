@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imagen_jax import locations
+from imagen_jax import locations, signals
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -224,7 +224,7 @@ def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file in the folder of `target`, removed at the end if it still has its name."""
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")  # its length does not depend on the target's
     try:
-        with temporary.open("xb") as file:
+        with signals.clean_up(lambda: temporary.unlink(missing_ok=True)), temporary.open("xb") as file:
             yield temporary, file
     except OSError as error:
         # Errors of a file at hand name no file, those of the temporary name one that nobody knows.

@@ -55,7 +55,7 @@ ALLOWED = {
     "parallel": {"jax", "numpy"},
     "locations": set(),
     "locks": {"locations"},
-    "files": {"locations"},
+    "files": {"locations", "signals"},
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},
     "data": {"numpy", "PIL", "scipy", "files", "locks", "resize", "signals", "data"},
     "signals": set(),

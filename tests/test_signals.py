@@ -20,69 +20,67 @@ sys.argv[0] = "sample.py"
 from imagen_jax import signals
 signals.install("the same command continues")
 """
-READY = "\nprint('ready', flush=True)\n"
+GO = "__import__('os').write(1, b'ready\\n')"  # past the buffer; the test waits for one before each signal
 LINE = "sample.py: ended by {}; the same command continues\n"
+SLEEP = "time.sleep(60)"
 
 # what the process does, and the signals that it gets: its status and what it prints
 CASES = {
-    "sleeping": ("import time; time.sleep(60)", "INT", 130, LINE),
-    "sleeping, SIGTERM": ("import time; time.sleep(60)", "TERM", 143, LINE),
-    "busy in Python": ("while True: pass", "INT", 130, LINE),
-    "busy in C": ("import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)", "INT", 130, LINE),
-    "busy in C, SIGTERM": ("import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)", "TERM", 143, LINE),
+    "sleeping": ("GO; SLEEP", "INT", 130, LINE),
+    "sleeping, SIGTERM": ("GO; SLEEP", "TERM", 143, LINE),
+    "busy in Python": ("GO\nwhile True: pass", "INT", 130, LINE),
+    "busy in C": ("import ctypes\nGO\nwhile True: ctypes.CDLL(None).sleep(60)", "INT", 130, LINE),
+    "busy in C, SIGTERM": ("import ctypes\nGO\nwhile True: ctypes.CDLL(None).sleep(60)", "TERM", 143, LINE),
     "swallowing exceptions": (
-        "import time\nwhile True:\n    try: time.sleep(1)\n    except BaseException: pass", "INT", 130, LINE,
+        "GO\nwhile True:\n    try: time.sleep(1)\n    except BaseException: pass", "INT", 130, LINE,
     ),
     "in a hook of the garbage collection": (
-        "import gc, time\ngc.callbacks.append(lambda *_: time.sleep(0.2))\nwhile True: gc.collect()", "INT", 130, LINE,
+        "import gc\ngc.callbacks.append(lambda *_: time.sleep(0.2))\nGO\nwhile True: gc.collect()", "INT", 130, LINE,
     ),
     "waiting for a thread": (
-        "import threading, time\nt = threading.Thread(target=time.sleep, args=(60,)); t.start(); t.join()",
+        "import threading\nt = threading.Thread(target=time.sleep, args=(60,)); t.start(); GO; t.join()",
         "TERM", 143, LINE,
     ),
-    "with stdout to flush": ("import time\nprint('half a line', end='')\ntime.sleep(60)", "INT", 130, LINE),
-    "with something to tidy up": (
-        "import time\nwith signals.clean_up(lambda: print('tidy')): time.sleep(60)", "INT", 130, LINE,
+    "with stdout to flush": ("print('half a line', end=''); GO; SLEEP", "INT", 130, LINE),
+    "with something to tidy up": ("with signals.clean_up(lambda: print('tidy')): GO; SLEEP", "INT", 130, LINE),
+    "writing a file": (
+        "from imagen_jax import files\nwith files.replacing('{tmp}/file') as file: file.write(b'half'); GO; SLEEP",
+        "INT", 130, LINE,
     ),
-    "with a callback that fails": (
-        "import time\nwith signals.clean_up(lambda: 1 / 0): time.sleep(60)", "INT", 130, LINE,
-    ),
-    "with a callback that hangs": (
-        "import time\nwith signals.clean_up(lambda: time.sleep(60)): time.sleep(60)", "TERM", 143, LINE,
-    ),
-    "a second signal at once": (
-        "import time\nwith signals.clean_up(lambda: time.sleep(60)): time.sleep(60)", "TERM INT", 130, LINE,
-    ),
+    "with a callback that fails": ("with signals.clean_up(lambda: 1 / 0): GO; SLEEP", "INT", 130, LINE),
+    "with a callback that hangs": ("with signals.clean_up(lambda: SLEEP): GO; SLEEP", "TERM", 143, LINE),
+    "a second signal at once": ("with signals.clean_up(lambda: [GO, SLEEP]): GO; SLEEP", "TERM INT", 130, LINE),
     "deferred": (
-        "import time\nr = []; signals.defer(r)\nwhile not r: time.sleep(0.01)\nprint(r)\nsys.exit(7)", "INT", 7, "",
+        "r = []; signals.defer(r); GO\nwhile not r: time.sleep(0.01)\nprint(r)\nsys.exit(7)", "INT", 7, "",
     ),
     "deferred, SIGTERM again": (
-        "import time\nr = []; signals.defer(r)\nwhile len(r) < 2: time.sleep(0.01)\nprint(r)\nsys.exit(7)",
-        "TERM TERM", 7, "",
+        "r = []; signals.defer(r); GO\nwhile not r: time.sleep(0.01)\nGO\nwhile not r[1:]: time.sleep(0.01)\n"
+        "print(r)\nsys.exit(7)", "TERM TERM", 7, "",
     ),
     "deferred, SIGINT again": (
-        "import time\nr = []; signals.defer(r)\ntime.sleep(60)", "INT INT", 130,
+        "r = []; signals.defer(r); GO\nwhile not r: time.sleep(0.01)\nGO; SLEEP", "INT INT", 130,
         "sample.py: ended by {}, at once; the same command continues from the newest checkpoint\n",
     ),
-    "deferred, and no longer": ("import time\nsignals.defer([]); signals.resume()\ntime.sleep(60)", "INT", 130, LINE),
+    "deferred, and no longer": ("signals.defer([]); signals.resume(); GO; SLEEP", "INT", 130, LINE),
     "done": ("pass", "", 0, ""),
-    "undone": ("signals.uninstall()\nimport time\ntime.sleep(60)", "TERM", -15, ""),
+    "undone": ("signals.uninstall(); GO; SLEEP", "TERM", -15, ""),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_signal_ends_a_process(case):
+def test_a_signal_ends_a_process(tmp_path, case):
     code, sent, status, err = CASES[case]
+    code = code.replace("GO", GO).replace("SLEEP", SLEEP).replace("{tmp}", str(tmp_path))
     process = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + READY + code],
+        [sys.executable, "-c", f"{BEGIN}import time\n{code}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     try:
-        process.stdout.readline()
         for name in sent.split():
-            time.sleep(0.15)
+            assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.Signals[f"SIG{name}"])
-        out, found = process.communicate(timeout=30)
+        out, found = process.communicate(timeout=60)
     finally:
         process.kill()
     first = sent.split()[0] if sent else ""
@@ -90,6 +88,7 @@ def test_a_signal_ends_a_process(case):
     expected = {"with stdout to flush": "half a line", "with something to tidy up": "tidy\n"}
     expected |= {"deferred": "[2]\n", "deferred, SIGTERM again": "[15, 15]\n"}
     assert out == expected.get(case, "")
+    assert not list(tmp_path.iterdir())
 
 
 CHILDREN = """
