@@ -32,7 +32,7 @@ def get_config():
         sampling=SamplingConfig(sampler="unipc", steps=4, guidance_scale=2.0),
         text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
         optim=OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-3, ema_decay=0.9),
-        run=RunConfig(num_steps=60, checkpoint_every=20, log_every=5, validate_every=30, sample_every=30),
+        run=RunConfig(num_steps=30, checkpoint_every=10, log_every=5, validate_every=15, sample_every=15),
     ),)
 """
 COMMANDS = ("prepare", "embed", "train", "sample", "evaluate", "sweep", "plan")
@@ -47,8 +47,8 @@ class Options:
     """How many signals are sent, over all commands in turn."""
     commands: tuple[str, ...] = COMMANDS
     """Commands to send them to."""
-    complete: bool = True
-    """Run each command again after its signal, and compare the result."""
+    complete: int = 1
+    """Run every so many-th of the commands again after its signal, and compare the result; 0: none."""
     moments: int = 0
     """Seed of the moments."""
 
@@ -114,15 +114,26 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def start(place: Place, name: str) -> subprocess.Popen:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+def start(place: Place, name: str, *, uses_cache: bool = False) -> subprocess.Popen:
+    """Starts a command; without a cache of compiled programs it compiles, and a signal finds it at that."""
+    own = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
+    if uses_cache:
+        own |= {
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
+            "JAX_COMPILATION_CACHE_DIR": str(place.root.parent / "compiled"),
+        }
+    environment = os.environ | own
     return subprocess.Popen(
         place.command(name), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def finish(place: Place, name: str) -> None:
-    process = start(place, name)
+def finish(place: Place, name: str, *, uses_cache: bool = False) -> None:
+    process = start(place, name, uses_cache=uses_cache)
     out, err = process.communicate()
     if process.returncode:
         raise ValueError(f"{name} must end with status 0; got {process.returncode}: {err}{out}")
@@ -159,8 +170,10 @@ def interrupt(place: Place, name: str, number: int, moment: float) -> tuple[str,
 
 def main(options: Options) -> int:
     unknown = set(options.commands) - set(COMMANDS)
-    if unknown or not options.commands or options.signals < 1:
-        raise ValueError(f"--commands must be among {', '.join(COMMANDS)}, and --signals at least 1.")
+    if unknown or not options.commands or options.signals < 1 or options.complete < 0:
+        raise ValueError(
+            f"--commands must be among {', '.join(COMMANDS)}, --signals at least 1 and --complete at least 0."
+        )
     if options.workdir.exists() and any(options.workdir.iterdir()):
         raise ValueError(f"--workdir must not exist or be empty; got {options.workdir}.")
     whole, seconds, expected = Place(options.workdir.resolve() / "whole"), {}, {}
@@ -179,8 +192,12 @@ def main(options: Options) -> int:
             _copy(before, whole, place)
         came, took = interrupt(place, name, number, moment)
         same = ""
-        if options.complete and name in ("prepare", "embed", "train"):
-            finish(place, name)
+        if (
+            options.complete
+            and i // len(options.commands) % options.complete == 0
+            and name in ("prepare", "embed", "train")
+        ):
+            finish(place, name, uses_cache=True)
             same = "same" if place.result(name) == expected[name] else "DIFFERENT"
         elif name in (
             "sample",

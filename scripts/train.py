@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from imagen_jax import cli
-from imagen_jax.locations import Location
+from imagen_jax.locations import Location, location
 from imagen_jax.options import given as options_given
 from imagen_jax.presets import load_preset
 
@@ -67,12 +67,12 @@ def next_commands(options: Options, args: list[str]) -> list[str]:
         if name.startswith(("data.", "text."))
         for word in (f"--{name}", *values)
     ]
-    script = Path(sys.argv[0])
+    script, workdir = Path(sys.argv[0]), location(options.workdir, "--workdir")
     where = ["--workdir", options.workdir]
     commands = [
         [script, "--preset", options.preset, "--stage", stage.name, *where, *kept]
         for stage in load_preset(options.preset)
-        if not (options.workdir / stage.name).exists()
+        if not (workdir / stage.name).exists()
     ]
     commands.append([script.with_name("sample.py"), *where, "--prompts", "a caption"])
     return [f"  python {shlex.join(map(str, command))}" for command in commands]
