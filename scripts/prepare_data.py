@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagen_jax import cli, files, progress
-from imagen_jax.data import origins, output, parts, sources, transforms
+from imagen_jax.data import checksums, origins, output, parts, sources, transforms
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
 
@@ -131,9 +131,10 @@ def settings(options: Options) -> dict:
 
 
 def already_there(directory: Path, wanted: dict) -> bool:
-    """Whether a data set with all these settings has been prepared there before."""
+    """Whether a data set with all these settings has been prepared there before; raises ValueError if it is damaged."""
     if not sources.is_data_set(directory) or not (directory / SETTINGS).is_file():
         return False
+    checksums.check(directory, (*checksums.METADATA, parts.QUARANTINE))
     try:
         made = json.loads((directory / SETTINGS).read_text())
     except ValueError:

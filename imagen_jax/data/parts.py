@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from imagen_jax import files
-from imagen_jax.data import output, quarantine, shards, sources, workers
+from imagen_jax.data import checksums, output, quarantine, shards, sources, workers
 from imagen_jax.data.output import unfinished
 from imagen_jax.data.quarantine import LeftOut, Tally
 
@@ -114,6 +114,7 @@ def write(
             quarantine.write(data / QUARANTINE, _left_out(plan, place))
         if finish is not None:
             finish(data)
+        checksums.write(data)
         _sync(data)
         os.rename(data, directory)  # fails if somebody else has filled it meanwhile
         files.sync_directory(directory.parent)

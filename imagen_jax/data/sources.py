@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data import shards
+from imagen_jax.data import checksums, shards
 
 
 class Source:
@@ -278,11 +278,19 @@ def _checked(examples: Iterable[dict], split: str, keys: set[str]) -> Iterator[d
 
 
 def read_builder(directory: Path):
-    """The TFDS builder of a directory, in whatever format its records are."""
+    """The TFDS builder of a directory, in whatever format its records are.
+
+    Raises:
+      ValueError: one line; its metadata are damaged.
+    """
     import tensorflow_datasets as tfds
 
+    checksums.check(directory)
     try:
-        return tfds.builder_from_directory(str(directory))
+        builder = tfds.builder_from_directory(str(directory))
+        for split in builder.info.splits.values():
+            _ = split.filepaths  # TFDS makes their names only when they are asked for
+        return builder
     except Exception as error:  # broken JSON, protobuf errors, missing features.json
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{directory} has damaged TFDS metadata: {reason}") from error
