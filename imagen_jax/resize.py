@@ -86,7 +86,7 @@ def to_size(
 def area_by_rows(
     read: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """`area` of a picture that is never there as a whole.
+    """`area` of a picture that is never there as a whole, to rounding.
 
     Args:
       read: read(first, last) -> these rows, [last - first, W, C] uint8 or float.
@@ -94,15 +94,21 @@ def area_by_rows(
       size: (h, w), each at most the picture's own.
 
     Returns:
-      [h, w, C] float32, the same as `area` to the bit.
+      [h, w, C] float32.
     """
     (height, width, channels), (new_height, new_width) = shape, size
     if not (1 <= new_height <= height and 1 <= new_width <= width):
         raise ValueError(f"area_by_rows() only makes pictures smaller: got {height}x{width} and size {size}.")
     out = np.empty((new_height, new_width * channels), np.float32)
-    rows = max(1, _BLOCK_ROWS // (width * channels))
+    length = width * channels
+    rows = max(1, _BLOCK_ROWS // length)
     for new, old, matrix in _row_matrices(height, new_height, range(new_height), rows):
-        lines = matrix @ read(old.start, old.stop).reshape(-1, width * channels).astype(np.float32)
+        lines = np.zeros((matrix.shape[0], length), np.float32)
+        step = max(1, 8 * _BLOCK_ROWS // length)  # of a wide and flat picture many rows become one
+        for first in range(old.start, old.stop, step):
+            last = min(first + step, old.stop)
+            part = read(first, last).reshape(-1, length).astype(np.float32)
+            lines += matrix[:, first - old.start : last - old.start] @ part
         _along_lines(lines, new_width, range(new_width), channels, out[new])
     return out.reshape(new_height, new_width, channels)
 

@@ -167,3 +167,14 @@ def test_wrong_direction_is_refused():
         resize.area(x, 0)
     with pytest.raises(ValueError, match=r"shape \(8, 8\)"):
         resize.area(x[..., 0], 4)
+
+
+def test_area_by_rows_is_area():
+    x = np.random.default_rng(0).integers(0, 256, (61, 40_000, 3), np.uint8)
+    for size in ((61, 100), (7, 3), (1, 1), (60, 40_000)):
+        for picture in (x, x[:, :90]):
+            size = size[0], min(size[1], picture.shape[1])
+            made = resize.area_by_rows(lambda first, last: picture[first:last], picture.shape, size)  # noqa: B023
+            np.testing.assert_allclose(made, resize.area(picture, size), rtol=1e-5)
+    with pytest.raises(ValueError, match="only makes pictures smaller"):
+        resize.area_by_rows(lambda first, last: x[first:last], x.shape, (62, 9))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from imagen_jax.data import profiles
 
-MAX_CHUNKS = 2**20  # chunks of a PNG; blocks of a GIF before its first picture
+MAX_CHUNKS = 2**18  # chunks of a PNG; blocks of a GIF before its first picture
 MAX_SEGMENTS = 2**16  # segments before the pixels of a JPEG; chunks of a WebP
 MAX_SCANS = 100  # passes over the pixels of a progressive JPEG; encoders make about ten
 MAX_PROFILE = 2**22  # bytes of a colour profile; a larger one is not applied
@@ -82,7 +82,7 @@ def png(data: bytes) -> Contents:
             pixels.append(view[start:end])
             if len(pixels) == 1:
                 kept.append(pixels)
-        elif kind in (b"IHDR", b"PLTE", b"tRNS"):
+        elif kind in (b"PLTE", b"tRNS") or (kind == b"IHDR" and len(kept) == 1):
             kept.append(view[start - 8 : end + 4])
         elif kind in (b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"acTL"):
             found.setdefault(kind, data[start : min(end, start + MAX_PROFILE)])
