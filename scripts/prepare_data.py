@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagen_jax import cli, files, progress
-from imagen_jax.data import checksums, origins, output, parts, sources, transforms
+from imagen_jax.data import checksums, origins, output, parts, sources, text_files, transforms
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
 
@@ -56,9 +56,10 @@ class Options:
     min_size: int | None = None
     """With --input: shortest side in pixels; smaller pictures are left out (default 64)."""
     max_image_bytes: int | None = None
-    """With --input: bytes of an encoded picture; larger ones are left out (default and most 2^28)."""
+    """With --input: bytes of an encoded picture; larger ones are left out (default and at most 2^28)."""
     max_caption_bytes: int | None = None
-    """With --input: bytes of a caption in UTF-8; a picture with a longer one is left out (default 2^20)."""
+    """With --input: bytes of a caption in UTF-8; a picture with a longer one is left out (default 2^20, at most
+    2^23)."""
     max_captions: int | None = None
     """With --input: captions of a picture; one with more is left out (default 256)."""
     max_page_bytes: int | None = None
@@ -116,11 +117,12 @@ def settings(options: Options) -> dict:
     for key in LIMITS:
         if values[key] < 1:
             raise ValueError(f"--{key.replace('_', '-')} must be at least 1; got {values[key]}.")
-    if values["max_image_bytes"] > transforms.MAX_BYTES:
-        raise ValueError(
-            f"--max-image-bytes must be at most {transforms.MAX_BYTES}, which training reads; "
-            f"got {values['max_image_bytes']}."
-        )
+    for key, most, why in (
+        ("max_image_bytes", transforms.MAX_BYTES, "which training reads"),
+        ("max_caption_bytes", text_files.MAX_BYTES, "which a text file may have"),
+    ):
+        if values[key] > most:
+            raise ValueError(f"--{key.replace('_', '-')} must be at most {most}, {why}; got {values[key]}.")
     fractions = values["validation_fraction"], values["test_fraction"]
     if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(

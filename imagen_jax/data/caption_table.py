@@ -148,11 +148,11 @@ class _Rows:
 
     def _why(self) -> str:
         """Why no row can be used."""
-        have = ", ".join(f"{name} ({kind})" for name, kind in list(self._columns.items())[:100]) or "none"
         return (
             self._first_mistake
             or _mistake(self._table, self._first_line, {*self._files, *self._captions})
-            or f"its columns are: {have}. Name the right ones with --image-key and --caption-key."
+            or f"its columns are: {listing.told(self._columns)}. Name the right ones with --image-key and "
+            "--caption-key."
         )
 
 

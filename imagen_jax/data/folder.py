@@ -76,7 +76,7 @@ class Folder:
         left_out: list[LeftOut] = []
         if tables:
             rows = caption_table.rows(self.root / tables[0], self.image_key, self.caption_key, left_out)
-            items = self._from_table(rows, known, left_out)
+            items = self._from_table(rows, known, tables[0], left_out)
         else:
             self._check_keys_unused(has_json=not all(map(_is_text, beside)))
             items = _beside(known, texts, left_out)
@@ -128,7 +128,7 @@ class Folder:
             raise Unusable(left_out.reason, f"{where}{left_out.detail}") from error
 
     def _from_table(
-        self, rows: Iterable[tuple[str, str]], known: list[str], left_out: list[LeftOut]
+        self, rows: Iterable[tuple[str, str]], known: list[str], table: str, left_out: list[LeftOut]
     ) -> list[tuple]:
         given: dict[str, dict[str, None]] = {file: {} for file in known}  # each caption once
         composed = {_composed(file): file for file in known}
@@ -141,7 +141,7 @@ class Folder:
                 unknown.add(LeftOut(named, "caption without picture"))
             elif len(given[file]) <= self.limits.captions:  # one more shows that there are too many
                 given[file][caption] = None
-        unknown.close("the table")
+        unknown.close(table)
         return [
             (file, (), tuple(those))
             for file, those in given.items()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -92,6 +93,12 @@ def kind_of(mode: int) -> str:
         stat.S_IFSOCK: "a socket",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def told(kinds: Mapping[str, object]) -> str:
+    """Columns, fields or members and what they are, for a message: "caption (string), n (int64)"."""
+    have = ", ".join(f"{name[:100]} ({kind})" for name, kind in itertools.islice(kinds.items(), 50))
+    return have + (", ..." if len(kinds) > 50 else "") or "none"
 
 
 def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:

@@ -27,6 +27,8 @@ MAX_TEXTS = 2**23  # of a row group
 TEXT_BYTES = 2**27  # of a row group: as a dictionary they take four times as much
 DICTIONARY_BYTES = 2**27  # the same for pictures, if the table keeps them as a dictionary
 _FOOTER = 2**26  # bytes
+# What Arrow raises for damage and for what it does not know, such as a codec, are among these.
+_ARROW = (OSError, ValueError, ArithmeticError, NotImplementedError, LookupError, TypeError)
 _FEW, _MANY = 16, 1024  # rows whose texts are in memory at once; many if each batch copies a large dictionary
 
 
@@ -96,8 +98,9 @@ class Tables:
             if _holds_text(kinds[name]) or (self.caption_key and _is_bytes(kinds[name]))
         ]
         if not texts and not any(map(_holds_text, kinds.values())):
-            have = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-            raise _NoColumnError(f"{self.root / file} has no text at all; its columns are: {have}.")
+            raise _NoColumnError(
+                f"{self.root / file} has no text at all; its columns are: {listing.told(kinds)}."
+            )
         if not texts:
             raise self._missing(file, kinds, f"captions called {' or '.join(wanted)}", "--caption-key")
         for name in (*images, *texts):
@@ -108,9 +111,9 @@ class Tables:
         return Columns(tuple(images), tuple(texts))
 
     def _missing(self, file: str, kinds: dict, what: str, option: str) -> _NoColumnError:
-        have = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         return _NoColumnError(
-            f"{self.root / file} has no column of {what}; it has: {have}. Name the right one with {option}."
+            f"{self.root / file} has no column of {what}; it has: {listing.told(kinds)}. "
+            f"Name the right one with {option}."
         )
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
@@ -132,10 +135,10 @@ class Tables:
                     except Unusable as error:
                         detail = f"rows {row} to {end - 1} are not read: {error.detail}"
                         yield LeftOut(f"{file}:{row}", error.reason, detail)
-                    except (OSError, ValueError, ArithmeticError) as error:  # pyarrow's are among them
+                    except _ARROW as error:
                         yield _damage(error, f"{file}:{row}", f"rows {row} to {end - 1} are not read")
                     row = end
-        except (OSError, ValueError) as error:
+        except _ARROW as error:
             yield _damage(error, f"{file}:{row}", f"no row from {row} on is read")
 
     def _check(self, file, group, schema, columns: Columns, status: list[str]) -> dict[str, int]:
@@ -168,7 +171,7 @@ class Tables:
     def _found(self, where: str, columns: Columns, status: list[str], values: dict) -> Found | LeftOut:
         try:
             for name in status:
-                if (state := _value(values[name])) is not None and state != "success":
+                if (state := _value(values[name])) != "success":
                     raise Unusable("download failed", f"status {str(state)[:100]}")
             given = self._captions(values[name] for name in columns.captions)
             picture = next(filter(None, (_bytes(values[name]) for name in columns.images)), None)

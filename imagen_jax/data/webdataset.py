@@ -165,7 +165,7 @@ class Archives:
 
     def _check_groups(self, file: str, groups: list[Group]) -> None:
         extensions = dict.fromkeys(extension for _, members in groups for extension in members)
-        have = ", ".join(f"{extension} (file)" for extension in extensions)
+        have = listing.told(dict.fromkeys(extensions, "file"))
         if self.image_key and self.image_key not in extensions:
             raise ValueError(
                 f"--image-key names the extension of the pictures; {file} has no {self.image_key!r}. "
@@ -177,7 +177,7 @@ class Archives:
                 "Name the extension of the pictures with --image-key."
             )
         fields = _fields(self.root / file, groups)
-        told = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "no .json with fields"
+        told = listing.told(fields) if fields else "no .json with fields"
         kinds = {_kind(extension) for extension in extensions}
         key = self.caption_key
         if key and not captions.columns(fields, (key,)) and _extension(key) not in kinds:

@@ -169,7 +169,7 @@ def test_of_a_table_only_so_many_rows_are_listed(tmp_path, monkeypatch):
         ("captions.csv:8", "unusable table row", "expected te"),
         ("captions.csv:9", "unusable table row", "expected te"),
         ("captions.csv", "unusable table row", "1 more rows"),
-        ("the table", "caption without picture", "3 more rows"),
+        ("captions.csv", "caption without picture", "3 more rows"),
     ]
 
 
@@ -319,14 +319,22 @@ def test_memory_stays_small_whatever_a_file_promises(tmp_path):
 
 def test_limits_are_options(tmp_path, load_script):
     script = load_script("prepare_data")
-    made = script.settings(script.Options(tmp_path / "out", tmp_path / "in", max_captions=2))
-    assert (made["max_captions"], made["max_caption_bytes"]) == (2, 2**20)
+    made = script.settings(
+        script.Options(tmp_path / "out", tmp_path / "in", max_captions=2, max_caption_bytes=9)
+    )
+    assert (made["max_captions"], made["max_caption_bytes"], made["max_page_bytes"]) == (2, 9, 2**28)
     for options, message in (
         ({"max_captions": 0}, "--max-captions must be at least 1; got 0"),
         ({"max_image_bytes": 2**28 + 1}, "--max-image-bytes must be at most 268435456"),
+        (
+            {"max_caption_bytes": TEXT + 1},
+            "--max-caption-bytes must be at most 200, which a text file may have",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            script.settings(script.Options(tmp_path / "out", tmp_path / "in", **options))
+            script.settings(
+                script.Options(tmp_path / "out", tmp_path / "in", **{"max_caption_bytes": 9} | options)
+            )
 
 
 def test_checks_say_how_much_it_is():
