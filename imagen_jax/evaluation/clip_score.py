@@ -259,7 +259,7 @@ def _read_config(directory: Path) -> ImageConfig:
             f"{path}: CLIP score needs a model of type 'clip', which has an image half and a text half, got "
             f"{config.get('model_type')!r}; choose a whole CLIP."
         )
-    return _FAMILY.parse(config)
+    return pretrained.parse_config(_FAMILY, directory, config)
 
 
 def _normalization(directory: Path) -> tuple[np.ndarray, np.ndarray]:

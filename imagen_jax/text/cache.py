@@ -296,6 +296,7 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
         raise ValueError(
             f"{root} has shards but no meta.json, so their dtype is not known; delete it and build again."
         )
+    getattr(encoder, "params", None)  # a model that cannot be read leaves no cache
     root.mkdir(parents=True, exist_ok=True)
     meta = {
         "format": cache_format.FORMAT,

@@ -84,7 +84,7 @@ def check_layer(config: Any) -> None:
     """Raises ValueError unless `Layer` computes what `config`, of either half, says."""
     if config.hidden_act not in _ACTIVATIONS:
         raise ValueError(
-            f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {config.hidden_act!r}; "
+            f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {config.hidden_act!r:.80}; "
             "this encoder computes nothing else, so choose another CLIP."
         )
     layers.check_heads(config.hidden_size, config.num_attention_heads)
@@ -217,7 +217,7 @@ def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
     ):
         if text.get(key, supported) != supported:
             raise ValueError(
-                f"open_clip_config.json: text_cfg.{key} must be {supported!r}, got {text[key]!r}; this encoder "
+                f"open_clip_config.json: text_cfg.{key} must be {supported!r}, got {text[key]!r:.80}; this encoder "
                 "computes nothing else, so choose another text encoder."
             )
     names = {

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ class TextEncoder:
         """
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
+        if not isinstance(clean_captions, bool):
+            raise ValueError(f"clean_captions must be True or False, got {clean_captions!r}; pass one.")
         directory = pretrained.resolve(name_or_path, sha256)
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
         tokenizer.files_of(directory)
@@ -362,7 +364,8 @@ def _bucket(length: int, limit: int) -> int:
 def _check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str):
         raise TypeError(f"captions must be a list of str, got the str {captions!r}; put it in [].")
-    if not isinstance(captions, Sequence | np.ndarray):
+    is_list = hasattr(captions, "__len__") and hasattr(captions, "__getitem__")
+    if not is_list or isinstance(captions, bytes | bytearray | Mapping) or getattr(captions, "ndim", 1) != 1:
         raise TypeError(f"captions must be a list of str, got {type(captions).__name__}; pass a list.")
     if not len(captions):
         raise ValueError("captions must hold at least one str, got an empty list; pass some.")
@@ -383,7 +386,7 @@ def _check_length(length: int, tokenizer: Any, limit: int) -> None:
     if isinstance(length, bool) or not isinstance(length, int | np.integer) or not least <= length <= limit:
         raise ValueError(
             f"length must be from {least} (special tokens and one more) to max_length = {limit}, "
-            f"got {length}; pass such a length, or load the encoder with another max_length."
+            f"got {length!r}; pass such a length, or load the encoder with another max_length."
         )
 
 
@@ -391,7 +394,7 @@ def _max_length(directory: Path, tokenizer: Any, config: Any, given: int | None,
     """`given`, or else the smallest limit that the model's files state, or else `default`."""
     reach = config.max_length
     if given is not None:
-        _check_length(given, tokenizer, reach or given)
+        _check_length(given, tokenizer, reach or model_files.NO_LIMIT)
         return given
     stated = model_files.read_limit(directory / "sentence_bert_config.json", "max_seq_length")
     if stated is None:

@@ -13,7 +13,7 @@ import numpy as np
 # Several times the largest of a published model (tokenizer.json of a vocabulary of 256,000: 17 MB).
 MAX_TEXT_BYTES = 64 << 20
 # transformers writes 1e30 for "no limit"; no encoder here was trained on texts of such a length.
-_NO_LIMIT = 1_000_000
+NO_LIMIT = 1_000_000
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -53,7 +53,7 @@ def _is_integer(value: Any) -> bool:
 def _is_token(value: Any) -> bool:
     if isinstance(value, dict):  # some files spell out how the token is matched
         value = value.get("content")
-    return isinstance(value, str)
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _is_limit(value: Any) -> bool:
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_limit(path: Path, key: str) -> int | None:
     """The most tokens of a caption by one of `read_settings`; None if it states none."""
     limit = read_settings(path).get(key)
-    return None if limit is None or limit >= _NO_LIMIT else int(limit)
+    return None if limit is None or limit >= NO_LIMIT else int(limit)
 
 
 # --- weights ------------------------------------------------------------------------------------

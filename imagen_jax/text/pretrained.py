@@ -209,7 +209,7 @@ def read_config(directory: Path) -> tuple[Family, Any]:
     """
     path = directory / "config.json"
     if model_files.is_open_clip(directory):
-        return _OPEN_CLIP, _parsed(_OPEN_CLIP, directory, read_json(directory / OPEN_CLIP_CONFIG))
+        return _OPEN_CLIP, parse_config(_OPEN_CLIP, directory, read_json(directory / OPEN_CLIP_CONFIG))
     if not path.is_file():
         raise ValueError(
             f"a text encoder's directory must hold config.json, got {directory}, which has none; "
@@ -223,10 +223,11 @@ def read_config(directory: Path) -> tuple[Family, Any]:
             f"{path}: model_type must be one of {sorted(FAMILIES)}, got "
             f"{model_type!r:.80}; choose a text encoder of such a type."
         )
-    return family, _parsed(family, directory, config)
+    return family, parse_config(family, directory, config)
 
 
-def _parsed(family: Family, directory: Path, config: Mapping[str, Any]) -> Any:
+def parse_config(family: Family, directory: Path, config: Mapping[str, Any]) -> Any:
+    """The config of a model directory; an error names the directory."""
     try:
         return family.parse(config)
     except ValueError as error:

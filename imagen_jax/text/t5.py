@@ -47,7 +47,7 @@ class T5Config:
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(
                 f"T5 config.json: feed_forward_proj must be one of {', '.join(_FEED_FORWARD)}, got "
-                f"{self.feed_forward_proj!r}; this encoder computes nothing else, so choose another text encoder."
+                f"{self.feed_forward_proj!r:.80}; this encoder computes nothing else, so choose another text encoder."
             )
         if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
             raise ValueError(

@@ -259,3 +259,42 @@ def test_published_models_have_as_many_parameters(name, vision, total):
 def test_published_files_leave_out_what_is_the_default():
     config = clip_score.ImageConfig.from_hf({"model_type": "clip", "text_config": {}, "vision_config": {}})
     assert config == clip_score.ImageConfig(text_width=512) and config.grid == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"vision_config": VISION | {"num_hidden_layers": 10**9}},
+            "lack the tensor vision_model.encoder.layers.2",
+        ),
+        (
+            {"vision_config": VISION | {"hidden_size": 3 * 10**8}},
+            "hidden_size of the config must fit the weights",
+        ),
+        ({"vision_config": VISION | {"image_size": 2**31 - 4}}, "of the config must fit the weights"),
+        ({"vision_config": VISION | {"patch_size": 10**400}}, "patch_size must be a positive integer"),
+        (
+            {"vision_config": VISION | {"num_hidden_layers": "2"}},
+            "num_hidden_layers must be a positive integer",
+        ),
+        ({"vision_config": [VISION]}, "vision_config must be an object"),
+        ({"vision_config": "x"}, "vision_config must be an object"),
+        ({"projection_dim": 10**9}, "projection_dim of the config must fit the weights"),
+        ({"projection_dim": None}, "projection_dim must be a positive integer"),
+        ({"text_config": TEXT | {"num_hidden_layers": 10**9}}, "lack the tensor text_model.encoder.layers.1"),
+        ({"text_config": TEXT | {"vocab_size": 10**9}}, "vocab_size of the config must fit the weights"),
+    ],
+)
+def test_hostile_configs_of_a_clip_are_one_line(change, message, tmp_path, tensors):
+    directory = write(tmp_path / "clip", CONFIG | change, tensors)
+    with pytest.raises(ValueError, match=message) as error:
+        ClipScorer.from_pretrained(directory)
+    assert str(directory) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_image_half_of_nan_is_refused(tmp_path, tensors):
+    name = "vision_model.post_layernorm.weight"
+    damaged = tensors | {name: np.full_like(tensors[name], np.nan)}
+    with pytest.raises(ValueError, match=f"the tensor {name} must be finite"):
+        ClipScorer.from_pretrained(write(tmp_path / "clip", CONFIG, damaged))

@@ -157,6 +157,41 @@ def test_bad_captions_are_refused(tiny):
         tiny.encode(["a"], length=0)
 
 
+@pytest.mark.parametrize(
+    ("captions", "kind"),
+    [
+        (None, "NoneType"), (5, "int"), ({"a": 1}, "dict"), ({"a"}, "set"), (b"ab", "bytes"),
+        ((caption for caption in "a"), "generator"), (np.array("a"), "ndarray"), (np.array([["a"]]), "ndarray"),
+        ([["a"]], "list at index 0"), (np.zeros(2), "float64 at index 0"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_captions_is_refused(tiny, captions, kind):
+    for use in (
+        tiny.encode,
+        tiny.tokenize,
+        tiny.token_ids,
+        tiny.mostly_unknown,
+        lambda c: list(tiny.encode_ragged(c)),
+    ):
+        with pytest.raises(TypeError, match=f"captions must be .*got {kind}"):
+            use(captions)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": "9"}, "got '9'"), ({"max_length": 10**23}, "max_length = 48, got 1000000"),
+        ({"max_length": True}, "got True"), ({"max_length": 2}, "length must be from 3"),
+        ({"max_length": 9.5}, "got 9.5"),
+        ({"dtype": []}, "dtype must be one of"), ({"dtype": None}, "dtype must be one of"),
+        ({"output": []}, "output must be 'last'"), ({"clean_captions": "yes"}, "clean_captions must be True or False"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TextEncoder.from_pretrained(GOLDENS / "tiny_bert", **options)
+
+
 def test_empty_caption_has_its_special_tokens(tiny):
     assert tiny.encode([""]).mask.sum() == 2
 

@@ -262,7 +262,7 @@ OTHERS = [
         "layer_norm_eps must be a number",
         ("1", None, -1, 2, [], NAN, INF, True),
     ),
-    ("tiny_bert", "hidden_act", "hidden_act must be 'gelu'", (None, ["gelu"], {}, 1)),
+    ("tiny_bert", "hidden_act", "hidden_act must be 'gelu'", (None, ["gelu"], {}, 1, "a" * 3000)),
     ("tiny_bert", "is_decoder", "is_decoder must be False", ("no", [1], None)),
     ("tiny_t5", "feed_forward_proj", "feed_forward_proj must be", ([], {}, None, 5, "glu")),
     ("tiny_t5", "layer_norm_epsilon", "layer_norm_epsilon must be a number", ("x", {}, 10**400)),
@@ -393,15 +393,16 @@ def test_shards_lie_beside_their_index(name, model):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "dtype"),
     [
-        ("embeddings.word_embeddings.weight", np.nan),
-        ("encoder.layer.1.attention.output.dense.weight", np.inf),
-        ("encoder.layer.0.output.dense.bias", -np.inf),
-        ("embeddings.LayerNorm.weight", np.nan),
+        ("embeddings.word_embeddings.weight", np.nan, "float32"),
+        ("embeddings.word_embeddings.weight", np.inf, "int8"),
+        ("embeddings.token_type_embeddings.weight", np.nan, "int8"),
+        ("embeddings.LayerNorm.weight", np.nan, "bfloat16"),
+        ("embeddings.LayerNorm.bias", -np.inf, "int8"),
+        ("encoder.layer.0.attention.self.query.weight", np.inf, "float32"),
     ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_weights_that_are_not_finite_are_refused(name, value, dtype, model):
     directory = model("tiny_bert", lambda tensors: tensors[name].reshape(-1).__setitem__(-1, value))
     encoder = TextEncoder.from_pretrained(directory, dtype)

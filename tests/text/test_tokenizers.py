@@ -79,6 +79,7 @@ def test_sentencepiece_itself_gives_the_ids_of_ordinary_text(tmp_path):
         ({"eos_token": "<nothing>", "extra_ids": 0}, {}, None),  # the model has its own
         ({"eos_token": 1}, {}, "eos_token must be a token, got 1"),
         ({"pad_token": ["<pad>"]}, {}, "pad_token must be a token"),
+        ({"pad_token": "\ud800"}, {}, "pad_token must be a token"),
         ({"unk_token": {"text": "<unk>"}}, {}, "unk_token must be a token"),
         ({"additional_special_tokens": "<extra_id_0>"}, {}, "additional_special_tokens must be a list of tokens"),
         ({"additional_special_tokens": [7]}, {}, "additional_special_tokens must be a list of tokens"),
