@@ -20,6 +20,7 @@ from imagen_jax.data import opening, transforms
 
 _NOISE = 16  # steps of 8 bits by which compression changes an even area
 _MANY = 16  # colours, in steps of _NOISE, that only a photo has
+_FEW = 4  # values between black and white that soft edges would not have so often
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 _FIX = "give white where to paint and black elsewhere, without transparency"
 
@@ -114,10 +115,8 @@ def _any_part(mask: np.ndarray, size: int, axis: int) -> np.ndarray:
     """Resizes one axis of a bool array: True where any pixel that overlaps the new one is True."""
     old = mask.shape[axis]
     start = np.arange(size) * old // size
-    stop = -(-np.arange(1, size + 1) * old // size)
-    zero = np.zeros_like(mask.take([0], axis), np.int64)
-    counts = np.concatenate([zero, mask.cumsum(axis, dtype=np.int64)], axis)
-    return counts.take(stop, axis) > counts.take(start, axis)
+    last = -(-np.arange(1, size + 1) * old // size) - 1  # which the next new pixel may share
+    return np.logical_or.reduceat(mask, start, axis) | mask.take(last, axis)
 
 
 def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
@@ -151,7 +150,7 @@ def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, boo
 def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
     """Strokes on an empty layer, or a photo with a hole."""
     opaque = alpha > (int(alpha.min()) + int(alpha.max())) / 2
-    colours = _eight_bits(values)[alpha >= int(alpha.max()) - _NOISE]  # without soft edges
+    colours = _eight_bits(values[alpha >= int(alpha.max()) - _NOISE])  # without soft edges
     if np.ptp(colours, axis=0).max() <= 2 * _NOISE:  # one colour
         if colours.max() <= 2 * _NOISE:
             raise _ambiguous(name, "black beside transparency, which may be strokes or a hole")
@@ -163,9 +162,9 @@ def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
 
 def _by_colour(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
     if values.ndim == 3:
-        spread = np.ptp(values.astype(np.int16), axis=-1)
+        spread = values.max(-1) - values.min(-1)
         if spread.max() <= (2 * _NOISE if is_lossy else 0):
-            values = np.rint(values.mean(-1)).astype(np.uint8)
+            values = values[..., 1]
     if values.ndim == 3:
         return _by_hue(values, is_lossy, name)
     return _by_grey(values, is_lossy, name)
@@ -188,7 +187,7 @@ def _by_grey(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
         return painted
     if white not in (1, math.inf) and high < white / 2:
         raise _ambiguous(name, f"values of {low:g} to {high:g}, as labels have")
-    return _two_sided(values, low, high, painted, name)
+    return _two_sided(values, painted, is_lossy, name)
 
 
 def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
@@ -201,27 +200,37 @@ def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
     if (counts > len(hues) / 200).sum() > _MANY // 2:
         raise _ambiguous(name, "a picture of many colours without transparency")
     if low <= 3 * _NOISE and high - low > 2 * _NOISE:
-        return _two_sided(brightest, low, high, painted, name)
-    colours = np.unique(values.reshape(-1, 3), axis=0).astype(np.float64)
-    if len(colours) == 2 and not is_lossy:
-        light = colours @ (0.299, 0.587, 0.114)
-        if abs(light[0] - light[1]) > _NOISE:
-            return (values == colours[light.argmax()]).all(-1)
+        return _two_sided(brightest, painted, is_lossy, name)
+    first = values[0, 0]
+    is_first = (values == first).all(-1)
+    others = values[~is_first]
+    if not is_lossy and (others == others[:1]).all():  # two colours
+        if not len(others):
+            raise _ambiguous(name, f"the colour {tuple(first.tolist())} everywhere")
+        step = (others[0].astype(np.float64) - first) @ (0.299, 0.587, 0.114)
+        if abs(step) > _NOISE:
+            return ~is_first if step > 0 else is_first
         raise _ambiguous(name, "two colours of which neither is lighter")
     raise _ambiguous(name, "colours without a black background")
 
 
-def _two_sided(values: np.ndarray, low: float, high: float, painted: np.ndarray, name: str) -> np.ndarray:
-    """`painted`, if most values lie near the darkest or the lightest."""
+def _two_sided(values: np.ndarray, painted: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
+    """`painted`, if the values between the darkest and the lightest can be soft edges."""
+    low, high = values.min().item(), values.max().item()
     margin = (high - low) / 8
-    if np.mean((values <= low + margin) | (values >= high - margin)) < 0.5:
+    between = values[(values > low + margin) & (values < high - margin)]
+    if len(between) > values.size / 2:
         raise _ambiguous(name, "a picture of many shades without transparency")
+    levels, counts = np.unique(between, return_counts=True)
+    if not is_lossy and 0 < len(levels) <= _FEW and counts.max() > painted.sum() / 4:
+        level = levels[counts.argmax()].item()
+        raise _ambiguous(name, f"{counts.max()} pixels of {level:g} between {low:g} and {high:g}")
     return painted
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Colours or greys as int [H, W, C] in 0..255."""
-    values = values[..., None] if values.ndim == 2 else values
+    """Colours [N, C] or greys [N] as int [N, C] in 0..255."""
+    values = values[:, None] if values.ndim == 1 else values
     if values.dtype == bool:
         return values.astype(np.int64) * 255
     if values.dtype == np.uint8:

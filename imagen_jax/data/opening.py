@@ -181,7 +181,9 @@ def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
 
 def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
     """From whatever Pillow's plugins raise on broken files: OSError, SyntaxError, struct.error and others."""
-    while isinstance(error, SystemError) and error.__cause__ is not None:  # from a decoder whose `read` raised
+    while (
+        isinstance(error, SystemError) and error.__cause__ is not None
+    ):  # from a decoder whose `read` raised
         error = error.__cause__
     reason = one_line(error)
     is_too_large = isinstance(error, TooLargeError | Image.DecompressionBombError)

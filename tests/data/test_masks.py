@@ -79,6 +79,8 @@ def lying(x, form="PNG"):
     return encoded(np.rot90(x).copy(), form, exif=exif)
 
 
+X = np.zeros((SIDE, SIDE, 3), np.uint8)
+X[50:60] = 255, 0, 0
 ALPHA = np.where(HOLE, 255, 0).astype(np.uint8)
 RIGHT = {
     "1 bit": encoded(Image.fromarray(HOLE)),
@@ -188,6 +190,9 @@ def test_all_of_it_one_pixel_and_one_line(image, marked):
         (encoded(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))), "a picture of many shades"),
         (encoded(np.arange(4096).reshape(64, 64).astype(np.uint8) // 64), "values of 0 to 3, as labels have"),
         (encoded((HOLE * 1 + (np.arange(64) > 60) * 7).astype(np.uint16)), "values of 0 to 7, as labels have"),
+        (encoded(np.where(np.roll(HOLE, 9), 128, grey(0, 255)).astype(np.uint8)), "640 pixels of 128 between"),
+        (encoded(np.where(HOLE[..., None], (0, 90, 0), X).astype(np.uint8)), "pixels of 90 between 0"),
+        (encoded(colours((200, 0, 0), (200, 0, 0))), "the colour \\(200, 0, 0\\) everywhere"),
         (encoded(np.dstack([grey(0, 0)] * 3 + [ALPHA])), "black beside transparency"),
         (encoded(np.dstack([grey(0, 0)] * 3 + [255 - ALPHA])), "black beside transparency"),
         (encoded(np.dstack([grey(0, 255)] * 3 + [np.tile(ALPHA[:, 30:31], 64)])), "a few colours beside"),

@@ -264,10 +264,25 @@ def swapped():
     return bytes(made)
 
 
+def cmyk_profile():
+    """A profile of CMYK whose table (lut8Type) makes white of no ink and black of any full one."""
+    corners = np.indices((2, 2, 2, 2)).reshape(4, -1).T
+    table = b"".join(bytes((0 if corner.any() else 255, 128, 128)) for corner in corners)
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + matrix + ramp * 4 + table + ramp * 3
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = struct.pack(">I4sII4sII", 2, b"A2B0", 156, len(lut), b"wtpt", 156 + len(lut), len(white))
+    header = struct.pack(">I4sI4s4s4s12s4s28x3i48x", 156 + len(lut) + len(white), b"", 0x02400000, b"prtr", b"CMYK",
+                         b"Lab ", b"", b"acsp", 63190, 65536, 54061)  # fmt: skip
+    return header + tags + lut + white
+
+
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = swapped()
 P3 = profiles.from_code_points(12, 13)
 ADOBE = profiles._profile((0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), (2.19922,), False)
+CMYK = cmyk_profile()
 LINEAR_GREY = profiles.from_gamma(1.0, None, is_grey=True)
 
 
@@ -299,6 +314,9 @@ PALETTE.putdata((GREY[..., 0] % 3).ravel().tolist())
 PALETTE.putpalette(X[0, :3].tobytes())
 SHOWN = X[0, GREY[..., 0] % 3]
 LEVEL = np.rint(255 * srgb_curve(GREY / 255)).repeat(3, 2)
+INK = Image.new("CMYK", (32, 16), (0, 0, 0, 0))
+INK.paste((255, 0, 0, 0), (16, 0, 32, 16))
+PRINTED = np.array([[[255] * 3] * 16 + [[0] * 3] * 16] * 16)  # without the profile it would be cyan
 PROFILES = {
     # name -> (picture, colours, largest difference)
     "sRGB, PNG": (encoded(X, icc_profile=SRGB), X, 0),
@@ -381,6 +399,14 @@ PROFILES = {
     "gAMA and a broken cHRM": (
         with_chunks(PNG, (b"gAMA", struct.pack(">I", 50000)), (b"cHRM", bytes(32))),
         X,
+        0,
+    ),
+    "CMYK, TIFF": (encoded(INK, "TIFF", icc_profile=CMYK), PRINTED, 2),
+    "CMYK, JPEG": (encoded(INK, "JPEG", quality=100, subsampling=0, icc_profile=CMYK), PRINTED, 6),
+    "CMYK without a profile": (encoded(INK, "TIFF"), [[[255] * 3] * 16 + [[0, 255, 255]] * 16] * 16, 0),
+    "RGB for a CMYK picture": (
+        encoded(INK, "TIFF", icc_profile=SWAPPED),
+        [[[255] * 3] * 16 + [[0, 255, 255]] * 16] * 16,
         0,
     ),
     "LAB": (
