@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from imagen_jax import fitting
 from imagen_jax.data import opening, pictures, profiles, transforms
 
 TURNS = {
@@ -124,7 +125,9 @@ def made(mode, x, alpha, rng, form):
     orientation=st.integers(1, 8),
     data=st.data(),
 )
-def test_any_picture_that_pillow_writes_has_its_colours(kind, size, seed, orientation, data):
+def test_any_picture_that_pillow_writes_has_its_colours(
+    tiny_configs, tmp_path_factory, kind, size, seed, orientation, data
+):
     form, mode = kind
     _, choices, difference = WRITTEN[form]
     options = dict(data.draw(st.sampled_from(choices)))
@@ -152,8 +155,11 @@ def test_any_picture_that_pillow_writes_has_its_colours(kind, size, seed, orient
     if mode == "YCbCr":  # stored in other steps
         difference = max(difference, 3)
     stored = transforms.decode(pictures.normalized(encoded_picture, 2048))
-    given = transforms.decode(encoded_picture, "--image")
-    np.testing.assert_array_equal(stored, given)
+    np.testing.assert_array_equal(stored, transforms.decode(encoded_picture))
+    file = tmp_path_factory.getbasetemp() / "given"
+    file.write_bytes(encoded_picture)
+    given = fitting.fit_inputs(tiny_configs[:1], {"image": file})[0]["image"]  # as sample.py does
+    np.testing.assert_array_equal(given, transforms.fit(stored, (8, 8)))
     assert stored.shape == expected.shape
     np.testing.assert_allclose(stored, expected, atol=difference + 1.01)
 
