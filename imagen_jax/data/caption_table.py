@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from imagen_jax.data import captions, listing, text_files
@@ -41,13 +41,12 @@ class _Rows:
         self._files = (image_key,) if image_key else FILE_COLUMNS
         self._captions = (caption_key,) if caption_key else CAPTIONS
         self._left_out = Shortlist(left_out)
-        self._first_line = ""  # that is not blank
         self._first_mistake = ""
         self._columns: dict[str, str] = {}  # and the types of their values
 
     def of(self, content) -> Iterator[tuple[str, str]]:
-        usable = False
-        for number, row in self._read(text_files.Lines(content)):
+        usable, lines = False, text_files.Lines(content)
+        for number, row in self._read(lines):
             where = f"{self._table.name}:{number}"
             try:
                 both = self._file_and_captions(row)
@@ -66,7 +65,7 @@ class _Rows:
         if not usable:
             raise ValueError(
                 f"{self._table} has no row with a file ({', '.join(self._files)}) and a caption "
-                f"({', '.join(self._captions)}); {self._why()}"
+                f"({', '.join(self._captions)}); {self._why(lines.first)}"
             )
 
     def _file_and_captions(self, row: object) -> tuple[str, tuple[str, ...]] | None:
@@ -84,7 +83,7 @@ class _Rows:
             raise Unusable("unreadable caption", f"text that is not UTF-8: {_SAVE}")
         if any("\0" in caption for caption in found):
             raise Unusable("unreadable caption", f"a NUL character: {_SAVE}")
-        return PurePosixPath(file.strip().replace("\\", "/")).as_posix(), found
+        return PurePosixPath(file.strip("\ufeff \t\r\n").replace("\\", "/")).as_posix(), found
 
     def _read(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
         """(line number, row) of a table; in the place of a row whose fields cannot be told apart, why."""
@@ -102,7 +101,6 @@ class _Rows:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            self._first_line = self._first_line or line.strip()
             if lines.num_cut > num_cut:
                 num_cut = lines.num_cut
                 yield number, Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
@@ -137,7 +135,6 @@ class _Rows:
 
     def _header(self, fields: list[str]) -> list[str] | None:
         """The names of the columns; None if there are none. Raises ValueError if two that are meant have one name."""
-        self._first_line = self._first_line or ",".join(fields)
         if not any(map(str.strip, fields)):
             return None
         names = [name.strip() for name in fields]
@@ -146,11 +143,12 @@ class _Rows:
                 raise ValueError(f"{self._table} has {num} columns called {name}: rename all but one.")
         return names
 
-    def _why(self) -> str:
-        """Why no row can be used."""
+    def _why(self, first: str) -> str:
+        """Why no row can be used; `first` is the first line."""
         return (
-            self._first_mistake
-            or _mistake(self._table, self._first_line, {*self._files, *self._captions})
+            (None if _is_json(self._table) else _separators(first, {*self._files, *self._captions}))
+            or self._first_mistake
+            or _mistake(self._table, first)
             or f"its columns are: {listing.told(self._columns)}. Name the right ones with --image-key and "
             "--caption-key."
         )
@@ -183,14 +181,24 @@ def _is_json(table: Path) -> bool:
 
 def _json(line: str) -> object:
     try:
-        return captions.parse_json(line)
+        return captions.parse_json(line.lstrip("\ufeff"))  # of tables that were put together
     except ValueError:
         return None
 
 
-def _mistake(table: Path, first: str, wanted: Iterable[str]) -> str | None:
+def _separators(first: str, wanted: set[str]) -> str | None:
+    """What is wrong with a table whose first line has no commas."""
+    for separator in (";", "\t", "|"):
+        if wanted & {name.strip('" ').lower() for name in first.split(separator)} and "," not in first:
+            return (
+                f"its columns are separated by {separator!r}, where commas are expected: save it with commas."
+            )
+    return None
+
+
+def _mistake(table: Path, first: str) -> str | None:
     """The usual reason why no row of a table can be used, if it is one of these; `first` is its first line."""
-    if not first.strip():
+    if not first:
         return "it is empty."
     if "\0" in first:
         return f"it has NUL characters, as UTF-16 without a byte order mark has: {_SAVE}."
@@ -201,11 +209,6 @@ def _mistake(table: Path, first: str, wanted: Iterable[str]) -> str | None:
             return "it is a JSON array, where each line should be an object: write one object a line."
         what = "no JSON" if row is None else f"a {type(row).__name__}"
         return f'its first line is {what}, where each should be an object, as {{"file": "a.jpg", "caption": "a cat"}}.'
-    for separator in (";", "\t", "|"):
-        if set(wanted) & {name.strip('" ') for name in first.split(separator)} and "," not in first:
-            return (
-                f"its columns are separated by {separator!r}, where commas are expected: save it with commas."
-            )
     fields = next(csv.reader([first[:1000]]))
     if any(listing.ending(field.strip()) in listing.PICTURES for field in fields):
         return f"it has no header: its first line is {first[:60]!r}, put a line file,caption above it."

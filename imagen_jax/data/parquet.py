@@ -128,8 +128,8 @@ class Tables:
                     group = metadata.row_group(number)
                     end = row + group.num_rows
                     try:
-                        num = self._check(opened, group, schema, columns, status)
-                        for values in _rows(self.root / file, metadata, number, columns, status, num):
+                        batches, texts = self._check(opened, group, schema, columns, status)
+                        for values in _rows(self.root / file, metadata, number, batches, texts):
                             yield self._found(f"{file}:{row}", columns, status, values)
                             row += 1
                     except Unusable as error:
@@ -141,8 +141,8 @@ class Tables:
         except _ARROW as error:
             yield _damage(error, f"{file}:{row}", f"no row from {row} on is read")
 
-    def _check(self, file, group, schema, columns: Columns, status: list[str]) -> dict[str, int]:
-        """How many rows of each column of a row group to read at once.
+    def _check(self, file, group, schema, columns: Columns, status: list[str]) -> tuple[dict, list]:
+        """How many rows of each column of a row group to read at once, and which columns as dictionaries.
 
         Raises:
           Unusable: it has more in it than can be read.
@@ -155,7 +155,8 @@ class Tables:
             num, limit = f"{texts.values} texts of {texts.total} bytes", f"{MAX_TEXTS} or {TEXT_BYTES} bytes"
             raise Unusable("too large", f"{num} in a row group, more than {limit}: {fix}")
         batches = dict.fromkeys(columns.images, 1)
-        batches |= dict.fromkeys((*columns.captions, *status), _MANY if texts.largest > 2**22 else _FEW)
+        many = _MANY if texts.as_dictionary else 1
+        batches |= dict.fromkeys((*columns.captions, *status), many if texts.largest > 2**22 else _FEW)
         for column in columns.images:
             pages = parquet_pages.look(file, group, [column])
             if pages.largest > self.limits.page_bytes:
@@ -166,7 +167,7 @@ class Tables:
                 raise Unusable("too large", f"{most}: {fix}, or the pictures as plain bytes")
             if _is_dictionary(schema.field(column).type):
                 batches[column] = _MANY
-        return batches
+        return batches, [*columns.captions, *status] if texts.as_dictionary else []
 
     def _found(self, where: str, columns: Columns, status: list[str], values: dict) -> Found | LeftOut:
         try:
@@ -238,14 +239,11 @@ def _metadata(path: Path):
     return pyarrow.parquet.read_metadata(path)
 
 
-def _rows(
-    path: Path, metadata, group: int, columns: Columns, status: list[str], batches: dict[str, int]
-) -> Iterator[dict]:
+def _rows(path: Path, metadata, group: int, batches: dict[str, int], texts: list[str]) -> Iterator[dict]:
     """The values of each row of a row group by column. In memory are the pages that the row lies in, its pictures
-    and the texts of a batch, each different one once, as a dictionary."""
+    and the texts of a batch, each different one once, if they are read as a dictionary."""
     import pyarrow.parquet
 
-    texts = [*columns.captions, *status]
     leaves = [metadata.row_group(group).column(i).path_in_schema for i in range(metadata.num_columns)]
     dictionary = [
         leaf for leaf in leaves if any(leaf == name or leaf.startswith(f"{name}.") for name in texts)

@@ -14,17 +14,21 @@ from typing import BinaryIO
 _MOST = 2**17  # pages of a column that are looked at
 _DEPTH = 20  # of structs in a header
 _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_PLAIN = 0
+_AS_DICTIONARY = {_PLAIN, 2, 8}  # and PLAIN_DICTIONARY and RLE_DICTIONARY
 # Numbers of fields in PageHeader
 _SIZE, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; and values."""
+    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; values of the longest
+    column; and whether all columns can be read as dictionaries, which Arrow cannot do with some encodings."""
 
-    largest: int = 0
-    total: int = 0
-    values: int = 0
+    largest: int
+    total: int
+    values: int
+    as_dictionary: bool
 
 
 def look(file: BinaryIO, group, columns: list[str]) -> Pages:
@@ -36,20 +40,22 @@ def look(file: BinaryIO, group, columns: list[str]) -> Pages:
       columns: names of top-level columns.
     """
     largest = total = most_values = 0
+    encodings = set()
     for index in range(group.num_columns):
         column = group.column(index)
         path = column.path_in_schema
         if not any(path == name or path.startswith(f"{name}.") for name in columns):
             continue
         values = 0
-        for size, num in _headers(file, column):
+        for size, num, encoding in _headers(file, column):
             largest, total, values = max(largest, size), total + size, values + num
+            encodings.add(encoding)
         most_values = max(most_values, values)
-    return Pages(largest, total, most_values)
+    return Pages(largest, total, most_values, encodings <= _AS_DICTIONARY)
 
 
-def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int]]:
-    """(bytes, values) of each page of a column chunk; of a dictionary no values."""
+def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int]]:
+    """(bytes, values, encoding) of each page of a column chunk; of a dictionary no values."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset is not None:
         start = min(start, column.dictionary_page_offset)
@@ -63,13 +69,21 @@ def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int]]:
         try:
             header = _struct(file)
             size, compressed = header[_SIZE], header[_COMPRESSED]
-            num = next((header[kind].get(1, 0) for kind in (_DATA, _DATA_V2) if kind in header), 0)
+            # Number of values and encoding, as the struct of each kind of page numbers them.
+            num, encoding = next(
+                (
+                    (header[kind][1], header[kind][place])
+                    for kind, place in ((_DATA, 2), (_DATA_V2, 4))
+                    if kind in header
+                ),
+                (0, _PLAIN),
+            )
             if min(size, compressed, num) < 0:
                 return
         except (KeyError, EOFError, AttributeError, TypeError):
             return
         values += num
-        yield size, num
+        yield size, num, encoding
         file.seek(compressed, 1)
 
 

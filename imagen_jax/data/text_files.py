@@ -105,11 +105,11 @@ def opened(path: Path) -> Iterator[TextIO]:
 class Lines:
     """The lines of an open text with their ends, but of each only the first `most` characters, MAX_BYTES by default.
 
-    `num_cut` is the number of lines so far that were longer.
+    `num_cut` is the number of lines so far that were longer, `first` the first one that is not blank.
     """
 
     def __init__(self, text: TextIO, most: int | None = None):
-        self.num_cut = 0
+        self.num_cut, self.first = 0, ""
         self._text, self._most = text, most or MAX_BYTES
 
     def __iter__(self) -> Iterator[str]:
@@ -118,6 +118,7 @@ class Lines:
             self.num_cut += bool(rest)
             while rest and not rest.endswith(("\n", "\r")):
                 rest = self._text.readline(self._most)
+            self.first = self.first or line.strip()
             yield line
 
 

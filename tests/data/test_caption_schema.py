@@ -97,6 +97,21 @@ def test_columns_of_parquet(tmp_path, name):
     assert prepared(tmp_path) == (["a", "b"], {})
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_encodings_that_arrow_reads_but_not_as_dictionaries(tmp_path, encoding):
+    options = {"use_dictionary": False, "column_encoding": {"image": encoding, "text": encoding}}
+    pq.write_table(pa.table({"image": TWO, "text": ["a", "b"]}), tmp_path / "a.parquet", **options)
+    assert prepared(tmp_path) == (["a", "b"], {})
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "lz4", "zstd"])
+def test_compressions(tmp_path, codec):
+    pq.write_table(
+        pa.table({"image": TWO, "text": [["a"], ["b"]]}), tmp_path / "a.parquet", compression=codec
+    )
+    assert prepared(tmp_path) == (["a", "b"], {})
+
+
 def test_a_key_names_a_column_however_it_is_capitalised(tmp_path):
     table(tmp_path / "a.parquet", Picture=TWO, ALT=["a", "b"], image=[b"x", b"y"], caption=["c", "d"])
     assert prepared(tmp_path, image_key="PICTURE", caption_key="alt") == (["a", "b"], {})
@@ -245,6 +260,8 @@ CAPTION_TABLES = {
                     {"captions.jsonl:1": "unusable table row", "a.png": "no caption"}),
     "deep.jsonl": ("[" * 10**5 + '\n{"file": "b.png", "text": "b"}\n', ["b"],
                    {"captions.jsonl:1": "unusable table row", "a.png": "no caption"}),
+    "together.csv": ("\ufefffile,caption\na.png,a\n\ufeffb.png,\ufeffb\n", ["a", "b"], {}),
+    "together.jsonl": ('\ufeff{"file": "a.png", "text": "a"}\n\ufeff{"file": "b.png", "text": "b"}', ["a", "b"], {}),
     "cut.jsonl": (b"\xff\xfe" + '{"file": "b.png", "text": "b"}\n'.encode("utf-16-le") + b"a", ["b"],
                   {"captions.jsonl:2": "unreadable caption", "a.png": "no caption"}),
 }  # fmt: skip
@@ -272,6 +289,8 @@ def test_tables_of_captions(tmp_path, name):
             "NUL characters, as UTF-16 without a byte order mark has",
         ),
         (b"file,caption\na.png,caf\xe9\n", "line 2 has text that is not UTF-8: save it as UTF-8"),
+        ('"File";"Caption"\n"a.png";"a"\n', "its columns are separated by ';', where commas are expected"),
+        ("file\ttext\na.png\ta".encode("utf-16"), r"its columns are separated by '\\t'"),
         (b"\xff\xfef\0i\0\0\xd8", "text that is not UTF-16-LE, and the rest is not read: save it as UTF-8"),
     ],
 )
