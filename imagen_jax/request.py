@@ -68,6 +68,7 @@ class Prepared:
       request: the request.
       sampling: by the name of each stage that will run, its sampling options.
       size: (height, width) of the results in pixels.
+      rows: of each batch.
       images: arguments of `sample_cascade` by name, each [H, W, C] without the batch.
       report: a line about the mask, or "".
     """
@@ -75,6 +76,7 @@ class Prepared:
     request: Request
     sampling: dict[str, SamplingConfig]
     size: tuple[int, int]
+    rows: int
     images: dict[str, np.ndarray]
     report: str
 
@@ -101,15 +103,20 @@ def prepare(request: Request) -> Prepared:
       OSError: a file cannot be read.
     """
     checks.whole("--batch-size", request.batch_size, 1, MAX_BATCH)
+    for prompt in dict.fromkeys(prompt for prompt, _ in request.jobs):
+        checks.text("--prompts", prompt, may_be_empty=True)
+    if request.negative is not None:
+        checks.text("--negative", request.negative, may_be_empty=True)
     for side in request.size or ():
         checks.whole("--size", side, 1, MAX_SIDE)
+    rows = whole_batch(request.batch_size, len(request.jobs), request.fsdp)
     chosen = _chosen(request, checkpoint.read_cascade(request.workdir, best=request.best))
     settings = sampling_by_stage(chosen, dict(request.options))
     configs = tuple(stage.config for stage in chosen)
     images, report = fitting.fit_inputs(configs, request.inputs, size=request.size, outpaint=request.outpaint)
     names = [config.name for config in configs]
     size = sizes_by_stage(configs, request.size)[-1]
-    return Prepared(request, dict(zip(names, settings, strict=True)), size, images, report)
+    return Prepared(request, dict(zip(names, settings, strict=True)), size, rows, images, report)
 
 
 def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
@@ -139,7 +146,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         workdir=os.path.abspath(workdir) if not locations.is_remote(workdir) else os.fspath(workdir),
         checkpoints={name: steps[name] for name in prepared.sampling},
         encoder=encoder.fingerprint,
-        batch_size=whole_batch(request.batch_size, len(request.jobs), request.fsdp),
+        batch_size=prepared.rows,
         row=0,
         fsdp=request.fsdp,
         devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",

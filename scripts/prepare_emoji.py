@@ -233,9 +233,10 @@ def main(options: Options) -> None:
     output = Path(os.path.abspath(options.output))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists and is not empty; choose another or delete it.")
+    unfinished = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
+    files.check_directory(unfinished, "--output")
     font = find_font(options.font)
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
     unfinished.mkdir()
     try:
         count = write_all(font, options.size, unfinished)
@@ -254,8 +255,8 @@ def write_all(font: Path, size: int, folder: Path) -> int:
         scale = resize.area if size <= len(picture) else resize.bilinear
         picture = np.rint(scale(picture, size)).astype(np.uint8)
         stem = "emoji_u" + "_".join(f"{ord(c):04x}" for c in sequence if c != VS16)
-        files.write(folder / f"{stem}.png", transforms.encode_png(picture))
-        files.write(folder / f"{stem}.txt", caption + "\n")
+        (folder / f"{stem}.png").write_bytes(transforms.encode_png(picture))  # the folder appears as a whole
+        (folder / f"{stem}.txt").write_text(caption + "\n", encoding="utf-8")
         count += 1
     if not count:
         raise ValueError(f"{font} drew no picture; use a bitmap colour emoji font such as {FONT}.")

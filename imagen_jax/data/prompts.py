@@ -33,7 +33,11 @@ def read(path: Path, option: str = "--prompts-file") -> tuple[list[str], str]:
     ]
     comments = sum(line.startswith("#") for line in lines)
     if not prompts:
-        only = f" of other than comments ({comments} lines that begin with #)" if comments else ""
+        only = f" but for {_counted(comments, 'line')} that begin with #" if comments else ""
         raise ValueError(f"{option} must hold one prompt per line; {path} is empty{only}.")
-    skipped = f"; {comments} comments skipped" if comments else ""
-    return prompts, f"{path}: {len(prompts)} prompts{skipped}."
+    skipped = f"; {_counted(comments, 'comment')} skipped" if comments else ""
+    return prompts, f"{path}: {_counted(len(prompts), 'prompt')}{skipped}."
+
+
+def _counted(num: int, what: str) -> str:
+    return f"{num} {what}{'s' if num != 1 else ''}"

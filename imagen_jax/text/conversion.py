@@ -4,6 +4,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from imagen_jax import files
 from imagen_jax.text import model_files, pretrained, torch_file
 
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -34,6 +35,7 @@ def convert(name_or_path: str | Path, output: str | Path | None = None) -> Path:
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output must be a new directory; got {output}, which exists: choose another.")
+    files.check_directory(output, "--output")
     if directory is None:
         directory = pretrained.download(name_or_path, _PICKLES)
     # Written beside it and renamed, so that a conversion that was stopped leaves nothing that looks complete.

@@ -61,6 +61,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     parallel.agree(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
         place = parallel.agree(lambda: locations.location(workdir, "--workdir"))
+        parallel.agree(lambda: files.check_directory(place / config.name, "--workdir"))
         options = flat(config)
         parallel.require_same(
             {

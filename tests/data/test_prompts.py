@@ -28,8 +28,8 @@ def test_prompts(tmp_path, content, expected, skipped):
     path.write_bytes(content)
     found, report = prompts.read(path)
     assert found == expected
-    told = f"; {skipped} comments skipped" if skipped else ""
-    assert report == f"{path}: {len(expected)} prompts{told}."
+    told = f"; {skipped} comment{'s' if skipped > 1 else ''} skipped" if skipped else ""
+    assert report == f"{path}: {len(expected)} prompt{'s' if len(expected) > 1 else ''}{told}."
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_prompts(tmp_path, content, expected, skipped):
     [
         (b"", "--prompts-file must hold one prompt per line; .*prompts.txt is empty"),
         (b"\n \t\n\xe2\x80\x8b\n", "is empty"),
-        (b"# a\n# b\n", "is empty of other than comments .2 lines that begin with #."),
+        (b"# a\n# b\n", "is empty but for 2 lines that begin with #"),
         (b"a\nb\xff", "--prompts-file .*prompts.txt must be UTF-8; line 2"),
         ("a".encode("utf-16")[2:], "must be text; line 1 has a NUL"),
         (b"a" * (2**23 + 1), "must have at most"),

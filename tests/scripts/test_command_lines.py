@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ["train.py", "--preset", "quickstart", "--stage", "base", "--workdir", "{tmp}/run"]
 PLAN = ["plan.py", "--quick", "--preset"]
 SAMPLE = ["sample.py", "--workdir", "{tmp}/run"]
+OTHER = ["train.py", "--preset", "quickstart", "--stage", "base"]
 SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
 
 
@@ -101,6 +102,11 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*SWEEP, "--batch-size", f"{10**23}"], "--batch-size must be at most 65536"),
         ([*SWEEP, "--seed", f"{2**64}"], "--seed must be at most 4294967295"),
         ([*SWEEP, "--prompts-file", "{tmp}/empty.txt"], "empty.txt is empty"),
+        ([*OTHER, "--workdir", "/dev/null"], "--workdir must be a directory; "),
+        ([*OTHER, "--workdir", "{tmp}/empty.txt/x"], "--workdir must be a directory; "),
+        ([*OTHER, "--workdir", "n" * 300], "--workdir must have names of at most 255 bytes"),
+        ([*OTHER, "--workdir", "/proc/x"], "--workdir must be writable; "),
+        (["prepare_emoji.py", "--output", "{tmp}/empty.txt/x"], "--output must be a directory; "),
         (["prepare_data.py", "--shapes", "single", "--output", "/dev/null/x"], "--output must be a directory; "),
         (["prepare_data.py", "--shapes", "single", "--output", "n" * 250], "--output must have names of at most"),
         (["prepare_data.py", "--shapes", "single", "--output", "/proc/x/y"], "--output must be writable; "),

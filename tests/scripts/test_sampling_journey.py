@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -90,7 +91,7 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
         "unipc", "ddpm", "--steps", 3, "--order", 1, "None", "--aug-level", 0.2, "--negative", "a blue square", "--num",
         5, "--seed", 3, "--batch-size", 8,
     )  # fmt: skip
-    assert code == 0 and "Wrote 10 pictures of 16x16" in out and "2 prompts; 1 comments skipped" in out, err
+    assert code == 0 and "Wrote 10 pictures of 16x16" in out and "2 prompts; 1 comment skipped" in out, err
     picture = Image.open(output / "a-star-seed4.png")
     used, rest = (json.loads(picture.info[key]) for key in ("sampling", "imagen_jax"))
     assert used["base"]["sampler"] == "unipc" and used["base"]["order"] == 1 and used["base"]["steps"] == 3
@@ -128,9 +129,22 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_picture_whose_checkpoint_is_gone_is_not_made_again(workdir, run, tmp_path):
+def test_a_full_disk_leaves_nothing_and_a_missing_checkpoint_makes_nothing(
+    workdir, run, tmp_path, monkeypatch
+):
     arguments = ["--prompts", "a", "--output", tmp_path / "out", "--stop", "base", "--steps", 2]
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        code, _, err = run("sample.py", "--workdir", workdir, *arguments)
+        told = [line for line in err.splitlines() if "sampling:" not in line]
+        assert (
+            code == 2
+            and len(told) == 1
+            and "a-seed0.png cannot be written: No space left on device." in told[0]
+        )
+    assert list((tmp_path / "out").iterdir()) == []  # and the next run writes the same name
     assert run("sample.py", "--workdir", workdir, *arguments)[0] == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["a-seed0.png", "grid.png"]
     png = tmp_path / "out" / "a-seed0.png"
     shutil.copytree(workdir, tmp_path / "run")
     checkpoints = tmp_path / "run" / "base" / "checkpoints"
@@ -204,6 +218,10 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--size", "18", "16"], "size must be (H, W) in multiples of 4"),
         (["--eta", "0.5", "--sampler", "unipc"], "eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),
+        (["--negative", "\udcff"], "--negative must be text without null characters and surrogates"),
+        (["--fsdp", "3"], "fsdp must divide the number of devices 8"),
+        (["--fsdp", "0"], "fsdp must"),
+        (["--fsdp", f"{10**23}"], "fsdp must"),
     ],
 )  # fmt: skip
 def test_wrong_pictures_are_one_line(workdir, run, tmp_path, photo, arguments, message):
