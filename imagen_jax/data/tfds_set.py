@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen_jax.data import listing, shards, sources, text_files
+from imagen_jax.data import crc32c, listing, shards, sources, text_files
 from imagen_jax.data.captions import CAPTIONS, columns
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.parts import Part
@@ -141,43 +141,24 @@ def _parsed(record: bytes):
         raise Unusable("damaged archive", f"not a tf.train.Example: {error}") from error
 
 
-def tfrecords(path: Path, most: int = 2**62) -> Iterator[bytes | Unusable]:
+def tfrecords(path: Path, most: int = 2**62) -> Iterator[bytes | Exception]:
     """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4). In the place of one
-    of more than `most` bytes, why it is not read.
+    that is damaged, or of more than `most` bytes, why it is not read.
 
-    Raises _DamagedError where the file is cut off or a length is wrong; checksums of data are not
-    looked at, as a damaged picture shows when it is decoded.
+    Raises _DamagedError where the file is cut off or a length is wrong.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         while head := file.read(12):
-            if len(head) < 12 or _checksum(head[:8]) != struct.unpack("<I", head[8:])[0]:
+            if len(head) < 12 or crc32c.masked(head[:8]) != struct.unpack("<I", head[8:])[0]:
                 raise _DamagedError("the length of a record is damaged")
             (length,) = struct.unpack("<Q", head[:8])
             if file.tell() + length + 4 > size:
                 raise _DamagedError("a record is cut off")
             if length > most:
                 yield Unusable("too large", f"a record of {length} bytes, more than {most}")
-                file.seek(length, os.SEEK_CUR)
-            else:
-                yield file.read(length)
-            file.seek(4, os.SEEK_CUR)
-
-
-def _checksum(data: bytes) -> int:
-    """The masked CRC-32C of TFRecord files."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _table()[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@functools.cache
-def _table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            record = file.read(length)
+            is_sound = crc32c.masked(record) == struct.unpack("<I", file.read(4))[0]
+            yield record if is_sound else _DamagedError("it does not have its checksum")

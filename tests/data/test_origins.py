@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagen_jax.data import parquet, pictures, shards, sources, tfds_set, webdataset
+from imagen_jax.data import crc32c, parquet, pictures, shards, sources, webdataset
 
 
 @pytest.fixture(scope="module")
@@ -413,10 +413,9 @@ def tfds_records(num, first=0):
 
 
 def framed(records):
-    """A TFRecord file. Its checksums of data are not read, so they are nought here."""
-    heads = [struct.pack("<Q", len(record)) for record in records]
-    checksums = [struct.pack("<I", tfds_set._checksum(head)) for head in heads]
-    return b"".join(h + c + r + b"\0" * 4 for h, c, r in zip(heads, checksums, records, strict=True))
+    """A TFRecord file."""
+    pieces = [piece for record in records for piece in (struct.pack("<Q", len(record)), record)]
+    return b"".join(piece + struct.pack("<I", crc32c.masked(piece)) for piece in pieces)
 
 
 def make_tfds(directory, features, kind, files):
@@ -445,10 +444,20 @@ def make_tfds(directory, features, kind, files):
     return {split.name: split.filepaths for split in splits}
 
 
-def test_checksum_is_the_published_one():
-    # RFC 3720: CRC-32C of 32 bytes of zeros is 0x8a9136aa; TFRecord turns it by 15 bits and adds a constant.
-    crc = 0x8A9136AA
-    assert tfds_set._checksum(b"\0" * 32) == (((crc >> 15 | crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+def test_damaged_records_of_tfrecord_files_are_lost_alone(tmp_path, script):
+    features, records, truth = tfds_records(6)
+    path = Path(make_tfds(tmp_path / "in", features, "tfrecord", {"train": [6]})["train"][0])
+    content = framed(records)
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        damaged = bytearray(content)
+        start = sum(len(record) + 16 for record in records[:number]) + 12
+        place = start + int(rng.integers(len(records[number]) + 4))  # in the record or in its checksum
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        kept, left_out = prepare(script, tmp_path / "in", tmp_path / f"out{number}")
+        assert left_out == [(f"{path.name}:{number}", "damaged archive")]
+        assert kept == [pair for pair in truth if int(pair[0].split()[0]) != number]
 
 
 def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monkeypatch):
