@@ -168,7 +168,7 @@ def traced_cascade(stages, text, keys, **options):
     return jnp.zeros(jax.eval_shape(sample, stages, text, keys).shape)
 
 
-@pytest.mark.filterwarnings("ignore:caption .* is cut")
+@pytest.mark.filterwarnings("ignore:caption .* is cut", "ignore:.* captions consist mostly of")
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.stem)
 def test_snippets_run(path, names, capsys, monkeypatch):
     if path.stem == "sampling":  # it samples with some forty settings, each a program of its own
@@ -383,17 +383,13 @@ def options(parse):
     return found
 
 
-OF_OTHERS = {"--requeue", "--ntasks-per-node", "--sparse"}  # of SLURM and tar
+OF_OTHERS = {"--requeue", "--recursive"}  # of sbatch and of copying tools
 
 
 @page
 def test_options_exist(page, options):
-    named = {
-        option
-        for code in in_code(page)
-        for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)
-        if "/" not in code
-    }
+    ours = [code for code in in_code(page) if re.match(r"--|(scripts/)?\w+\.py |python scripts/", code)]
+    named = {option for code in ours for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)}
     assert named - options - OF_OTHERS == set()
 
 
