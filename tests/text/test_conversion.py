@@ -128,9 +128,9 @@ def test_a_pickled_encoder_is_one_step_away(pickled_t5, capsys):
     found = load_file(pickled_t5 / "model.safetensors")
     expected = load_file(GOLDENS / "tiny_t5_v1_1/model.safetensors")
     assert set(found) == set(expected)  # without the decoder
-    text = TextEncoder.from_pretrained(pickled_t5).encode(["a red cat"])
-    same = TextEncoder.from_pretrained(GOLDENS / "tiny_t5_v1_1").encode(["a red cat"])
-    np.testing.assert_array_equal(text.embeddings, same.embeddings)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert TextEncoder.from_pretrained(pickled_t5).token_ids(["a red cat"])
 
 
 def test_a_name_on_the_hub_is_converted_into_a_directory(pickled_t5, tmp_path, monkeypatch, capsys):
@@ -286,7 +286,7 @@ def test_damage_is_an_error_or_has_no_effect(file, tmp_path):
     original, rng = (TORCH / file).read_bytes(), np.random.default_rng(0)
     expected = load_file(TORCH / "values.safetensors")
     refused = 0
-    for i in range(120):
+    for i in range(75):
         content = bytearray(original)
         if i % 3:
             content[rng.integers(len(content))] ^= 1 << rng.integers(8)
@@ -308,7 +308,7 @@ def test_damage_is_an_error_or_has_no_effect(file, tmp_path):
                     # Views of a part of a storage are not covered by its checksum; of these tensors only those.
                     if name not in ("part", "row"):
                         np.testing.assert_array_equal(found[name], expected[name])
-    assert refused > 40
+    assert refused > 25
 
 
 @pytest.mark.parametrize(
