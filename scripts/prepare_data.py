@@ -63,8 +63,8 @@ class Options:
     max_captions: int | None = None
     """With --input: captions of a picture; one with more is left out (default 256)."""
     max_page_bytes: int | None = None
-    """With --input: bytes of a page of pictures in a .parquet table; row groups with larger ones are left out
-    (default 2^28)."""
+    """With --input: bytes that reading a page of pictures of a .parquet table may take; row groups with larger ones
+    are left out (default 2^29)."""
     validation_fraction: float | None = None
     """With --input: share of pictures for validation, chosen by their bytes (default 0)."""
     test_fraction: float | None = None

@@ -11,13 +11,13 @@ from imagen_jax.data.quarantine import Unusable
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bytes of a picture, bytes of a caption in UTF-8, captions of a picture, and bytes of a page of pictures in a
-    .parquet table, which is decompressed as a whole."""
+    """Bytes of a picture, bytes of a caption in UTF-8, captions of a picture, and bytes that reading a page of
+    pictures of a .parquet table may take, as it is decompressed as a whole."""
 
     image_bytes: int = transforms.MAX_BYTES
     caption_bytes: int = 2**20
     captions: int = 256
-    page_bytes: int = 2**28
+    page_bytes: int = 2**29
 
     def check_image(self, num_bytes: int) -> None:
         """Raises Unusable if a picture has too many bytes."""

@@ -159,9 +159,9 @@ class Tables:
         batches |= dict.fromkeys((*columns.captions, *status), many if texts.largest > 2**22 else _FEW)
         for column in columns.images:
             pages = parquet_pages.look(file, group, [column])
-            if pages.largest > self.limits.page_bytes:
-                most = self.limits.page_bytes
-                raise Unusable("too large", f"a page of {pages.largest} bytes, more than {most}: {fix}")
+            if pages.cost > (most := self.limits.page_bytes):
+                sizes = f"a page of {pages.largest} bytes, which takes {pages.cost} bytes of memory, more than {most}"
+                raise Unusable("too large", f"{sizes}: {fix}, or raise --max-page-bytes")
             if _is_dictionary(schema.field(column).type) and pages.total > DICTIONARY_BYTES:
                 most = f"{pages.total} bytes of pictures in a dictionary, more than {DICTIONARY_BYTES}"
                 raise Unusable("too large", f"{most}: {fix}, or the pictures as plain bytes")

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO
 
+_COPIES = 7  # of a value that Arrow makes while it reads one row
 _MOST = 2**17  # pages of a column that are looked at
 _DEPTH = 20  # of structs in a header
 _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
@@ -18,15 +19,18 @@ _PLAIN = 0
 _AS_DICTIONARY = {_PLAIN, 2, 8}  # and PLAIN_DICTIONARY and RLE_DICTIONARY
 # Numbers of fields in PageHeader
 _SIZE, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
+_KINDS = {_DATA: 2, _DICTIONARY: 2, _DATA_V2: 4}  # and the number of the encoding in each
 
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; values of the longest
-    column; and whether all columns can be read as dictionaries, which Arrow cannot do with some encodings."""
+    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; `cost`, the largest
+    page and _COPIES of the mean value in it, which is about what reading one row takes; values of the longest column;
+    and whether all columns can be read as dictionaries, which Arrow cannot do with some encodings."""
 
     largest: int
     total: int
+    cost: int
     values: int
     as_dictionary: bool
 
@@ -39,7 +43,7 @@ def look(file: BinaryIO, group, columns: list[str]) -> Pages:
       group: pyarrow's RowGroupMetaData.
       columns: names of top-level columns.
     """
-    largest = total = most_values = 0
+    largest = total = cost = most_values = 0
     encodings = set()
     for index in range(group.num_columns):
         column = group.column(index)
@@ -47,15 +51,18 @@ def look(file: BinaryIO, group, columns: list[str]) -> Pages:
         if not any(path == name or path.startswith(f"{name}.") for name in columns):
             continue
         values = 0
-        for size, num, encoding in _headers(file, column):
-            largest, total, values = max(largest, size), total + size, values + num
-            encodings.add(encoding)
+        for size, num, encoding, is_dictionary in _headers(file, column):
+            largest, total = max(largest, size), total + size
+            cost = max(cost, size + _COPIES * size // max(num, 1))
+            if not is_dictionary:
+                values += num
+                encodings.add(encoding)
         most_values = max(most_values, values)
-    return Pages(largest, total, most_values, encodings <= _AS_DICTIONARY)
+    return Pages(largest, total, cost, most_values, encodings <= _AS_DICTIONARY)
 
 
-def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int]]:
-    """(bytes, values, encoding) of each page of a column chunk; of a dictionary no values."""
+def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int, bool]]:
+    """(bytes, values, encoding, whether it is the dictionary) of each page of a column chunk."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset is not None:
         start = min(start, column.dictionary_page_offset)
@@ -69,21 +76,14 @@ def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int]]:
         try:
             header = _struct(file)
             size, compressed = header[_SIZE], header[_COMPRESSED]
-            # Number of values and encoding, as the struct of each kind of page numbers them.
-            num, encoding = next(
-                (
-                    (header[kind][1], header[kind][place])
-                    for kind, place in ((_DATA, 2), (_DATA_V2, 4))
-                    if kind in header
-                ),
-                (0, _PLAIN),
-            )
+            kind, place = next((kind, place) for kind, place in _KINDS.items() if kind in header)
+            num, encoding = header[kind][1], header[kind][place]
             if min(size, compressed, num) < 0:
                 return
-        except (KeyError, EOFError, AttributeError, TypeError):
+        except (KeyError, EOFError, StopIteration, TypeError):
             return
-        values += num
-        yield size, num, encoding
+        values += 0 if kind == _DICTIONARY else num
+        yield size, num, encoding, kind == _DICTIONARY
         file.seek(compressed, 1)
 
 

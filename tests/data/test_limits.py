@@ -233,6 +233,8 @@ PARQUET = {
     ),
     "texts": ({"image": ONE[:1], "caption": [["a"] * 300]}, [], {0: "too large"}),
     "a bomb of a picture": ({"image": [bytes(10_000)], "caption": ["a"]}, [], {0: "too large"}),
+    "one for all rows": ({"image": [bytes(2000)] * 3, "caption": ["a"] * 3}, [], {0: "too large"}),
+    "many in a page": ({"image": [png(i) for i in range(40)], "caption": ["b"] * 40}, ["b"] * 40, {}),
     "a dictionary of pictures": (
         {"image": pa.array([bytes(6000)] * 3).dictionary_encode(), "caption": list("abc")}, [], {0: "too large"}
     ),
@@ -280,6 +282,7 @@ def test_sizes_of_pages_are_what_arrow_reads(tmp_path, options):
             assert (image.values, caption.values) == (group.num_rows, group.column(2).num_values)
             assert group.num_rows * 1000 < image.total <= group.column(1).total_uncompressed_size
             assert 5000 < image.largest < image.total
+            assert image.largest + 7 * 900 < image.cost < image.largest + 7 * 1100
 
 
 # ---- memory ----
@@ -322,7 +325,7 @@ def test_limits_are_options(tmp_path, load_script):
     made = script.settings(
         script.Options(tmp_path / "out", tmp_path / "in", max_captions=2, max_caption_bytes=9)
     )
-    assert (made["max_captions"], made["max_caption_bytes"], made["max_page_bytes"]) == (2, 9, 2**28)
+    assert (made["max_captions"], made["max_caption_bytes"], made["max_page_bytes"]) == (2, 9, 2**29)
     for options, message in (
         ({"max_captions": 0}, "--max-captions must be at least 1; got 0"),
         ({"max_image_bytes": 2**28 + 1}, "--max-image-bytes must be at most 268435456"),
