@@ -12,6 +12,8 @@ import numpy as np
 
 # Several times the largest of a published model (tokenizer.json of a vocabulary of 256,000: 17 MB).
 MAX_TEXT_BYTES = 64 << 20
+# Of 100,000 tensors.
+_MAX_HEADER_BYTES = 16 << 20
 # transformers writes 1e30 for "no limit"; no encoder here was trained on texts of such a length.
 NO_LIMIT = 1_000_000
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -22,11 +24,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def check_size(path: Path) -> None:
+def check_size(path: Path, limit: int = MAX_TEXT_BYTES) -> None:
     """Raises ValueError if a text file of a model is larger than any real one."""
     size = path.stat().st_size
-    if size > MAX_TEXT_BYTES:
-        raise ValueError(f"{path} must have at most {MAX_TEXT_BYTES} bytes, got {size}; get the file again.")
+    if size > limit:
+        raise ValueError(f"{path} must have at most {limit} bytes, got {size}; get the file again.")
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -182,6 +184,13 @@ def stored_tensors(directory: Path) -> Iterator[Stored]:
     from safetensors import SafetensorError, safe_open
 
     for file in weight_files(directory):
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+        if size > _MAX_HEADER_BYTES:
+            raise ValueError(
+                f"{file} is not a readable safetensors file (a header of {size} bytes, more than {_MAX_HEADER_BYTES}); "
+                "get it again."
+            )
         try:
             with safe_open(file, framework="numpy") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}

@@ -56,7 +56,9 @@ def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
     """
     files = files_of(directory)
     for file in files:
-        model_files.check_size(file)
+        # For a token and its merges the largest published ones have 120 bytes.
+        limit = min(model_files.MAX_TEXT_BYTES, (4 << 20) + 400 * vocab_size)
+        model_files.check_size(file, limit if file.name in _FILES else model_files.MAX_TEXT_BYTES)
         if file.name in _SETTINGS:
             model_files.read_settings(file)  # or the libraries blame another file
     try:

@@ -360,7 +360,7 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         header(b'{"\xff": ' + json.dumps(entry()).encode() + b"}", bytes(8)),
         header(b'{"\\ud800": ' + json.dumps(entry()).encode() + b"}", bytes(8)),
         header(b"[" * 100_000), header(b'{"a":' * 100_000),
-        header({"a": entry()}, bytes(4)), header({"a": entry()}, bytes(16)),
+        header({"a": entry()}, bytes(4)), header({"a": entry()}, bytes(16)), header(b" " * (17 << 20)),
     ],
 )  # fmt: skip
 def test_hostile_headers_are_one_line(content, model):

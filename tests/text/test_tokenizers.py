@@ -263,6 +263,15 @@ def test_a_file_without_end_is_not_read(file, tmp_path):
         tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "spiece.model", "vocab.txt"])
+def test_a_file_is_bounded_by_the_vocabulary(file, tmp_path):
+    with (tmp_path / file).open("wb") as sparse:
+        sparse.truncate(5 << 20)
+    limit = (4 << 20) + 400 * 22
+    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most {limit} bytes, got {5 << 20}"):
+        tokenizer.load(tmp_path, 22)
+
+
 def test_a_vocabulary_of_many_lines_is_not_built(tmp_path):
     (tmp_path / "vocab.txt").write_bytes(b"\n" * 10_000)
     with pytest.raises(ValueError, match="at most the model's .* tokens, got 10000"):
