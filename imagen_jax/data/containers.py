@@ -21,6 +21,8 @@ MAX_SCANS = 100  # passes over the pixels of a progressive JPEG; encoders make a
 MAX_PROFILE = 2**22  # bytes of a colour profile; a larger one is not applied
 _MAX_TEXT = 2**20  # bytes of XMP in which the orientation is looked for
 
+_SEGMENT = struct.Struct(">BBH").unpack_from
+_NO_LENGTH = (0, *range(0xD0, 0xDA), 0xFF)  # markers of a JPEG; the last is fill
 _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
 
 
@@ -73,6 +75,9 @@ def _inflated(data: bytes | memoryview, most: int) -> bytes:
 
 
 def png(data: bytes) -> Contents:
+    # The usual one: a header, pixels in one piece, and the end.
+    if data[37:41] == b"IDAT" and len(data) == 57 + int.from_bytes(data[33:37], "big"):
+        return Contents(data, orientation=1, depth=data[24])
     view = memoryview(data)
     kept, pixels = [view[:8]], []
     found: dict[bytes, bytes] = {}
@@ -165,28 +170,28 @@ def _png_profile(found: dict[bytes, bytes], data: bytes) -> bytes | None:
 
 def jpeg(data: bytes) -> Contents:
     view = memoryview(data)
-    kept, parts = [view[:2]], {}
+    kept, parts = [], {}
     exif = xmp = None
     is_progressive = has_frames = False
+    first = 0  # of the bytes that are kept up to here
     place = 2
     for _ in range(MAX_SEGMENTS):
-        place = data.find(b"\xff", place)
-        if place < 0 or place + 4 > len(data):
-            raise ValueError("cut off before the picture")
-        kind = data[place + 1]
-        if kind == 0xFF:  # fill
-            place += 1
+        start_byte, kind, length = _SEGMENT(data, place)
+        if start_byte != 0xFF or kind in _NO_LENGTH:  # what stands between segments is dropped
+            behind = place + (1 if start_byte != 0xFF or kind == 0xFF else 2)
+            kept.append(view[first:place])
+            first = place = data.find(b"\xff", behind)
+            if place < 0:
+                raise ValueError("cut off before the picture")
             continue
         if kind == 0xDA:
             break
-        if kind == 0 or 0xD0 <= kind <= 0xD9:  # without a length
-            place += 2
+        start, end = place + 4, place + 2 + length
+        if kind < 0xE0:
+            is_progressive = is_progressive or kind in (0xC2, 0xC6, 0xCA, 0xCE)
+            place = end
             continue
-        start, end = place + 4, place + 2 + (data[place + 2] << 8) + data[place + 3]
-        is_kept = kind < 0xE0
-        if kind in (0xE0, 0xEE):  # JFIF and Adobe say which colours the channels are
-            is_kept = data[start : start + 5] in (b"JFIF\0", b"Adobe")
-        elif kind == 0xE1 and exif is None and data.startswith(b"Exif\0\0", start):
+        if kind == 0xE1 and exif is None and data.startswith(b"Exif\0\0", start):
             exif = data[start:end]
         elif kind == 0xE1 and xmp is None and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
             xmp = data[start:end]
@@ -194,21 +199,20 @@ def jpeg(data: bytes) -> Contents:
             parts.setdefault(data[start + 12], data[start + 14 : end])
         elif kind == 0xE2 and data.startswith(b"MPF\0", start):
             has_frames = True
-        elif kind in (0xC2, 0xC6, 0xCA, 0xCE):
-            is_progressive = True
-        if is_kept:
-            kept.append(view[place:end])
+        # JFIF and Adobe say which colours the channels are.
+        if kind not in (0xE0, 0xEE) or data[start : start + 5] not in (b"JFIF\0", b"Adobe"):
+            kept.append(view[first:place])
+            first = end
         place = end
     else:
         raise TooLargeError(f"more than {MAX_SEGMENTS} segments")
     if is_progressive and data.count(b"\xff\xda", place) > MAX_SCANS:
         raise TooLargeError(f"more than {MAX_SCANS} scans")
-    kept.append(view[place:])
     profile = b"".join(part for _, part in sorted(parts.items()))
     return Contents(
-        data if sum(map(len, kept)) == len(data) else b"".join(kept),
+        b"".join((*kept, view[first:])) if first else data,
         profile=profile if 128 <= len(profile) <= MAX_PROFILE else None,
-        orientation=exif_orientation(exif or b"") or xmp_orientation(xmp or b"") or 1,
+        orientation=(exif and exif_orientation(exif)) or (xmp and xmp_orientation(xmp)) or 1,
         has_frames=has_frames,
         is_progressive=is_progressive,
     )

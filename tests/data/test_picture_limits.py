@@ -335,3 +335,12 @@ def largest():
 def test_limits_are_those_that_are_documented():
     assert (opening.MAX_BYTES, opening.MAX_PIXELS, opening.MAX_MEMORY) == (2**28, 2**27, 768 * 2**20)
     assert (containers.MAX_CHUNKS, containers.MAX_SEGMENTS, containers.MAX_SCANS) == (2**18, 2**16, 100)
+
+
+@pytest.mark.parametrize(
+    "between", [b"\xff", b"\xff" * 9, b"\0", b"abc", b"\xff\0", b"\xff\xd0", b"\xff\xff\xff\0a\xff\xff"]
+)
+def test_bytes_between_the_segments_of_a_jpeg_are_passed_over(between):
+    place = JPEG.index(b"\xff\xdb")
+    data = JPEG[:place] + between + JPEG[place:]
+    np.testing.assert_array_equal(transforms.decode(data), transforms.decode(JPEG))
