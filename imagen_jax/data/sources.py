@@ -285,6 +285,9 @@ def read_builder(directory: Path):
     """
     import tensorflow_datasets as tfds
 
+    for name in ("dataset_info.json", "features.json"):
+        if (directory / name).exists() and not (directory / name).is_file():  # TFDS would wait for a pipe
+            raise ValueError(f"{directory / name} must be a file; it is not: write the data set again.")
     checksums.check(directory)
     try:
         builder = tfds.builder_from_directory(str(directory))

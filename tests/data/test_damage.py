@@ -1,6 +1,7 @@
 """Flipped bits and cuts in every file of a data set: found and named, or without any effect."""
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -100,4 +101,8 @@ def test_a_set_without_checksums_is_read(whole, tmp_path):
     info = tmp_path / "photos" / "dataset_info.json"
     info.write_text(info.read_text().replace("{SHARD_INDEX}", "{SHARD}"))
     with pytest.raises(ValueError, match="photos has damaged TFDS metadata"):
+        records(tmp_path / "photos")
+    (tmp_path / "photos" / "features.json").unlink()
+    os.mkfifo(tmp_path / "photos" / "features.json")
+    with pytest.raises(ValueError, match="features.json must be a file"):
         records(tmp_path / "photos")
