@@ -3,7 +3,8 @@
 A stage's directory holds
 
     config.json                the stage's configuration
-    checkpoints/<step>/        state (step, params, optimiser), ema_params, data (position, and of which), config
+    checkpoints/<step>/        state (step, params, optimiser), ema_params, config, data: the position in the data, of
+                               which, and the checksums of all arrays (`integrity`)
     damaged/<step>/            checkpoints that could not be read when training went on from an older one
     .lock                      held by the run that trains here
 
@@ -18,7 +19,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,11 +39,14 @@ from imagen_jax.config import (
 from imagen_jax.locks import BucketLock, lock
 from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
+from imagen_jax.training import checksums, integrity
 from imagen_jax.validation import validate, validate_cascade, validate_sampling
 
 CONFIG_FILE = "config.json"
 SAMPLING_FILE = "sampling.json"
 LOCK_FILE = ".lock"
+_JSON_FILE = "metadata"  # in the folder of an item that is JSON, by Orbax
+_REMOVED_WITHIN_S = 5  # a checkpoint whose removal has begun
 _LAST_FILE = "commit_success.txt"  # of a checkpoint in a bucket, by Orbax
 _SEEN_WITHIN_S = 30  # a network file system may show a new file late
 
@@ -57,10 +61,17 @@ class Checkpoints:
         self._config, self._hold = config, hold
         self._failed = False
         self._directory = _absolute(directory)
+        first = jax.process_index() == 0
+        parallel.agree(lambda: integrity.check_files(self._directory / "checkpoints") if first else None)
         # What a killed run left half-written would take up the disk for ever.
-        self._manager = _manager(
-            self._directory, max_to_keep=config.run.keep_checkpoints, cleanup_tmp_directories=True
-        )
+        options = {"max_to_keep": config.run.keep_checkpoints, "cleanup_tmp_directories": True}
+        try:
+            self._manager = _manager(self._directory, **options)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of metadata of the wrong kinds
+            raise ValueError(
+                f"{self._directory / 'checkpoints'} must hold checkpoints that can be listed, but one has damaged "
+                f"metadata ({_first_line(error)}): move it away."
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -83,10 +94,11 @@ class Checkpoints:
             except (OSError, ValueError):
                 self._failed = True
                 raise
+        tree = _items(state)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave({k: getattr(state, k) for k in ("step", "params", "opt_state")}),
-            ema_params=ocp.args.StandardSave(state.ema_params),
-            data=ocp.args.JsonSave(data_position),
+            state=ocp.args.StandardSave(tree["state"]),
+            ema_params=ocp.args.StandardSave(tree["ema_params"]),
+            data=ocp.args.JsonSave(integrity.make_record(step, data_position, tree)),
             config=ocp.args.JsonSave(to_dict(self._config)),
         )
         with self._writing():
@@ -122,36 +134,40 @@ class Checkpoints:
         Raises:
           ValueError: none can be read; all stay where they are.
         """
-        first_error, damaged = None, []
+        first_error, damaged = None, {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            found = error = None
-            try:
-                found = _restored(self._directory, step, abstract)
-            except ValueError as raised:
-                error = raised
+            folder = _folder(self._directory, step)
+            found, error = _attempt(_restored, folder, step, abstract)
             # Every process goes on with the same step.
             if parallel.from_all(error is None).all():
-                self._move_away(damaged)
-                return found
-            damaged.append(step)
+                state, record = found
+                _, error = _attempt(integrity.verify, folder, _items(state), record)  # they add up their parts of it
+                if parallel.from_all(error is None).all():
+                    _say_if_unverified(folder, record)
+                    self._move_away(damaged)
+                    return state, record.position
+            damaged[step] = error
             first_error = first_error or error
         raise ValueError(
-            f"one of the checkpoints of steps {damaged} must be readable by every process; none is. "
+            f"one of the checkpoints of steps {[*damaged]} must be readable by every process; none is. "
             f"{first_error or 'Another process says why.'}"
         ) from first_error
 
-    def _move_away(self, steps: list[int]) -> None:
-        if not steps:
+    def _move_away(self, damaged: dict[int, ValueError | None]) -> None:
+        if not damaged:
             return
         aside = self._directory / "damaged"
 
         def move() -> None:
             aside.mkdir(exist_ok=True)
-            for step in steps:
+            for step, error in damaged.items():
                 names = itertools.chain([str(step)], (f"{step}-{i}" for i in itertools.count(2)))
                 target = next(aside / name for name in names if not (aside / name).exists())
-                _rename(self._directory / "checkpoints" / str(step), target)
-                logger.warning(f"The checkpoint of step {step} cannot be read; moved to {target}.")
+                _rename(_folder(self._directory, step), target)
+                logger.warning(
+                    f"The checkpoint of step {step} cannot be read; moved to {target}. It was found that "
+                    f"{error or 'another process could not read it'}"
+                )
 
         parallel.agree(lambda: move() if jax.process_index() == 0 else None)
         self._manager.reload()
@@ -326,22 +342,71 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
     """`load_stage`, and the step of the checkpoint that was loaded."""
     directory = _absolute(directory)
     config = read_config(directory)
-    root = directory / "checkpoints"
-    with _manager(directory, read_only=True) as manager:
-        steps = sorted(manager.all_steps())
+    shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+    while True:
+        steps = sorted(_steps_on_disk(directory))
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise ValueError(
-                f"{root} must hold {wanted}; found steps {steps}. Train longer with scripts/train.py."
+                f"{directory / 'checkpoints'} must hold {wanted}; found steps {steps}. Train longer with "
+                "scripts/train.py."
             )
-        step = steps[-1] if step is None else step
-        shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
-        args = ocp.args.Composite(ema_params=ocp.args.StandardRestore(shapes))
-        params = _read(directory, step, lambda: manager.restore(step, args=args))["ema_params"]
+        chosen = steps[-1] if step is None else step
+        params, error = _attempt(_averaged, _folder(directory, chosen), chosen, shapes, config)
+        if error is None:
+            return stage.Stage(params=params, config=config), chosen
+        # A run that goes on removes its older checkpoints, file by file, when it has newer ones.
+        if not _is_superseded(directory, chosen, step):
+            raise error
+
+
+def _averaged(folder: Path, step: int, shapes: Any, config: StageConfig) -> Any:
+    """The averaged parameters of a checkpoint; a ValueError if it is damaged, or not of this configuration."""
+
+    def read() -> tuple[Any, integrity.Record]:
+        integrity.check_files(folder)
+        _check_config(folder, config)
+        return _item(folder, "ema_params", shapes), integrity.read_record(folder / "data" / _JSON_FILE, step)
+
+    params, record = _read(folder, read)
     _check_dtypes(shapes, params)
-    return stage.Stage(params=params, config=config), step
+    integrity.verify(folder, {"ema_params": params}, record)
+    _say_if_unverified(folder, record)
+    return params
+
+
+def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
+    """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
+    wanted."""
+    if max(_steps_on_disk(directory), default=chosen) == chosen:
+        return False
+    if wanted is None:
+        return True
+    end = time.monotonic() + _REMOVED_WITHIN_S
+    while time.monotonic() < end:
+        if wanted not in _steps_on_disk(directory):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _check_config(folder: Path, config: StageConfig) -> None:
+    """Compares what a checkpoint was trained with to the stage's own file, in all that sampling depends on."""
+    file = folder / "config" / _JSON_FILE
+    found = differences(from_dict(read_json(file)), config)
+    found = [line for line in found if not line.startswith(("run.", "data.", "optim."))]
+    sampling = [line for line in found if line.startswith("sampling.")]
+    if len(found) > len(sampling):
+        raise integrity.ChangedError(
+            f"{file} and the {CONFIG_FILE} of the stage must agree; they differ in {'; '.join(found)}. Put back the "
+            "one that has changed."
+        )
+    if sampling:
+        logger.warning(
+            f"The stage's {CONFIG_FILE} has other sampling options than its checkpoint {folder}: {'; '.join(sampling)}."
+        )
 
 
 def load_cascade(
@@ -393,8 +458,10 @@ def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
 def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
     """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
     file = locations.location(workdir, "--workdir") / SAMPLING_FILE
-    content = {"stages": {name: to_dict(sampling) for name, sampling in found.items()}, "about": about}
-    files.write_json(file, content, indent=2)
+    options = {name: to_dict(sampling) for name, sampling in found.items()}
+    files.write_json(
+        file, {"stages": options, "about": about, "checksum": checksums.of_json(options)}, indent=2
+    )
     return file
 
 
@@ -407,6 +474,11 @@ def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple
     try:
         found = data.get("stages") if isinstance(data, dict) else None
         require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
+        if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
+            raise ValueError(
+                "its options have changed since scripts/sweep.py stored them; remove the line of the checksum if you "
+                "did that"
+            )
         for each in stages:
             sampling = each.config.sampling
             if each.config.name in found:
@@ -468,45 +540,78 @@ def _rename(folder: Path, target: Path) -> None:
 
 def _steps_on_disk(directory: Path) -> list[int]:
     """The steps of complete checkpoints, whatever state Orbax is in."""
-    folders = [path for path in (directory / "checkpoints").iterdir() if path.name.isdigit()]
+    try:
+        folders = [path for path in (directory / "checkpoints").iterdir() if path.name.isdigit()]
+    except FileNotFoundError:
+        return []
     if locations.is_remote(directory):
         folders = [path for path in folders if (path / _LAST_FILE).exists()]
     return [int(path.name) for path in folders]
 
 
-def _restored(directory: Path, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """(state, data position) of a checkpoint; a ValueError if this process cannot read it.
+def _restored(folder: Path, step: int, abstract: TrainState) -> tuple[TrainState, integrity.Record]:
+    """(state, record) of a checkpoint, whose checksums are still to be verified; a ValueError if this process cannot
+    read it.
 
     Not by the manager: it has the processes wait for each other, and one that cannot read never comes.
     """
-    folder = directory / "checkpoints" / str(step)
 
-    def item(name: str, wanted: Any) -> Any:
-        return ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(wanted))
+    def read() -> tuple[TrainState, integrity.Record]:
+        integrity.check_files(folder)
+        wanted = _items(abstract)
+        restored = {name: _item(folder, name, shapes) for name, shapes in wanted.items()}
+        record = integrity.read_record(folder / "data" / _JSON_FILE, step)
+        return TrainState(**restored["state"], ema_params=restored["ema_params"]), record
 
-    def read() -> tuple[TrainState, dict[str, Any]]:
-        saved = item("state", {k: getattr(abstract, k) for k in ("step", "params", "opt_state")})
-        ema_params = item("ema_params", abstract.ema_params)
-        position = ocp.JsonCheckpointHandler().restore(folder / "data", args=ocp.args.JsonRestore())
-        return TrainState(**saved, ema_params=ema_params), position
+    state, record = _read(folder, read)
+    _check_dtypes(_items(abstract), _items(state))
+    return state, record
 
-    state, position = _read(directory, step, read)
-    if not isinstance(position, dict) or position.get("next_index") != step:  # one batch a step
-        raise ValueError(
-            f"checkpoint {folder} must hold the position of step {step} in the data; got {position}."
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state, or their shapes, by the item of a checkpoint that they are in."""
+    return {
+        "state": {name: getattr(state, name) for name in ("step", "params", "opt_state")},
+        "ema_params": state.ema_params,
+    }
+
+
+def _item(folder: Path, name: str, wanted: Any) -> Any:
+    if str(folder).startswith("s3://"):
+        _teach_orbax_s3()
+    return ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(wanted))
+
+
+def _folder(directory: Path, step: int) -> Path:
+    return directory / "checkpoints" / str(step)
+
+
+def _say_if_unverified(folder: Path, record: integrity.Record) -> None:
+    if record.arrays is None and jax.process_index() == 0:
+        logger.warning(
+            f"Checkpoint {folder} is of an earlier version and has no checksums: whether it is as it was saved cannot "
+            "be told."
         )
-    _check_dtypes(abstract.ema_params, state.ema_params)
-    return state, position
 
 
-def _read(directory: Path, step: int, restore):
+def _attempt(read: Callable[..., Any], *args: Any) -> tuple[Any, ValueError | None]:
+    """(read(*args), None), or (None, its ValueError)."""
+    try:
+        return read(*args), None
+    except ValueError as error:
+        return None, error
+
+
+def _read(folder: Path, restore: Callable[[], Any]) -> Any:
     """Runs `restore`; whatever orbax raises about a damaged file becomes one clear line."""
     try:
         return restore()
+    except integrity.ChangedError:
+        raise
     except Exception as error:
         raise ValueError(
-            f"checkpoint {directory / 'checkpoints' / str(step)} must be complete and of the stage's shapes, but "
-            f"cannot be read ({_first_line(error)}). Move it away to continue from the one before."
+            f"checkpoint {folder} must be complete and of the stage's shapes, but cannot be read "
+            f"({_first_line(error)}). Move it away to continue from the one before."
         ) from error
 
 

@@ -2,9 +2,9 @@
 
 The checksum of an array is the sum, modulo 2^32, of its elements' bits, each times an odd number that depends on the
 element's index. Addition has no order, so that it is the same number however the array is split over devices and
-processes: each sums what it holds, and a checkpoint can be verified on other devices than it was written from. Nothing is
-read twice or copied to the host. A change of one element is always found, since a difference below 2^32 times an odd
-number is never 0 modulo 2^32; any other change is missed once in 2^32 times.
+processes: each sums what it holds, and a checkpoint can be verified on other devices than it was written from. No file
+is read twice, and no large array copied to the host. A change of one element is always found, since a difference below
+2^32 times an odd number is never 0 modulo 2^32; any other change is missed once in 2^32 times.
 """
 
 import json

@@ -139,8 +139,8 @@ with checkpoint.Checkpoints(sys.argv[1], StageConfig()) as checkpoints:
         checkpoints.save(new(jnp.int32(step)), {"next_index": step})
 if jax.process_index() == 1:  # a disk that only this process reads wrongly
     read = checkpoint._read
-    def broken(directory, step, restore):
-        return read(directory, step, restore if step != 2 else lambda: 1 / 0)
+    def broken(folder, restore):
+        return read(folder, restore if folder.name != "2" else lambda: 1 / 0)
     checkpoint._read = broken
 shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), new(jnp.int32(0)))
 with checkpoint.Checkpoints(sys.argv[1], StageConfig()) as checkpoints:

@@ -1,0 +1,81 @@
+"""Checksums find every change, and do not depend on how an array lies on devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax import parallel
+from imagen_jax.training import checksums
+
+SHAPES = [(), (7,), (0, 3), (2, 1, 3, 5)]
+DTYPES = ["float32", "bfloat16", "int32", "int8", "bool"]
+
+
+def array(shape, dtype, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * 9).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_host_and_devices_agree(dtype):
+    for shape in SHAPES:
+        x = array(shape, dtype)
+        assert int(checksums._on_devices(x)) == int(checksums._on_host(np.asarray(x))), shape
+
+
+def test_the_sum_is_what_its_description_says():
+    x = np.array([1.5, -0.0, np.nan, 1e-42], np.float32)
+    weights = [int(w) for w in checksums._weights(np.arange(4, dtype=np.uint32))]
+    assert all(weight % 2 for weight in weights) and len(set(weights)) == 4
+    expected = sum(int(bits) * weight for bits, weight in zip(x.view(np.uint32), weights, strict=True)) % 2**32
+    assert checksums.of_arrays({"a": jnp.asarray(x)}) == {"a": expected}
+
+
+@pytest.mark.parametrize(
+    "spec", [("data", None), (None, "data"), ("data", "fsdp"), (("data", "fsdp"), None), (None, None)]
+)
+def test_any_split_has_the_same_checksum(monkeypatch, spec):
+    monkeypatch.setattr(checksums, "_SMALL_BYTES", 0)
+    x = array((16, 8), "float32")
+    mesh = parallel.make_mesh(2)
+    split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
+    assert checksums.of_arrays([split]) == {"0": int(checksums._on_host(np.asarray(x)))}
+
+
+def flipped(x, bit):
+    found = np.array(x)
+    found.reshape(-1).view(np.uint8)[bit // 8] ^= 1 << bit % 8
+    return found
+
+
+CHANGES = {
+    "swapped neighbours": lambda x: np.concatenate([x[1::-1], x[2:]]),
+    "swapped, a power of two apart": lambda x: np.concatenate([x[64:65], x[1:64], x[:1], x[65:]]),
+    "halves exchanged": lambda x: np.roll(x, len(x) // 2),
+    "reversed": lambda x: x[::-1].copy(),
+    "zeros at the end": lambda x: np.where(np.arange(len(x)) < 100, x, np.float32(0)),
+    "a sign": lambda x: np.where(np.arange(len(x)) == 9, -x, x),
+    "zero for minus zero": lambda x: np.where(x == 0, np.float32(0), x),
+    "one more": lambda x: x + np.float32(1),
+    "all equal": lambda x: np.full_like(x, x[0]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_are_found(change):
+    x = np.arange(128, dtype=np.float32) - 5  # many low bits are 0, as of round numbers
+    x[5] = -0.0
+    assert checksums._on_host(change(x)) != checksums._on_host(x)
+
+
+def test_every_single_bit_is_found():
+    for dtype in ("float32", "bfloat16", "int8"):
+        x = np.asarray(array((5,), dtype))
+        sums = {int(checksums._on_host(flipped(x, bit))) for bit in range(8 * x.nbytes)}
+        assert int(checksums._on_host(x)) not in sums
+
+
+def test_json_is_compared_by_its_content():
+    assert checksums.of_json({"a": 1, "b": [2]}) == checksums.of_json({"b": [2], "a": 1})
+    for other in ({"a": 1, "b": [3]}, {"a": 1}, {"a": 1.5, "b": [2]}, {"a": "1", "b": [2]}, [1], None):
+        assert checksums.of_json(other) != checksums.of_json({"a": 1, "b": [2]})
