@@ -122,6 +122,10 @@ class _Watch:
         self._is_ending = False
         # What it prints about semaphores of a process that ended without a word would be a second line.
         sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+        try:
+            self._stderr = os.dup(2)  # which may lead elsewhere for a while
+        except OSError:  # a process without stderr
+            self._stderr = os.open(os.devnull, os.O_WRONLY)
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -134,6 +138,7 @@ class _Watch:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writing)  # ends the thread
+        os.close(self._stderr)
 
     def _note(self, *_) -> None:
         """Runs in the main thread, which has nothing more to do unless the signal is deferred."""
@@ -167,10 +172,10 @@ class _Watch:
         self._is_ending = True
         name = os.path.basename(sys.argv[0])
         line = f"{name}: ended by {signal.Signals(number).name}{self._line}\n"
-        if os.isatty(2):
+        if os.isatty(self._stderr):
             line = f"\n{line}"  # below a bar
         try:
-            os.write(2, line.encode(errors="replace"))
+            os.write(self._stderr, line.encode(errors="replace"))
         except OSError:
             pass
         _thread.start_new_thread(_after, (_CLEAN_UP_S, status))

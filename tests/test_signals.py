@@ -47,6 +47,9 @@ CASES = {
         "from imagen_jax import files\nwith files.replacing('{tmp}/file') as file: file.write(b'half'); GO; SLEEP",
         "INT", 130, LINE,
     ),
+    "with stderr elsewhere": (
+        "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2); GO; SLEEP", "TERM", 143, LINE,
+    ),
     "with a callback that fails": ("with signals.clean_up(lambda: 1 / 0): GO; SLEEP", "INT", 130, LINE),
     "with a callback that hangs": ("with signals.clean_up(lambda: SLEEP): GO; SLEEP", "TERM", 143, LINE),
     "a second signal at once": ("with signals.clean_up(lambda: [GO, SLEEP]): GO; SLEEP", "TERM INT", 130, LINE),
