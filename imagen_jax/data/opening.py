@@ -14,6 +14,7 @@ from imagen_jax.data import colors, containers, jpeg2000, tiff
 from imagen_jax.data.containers import Contents, TooLargeError
 
 MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels
+MAX_SIDE = 2**18  # pixels: tables for each row and column are made
 MAX_BYTES = 2**28  # of one encoded picture: more than 100 megapixels take as a PNG of 8 bits
 MAX_MEMORY = 3 * 2**28  # bytes that a picture takes, encoded and decoded; a process has about 150 MB before
 MAX_SECONDS = 60.0  # of one thread's processor time to decode a picture
@@ -156,6 +157,8 @@ def low_bytes(data: bytes) -> Image.Image | None:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise TooLargeError(f"{width}x{height} pixels, more than {MAX_PIXELS}")
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(f"{width}x{height} pixels, a side of more than {MAX_SIDE}")
 
 
 def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:

@@ -190,6 +190,10 @@ HOSTILE = {
     ),
     "PNG of 10^10 pixels": (with_png_size(10**5, 10**5), "too large: 100000x100000 pixels, more than"),
     "PNG that is wide": (with_png_size(2**31 - 1, 1), "too large: 2147483647x1 pixels"),
+    "PNG of a long side": (
+        with_png_size(300, 2**18 + 1),
+        "too large: 300x262145 pixels, a side of more than 262144",
+    ),
     "PNG without a size": (with_png_size(0, 0), "undecodable"),
     "PNG of nothing else": (PNG[:8], "undecodable"),
     "PNG that promises pixels": (with_png_size(8000, 8000), "undecodable: .*truncated"),
@@ -333,7 +337,8 @@ def largest():
 
 
 def test_limits_are_those_that_are_documented():
-    assert (opening.MAX_BYTES, opening.MAX_PIXELS, opening.MAX_MEMORY) == (2**28, 2**27, 768 * 2**20)
+    assert (opening.MAX_BYTES, opening.MAX_PIXELS, opening.MAX_SIDE) == (2**28, 2**27, 2**18)
+    assert (opening.MAX_MEMORY, opening.MAX_SECONDS) == (768 * 2**20, 60)
     assert (containers.MAX_CHUNKS, containers.MAX_SEGMENTS, containers.MAX_SCANS) == (2**18, 2**16, 100)
 
 
