@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from imagen_jax.data import listing, transforms
 FORMAT = 1
 MAX_BYTES = 2**30  # of a PNG that is read
 MAX_BATCH = 2**16  # rows
+_MAX_CHUNKS = 2**16  # Pillow writes one for 64 KiB
 INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
 _CHUNK = "imagen_jax"
 _OWN_CHUNKS = ("prompt", "seed", "sampling")
@@ -182,6 +184,7 @@ def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
     try:
+        _check_chunks(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             # What stands behind the pixels was added by another program.
             texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
@@ -193,6 +196,21 @@ def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     except Exception as error:  # Pillow raises almost anything on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"--from-png {path} is damaged ({reason}): {_FIX}.") from error
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raises ValueError unless all chunks of a PNG are there with their checksums; Pillow checks only some."""
+    place, kind, num = 8, b"", 0
+    while kind != b"IEND":
+        if (num := num + 1) > _MAX_CHUNKS:
+            raise ValueError(f"it has more than {_MAX_CHUNKS} parts")
+        length = int.from_bytes(data[place : place + 4], "big")
+        kind, end = data[place + 4 : place + 8], place + 8 + length
+        if len(data) < end + 4:
+            raise ValueError("it is cut off")
+        if zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"the checksum of a part, {kind!r}, is not right")
+        place = end + 4
 
 
 def _record(texts: Mapping[str, str]) -> Record:

@@ -109,6 +109,9 @@ def prepare(request: Request) -> Prepared:
         checks.text("--negative", request.negative, may_be_empty=True)
     for side in request.size or ():
         checks.whole("--size", side, 1, MAX_SIDE)
+    num = jax.device_count()
+    fsdp = checks.whole("--fsdp", request.fsdp, 1)
+    checks.require(num % fsdp == 0, "--fsdp", f"be a divisor of the {num} devices", fsdp)
     rows = whole_batch(request.batch_size, len(request.jobs), request.fsdp)
     chosen = _chosen(request, checkpoint.read_cascade(request.workdir, best=request.best))
     settings = sampling_by_stage(chosen, dict(request.options))

@@ -79,6 +79,7 @@ def other(format, **options):
 
 WHOLE = records.encode_png(PIXELS, RECORD)
 AT = WHOLE.index(b"imagen_jax")
+EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,9 @@ AT = WHOLE.index(b"imagen_jax")
         (png(**texts(imagen_jax=None)), "one of an earlier version"),
         # a damaged file
         (WHOLE[: len(WHOLE) // 2], "is damaged"),
-        (WHOLE[:-60], "is damaged"),
+        (WHOLE[:-60], "is damaged .it is cut off."),
+        (WHOLE[:33] + EMPTY_TEXT * 2**17 + WHOLE[33:], "is damaged .it has more than 65536 parts."),
+        (WHOLE[:-5], "is damaged .it is cut off."),
         (WHOLE[:AT] + b"I" + WHOLE[AT + 1 :], "is damaged"),
         (WHOLE[: AT + 60] + bytes([WHOLE[AT + 60] ^ 1]) + WHOLE[AT + 61 :], "is damaged"),
         # a damaged record
@@ -165,8 +168,25 @@ def test_what_is_no_file_is_not_read(tmp_path, make, message):
         records.read(tmp_path / "a.png")
 
 
+def test_no_damage_is_silent(tmp_path):
+    path, rng = tmp_path / "a.png", np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (*RECORD.size, 3), np.uint8)
+    whole = records.encode_png(pixels, RECORD)
+    for place, bit, is_cut in zip(
+        rng.integers(len(whole), size=200),
+        rng.integers(8, size=200),
+        [False, False, False, True] * 50,
+        strict=True,
+    ):
+        flipped = whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
+        path.write_bytes(whole[:place] if is_cut else flipped)
+        with pytest.raises(ValueError, match="^--from-png .*(is damaged|must be a PNG)") as caught:
+            records.read(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_text_that_unpacks_to_more_than_any_record(tmp_path):
-    bomb = zlib.compress(b"a" * 2**27)
+    bomb = zlib.compress(b"a" * 2**23)
     chunk = b"zTXtprompt\0\0" + bomb
     chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     path = tmp_path / "a.png"

@@ -219,9 +219,9 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--eta", "0.5", "--sampler", "unipc"], "eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),
         (["--negative", "\udcff"], "--negative must be text without null characters and surrogates"),
-        (["--fsdp", "3"], "fsdp must divide the number of devices 8"),
-        (["--fsdp", "0"], "fsdp must"),
-        (["--fsdp", f"{10**23}"], "fsdp must"),
+        (["--fsdp", "3"], "--fsdp must be a divisor of the 8 devices; got 3"),
+        (["--fsdp", "0"], "--fsdp must be at least 1"),
+        (["--fsdp", f"{10**23}"], "--fsdp must be at most"),
     ],
 )  # fmt: skip
 def test_wrong_pictures_are_one_line(workdir, run, tmp_path, photo, arguments, message):
