@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from imagen_jax import cli, files, progress
+from imagen_jax import checks, cli, files, progress
 from imagen_jax.data import checksums, origins, output, parts, sources, text_files, transforms
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
@@ -87,6 +87,8 @@ PICTURES = {
     "image_key": None,
     "caption_key": None,
 }
+MAX_SHAPES = 10**7  # of a split; some 10 GB
+MAX_WORKERS = 2**12
 SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
 
 
@@ -99,15 +101,15 @@ def settings(options: Options) -> dict:
     for key in unused:
         if getattr(options, key) is not None:
             raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
-    if options.num_workers is not None and options.num_workers < 1:
-        raise ValueError(f"--num-workers must be at least 1; got {options.num_workers}.")
+    if options.num_workers is not None:
+        checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
     stem = re.sub(r"[^a-z0-9]+", "_", Path(os.path.realpath(options.output)).name.lower()).strip("_")
     name = options.name or (stem if stem[:1].isalpha() else f"data_{stem}")
     values = {key: getattr(options, key) for key in used}
     values = {key: used[key] if value is None else value for key, value in values.items()}
     if options.shapes:
-        if values["num_train"] < 1 or min(values.values()) < 0:
-            raise ValueError(f"--num-train must be at least 1 and the others at least 0; got {values}.")
+        for key, value in values.items():
+            checks.whole(f"--{key.replace('_', '-')}", value, int(key == "num_train"), MAX_SHAPES)
         return {"shapes": options.shapes, "name": name, **values}
     if not 1 <= values["min_size"] <= values["max_size"]:
         raise ValueError(

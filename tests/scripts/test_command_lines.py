@@ -15,6 +15,7 @@ TRAIN = ["train.py", "--preset", "quickstart", "--stage", "base", "--workdir", "
 PLAN = ["plan.py", "--quick", "--preset"]
 SAMPLE = ["sample.py", "--workdir", "{tmp}/run"]
 OTHER = ["train.py", "--preset", "quickstart", "--stage", "base"]
+MAKE = ["prepare_data.py", "--shapes", "single", "--output", "out"]
 SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
 
 
@@ -106,6 +107,10 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*OTHER, "--workdir", "{tmp}/empty.txt/x"], "--workdir must be a directory; "),
         ([*OTHER, "--workdir", "n" * 300], "--workdir must have names of at most 255 bytes"),
         ([*OTHER, "--workdir", "/proc/x"], "--workdir must be writable; "),
+        ([*MAKE, "--num-train", f"{10**23}"], "--num-train must be at most 10000000"),
+        ([*MAKE, "--num-train", "0"], "--num-train must be at least 1; got 0"),
+        ([*MAKE, "--num-test", "-1"], "--num-test must be at least 0; got -1"),
+        ([*MAKE, "--num-workers", f"{10**9}"], "--num-workers must be at most 4096"),
         (["prepare_emoji.py", "--output", "{tmp}/empty.txt/x"], "--output must be a directory; "),
         (["prepare_data.py", "--shapes", "single", "--output", "/dev/null/x"], "--output must be a directory; "),
         (["prepare_data.py", "--shapes", "single", "--output", "n" * 250], "--output must have names of at most"),
