@@ -28,8 +28,22 @@ def error(name: str, rule: str, got: Any, fix: str = "") -> ValueError:
     return ValueError(f"{name} must {rule}; got {shown(got)}{f': {fix}' if fix else ''}.")
 
 
+class Said(str):
+    """A value in words, which messages show without quotes."""
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's or JAX's as one of Python's; other values, and tracers, as they are."""
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 else value
+    except (AttributeError, TypeError):
+        return value
+
+
 def shown(value: Any) -> str:
     """`value` in one short line, whatever it is."""
+    if isinstance(value, Said):
+        return str(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "shape", ()) != ():
@@ -101,7 +115,7 @@ def seed(value: Any, num: int = 1, name: str = "seed") -> int:
     Raises:
       ValueError: it is none, or one of those counted up is none.
     """
-    first = whole(name, value, 0, MAX_SEED)
+    first = whole(name, plain(value), 0, MAX_SEED)
     rule = f"be at most {MAX_SEED - num + 1}, for {num} seeds are counted up from it to {MAX_SEED} at most"
     require(first + num - 1 <= MAX_SEED, name, rule, value)
     return first
@@ -125,9 +139,7 @@ def text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
 
 def choice(name: str, value: Any, choices: Any) -> Any:
     """`value`, if it is one of the names `choices`."""
-    require(
-        isinstance(value, str) and value in choices, name, f"be one of {', '.join(map(repr, choices))}", value
-    )
+    require(isinstance(value, str) and value in choices, name, f"be one of {', '.join(choices)}", value)
     return value
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from imagen_jax import files, locations
-from imagen_jax.checks import choice, require, shown
+from imagen_jax.checks import choice, plain, require, shown
 
 MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
 
@@ -199,7 +199,7 @@ NEED_GUIDANCE = (
 
 def override(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
     """`sampling` with `options` put over it; what only its former method used goes with that method."""
-    options = {name: _plain(value) for name, value in options.items()}
+    options = {name: plain(value) for name, value in options.items()}
     changed = dataclasses.replace(sampling, **options)
     stale = {
         name: None
@@ -387,14 +387,9 @@ def to_dict(config: Any) -> dict[str, Any]:
             kind = {cls: {"kind": name} for name, cls in NETWORKS.items()}.get(type(value), {})
             value = kind | to_dict(value)
         elif isinstance(value, tuple):
-            value = [_plain(entry) for entry in value]
-        out[field.name] = _plain(value)
+            value = [plain(entry) for entry in value]
+        out[field.name] = plain(value)
     return out
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's as one of Python's, which JSON takes."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax import parallel
-from imagen_jax.cascade import between, raise_if_any_broken, run_cascade, sample_cascade
+from imagen_jax import arrays, checks, parallel
+from imagen_jax.cascade import between, check_cascade, raise_if_any_broken, run_cascade, sample_cascade
+from imagen_jax.checks import Said, require
+from imagen_jax.inputs import Inputs, check_request
 from imagen_jax.stage import Stage, image_keys
 from imagen_jax.structs import TextCond
 from imagen_jax.text.encoder import TextEncoder
@@ -46,17 +48,31 @@ def generate(
 
     Yields:
       for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
+
+    Raises:
+      ValueError: at the call, for whatever cannot be sampled; one line that names the argument.
     """
+    checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
+    require(isinstance(prompts, list | tuple) and len(prompts) > 0, "prompts", "be a list of at least one str", prompts)
+    for i, prompt in enumerate(prompts):
+        checks.instance(f"prompts[{i}]", prompt, str, "a str")
+    if negative is not None:
+        checks.instance("negative", negative, str, "a str")
+    seeds = checks.seeds(seeds)
+    rule = f"be a dict of arrays with keys among {', '.join(parallel.BY_IMAGE)}"
+    is_right = images is None or (isinstance(images, Mapping) and set(images) <= set(parallel.BY_IMAGE))
+    require(is_right, "images", rule, images)
     images = {name: rows for name, rows in (images or {}).items() if rows is not None}
+    for name, rows in images.items():
+        require(arrays.is_array(rows) and rows.ndim > 0, name, "be an array of one row for each prompt", rows)
     counts = {"seeds": len(seeds), **{name: len(rows) for name, rows in images.items()}}
     wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
-    if not prompts or wrong:
-        raise ValueError(
-            f"prompts must be at least one, with one row of everything else each; got {len(prompts)} prompts "
-            f"{'and ' if wrong else ''}{', '.join(wrong)}."
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    got = Said(f"{len(prompts)} prompts and {', '.join(wrong)}")
+    require(not wrong, "prompts", "have one row of everything else each", got)
+    checks.whole("batch_size", batch_size, 1)
+    keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
+    given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
+    check_cascade(stages, _text_shape(stages, len(prompts)), keys, **images, **given)
     mesh = parallel.make_mesh(fsdp)
     batch_size = whole_batch(batch_size, len(prompts), fsdp)
     # All prompts are checked, and those too long warned of, before anything is computed.
@@ -114,16 +130,14 @@ def compile_cascade(
     """
     mesh = parallel.make_mesh(fsdp)
     ways = parallel.batch_ways(mesh)
-    if batch_size < 1 or batch_size % ways:
-        raise ValueError(f"batch_size must be a positive multiple of the {ways} devices; got {batch_size}.")
+    checks.whole("batch_size", batch_size, 1)
+    require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
+    checks.instance("return_all", return_all, bool, "True or False")
     chosen = between(stages, options)
-    if chosen[0].config.is_super_resolution:
-        raise ValueError(f"start must be the base stage in a compiled cascade; got {chosen[0].config.name}.")
+    name, is_base = chosen[0].config.name, not chosen[0].config.is_super_resolution
+    require(is_base, "start", "be the base stage in a compiled cascade", name)
     settings = stages[0].config.text
-    text = TextCond(
-        jax.ShapeDtypeStruct((batch_size, settings.length, settings.width), np.float32),
-        jax.ShapeDtypeStruct((batch_size, settings.length), bool),
-    )
+    text = _text_shape(stages, batch_size)
     keys = jax.eval_shape(lambda: image_keys(0, batch_size))
     program = (
         jax.jit(
@@ -135,6 +149,7 @@ def compile_cascade(
     )
 
     def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
+        check_request(text, keys, None, Inputs())
         batch = len(keys)
         if not 0 < batch <= batch_size or text.embeddings.shape[:2] != (batch, settings.length):
             raise ValueError(
@@ -149,6 +164,15 @@ def compile_cascade(
         return images if return_all else images[-1]
 
     return sample, program
+
+
+def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
+    """Shapes of encoded captions as the stages were trained with."""
+    settings = between(stages, {})[0].config.text
+    return TextCond(
+        jax.ShapeDtypeStruct((rows, settings.length, settings.width), np.float32),
+        jax.ShapeDtypeStruct((rows, settings.length), bool),
+    )
 
 
 def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:

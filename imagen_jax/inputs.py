@@ -1,13 +1,19 @@
-"""What a stage is given when it is sampled, and whether it fits, before anything is compiled."""
+"""What a stage is given when it is sampled, and whether it fits, before anything is compiled.
 
+`check_request` looks once at the kinds and values of all that a user gives; `check_inputs` at what a stage gets of it.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, error, is_whole, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig
+from imagen_jax.diffusion import guidance
 from imagen_jax.structs import TextCond
 
 
@@ -24,71 +30,125 @@ class Inputs:
     z_1: jax.Array | None = None
 
 
+def check_request(
+    text: Any, keys: Any, weights: Any, inputs: Inputs
+) -> tuple[tuple[TextCond, ...], tuple[float, ...] | None]:
+    """Check what a user gives, whatever the stages; values too, where they are known.
+
+    Args:
+      text: one TextCond, or several with `weights`.
+      keys: [B].
+      weights: one for each text; they are finite and sum to 1.
+      inputs: pictures of any shape; `weak` is not looked at.
+
+    Returns:
+      (texts, weights) as tuples.
+
+    Raises:
+      ValueError: one line.
+    """
+    fix = "encode captions with TextEncoder.encode"
+    texts = tuple(text) if isinstance(text, tuple | list) else (text,)
+    for each in texts:
+        is_text = isinstance(each, TextCond)
+        require(is_text, "text", "be a TextCond, or a tuple of them with weights", each, fix)
+        each.check("text").check_values("text")
+    require(len(texts) > 0, "text", "be a TextCond, or a tuple of them with weights", text, fix)
+    arrays.keys("keys", keys)
+    if inputs.negative is not None:
+        require(isinstance(inputs.negative, TextCond), "negative", "be a TextCond", inputs.negative, fix)
+        inputs.negative.check("negative").check_values("negative")
+    for name in ("image", "low_res", "cond_image"):
+        value = getattr(inputs, name)
+        if value is not None:
+            arrays.pictures(name, arrays.floats_of_pictures(name, value))
+    check_noise("z_1", inputs.z_1)
+    if inputs.mask is not None:
+        _check_mask(inputs.mask)
+    return texts, _weights(weights, len(texts))
+
+
+def _weights(weights: Any, num: int) -> tuple[float, ...] | None:
+    if weights is None:
+        require(num == 1, "weights", "be given for several texts, one for each", Said(f"none for {num}"))
+        return None
+    return guidance.check_weights(weights, num)
+
+
+def check_noise(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is None or an array of standard normal noise."""
+    if value is not None:
+        arrays.noise(name, arrays.array(name, value, "floats"))
+
+
+def _check_mask(mask: Any) -> None:
+    """A mask says 1 or 0; inside jit its values are not known."""
+    require(arrays.is_array(mask), "mask", "be an array of 1 (paint here) and 0 (keep)", mask)
+    values = arrays.known(mask)
+    if values is None:
+        return
+    is_number = values.dtype == bool or values.dtype.kind in "iuf" or values.dtype.name == "bfloat16"
+    values = np.unique(values.astype(np.float32)) if is_number else values
+    is_right = is_number and bool(np.isin(values, (0, 1)).all())
+    got = Said(f"values from {values[0]:g} to {values[-1]:g}" if is_number and values.size else f"{values.dtype}")
+    require(is_right, "mask", "hold 1 (paint here) and 0 (keep) only", got)
+
+
+def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
+    """Return `size` as (H, W), if it is a pair of whole numbers from 1 on, or None."""
+    if size is None:
+        return None
+    size = plain(size.tolist()) if arrays.is_array(size) and arrays.known(size) is not None else size
+    is_pair = isinstance(size, tuple | list) and len(size) == 2
+    is_right = is_pair and all(is_whole(side) and 1 <= side <= 2**16 for side in size)
+    require(is_right, name, "be (H, W), two positive whole numbers of pixels", size)
+    return int(size[0]), int(size[1])
+
+
 def check_inputs(
     config: StageConfig,
-    texts: tuple[TextCond, ...],
+    texts: Sequence[TextCond],
     keys: jax.Array,
     inputs: Inputs,
     sampling: SamplingConfig,
-    weights: tuple[float, ...] | None,
     size: tuple[int, int],
 ) -> None:
-    """Raises a ValueError of one line for whatever does not fit the stage; the arguments are those of `run_stage`."""
-    _require(
-        keys.ndim == 1 or (keys.ndim == 2 and keys.dtype == jnp.uint32),
-        f"keys must be [B], one for each image, as from image_keys; got shape {keys.shape}.",
-    )
-    batch = len(keys)
-    for text in (*texts, *([inputs.negative] if inputs.negative is not None else [])):
-        _require(
-            text.embeddings.ndim == 3
-            and text.mask.shape == text.embeddings.shape[:2]
-            and text.mask.dtype == bool,
-            "text must have embeddings [B, L, D] and a bool mask [B, L]; got "
-            f"{text.embeddings.shape} and {text.mask.dtype} {text.mask.shape}.",
-        )
+    """Raises a ValueError of one line for whatever does not fit the stage; the arguments are those of `run_stage`,
+    checked by `check_request`, or mere shapes."""
+    batch = keys.shape[0]
     for text in texts:
         width = text.embeddings.shape[-1]
-        _require(
+        require(
             width == config.text.width,
-            f"text must have the width {config.text.width} of {config.text.encoder}, which stage {config.name} was "
-            f"trained with; got {width}.",
+            "text",
+            f"have the width {config.text.width} of {config.text.encoder}, which stage {config.name} was trained with",
+            width,
         )
-        _require(
-            len(text.embeddings) == batch,
-            f"text and keys must have one row per image; got {len(text.embeddings)} and {batch}.",
-        )
-    _require(
-        (weights is None and len(texts) == 1) or (weights is not None and len(weights) == len(texts)),
-        "weights must be given for several texts, one for each; got "
-        f"{'none' if weights is None else len(weights)} for {len(texts)}.",
-    )
+        require(
+            text.embeddings.shape[0] == batch, "text and keys", "have one row per image",
+            Said(f"{text.embeddings.shape[0]} and {batch}"),
+        )  # fmt: skip
     shapes = {text.embeddings.shape[1:] for text in texts}
     if inputs.negative is not None:
-        _require(
-            inputs.weak is None,
-            "negative must be left out with a weak stage, which takes the null's place; got both.",
-        )
-        _require(
-            len(inputs.negative.mask) in (1, batch),
-            f"negative must have 1 or {batch} rows; got {len(inputs.negative.mask)}.",
-        )
+        rule = "be left out with a weak stage, which takes the null's place"
+        require(inputs.weak is None, "negative", rule, Said("both"))
+        rows = inputs.negative.mask.shape[0]
+        require(rows in (1, batch), "negative", f"have 1 or {batch} rows", rows)
         shapes.add(inputs.negative.embeddings.shape[1:])
-    _require(
-        len(shapes) == 1,
-        f"texts and negative must have equal length and width: encode all at the same length; got {sorted(shapes)}.",
-    )
-    _require(
+    rule = "have equal length and width"
+    require(len(shapes) == 1, "texts and negative", rule, sorted(shapes), "encode all at the same length")
+    require(
         sampling.is_guided or (inputs.negative is None and inputs.weak is None),
-        "guidance_scale must not be 1 (off) with a negative prompt or a weak stage; got 1.",
+        "guidance_scale",
+        "not be 1 (off) with a negative prompt or a weak stage",
+        1,
     )
     if inputs.weak is not None:
-        _require(len(texts) == 1, f"text must be one batch with a weak stage; got {len(texts)}.")
+        require(len(texts) == 1, "text", "be one batch with a weak stage", len(texts))
         facts = lambda c: (c.image_channels, c.low_res_size, c.cond_image_channels, c.text.width)
-        _require(
-            facts(inputs.weak.config) == facts(config),
-            f"weak must take the inputs of stage {config.name}; {inputs.weak.config.name} takes others.",
-        )
+        if facts(inputs.weak.config) != facts(config):
+            got = Said(f"{inputs.weak.config.name}, which takes others")
+            raise error("weak", f"take the inputs of stage {config.name}", got)
     _check_images(config, batch, inputs, sampling, size)
 
 
@@ -96,79 +156,45 @@ def _check_images(
     config: StageConfig, batch: int, inputs: Inputs, sampling: SamplingConfig, size: tuple[int, int]
 ) -> None:
     stride = config.network.stride
-    _require(
-        len(size) == 2 and all(side > 0 and side % stride == 0 for side in size),
-        f"size must be (H, W) in multiples of {stride}, the total stride of stage {config.name}; got {size}.",
-    )
-    _require(
-        config.is_super_resolution == (inputs.low_res is not None),
-        f"low_res must be {'given to the super-resolution' if config.is_super_resolution else 'None for the base'} "
-        f"stage {config.name}; got {'None' if inputs.low_res is None else f'shape {inputs.low_res.shape}'}.",
-    )
+    require(
+        all(side % stride == 0 for side in size),
+        "size", f"be (H, W) in multiples of {stride}, the total stride of stage {config.name}", size,
+    )  # fmt: skip
+    if config.is_super_resolution != (inputs.low_res is not None):
+        rule = "be given to the super-resolution" if config.is_super_resolution else "be None for the base"
+        raise error("low_res", f"{rule} stage {config.name}", inputs.low_res)
     whole = (batch, *size, config.image_channels)
     expected = {"image": whole, "z_1": whole, "cond_image": (*whole[:3], config.cond_image_channels)}
     if config.is_super_resolution:
         height, width = (side * config.low_res_size / config.image_size for side in size)
-        _require(
-            height % 1 == width % 1 == 0,
-            f"size must be a multiple of the stage's factor {config.image_size}/{config.low_res_size}; got {size}.",
-        )
+        rule = f"be a multiple of the stage's factor {config.image_size}/{config.low_res_size}"
+        require(height % 1 == width % 1 == 0, "size", rule, size)
         expected["low_res"] = (batch, int(height), int(width), config.image_channels)
+    has_sketch = config.cond_image_channels > 0
+    require(
+        (inputs.cond_image is not None) == has_sketch,
+        "cond_image",
+        f"be {'given' if has_sketch else 'left out'}: stage {config.name} has cond_image_channels "
+        f"{config.cond_image_channels}",
+        inputs.cond_image,
+    )
+    fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want"
     for name, shape in expected.items():
         value = getattr(inputs, name)
-        _require(
-            value is None or value.shape == shape,
-            f"{name} must be {list(shape)} for stage {config.name}; got {None if value is None else value.shape}: "
-            "resize it (imagen_jax.resize.area, bilinear) or give the size that you want.",
-        )
-    require_float(image=inputs.image, low_res=inputs.low_res, cond_image=inputs.cond_image)
-    _require(
-        (inputs.cond_image is not None) == bool(config.cond_image_channels),
-        f"cond_image must be {'given' if config.cond_image_channels else 'left out'}: stage {config.name} has "
-        f"cond_image_channels {config.cond_image_channels}.",
-    )
+        if value is not None:
+            rule = f"be {list(shape)} for stage {config.name}"
+            require(tuple(value.shape) == shape, name, rule, Said(tuple(value.shape)), fix)
     if inputs.mask is not None:
-        _require(inputs.image is not None, "mask must come with the image to paint in; got image None.")
-        shape = inputs.mask.shape
-        _require(
-            shape in (whole[:3], (*whole[:3], 1)),
-            f"mask must have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}; got {shape}.",
-        )
-        require_mask(inputs.mask)
-    uses_image = inputs.mask is not None or sampling.strength < 1
-    _require(
-        inputs.image is None or uses_image,
-        "strength must be below 1 for an image without a mask, or the image is forgotten; got 1.",
+        require(inputs.image is not None, "mask", "come with the image to paint in", Said("image None"))
+        shape = tuple(inputs.mask.shape)
+        rule = f"have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}"
+        require(shape in (whole[:3], (*whole[:3], 1)), "mask", rule, Said(shape))
+    require(
+        inputs.image is None or inputs.mask is not None or sampling.strength < 1,
+        "strength", "be below 1 for an image without a mask, otherwise the image has no effect", 1,
+    )  # fmt: skip
+    is_started = sampling.strength == 1 or inputs.image is not None
+    require(is_started, "strength", "be 1 without an image", sampling.strength)
+    require(
+        sampling.resample == 1 or inputs.mask is not None, "resample", "be 1 without a mask", sampling.resample
     )
-    _require(
-        sampling.strength == 1 or inputs.image is not None,
-        f"strength must be 1 without an image; got {sampling.strength}.",
-    )
-    _require(
-        sampling.resample == 1 or inputs.mask is not None,
-        f"resample must be 1 without a mask; got {sampling.resample}.",
-    )
-
-
-def require_float(**images: jax.Array | None) -> None:
-    """Images are floats in [-1, 1]: integers of 0 to 255 would pass as wild pixels."""
-    for name, value in images.items():
-        _require(
-            value is None or jnp.issubdtype(value.dtype, jnp.floating),
-            f"{name} must be float in [-1, 1]; got {None if value is None else value.dtype}: x / 127.5 - 1 of 0..255.",
-        )
-
-
-def require_mask(mask: jax.Array) -> None:
-    """A mask says 1 or 0; inside jit its values are not known."""
-    if not isinstance(mask, jax.core.Tracer):
-        values = np.unique(np.asarray(mask))
-        _require(
-            bool(np.isin(values, (0, 1)).all()),
-            f"mask must hold 1 (paint here) and 0 (keep) only; got values from {values[0]:g} to {values[-1]:g}.",
-        )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

@@ -544,39 +544,34 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
       what `sample_cascade` returns.
     """
     # Inside, since stages constrain their images with this file.
-    from imagen_jax.cascade import between, raise_if_any_broken
+    from imagen_jax.cascade import check_cascade, raise_if_any_broken
 
+    given = {name: value for name, value in options.items() if name != "return_all"}
+    chosen = check_cascade(stages, text, keys, **given).stages  # values are not known to the program
     batch, devices = len(keys), jax.local_device_count()
     rows = -(-batch // devices)
 
     def split(leaf: jax.Array) -> jax.Array:
         return _padded(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
 
-    by_image = {name: options.pop(name) for name in _BY_IMAGE if options.get(name) is not None}
+    by_image = {name: options.pop(name) for name in BY_IMAGE if options.get(name) is not None}
     negative, weak = options.pop("negative", None), options.pop("weak", None)
     if negative is not None:
         by_image["negative"] = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), negative)
     return_all = options.pop("return_all", False)
     weak = tuple(weak) if isinstance(weak, list) else weak
-    wrong = [
-        name
-        for name, rows in {"text": text, **by_image}.items()
-        if any(len(leaf) != batch for leaf in jax.tree.leaves(rows))
-    ]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} must have one row for each of the {batch} keys.")
     plain = lambda v: v.tolist() if hasattr(v, "tolist") else v
     hashable = {k: tuple(plain(v)) if np.ndim(v) else plain(v) for k, v in options.items()}
     program = _pmapped(tuple(sorted(hashable.items())))
     images, infos = program(stages, weak, *jax.tree.map(split, (text, keys, by_image)))
     merge = lambda leaf: leaf.reshape(devices * rows, *leaf.shape[2:])[:batch]
     images, infos = jax.tree.map(merge, (images, infos))
-    raise_if_any_broken(between(stages, options), infos)
+    raise_if_any_broken(chosen, infos)
     return images if return_all else images[-1]
 
 
 # Options of `sample_cascade` with one row per image.
-_BY_IMAGE = ("low_res", "image", "mask", "cond_image", "z_1")
+BY_IMAGE = ("low_res", "image", "mask", "cond_image", "z_1")
 
 
 @lru_cache(maxsize=32)

@@ -2,17 +2,19 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import parallel, resize
+from imagen_jax import arrays, checks, parallel, resize
+from imagen_jax.checks import Said, require
 from imagen_jax.config import EfficientUNetConfig, SamplingConfig, StageConfig
 from imagen_jax.diffusion import (
     augmentation,
@@ -24,7 +26,7 @@ from imagen_jax.diffusion import (
     schedules,
     thresholding,
 )
-from imagen_jax.inputs import Inputs, check_inputs
+from imagen_jax.inputs import Inputs, check_inputs, check_request, check_size
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.structs import Cond, TextCond
@@ -47,22 +49,25 @@ class Stage:
 
     def denoise(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
         """x_hat [B, H, W, C] for z_t [B, H, W, C] at logsnr_t [B], without guidance or thresholding."""
+        checks.instance("cond", cond, Cond, "a Cond")
         variables = {"params": self.params}
         if cond.features is not None:
             variables["features"] = cond.features
         prediction = self.config.process.prediction
-        out = network(self.config).apply(variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond)
+        arrays.array("z_t", z_t, ndim=4)
+        out = _apply(self.config, variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond)
         return process.x_from(z_t, out, logsnr_t, prediction)
 
     def prepare(self, cond: Cond) -> Cond:
         """`cond` with all that depends on it alone (the keys and values of the text, its pooled vector, the low-res
         image's share of the first layer), computed once for all steps."""
+        checks.instance("cond", cond, Cond, "a Cond").check()
         batch, size = len(cond.text.mask), (self.config.image_size,) * 2
         beside = [image for image in (cond.low_res, cond.image) if image is not None]
         shape = (batch, *(beside[0].shape[1:3] if beside else size), self.config.image_channels)
         # Nothing of the forward pass but the features is used, so the compiler leaves the rest out.
-        _, made = network(self.config).apply(
-            {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
+        _, made = _apply(
+            self.config, {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
         )
         return cond.replace(features=made["features"])
 
@@ -80,6 +85,16 @@ def network(config: StageConfig) -> nn.Module:
         scan=config.run.scan_blocks,
         remat=config.run.remat,
     )
+
+
+def _apply(config: StageConfig, variables: Any, *inputs: Any, **options: Any) -> Any:
+    """The network's `apply`; parameters that are not its own are a ValueError."""
+    try:
+        return network(config).apply(variables, *inputs, **options)
+    except flax.errors.FlaxError as error:
+        reason = " ".join(str(error).split())[:200]
+        rule = f"be the parameters of the network of stage {config.name}"
+        raise checks.error("params", rule, Said(f"others ({reason})")) from error
 
 
 def compute_dtype(config: StageConfig) -> jnp.dtype:
@@ -118,11 +133,10 @@ def init(config: StageConfig, key: jax.Array) -> Any:
     Raises:
       ValueError: `text.width` is None.
     """
-    if config.text.width is None:
-        raise ValueError(
-            f"text.width must be the width of {config.text.encoder} before parameters are made; got None: set it, "
-            "as scripts/train.py does."
-        )
+    checks.instance("config", config, StageConfig, "a StageConfig")
+    arrays.key("key", key)
+    rule = f"be the width of {config.text.encoder} before parameters are made"
+    require(config.text.width is not None, "text.width", rule, None, "set it, as scripts/train.py does")
     size = config.image_size
     image = jnp.zeros((1, size, size, config.image_channels))
     level = jnp.zeros((1,))
@@ -160,6 +174,9 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
       key: a PRNG key; the draws are a function of it alone.
       batch_size: B, images in the batch.
     """
+    checks.instance("config", config, StageConfig, "a StageConfig")
+    arrays.key("key", key)
+    batch_size = checks.whole("batch_size", batch_size, 1)
     uniform = partial(jax.random.uniform, shape=(batch_size,))
     return Draws(
         t=losses.stratified_times(named_key(key, "t"), batch_size),
@@ -192,7 +209,8 @@ def image_losses(
       draws: as from `draw`, for B images.
       train: False turns dropout off.
     """
-    x = parallel.constrain_images(batch["x"].astype(jnp.float32))
+    _check_batch(config, batch, draws)
+    x = parallel.constrain_images(jnp.asarray(batch["x"], jnp.float32))
     logsnr_t = schedule(config).logsnr(draws.t)
     eps = _noise(draws.keys, "eps", x.shape[1:])
     z_t = process.diffuse(x, eps, logsnr_t)
@@ -201,16 +219,35 @@ def image_losses(
         low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
         cond = _condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
     if config.cond_image_channels:
-        cond = cond.replace(image=batch["cond_image"].astype(jnp.float32))
+        cond = cond.replace(image=jnp.asarray(batch["cond_image"], jnp.float32))
     rngs = {"dropout": named_key(draws.keys[0], "dropout")}
     prediction = config.process.prediction
     z_in = network_input(z_t, logsnr_t, prediction)
-    out = network(config).apply({"params": params}, z_in, logsnr_t, cond, train=train, rngs=rngs)
+    out = _apply(config, {"params": params}, z_in, logsnr_t, cond, train=train, rngs=rngs)
     weight = _loss_weight(config, draws.t, logsnr_t)
     per_image = losses.denoising_loss(
         out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight
     )
     return per_image, logsnr_t
+
+
+def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
+    """Raises a ValueError for a batch that the stage cannot be trained with; for its values too, outside jit."""
+    checks.instance("config", config, StageConfig, "a StageConfig")
+    names = ["x", "text", "text_mask", *(["cond_image"] if config.cond_image_channels else [])]
+    has_all = isinstance(batch, Mapping) and not set(names) - set(batch)
+    require(has_all, "batch", f"be a dict of {', '.join(names)}", sorted(batch) if isinstance(batch, dict) else batch)
+    checks.instance("draws", draws, Draws, "Draws, as from draw")
+    text = TextCond(batch["text"], batch["text_mask"]).check('batch["text"], batch["text_mask"]')
+    size, rows = config.train_size, len(text.mask)
+    for name, channels in (("x", config.image_channels), ("cond_image", config.cond_image_channels)):
+        if name in names:
+            named, shape = f'batch["{name}"]', (rows, size, size, channels)
+            value = arrays.floats_of_pictures(named, batch[name])
+            require(tuple(value.shape) == shape, named, f"be {list(shape)}", Said(tuple(value.shape)))
+            arrays.pictures(named, value)
+    text.check_values('batch["text"]')
+    arrays.one_each("draws.t", draws.t, 'batch["x"]', batch["x"])
 
 
 def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.Array:
@@ -243,7 +280,16 @@ def _noise(keys: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 def image_keys(seed: int, num: int) -> jax.Array:
-    """[num] keys. Image i depends on (seed, i) alone: it is the same in any batch, on any mesh."""
+    """[num] keys. Image i depends on (seed, i) alone: it is the same in any batch, on any mesh.
+
+    Args:
+      seed: a whole number from 0 to 2^32 - 1.
+      num: of images, at least 1.
+
+    Raises:
+      ValueError: for any other seed or number.
+    """
+    seed, num = checks.seed(seed), checks.whole("num", num, 1)
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num))
 
 
@@ -293,22 +339,33 @@ def sample_stage(
       [B, H, W, C] float32 in [-1, 1]; with return_info (that, `samplers.Info`).
 
     Raises:
-      ValueError: an argument or option that does not fit the stage; before anything is compiled.
+      ValueError: an argument is of the wrong type, shape or range, or does not fit the stage; pictures are floats in
+        [-1, 1]. Inside `jax.jit` values are not known, and not looked at.
       FloatingPointError: the network returned NaN or infinity; says at which step. Inside `jax.jit` nothing
         can be raised: such images are NaN.
     """
-    config = stage.config
-    texts = (text,) if isinstance(text, TextCond) else tuple(text)
-    weights = None if weights is None else tuple(float(weight) for weight in weights)
-    size = (config.image_size,) * 2 if size is None else tuple(size)
-    sampling = sampling or config.sampling
+    config = require_stage("stage", stage).config
+    if weak is not None:
+        require_stage("weak", weak)
+    size = check_size(size) or (config.image_size,) * 2
+    sampling = config.sampling if sampling is None else sampling
     inputs = Inputs(low_res, negative, weak, image, mask, cond_image, z_1)
-    if trajectory and not return_info:
-        raise ValueError("trajectory must come with return_info, which holds it; got return_info False.")
-    check_stage(config, texts, keys, inputs, sampling, weights, size)
+    texts, weights = check_request(text, keys, weights, inputs)
+    check_stage(config, texts, keys, inputs, sampling, size)
+    for name, value in {"return_info": return_info, "trajectory": trajectory}.items():
+        checks.instance(name, value, bool, "True or False")
+    require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)
+    require(return_info or not trajectory, "trajectory", "come with return_info, which holds it", Said("return_info False"))
     x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
     raise_if_broken(stage.config, info)
     return (x, info) if return_info else x
+
+
+def require_stage(name: str, value: Any) -> Stage:
+    """Return `value`, if it is a Stage with a configuration; `name` is for messages."""
+    is_stage = isinstance(value, Stage) and isinstance(value.config, StageConfig)
+    require(is_stage, name, "be a Stage, as from load_stage", value)
+    return value
 
 
 def run_stage(
@@ -346,12 +403,11 @@ def check_stage(
     keys: jax.Array,
     inputs: Inputs,
     sampling: SamplingConfig,
-    weights: Sequence[float] | None,
     size: tuple[int, int],
 ) -> None:
     """Raises a ValueError for anything that the stage cannot be sampled with; `inputs` may be mere shapes."""
     validate_sampling(config, sampling, needs_null=inputs.weak is None)
-    check_inputs(config, texts, keys, inputs, sampling, weights, size)
+    check_inputs(config, texts, keys, inputs, sampling, size)
     logsnr_grid(config, sampling)
     _sampler(sampling)
 
@@ -360,15 +416,21 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
     """The log-SNRs [T+1], noisiest first, on which a stage of `config` is sampled with the options `sampling`; T is in
     proportion to `strength`."""
     options = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
+    steps = max(1, round(sampling.steps * sampling.strength))
     with jax.ensure_compile_time_eval():
         grid = schedules.grid(
             schedule(config, sampling.schedule),
-            max(1, round(sampling.steps * sampling.strength)),
+            steps,
             sampling.spacing,
             start=sampling.strength,
             **{name: value for name, value in options.items() if value is not None},
         )
-        samplers.check_grid(grid)
+        levels = np.asarray(grid)
+    is_falling = bool((np.diff(levels) > 0).all())
+    name, value = ("steps", sampling.steps) if levels[0] < levels[-1] else ("strength", sampling.strength)
+    rule = "be larger, so that some noise is left at the start" if name == "strength" else "be fewer"
+    what = f"schedule {sampling.schedule or config.process.schedule!r} and spacing {sampling.spacing!r}"
+    require(is_falling, name, f"{rule} with {what}, whose levels of noise are equal in float32", value)
     return grid
 
 

@@ -10,6 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, require
+
 
 @flax.struct.dataclass
 class TextCond:
@@ -22,6 +25,32 @@ class TextCond:
 
     embeddings: jax.Array
     mask: jax.Array
+
+    def check(self, name: str = "text") -> "TextCond":
+        """Return this, if embeddings and mask are arrays that belong together; `name` is for messages."""
+        got = [getattr(value, "shape", type(value).__name__) for value in (self.embeddings, self.mask)]
+        is_right = (
+            arrays.is_array(self.embeddings)
+            and arrays.is_array(self.mask)
+            and jnp.issubdtype(self.embeddings.dtype, jnp.floating)
+            and self.embeddings.ndim == 3
+            and 0 not in self.embeddings.shape
+            and self.mask.dtype == bool
+            and self.mask.shape == self.embeddings.shape[:2]
+        )
+        dtypes = [f"{getattr(value, 'dtype', '')} " for value in (self.embeddings, self.mask)]
+        require(
+            is_right, name, "have embeddings [B, L, D] of floats and a bool mask [B, L]",
+            Said(f"{dtypes[0]}{got[0]} and {dtypes[1]}{got[1]}"),
+        )  # fmt: skip
+        return self
+
+    def check_values(self, name: str = "text") -> None:
+        """Raises a ValueError for values, where they are known, that no network can read."""
+        arrays.finite(f"{name}.embeddings", self.embeddings)
+        mask = arrays.known(self.mask)
+        empty = [] if mask is None else [int(row) for row in (~mask.any(axis=1)).nonzero()[0]]
+        require(not empty, f"{name}.mask", "have a True in every row", Said(f"none in row {empty[:1]}"))
 
     def drop(self, dropped: jax.Array) -> "TextCond":
         """Replaces the captions where `dropped` [B] is True by the null caption of guidance.
@@ -54,6 +83,19 @@ class Cond:
     aug_logsnr: jax.Array | None = None
     image: jax.Array | None = None
     features: Any = None
+
+    def check(self, name: str = "cond") -> "Cond":
+        """Return this, if its parts are arrays of one batch; `name` is for messages."""
+        require(isinstance(self.text, TextCond), f"{name}.text", "be a TextCond", self.text)
+        rows = self.text.check(f"{name}.text").mask.shape[0]
+        rule = "be given with low_res, and only then"
+        require((self.low_res is None) == (self.aug_logsnr is None), f"{name}.aug_logsnr", rule, self.aug_logsnr)
+        for part, ndim in (("low_res", 4), ("image", 4), ("aug_logsnr", 1)):
+            value = getattr(self, part)
+            if value is not None:
+                shape = arrays.array(f"{name}.{part}", value, "floats", ndim=ndim).shape
+                require(shape[0] == rows, f"{name}.{part}", f"have one row for each of {rows} captions", shape[0])
+        return self
 
 
 @flax.struct.dataclass

@@ -57,7 +57,7 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(stages, encoder):
 def test_rows_that_do_not_match_are_refused_at_the_call(stages, encoder, options, message):
     with pytest.raises(ValueError, match=message):
         generate(stages, encoder, PROMPTS, **options)
-    with pytest.raises(ValueError, match="prompts must be at least one"):
+    with pytest.raises(ValueError, match="prompts must be a list of at least one str"):
         generate(stages, encoder, [], seeds=[])
 
 

@@ -16,14 +16,14 @@ STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 ALLOWED = {
     "diffusion": {"jax", "numpy", "arrays", "checks", "diffusion"},
     "models": {"jax", "flax", "einops", "arrays", "checks", "structs", "parallel", "models"},
-    "structs": {"jax", "flax"},
+    "structs": {"jax", "flax", "arrays", "checks"},
     "checks": set(),
     "arrays": {"jax", "numpy", "checks"},
     "config": {"checks", "files", "locations"},
     "validation": {"checks", "config", "locations", "models"},
     "presets": {"checks", "config", "locations", "validation"},
     "resize": {"numpy"},
-    "inputs": {"jax", "flax", "numpy", "arrays", "checks", "config", "structs"},
+    "inputs": {"jax", "flax", "numpy", "arrays", "checks", "config", "diffusion", "structs"},
     "stage": {
         "jax",
         "flax",
@@ -75,7 +75,7 @@ ALLOWED = {
     "options": {"locations"},
     "progress": {"tqdm"},
     "evaluation": {"jax", "flax", "numpy", "scipy", "PIL", "files", "resize", "data", "text", "evaluation"},
-    "generate": {"jax", "numpy", "checks", "parallel", "cascade", "stage", "structs", "text"},
+    "generate": {"jax", "numpy", "arrays", "checks", "inputs", "parallel", "cascade", "stage", "structs", "text"},
 }
 
 

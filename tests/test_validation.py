@@ -167,7 +167,7 @@ def test_extreme_values_that_pass_work(kind, changes):
         ("base", "data.split", "train\0", "data.split must be text without null characters"),
         ("base", "data.flip", 1, "data.flip must be True or False; got 1"),
         ("base", "process.schedule", "quadratic", "process.schedule must be one of cosine, "),
-        ("base", "process.prediction", None, "process.prediction must be one of 'x', 'eps', 'v', 'edm'; got None"),
+        ("base", "process.prediction", None, "process.prediction must be one of x, eps, v, edm; got None"),
         ("base", "process.min_snr_gamma", 0.0, "process.min_snr_gamma must be in "),
         ("base", "text.encoder", " ", "text.encoder must not be empty; got ' '"),
         ("base", "text.length", 10**400, r"text.length must be at most 65536; got 10{79} \.\.\. \(401 characters\)"),

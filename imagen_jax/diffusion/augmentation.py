@@ -8,13 +8,15 @@ this code; the image is brought to the stage's resolution first, so the noise is
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import arrays
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.schedules import LOGSNR_MAX, LOGSNR_MIN
 
 
 def level_to_logsnr(aug_level: jax.Array) -> jax.Array:
     """log((1 - aug_level^2) / aug_level^2), clipped to the range of the schedules; float32."""
-    level = jnp.asarray(aug_level, jnp.float32)
+    level = jnp.asarray(arrays.real("aug_level", aug_level), jnp.float32)
+    arrays.within("aug_level", aug_level, 0, 1)
     logsnr = jnp.log1p(-(level**2)) - 2 * jnp.log(level)
     return jnp.clip(logsnr, LOGSNR_MIN, LOGSNR_MAX)
 
@@ -27,5 +29,7 @@ def augment(low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> tuple[j
       aug_level: [B] in [0, 1].
       eps: standard normal like low_res.
     """
+    arrays.array("low_res", low_res, least_ndim=1)
+    arrays.one_each("aug_level", aug_level, "low_res", low_res)
     aug_logsnr = level_to_logsnr(aug_level)
     return process.diffuse(low_res, eps, aug_logsnr), aug_logsnr

@@ -10,16 +10,21 @@ part agree with the known one.
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import arrays, checks
+from imagen_jax.checks import Said, require
 from imagen_jax.diffusion import guidance
 
 
 def inpainting(denoise: guidance.Denoiser, image: jax.Array, mask: jax.Array) -> guidance.Denoiser:
     """`denoise`, but its estimate is `image` [B, H, W, C] where `mask` [B, H, W, 1] is 0."""
+    _check(image, mask)
     return guidance.then(denoise, lambda x_hat: merge(x_hat, image, mask), noise_too=True)
 
 
 def merge(x: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
     """x where `mask` is 1, the image where it is 0: [B, H, W, C]."""
+    _check(image, mask)
+    arrays.like("x", x, "image", image)
     return jnp.where(mask > 0, x, image.astype(x.dtype))
 
 
@@ -35,10 +40,18 @@ def outpainting(
     Returns:
       (larger image [B, H', W', C], its borders repeated outwards; mask [B, H', W', 1], 1 there), for `inpainting`.
     """
-    if min(top, bottom, left, right) < 0 or top + bottom + left + right == 0:
-        raise ValueError(
-            f"top, bottom, left and right must be at least 0 and not all 0; got {(top, bottom, left, right)}."
-        )
+    arrays.array("image", image, ndim=4)
+    borders = {"top": top, "bottom": bottom, "left": left, "right": right}
+    is_right = all(checks.is_whole(border) and 0 <= border <= 2**16 for border in borders.values())
+    rule = f"be whole numbers from 0 to {2**16} and not all 0"
+    require(is_right and any(borders.values()), "top, bottom, left and right", rule, tuple(borders.values()))
     pad = ((0, 0), (top, bottom), (left, right), (0, 0))
     known = jnp.zeros((*image.shape[:3], 1))
     return jnp.pad(image, pad, mode="edge"), jnp.pad(known, pad, constant_values=1.0)
+
+
+def _check(image: jax.Array, mask: jax.Array) -> None:
+    arrays.array("image", image, ndim=4)
+    require(arrays.is_array(mask), "mask", "be an array [B, H, W, 1] of 1 and 0", mask)
+    shape = (*image.shape[:3], 1)
+    require(tuple(mask.shape) == shape, "mask", f"have the image's size, {list(shape)}", Said(tuple(mask.shape)))

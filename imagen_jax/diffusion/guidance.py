@@ -5,6 +5,7 @@ combines the two by a `Rule` and a scale: 1 is off, and there only x_cond is com
 of x_hat; since their weights sum to 1, guiding x is the same as guiding eps or v.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, is_finite, number, plain, require, shown, whole
 from imagen_jax.diffusion.process import expand
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -52,6 +55,9 @@ class Rule(NamedTuple):
 
 def interval(guidance_scale: Scale, low: float, high: float) -> Scale:
     """`guidance_scale` where low <= logsnr_t <= high, and 1 elsewhere (Kynkäänniemi et al. 2024)."""
+    _check_scale(guidance_scale)
+    for name, bound in {"low": low, "high": high}.items():
+        arrays.real(name, bound)
 
     def scale(logsnr_t: jax.Array) -> jax.Array:
         inside = (low <= logsnr_t) & (logsnr_t <= high)
@@ -66,6 +72,10 @@ def oscillating(guidance_scale: float, low: float, start: int, logsnr_grid: jax.
     (Ho et al. 2022, Imagen Video, section 3.4.) The step is read off logsnr_t: the last level of `logsnr_grid` [T+1]
     that is not cleaner.
     """
+    _check_scale(guidance_scale)
+    arrays.real("low", low)
+    whole("start", start)
+    arrays.array("logsnr_grid", logsnr_grid, ndim=1)
     tolerance = 1e-4  # a step's own logsnr may have been rounded on the way
 
     def scale(logsnr_t: jax.Array) -> jax.Array:
@@ -74,6 +84,14 @@ def oscillating(guidance_scale: float, low: float, start: int, logsnr_grid: jax.
         return jnp.where(is_low, low, guidance_scale)
 
     return scale
+
+
+def _check_scale(scale: Scale) -> None:
+    if callable(scale):
+        return
+    arrays.real("guidance_scale", scale)
+    values = arrays.known(scale) if arrays.is_array(scale) else scale
+    require(values is None or bool(np.isfinite(values).all()), "guidance_scale", "be finite", scale)
 
 
 def _at(scale: Scale, logsnr_t: jax.Array) -> jax.Array:
@@ -98,6 +116,11 @@ def projected(parallel: float = 0.0, norm: float | None = None, momentum: float 
       norm: the largest root-mean-square of d over an image's values, which means the same at every size.
       momentum: weight of the sum of earlier d; negative steers away from them, -0.5 for example.
     """
+
+    number("parallel", parallel)
+    number("momentum", momentum)
+    if norm is not None:
+        number("norm", norm, "(0, inf)")
 
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, before: Any) -> tuple[jax.Array, Any]:
         d = x_cond - x_null
@@ -125,11 +148,13 @@ def plus_plus() -> Rule:
 
 def rescaled(rule: Rule, share: float = 0.7) -> Rule:
     """`rule`, with `share` of its result brought to x_cond's contrast in each image (Lin et al. 2023, equation 15)."""
+    _check_rule(rule)
+    number("share", share, "[0, 1]")
 
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         x_hat, state = rule.combine(x_cond, x_null, w, state)
-        if isinstance(x_hat, Estimate):
-            raise ValueError("rescaled must be of a rule that returns x_hat alone; got plus_plus().")
+        is_alone = not isinstance(x_hat, Estimate)
+        require(is_alone, "rescaled", "be of a rule that returns x_hat alone", Said("plus_plus()"))
         factor = _std(x_cond) / jnp.maximum(_std(x_hat), 1e-12)
         return x_hat * (share * factor + 1 - share), state
 
@@ -165,17 +190,19 @@ def classifier_free(
       cond, null: pytrees of equal structure, leaves [B, ...].
       guidance_scale: w, or a function of logsnr_t [B]. Where it is 1 only `cond` is evaluated.
       weights: `cond` is then a sequence of conditions, whose estimates are averaged with these weights, which sum
-        to 1 (composition, Liu et al. 2022).
+        to 1 (composition, Liu et al. 2022); a negative one steers away from its condition.
       rule: `linear()` unless given.
       threshold: applied to both estimates before they are combined.
     """
+    if weights is not None:
+        require(isinstance(cond, list | tuple), "cond", "be a tuple of conditions with weights", cond)
+        weights = check_weights(weights, len(cond))
     conds = (cond,) if weights is None else tuple(cond)
-    weights = (1.0,) if weights is None else tuple(weights)
-    if len(weights) != len(conds) or not np.isclose(sum(weights), 1, atol=1e-5):
-        raise ValueError(
-            f"weights must be one for each of the {len(conds)} conditions and sum to 1 (guidance_scale is the "
-            f"strength of all); got {weights}."
-        )
+    weights = weights or (1.0,)
+    _check_method({"denoise": denoise}, guidance_scale, rule, threshold)
+    for name, tree in (*((f"cond[{i}]", each) for i, each in enumerate(conds)), ("null", null)):
+        is_right = _shapes(tree, name) == _shapes(conds[0], name)
+        require(is_right, name, "have the structure and shapes of the first condition", tree)
 
     stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
     without, together = stack(*conds), stack(*conds, null)
@@ -213,6 +240,7 @@ def autoguidance(
       cond, weak_cond: the condition, as each of them reads it.
       guidance_scale, rule, threshold: as in `classifier_free`.
     """
+    _check_method({"denoise": denoise, "weak": weak}, guidance_scale, rule, threshold)
     only_cond = lambda z_t, logsnr_t: denoise(z_t, logsnr_t, cond)
     both = lambda z_t, logsnr_t: (only_cond(z_t, logsnr_t), weak(z_t, logsnr_t, weak_cond))
     return _guided(only_cond, both, guidance_scale, rule or linear(), threshold)
@@ -229,6 +257,10 @@ def then(
       noise_too: apply it to `noise_x` of an `Estimate` as well.
     """
 
+    is_denoiser = callable(denoise) or isinstance(denoise, Stateful)
+    require(is_denoiser, "denoise", "be a function of (z_t, logsnr_t), or Stateful", denoise)
+    require(callable(function), "function", "be a function of x_hat", function)
+
     def apply(out: Any) -> Any:
         if isinstance(out, Estimate) and not noise_too:
             return out._replace(x=function(out.x))
@@ -242,6 +274,37 @@ def then(
 
         return Stateful(denoise.init, call)
     return lambda z_t, logsnr_t: apply(denoise(z_t, logsnr_t))
+
+
+def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
+    """Return `weights` as floats, if they are one for each of `num` conditions, finite, and sum to 1."""
+    weights = [plain(weight) for weight in arrays.sequence("weights", weights, "numbers")]
+    rule = "be one for each text or condition, finite, and sum to 1 (guidance_scale is the strength of all)"
+    is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
+    require(is_right, "weights", rule, Said(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
+    return tuple(map(float, weights))
+
+
+def _check_method(functions: dict[str, Any], scale: Scale, rule: Any, threshold: Any) -> None:
+    for name, function in functions.items():
+        require(callable(function), name, "be a function of (z_t, logsnr_t, cond)", function)
+    _check_scale(scale)
+    if rule is not None:
+        _check_rule(rule)
+    require(threshold is None or callable(threshold), "threshold", "be a function of x_hat", threshold)
+
+
+def _shapes(tree: Any, name: str) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a condition, and the shapes of its leaves [B, ...] without B."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_right = all(arrays.is_array(leaf) and leaf.ndim > 0 for leaf in leaves)
+    require(is_right, name, "be a pytree of arrays [B, ...]", tree)
+    return structure, [tuple(leaf.shape[1:]) for leaf in leaves]
+
+
+def _check_rule(rule: Any) -> None:
+    is_rule = isinstance(rule, Rule) and callable(rule.combine)
+    require(is_rule, "rule", "be a Rule, such as linear()", rule)
 
 
 def _guided(

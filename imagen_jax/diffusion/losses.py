@@ -9,12 +9,14 @@ so a weight w on MSE(eps) is w SNR on MSE(x) and w SNR / (SNR + 1) on MSE(v).
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import arrays, checks
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.schedules import Schedule
 
 
 def plain(logsnr_t: jax.Array) -> jax.Array:
     """1, like logsnr_t [B]: the paper's loss for prediction "eps"."""
+    arrays.array("logsnr_t", logsnr_t)
     return jnp.ones_like(logsnr_t)
 
 
@@ -24,6 +26,10 @@ def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0, floor: flo
     A `floor` up to gamma is the least weight: 1 is the truncated SNR of Salimans & Ho (2022), which keeps
     the noisiest levels, where the layout is decided, in the loss of a network that predicts x.
     """
+    arrays.array("logsnr_t", logsnr_t)
+    checks.number("gamma", gamma, "(0, inf)")
+    checks.number("floor", floor, "[0, inf)")
+    checks.require(floor <= gamma, "floor", f"be at most gamma, {gamma:g}", floor)
     log_weight = jnp.clip(logsnr_t, jnp.log(floor), jnp.log(gamma))
     return jnp.exp(log_weight - _log_mse_ratio(logsnr_t, prediction))
 
@@ -37,17 +43,23 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
       rate_t: [B] -dlogsnr/dt; it makes the loss independent of the schedule that t is drawn on.
       bias: larger weighs fine detail more; about 2 for 64x64, smaller for larger images.
     """
+    arrays.array("logsnr_t", logsnr_t)
+    arrays.real("rate_t", rate_t)
+    checks.number("bias", bias)
     on_x = jax.nn.log_sigmoid(bias - logsnr_t) + logsnr_t
     return rate_t / 2 * jnp.exp(on_x - _log_mse_ratio(logsnr_t, prediction))
 
 
 def stratified_times(key: jax.Array, num: int) -> jax.Array:
     """[num] times from `key`, each uniform in [0, 1), one in every interval of length 1/num (Kingma et al. 2021)."""
-    return (jax.random.uniform(key) + jnp.arange(num, dtype=jnp.float32) / num) % 1.0
+    checks.whole("num", num, 1)
+    return (jax.random.uniform(arrays.key("key", key)) + jnp.arange(num, dtype=jnp.float32) / num) % 1.0
 
 
 def rate(schedule: Schedule, t: jax.Array) -> jax.Array:
     """-dlogsnr/dt of the schedule at t [B]."""
+    checks.instance("schedule", schedule, Schedule, "a Schedule")
+    t = jnp.asarray(arrays.real("t", t), jnp.float32)
     _, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
     return -slope
 
@@ -63,6 +75,9 @@ def denoising_loss(
       logsnr_t, weight: [B].
       prediction: what `out` estimates.
     """
+    arrays.array("out", out, least_ndim=1)
+    arrays.one_each("weight", weight, "out", out)
+    arrays.like("x", x, "out", out)
     error = out.astype(jnp.float32) - process.target(x, eps, logsnr_t, prediction)
     return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
@@ -74,6 +89,8 @@ BUCKETS = ("..-6", "-6..-2", "-2..2", "2..6", "6..")
 
 def by_logsnr(per_image: jax.Array, logsnr_t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum of the losses [B] in each of BUCKETS, and how many there are: [K], [K]."""
+    arrays.array("per_image", per_image, ndim=1)
+    arrays.like("logsnr_t", logsnr_t, "per_image", per_image)
     bucket = jnp.searchsorted(jnp.asarray(BUCKET_EDGES), logsnr_t, side="right")
     is_in = jax.nn.one_hot(bucket, len(BUCKETS))  # [B, K]
     # Not a matrix product: one image's nan would be in every bucket.
@@ -82,8 +99,7 @@ def by_logsnr(per_image: jax.Array, logsnr_t: jax.Array) -> tuple[jax.Array, jax
 
 def _log_mse_ratio(logsnr_t: jax.Array, prediction: str) -> jax.Array:
     """log(MSE(prediction) / MSE(x))."""
-    if prediction not in process.PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(process.PREDICTIONS)}; got {prediction!r}.")
+    checks.choice("prediction", prediction, process.PREDICTIONS)
     edm = jnp.logaddexp(logsnr_t, -2 * jnp.log(process.SIGMA_DATA))  # 1 / c_out^2: EDM's own weight is 1
     return {
         "x": jnp.zeros_like(logsnr_t),

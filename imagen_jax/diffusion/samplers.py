@@ -6,6 +6,7 @@ The state is float32. The last step of a stochastic sampler adds no noise. h bel
 log(alpha / sigma), half the step of logsnr.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, choice, error, instance, number, require, whole
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful
 from imagen_jax.diffusion.schedules import alpha_sigma
@@ -93,19 +96,24 @@ def sample(
       (z, Info).
     """
     sampler = make(sampler) if isinstance(sampler, str) else sampler
+    instance("sampler", sampler, Sampler, f"a Sampler or one of {', '.join(SAMPLERS)}")
+    is_denoiser = callable(denoise) or isinstance(denoise, Stateful)
+    require(is_denoiser, "denoise", "be a function of (z_t, logsnr_t), or Stateful", denoise)
+    arrays.array("z_1", z_1, least_ndim=1)
+    arrays.finite("z_1", z_1, "noise")
     check_grid(logsnr_grid)
-    if resample < 1 or jump < 1:
-        raise ValueError(f"resample and jump must be at least 1; got {resample} and {jump}.")
-    if jump > 1 and resample == 1:
-        raise ValueError(f"jump must be 1 without resample; got {jump}.")
-    if trajectory and not return_info:
-        raise ValueError("trajectory must come with return_info, which holds it; got return_info False.")
-    needs_noise = sampler.is_stochastic or resample > 1
-    if needs_noise and keys is None:
+    whole("resample", resample, 1)
+    whole("jump", jump, 1)
+    require(jump == 1 or resample > 1, "jump", "be 1 without resample", jump)
+    rule = "be False without return_info, which holds it"
+    require(not trajectory or bool(return_info), "trajectory", rule, trajectory)
+    require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)
+    if sampler.is_stochastic or resample > 1:
         why = "a stochastic sampler" if sampler.is_stochastic else "resample > 1"
-        raise ValueError(f"keys must be given to {why}: one for each image, [B].")
-    if needs_noise and keys.shape[:1] != z_1.shape[:1]:
-        raise ValueError(f"keys must be one for each image, [{len(z_1)}]; got shape {keys.shape}.")
+        require(keys is not None, "keys", f"be given to {why}: one for each image, [B]", keys)
+        arrays.keys("keys", keys)
+        got = Said(f"shape {tuple(keys.shape)}")
+        require(keys.shape[0] == z_1.shape[0], "keys", f"be one for each image, [{z_1.shape[0]}]", got)
     if isinstance(denoise, Stateful):
         first_state, call = denoise.init(z_1), denoise.call
     else:
@@ -118,6 +126,8 @@ def sample(
     def evaluate(z_t, logsnr_t, state):
         out, state = call(z_t, jnp.broadcast_to(logsnr_t, (batch,)), state)
         out = out if isinstance(out, Estimate) else Estimate(out, out)
+        for x in out:
+            arrays.like("the estimate of denoise", x, "z_1", z_1)
         return jax.tree.map(lambda x: x.astype(jnp.float32), out), state
 
     def body(state, inputs):
@@ -167,18 +177,16 @@ def _itinerary(steps: int, resample: int, jump: int) -> tuple[np.ndarray, ...]:
 
 def check_grid(logsnr_grid: jax.Array) -> None:
     """Raises ValueError unless the grid loses noise at every step; inside jit only its shape is known."""
-    if logsnr_grid.ndim != 1 or len(logsnr_grid) < 2:
-        raise ValueError(f"logsnr_grid must be [T+1] with steps T >= 1; got shape {logsnr_grid.shape}.")
-    if isinstance(logsnr_grid, jax.core.Tracer):
-        return
-    levels = np.asarray(logsnr_grid)
-    wrong = np.flatnonzero(~(np.diff(levels) > 0))
+    fix = "make it with schedules.grid"
+    array = arrays.array("logsnr_grid", logsnr_grid, fix=fix)
+    is_row = array.ndim == 1 and array.shape[0] > 1
+    require(is_row, "logsnr_grid", "be [T+1] with steps T >= 1", Said(f"shape {tuple(array.shape)}"), fix)
+    levels = arrays.known(logsnr_grid)
+    wrong = [] if levels is None else np.flatnonzero(~(np.diff(levels) > 0))
     if len(wrong):
         i = int(wrong[0])
-        raise ValueError(
-            "logsnr_grid must decrease in noise (logsnr must increase) at every step; "
-            f"got {levels[i]:g} then {levels[i + 1]:g} at step {i + 1}."
-        )
+        got = Said(f"{levels[i]:g} then {levels[i + 1]:g} at step {i + 1}")
+        raise error("logsnr_grid", "decrease in noise (logsnr must increase) at every step", got, fix)
 
 
 def _broken(x: jax.Array) -> jax.Array:
@@ -188,14 +196,20 @@ def _broken(x: jax.Array) -> jax.Array:
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal [B, *shape], row i from keys[i] alone: the same in any batch, on any mesh."""
+    arrays.keys("keys", keys)
+    is_shape = isinstance(shape, tuple | list)
+    require(is_shape, "shape", "be a tuple of whole numbers", shape)
+    shape = tuple(whole(f"shape[{i}]", side) for i, side in enumerate(shape))
     return jax.vmap(partial(jax.random.normal, shape=shape))(keys)
 
 
 def make(name: str, **options: float) -> Sampler:
     """The sampler called `name`, with options of its own such as gamma for ddpm."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}.")
-    return SAMPLERS[name](**options)
+    make_it = SAMPLERS[choice("sampler", name, SAMPLERS)]
+    known = list(inspect.signature(make_it).parameters)
+    unknown = sorted(set(options) - set(known))
+    require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Said(", ".join(unknown)))
+    return make_it(**options)
 
 
 def ddim(eta: float = 0.0) -> Sampler:
@@ -204,8 +218,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     (Song et al. 2020, equations 12 and 16.) eta 0 is deterministic, 1 is ddpm with gamma 0.
     """
 
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1]; got {eta}.")
+    number("eta", eta, "[0, 1]")
 
     def step(s: Step, carry):
         alpha_t, sigma_t = alpha_sigma(s.logsnr_t)
@@ -225,6 +238,7 @@ def ddpm(gamma: float = 0.2) -> Sampler:
 
     log variance = (1 - gamma) log((1-r) sigma_s^2) + gamma log((1-r) sigma_t^2).
     """
+    number("gamma", gamma, "[0, 1]")
 
     def step(s: Step, carry):
         mean, lower = process.posterior(z_t=s.z_t, x=s.x_hat, logsnr_t=s.logsnr_t, logsnr_s=s.logsnr_s)
@@ -244,6 +258,7 @@ def dpmpp_2m(eta: float = 0.0) -> Sampler:
     z_s = (sigma_s / sigma_t) e^(-eta h) z_t - alpha_s expm1(-H) D + sigma_s sqrt(1 - e^(-2 eta h)) noise.
     The first step has no past, and the last goes to no noise where h is unbounded: both use D = x_hat.
     """
+    number("eta", eta, "[0, 1]")
 
     def init(z_1, logsnr_grid):
         return jnp.zeros_like(z_1), jnp.ones((), jnp.float32)  # x_hat and h of the step before
@@ -279,8 +294,12 @@ def heun(
       churn_noise: standard deviation of the added noise.
     """
 
-    if not 0 < churn_min < churn_max:
-        raise ValueError(f"churn_min must be positive and below churn_max; got {churn_min} and {churn_max}.")
+    number("churn", churn, "[0, inf)")
+    number("churn_min", churn_min)
+    number("churn_max", churn_max)
+    is_right = 0 < churn_min < churn_max
+    require(is_right, "churn_min", "be positive and below churn_max", Said(f"{churn_min} and {churn_max}"))
+    number("churn_noise", churn_noise, "(0, inf)")
 
     def add_noise(z_t, logsnr_t, noise, steps):
         level = jnp.exp(-jnp.maximum(logsnr_t, -100) / 2)  # S
@@ -318,8 +337,7 @@ def unipc(order: int = 2) -> Sampler:
     Args:
       order: 1, 2 or 3 of the predictor; the corrector has one more.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order must be 1, 2 or 3; got {order}.")
+    whole("order", order, 1, 3)
 
     def init(z_1, logsnr_grid):
         past = (jnp.zeros_like(z_1),) * order  # x_hat of the steps before, newest first

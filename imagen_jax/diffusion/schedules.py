@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, choice, is_finite, number, require, shown, whole
+
 # sigma (or alpha) is 4.5e-5 at the ends: below the step of 8-bit pixels, far above float32's underflow.
 LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
 
@@ -31,9 +34,9 @@ class Schedule(NamedTuple):
 
 def make(name: str, size: int = 64) -> Schedule:
     """The schedule called `name` in `SCHEDULES`; `size` is the image side in pixels that some are shifted for."""
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
-    return SCHEDULES[name](size)
+    is_known = isinstance(name, str) and name in SCHEDULES
+    require(is_known, "schedule", f"be one of {', '.join(SCHEDULES)}", name)
+    return SCHEDULES[name](_positive("size", size))
 
 
 def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
@@ -45,23 +48,26 @@ def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
     Raises:
       ValueError: logsnr(t) is not finite, or does not decrease from t = 0 to t = 1.
     """
-    clipped = lambda t: _clip(logsnr(jnp.asarray(t, jnp.float32)))
+    require(callable(logsnr), "logsnr", "be a function of t", logsnr)
+    clipped = lambda t: _clip(_reals("logsnr(t)", logsnr(_reals("t", t))))
     with jax.ensure_compile_time_eval():
         values = np.asarray(clipped(jnp.linspace(0, 1, 257)))
-    if not (np.isfinite(values).all() and (np.diff(values) <= 0).all() and values[0] > values[-1]):
-        raise ValueError("logsnr(t) must be finite and decrease from t = 0 to t = 1 (1 is noise).")
+    require(values.shape == (257,), "logsnr(t)", "have the shape of t, [257]", Said(values.shape))
+    is_falling = np.isfinite(values).all() and (np.diff(values) <= 0).all() and values[0] > values[-1]
+    rule = "be finite and decrease from t = 0 to t = 1 (1 is noise)"
+    require(bool(is_falling), "logsnr(t)", rule, Said(f"{values[0]:g} to {values[-1]:g}"))
     return Schedule(clipped, partial(_bisect, clipped))
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(alpha, sigma) of logsnr, float32, like it: each from its own sigmoid so that neither loses its small values."""
-    logsnr = jnp.asarray(logsnr, jnp.float32)
+    logsnr = _reals("logsnr", logsnr)
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
 def cosine(t: jax.Array) -> jax.Array:
     """logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
-    t = jnp.asarray(t, jnp.float32)
+    t = _reals("t", t)
     u = jnp.where(t <= 0.5, t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
     logsnr = -2 * jnp.log(jnp.tan(jnp.pi / 2 * u))
     return _clip(jnp.where(t <= 0.5, logsnr, -logsnr))
@@ -69,18 +75,18 @@ def cosine(t: jax.Array) -> jax.Array:
 
 def cosine_inverse(logsnr: jax.Array) -> jax.Array:
     """t with cosine(t) = logsnr."""
-    return 2 / jnp.pi * jnp.arctan(jnp.exp(-jnp.asarray(logsnr, jnp.float32) / 2))
+    return 2 / jnp.pi * jnp.arctan(jnp.exp(-_reals("logsnr", logsnr) / 2))
 
 
 def linear(t: jax.Array) -> jax.Array:
     """logsnr(t) = -log(expm1(0.1 t + 9.95 t^2)): beta rises linearly (paper's 256 -> 1024 stage)."""
-    t = jnp.asarray(t, jnp.float32)
+    t = _reals("t", t)
     return _clip(-jnp.log(jnp.expm1(_BETA_MIN * t + _BETA_SPAN / 2 * t**2)))
 
 
 def linear_inverse(logsnr: jax.Array) -> jax.Array:
     """t with linear(t) = logsnr: the root of the quadratic, in its cancellation-free form."""
-    integral = jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32))
+    integral = jax.nn.softplus(-_reals("logsnr", logsnr))
     return 2 * integral / (_BETA_MIN + jnp.sqrt(_BETA_MIN**2 + 2 * _BETA_SPAN * integral))
 
 
@@ -91,12 +97,12 @@ def shifted_cosine(t: jax.Array, size: int = 256) -> jax.Array:
       t: [...] in [0, 1].
       size: side of the image in pixels. (Hoogeboom et al. 2023, equation 4.)
     """
-    return _clip(cosine(t) + 2 * np.log(64 / size))
+    return _clip(cosine(t) + 2 * np.log(64 / _positive("size", size)))
 
 
 def shifted_cosine_inverse(logsnr: jax.Array, size: int = 256) -> jax.Array:
     """t with shifted_cosine(t, size) = logsnr."""
-    return cosine_inverse(jnp.asarray(logsnr, jnp.float32) - 2 * np.log(64 / size))
+    return cosine_inverse(_reals("logsnr", logsnr) - 2 * np.log(64 / _positive("size", size)))
 
 
 def interpolated_cosine(t: jax.Array, size: int = 256, low: int = 32, high: int = 256) -> jax.Array:
@@ -107,7 +113,9 @@ def interpolated_cosine(t: jax.Array, size: int = 256, low: int = 32, high: int 
       size: side of the image in pixels.
       low, high: the sizes that the schedule is shifted from at the noisy and at the clean end.
     """
-    t = jnp.asarray(t, jnp.float32)
+    t = _reals("t", t)
+    for name, value in {"size": size, "low": low, "high": high}.items():
+        _positive(name, value)
     return _clip(cosine(t) + 2 * (t * np.log(low / size) + (1 - t) * np.log(high / size)))
 
 
@@ -123,7 +131,7 @@ def sigmoid(t: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.
 
     With d = (end - start) / (2 tau) the logsnr is log sinh((1 - t) d) - log sinh(t d) + constant.
     """
-    t = jnp.asarray(t, jnp.float32)
+    t = _reals("t", t)
     d, constant = _sigmoid_constants(start, end, tau)
     return _clip(jnp.log(jnp.sinh((1 - t) * d)) - jnp.log(jnp.sinh(t * d)) + constant)
 
@@ -131,18 +139,21 @@ def sigmoid(t: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.
 def sigmoid_inverse(logsnr: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> jax.Array:
     """t with sigmoid(t, start, end, tau) = logsnr: tanh(t d) = sinh(d) / (exp(logsnr - constant) + cosh(d))."""
     d, constant = _sigmoid_constants(start, end, tau)
-    ratio = np.sinh(d) / (jnp.exp(jnp.asarray(logsnr, jnp.float32) - constant) + np.cosh(d))
+    ratio = np.sinh(d) / (jnp.exp(_reals("logsnr", logsnr) - constant) + np.cosh(d))
     return jnp.arctanh(ratio) / d
 
 
 def _sigmoid_constants(start: float, end: float, tau: float) -> tuple[float, float]:
+    number("start", start, "[-50, 50]")
+    number("end", end, f"({start:g}, 50]")
+    number("tau", tau, "[0.1, 100]")
     return (end - start) / (2 * tau), float(np.log(np.cosh(start / tau / 2) / np.cosh(end / tau / 2)))
 
 
 def edm(t: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> jax.Array:
     """-2 log S(t), S^(1/rho) linear in t from sigma_min to sigma_max (Karras et al. 2022, equation 5)."""
-    t = jnp.asarray(t, jnp.float32)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    t = _reals("t", t)
+    low, high = _edm_ends(sigma_min, sigma_max, rho)
     return _clip(-2 * rho * jnp.log(low + t * (high - low)))
 
 
@@ -150,19 +161,34 @@ def edm_inverse(
     logsnr: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> jax.Array:
     """t with edm(t, sigma_min, sigma_max, rho) = logsnr."""
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (jnp.exp(-jnp.asarray(logsnr, jnp.float32) / (2 * rho)) - low) / (high - low)
+    low, high = _edm_ends(sigma_min, sigma_max, rho)
+    return (jnp.exp(-_reals("logsnr", logsnr) / (2 * rho)) - low) / (high - low)
+
+
+def _edm_ends(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float]:
+    _check_sigmas(sigma_min, sigma_max, rho)
+    return sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float, rho: float) -> None:
+    _positive("sigma_max", sigma_max)
+    is_right = is_finite(sigma_min) and 0 < sigma_min < sigma_max
+    got = Said(f"{shown(sigma_min)} and {shown(sigma_max)}")
+    require(is_right, "sigma_min", "be positive and below sigma_max", got)
+    number("rho", rho, "[0.1, 1000]")
 
 
 def lognormal(t: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
     """log S is N(mean, std^2) for uniform t: the levels that EDM trains on (Karras et al. 2022, table 1)."""
-    t = jnp.asarray(t, jnp.float32)
-    return _clip(-2 * (mean + std * jax.scipy.special.ndtri(t)))
+    t = _reals("t", t)
+    number("mean", mean, "[-50, 50]")
+    return _clip(-2 * (mean + _positive("std", std) * jax.scipy.special.ndtri(t)))
 
 
 def lognormal_inverse(logsnr: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
     """t with lognormal(t, mean, std) = logsnr."""
-    return jax.scipy.special.ndtr((-jnp.asarray(logsnr, jnp.float32) / 2 - mean) / std)
+    number("mean", mean, "[-50, 50]")
+    return jax.scipy.special.ndtr((-_reals("logsnr", logsnr) / 2 - mean) / _positive("std", std))
 
 
 def zero_terminal(schedule: Schedule) -> Schedule:
@@ -171,6 +197,7 @@ def zero_terminal(schedule: Schedule) -> Schedule:
     alpha' = (alpha - alpha(1)) alpha(0) / (alpha(0) - alpha(1)). Needs prediction "x", "v" or "edm": eps says
     nothing about x there.
     """
+    _check_schedule(schedule)
     with jax.ensure_compile_time_eval():
         ends = alpha_sigma(schedule.logsnr(jnp.array([0.0, 1.0])))
     (_, alpha_1), (sigma_0, _) = np.asarray(ends, np.float64)
@@ -223,22 +250,21 @@ def grid(
       rho: 7 is EDM's; larger puts more steps at low noise.
       start: time to start from in (0, 1]; below 1 for image-to-image.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}.")
-    if not 0 < start <= 1:
-        raise ValueError(f"start must be a time in (0, 1]; got {start}.")
+    _check_schedule(schedule)
+    whole("steps", steps, 1)
+    choice("spacing", spacing, SPACINGS)
+    number("start", start, "(0, 1]")
+    _check_sigmas(sigma_min, sigma_max, rho)
     if spacing == "t":
         times = jnp.linspace(start, 0, steps + 1, dtype=jnp.float32)
         return jnp.append(schedule.logsnr(times[:-1]), LOGSNR_MAX)
     if spacing == "trailing":
         times = np.round(1000 * start * np.arange(steps, -1, -1) / steps) / 1000
-        if not (np.diff(times) < 0).all():
-            raise ValueError(f"steps must be at most {int(1000 * start)} with trailing spacing; got {steps}.")
+        num = round(1000 * start)  # times up to the start
+        rule = "be at least 0.001 with trailing spacing, which stops at whole thousandths"
+        require(num > 0, "start", rule, start)
+        require(steps <= num, "steps", f"be at most {num} with trailing spacing", steps)
         return jnp.append(schedule.logsnr(jnp.asarray(times[:-1], jnp.float32)), LOGSNR_MAX)
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r}.")
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min must be positive and below sigma_max; got {sigma_min} and {sigma_max}.")
     first, last = schedule.logsnr(jnp.float32(start)), schedule.logsnr(jnp.float32(0))
     low = jnp.maximum(first, -2 * np.log(sigma_max))
     high = jnp.maximum(jnp.minimum(last, -2 * np.log(sigma_min)), low)
@@ -271,7 +297,7 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 
 def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
     """t in [0, 1] with decreasing(t) = value, to the resolution of float32."""
-    value = jnp.asarray(value, jnp.float32)
+    value = _reals("logsnr", value)
 
     def halve(_, bounds):
         low, high = bounds
@@ -281,6 +307,21 @@ def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> j
 
     low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
     return (low + high) / 2
+
+
+def _reals(name: str, value: jax.Array) -> jax.Array:
+    """Numbers as float32."""
+    return jnp.asarray(arrays.real(name, value), jnp.float32)
+
+
+def _positive(name: str, value: float) -> float:
+    return number(name, value, "(0, inf)")
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    is_schedule = isinstance(schedule, Schedule) and all(map(callable, schedule))
+    fix = "make one with schedules.make" if isinstance(schedule, str) else ""
+    require(is_schedule, "schedule", "be a Schedule", schedule, fix)
 
 
 def _clip(logsnr: jax.Array) -> jax.Array:

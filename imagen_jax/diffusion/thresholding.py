@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from imagen_jax import arrays
+from imagen_jax.checks import number, require
 from imagen_jax.diffusion.process import expand
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -17,6 +19,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 def static(x_hat: jax.Array) -> jax.Array:
     """Clips x_hat to [-1, 1]."""
+    arrays.array("x_hat", x_hat)
     return jnp.clip(x_hat, -1, 1)
 
 
@@ -35,12 +38,12 @@ def dynamic(
       cap: upper bound of s; None for no bound.
       floor: lower bound of s. At 1, images in range are unchanged; below, they may be stretched.
     """
-    if not 0 < percentile <= 1:
-        raise ValueError(f"percentile must be in (0, 1]; got {percentile}. Give a fraction, such as 0.995.")
-    if not 0 < floor < math.inf:
-        raise ValueError(f"floor must be positive and finite; got {floor}. Give 1 to keep images in range.")
-    if cap is not None and not cap >= floor:
-        raise ValueError(f"cap must be at least floor, {floor}; got {cap}. Raise it, or give None: no bound.")
+    arrays.array("x_hat", x_hat, least_ndim=1)
+    number("percentile", percentile, "(0, 1]", "give a fraction, such as 0.995")
+    number("floor", floor, "(0, inf)", "give 1 to keep images in range")
+    if cap is not None:
+        number("cap", cap, fix="give None for no bound")
+        require(cap >= floor, "cap", f"be at least floor, {floor:g}", cap, "raise it, or give None for no bound")
     x_hat = jnp.asarray(x_hat)
     s = expand(jnp.clip(quantile(jnp.abs(x_hat), percentile), floor, cap), x_hat)
     return (jnp.clip(x_hat.astype(jnp.float32), -s, s) / s).astype(x_hat.dtype)
@@ -58,12 +61,11 @@ def quantile(x: jax.Array, q: float) -> jax.Array:
       x: [B, ...], float32, bfloat16 or float16; the rest is cast to float32.
       q: in [0, 1]; a Python number.
     """
-    if not 0 <= q <= 1:
-        raise ValueError(f"q must be in [0, 1]; got {q}.")
+    arrays.array("x", x, least_ndim=1)
+    number("q", q, "[0, 1]")
     x = jnp.asarray(x)
     num = math.prod(x.shape[1:])
-    if num == 0:
-        raise ValueError(f"images must have at least one pixel; got an array of shape {x.shape}.")
+    require(num > 0, "x", "have at least one pixel in each image", x)
     position = float(q) * (num - 1)  # float64; float32 cannot place a rank in 1024 x 1024 x 3 values
     rank = int(position)
     weight = position - rank

@@ -1,9 +1,13 @@
 """What a network is told: the noise level, the text and, in super-resolution, the aug level."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import arrays
+from imagen_jax.checks import Said, require
 from imagen_jax.models.attention import AttentionPool
 from imagen_jax.models.layers import Dtype, once
 from imagen_jax.structs import Cond, TextCond
@@ -15,6 +19,24 @@ def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.
     frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = value.astype(jnp.float32)[:, None] * frequency[None, :]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def check_call(z_t: Any, logsnr_t: Any, cond: Any, stride: int) -> None:
+    """Raises a ValueError for whatever a network of this total stride cannot be called with."""
+    shape = tuple(arrays.array("z_t", z_t, ndim=4).shape)
+    is_right = 0 not in shape and shape[1] % stride == shape[2] % stride == 0
+    rule = f"be [B, H, W, C] with H and W multiples of {stride}, the network's total stride"
+    require(is_right, "z_t", rule, Said(shape))
+    rows = arrays.array("logsnr_t", logsnr_t, ndim=1).shape[0]
+    require(rows == shape[0], "logsnr_t", f"have one entry for each row of z_t, {shape[0]}", rows)
+    require(isinstance(cond, Cond), "cond", "be a Cond", cond)
+    rows = len(cond.check().text.mask)
+    require(rows == shape[0], "cond", f"have one row for each row of z_t, {shape[0]}", rows)
+    for name in ("low_res", "image"):
+        value = getattr(cond, name)
+        if value is not None:
+            got = tuple(value.shape[:3])
+            require(got == shape[:3], f"cond.{name}", f"have the size of z_t, {list(shape[:3])}", Said(got))
 
 
 class LevelEmbedding(nn.Module):

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.architecture import check_efficient_unet
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
-from imagen_jax.models.conditioning import Conditioning, images_beside
+from imagen_jax.models.conditioning import Conditioning, check_call, images_beside
 from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
 from imagen_jax.structs import Cond
 
@@ -47,7 +48,12 @@ class EfficientUNet(nn.Module):
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^levels; logsnr_t [B]."""
-
+        check_efficient_unet(
+            stem_channels=self.stem_channels, channels=self.channels, num_res_blocks=self.num_res_blocks,
+            self_attention=self.self_attention, cross_attention=self.cross_attention, embedding=self.embedding,
+            num_heads=self.num_heads, dropout=self.dropout,
+        )  # fmt: skip
+        check_call(z_t, logsnr_t, cond, 2 ** len(self.channels))
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         use_dropout = train and self.dropout > 0
 

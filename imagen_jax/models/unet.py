@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.architecture import check_unet
 from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
-from imagen_jax.models.conditioning import Conditioning, images_beside
+from imagen_jax.models.conditioning import Conditioning, check_call, images_beside
 from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.structs import Cond
 
@@ -43,6 +44,11 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^(levels - 1); logsnr_t [B]."""
+        check_unet(
+            channels=self.channels, num_res_blocks=self.num_res_blocks, attention=self.attention,
+            embedding=self.embedding, head_dim=self.head_dim, dropout=self.dropout,
+        )  # fmt: skip
+        check_call(z_t, logsnr_t, cond, 2 ** (len(self.channels) - 1))
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         use_dropout = train and self.dropout > 0
 

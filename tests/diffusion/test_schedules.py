@@ -184,7 +184,7 @@ def test_a_later_start(spacing):
             {"steps": 4, "spacing": "leading"},
             "spacing must be one of t, logsnr, rho, trailing; got 'leading'",
         ),
-        ({"steps": 4, "start": 0.0}, r"start must be a time in \(0, 1\]; got 0.0"),
+        ({"steps": 4, "start": 0.0}, r"start must be in \(0, 1\]; got 0.0"),
         (
             {"steps": 4, "spacing": "rho", "sigma_min": 9.0, "sigma_max": 1.0},
             "sigma_min must be positive and",

@@ -1,0 +1,186 @@
+"""Checks of arrays that a user gives: kind and shape, which tracers have too, and values where they are known.
+
+Errors have the form of `checks`. Values are looked at on the host, and only those of arrays that lie whole in this
+process; inside `jax.jit` nothing is added to the program.
+"""
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.checks import Said, require
+
+# Values beyond 1 that rounding makes: bfloat16 has steps of 0.0078 there.
+_ROUNDING = 0.01
+_MOST_NOISE = 20.0  # standard normal numbers in float32 stay below 6
+_KINDS = {"floats": jnp.floating, "whole numbers": jnp.integer, "bool": jnp.bool_}
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of JAX or numpy, a tracer, or the shape of one."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def array(
+    name: str, value: Any, kind: str = "real", *, ndim: int | None = None, least_ndim: int = 0, fix: str = ""
+) -> Any:
+    """Return `value`, if it is an array.
+
+    Args:
+      name: in messages.
+      value: anything.
+      kind: "floats", "whole numbers", "bool", or "real" for all of these.
+      ndim, least_ndim: how many axes it has; how many at least.
+      fix: what to do about it.
+
+    Raises:
+      ValueError: it is no array, or of another kind.
+    """
+    what = f"an array of {'numbers' if kind == 'real' else kind}"
+    num = least_ndim if ndim is None else ndim
+    if num:
+        what += f" with {'at least ' if ndim is None else ''}{num} {'axis' if num == 1 else 'axes'}"
+    require(is_array(value), name, f"be {what}", value, fix)
+    wanted = (jnp.floating, jnp.integer, jnp.bool_) if kind == "real" else (_KINDS[kind],)
+    is_kind = any(jnp.issubdtype(value.dtype, each) for each in wanted)
+    has_axes = value.ndim >= least_ndim if ndim is None else value.ndim == ndim
+    require(is_kind and has_axes, name, f"be {what}", Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix)
+    return value
+
+
+def real(name: str, value: Any) -> Any:
+    """Return `value`, if it is a real number or an array of them."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.generic):
+        return value
+    require(is_array(value), name, "be a number or an array of numbers", value)
+    return array(name, value)
+
+
+def like(name: str, value: Any, other_name: str, other: Any) -> Any:
+    """Return `value`, if it is an array of the shape of `other`, which is one."""
+    array(name, value)
+    rule = f"have the shape of {other_name}, {list(other.shape)}"
+    require(value.shape == other.shape, name, rule, Said(tuple(value.shape)))
+    return value
+
+
+def one_each(name: str, value: Any, images_name: str, images: Any) -> Any:
+    """Return `value`, if it is a number or an array [B] of one for each of `images` [B, ...]."""
+    real(name, value)
+    shape = np.shape(value) if not is_array(value) else tuple(value.shape)
+    rule = f"be a number or have one for each row of {images_name}, [{images.shape[0]}]"
+    require(shape in ((), (images.shape[0],)), name, rule, Said(shape))
+    return value
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The values of an array, or None where they are not known here: in tracers, shapes, and parts on other hosts."""
+    if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)
+
+
+def finite(name: str, value: Any, what: str = "") -> None:
+    """Raises a ValueError if `value` is known to hold NaN or infinity; `what` it is, for the message."""
+    values = known(value)
+    if values is None or values.size == 0:
+        return
+    low, high = _ends(values)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~np.isfinite(values.astype(np.float32))
+        rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if bad.ndim else np.array([0])
+        got = Said(f"{bad.sum()} of {bad.size} that are NaN or infinite, the first in row {rows[0]}")
+        require(False, name, f"hold finite numbers{f' ({what})' if what else ''}", got)
+
+
+def pictures(name: str, value: Any) -> None:
+    """Raises a ValueError if `value`, an array of floats, is known to hold what no picture in [-1, 1] does."""
+    finite(name, value, "a picture in [-1, 1]")
+    low, high = _within(name, value, 1.0, 1 + _ROUNDING, "be in [-1, 1]")
+    if low >= 0 and high - low > 0.25:
+        warnings.warn(
+            f"{name} has no value below 0, as if it were in [0, 1]; pictures are in [-1, 1], where -1 is black: "
+            "x * 2 - 1 of 0..1.",
+            stacklevel=2,
+        )
+
+
+def noise(name: str, value: Any) -> None:
+    """Raises a ValueError if `value`, an array of floats, is known to be no standard normal noise."""
+    finite(name, value, "standard normal noise")
+    _within(name, value, _MOST_NOISE, _MOST_NOISE, "be standard normal noise")
+
+
+def within(name: str, value: Any, low: float, high: float) -> None:
+    """Raises a ValueError if `value`, a number or an array of them, is known to be outside [low, high]."""
+    values = known(value) if is_array(value) else np.asarray(value)
+    if values is not None and values.size:
+        least, largest = _ends(values)
+        got = Said(f"{least:g}" if values.size == 1 else f"values from {least:g} to {largest:g}")
+        require(low <= least and largest <= high, name, f"be in [{low:g}, {high:g}]", got)
+
+
+def floats_of_pictures(name: str, value: Any) -> Any:
+    """Return `value`, if it is an array of floats; integers of 0 to 255 would be read as out-of-range values."""
+    require(is_array(value), name, "be an array of floats in [-1, 1]", value)
+    is_float = jnp.issubdtype(value.dtype, jnp.floating)
+    got = Said(f"{value.dtype} of shape {tuple(value.shape)}")
+    require(is_float, name, "be float in [-1, 1]", got, "x / 127.5 - 1 of 0..255")
+    return value
+
+
+def keys(name: str, value: Any) -> Any:
+    """Return `value`, if it is an array [B] of random keys, or of their raw bits [B, 2] uint32."""
+    fix = "make them with image_keys(seed, num)"
+    rule = "be [B], one for each image, as from image_keys"
+    require(is_array(value), name, rule, value, fix)
+    is_typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+    is_raw = value.dtype == raw.dtype and value.ndim == 2 and value.shape[1:] == raw.shape
+    is_right = is_raw or (is_typed and value.ndim == 1)
+    require(is_right and value.shape[0] > 0, name, rule, Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix)
+    return value
+
+
+def key(name: str, value: Any) -> Any:
+    """Return `value`, if it is one random key, as from `jax.random.key`."""
+    is_typed = is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0
+    is_raw = is_array(value) and value.dtype == jnp.uint32 and value.ndim == 1
+    require(is_typed or is_raw, name, "be one random key, as from jax.random.key", value)
+    return value
+
+
+def _within(name: str, value: Any, limit: float, tolerated: float, rule: str) -> tuple[float, float]:
+    """The least and the largest value, which must be within `tolerated`; (0, 0) where they are not known."""
+    values = known(value)
+    if values is None or values.size == 0:
+        return 0.0, 0.0
+    low, high = _ends(values)
+    fix = "clip it, or scale it"
+    if low >= -_ROUNDING and high > 2 * limit:
+        fix = "x / 127.5 - 1 of 0..255"
+    got = Said(f"values from {low:g} to {high:g}")
+    require(-tolerated <= low and high <= tolerated, name, rule, got, fix)
+    return low, high
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """(least, largest); NaN if there is one."""
+    if values.dtype not in (np.float32, np.float64):  # numpy has no order for bfloat16's NaN
+        values = values.astype(np.float32)
+    return float(values.min()), float(values.max())
+
+
+def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
+    """Return `value` as a list, if it is a list, a tuple or an array with one axis; `what` it should hold."""
+    is_known = is_array(value) and value.ndim == 1 and known(value) is not None
+    require(isinstance(value, list | tuple) or is_known, name, f"be a list or tuple of {what}", value)
+    return value.tolist() if is_known else list(value)
