@@ -80,12 +80,17 @@ def one_each(name: str, value: Any, images_name: str, images: Any) -> Any:
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The values of an array, or None where they are not known here: in tracers, shapes, and parts on other hosts."""
+    """The values of an array, or None where they are not known here: in tracers, shapes, and parts on other hosts.
+
+    Of images that are one, repeated by numpy's broadcasting, only the first.
+    """
     if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
-    return np.asarray(value)
+    values = np.asarray(value)
+    is_repeated = values.ndim > 1 and values.shape[0] > 0 and values.strides[0] == 0
+    return values[:1] if is_repeated else values
 
 
 def finite(name: str, value: Any, what: str = "") -> None:

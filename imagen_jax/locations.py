@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any, NewType
 
+from imagen_jax import checks
+from imagen_jax.checks import require
+
 Location = NewType("Location", str)  # type of an option that takes what `location` takes; Path: of this machine alone
 # The library through which etils.epath reaches a bucket, also the name of the extra that installs it.
 _LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
@@ -29,7 +32,9 @@ def location(place: str | os.PathLike, name: str) -> Path:
       ValueError: another scheme, a URL without a bucket or with a typing error, or the library of the bucket is not
         installed.
     """
-    text = os.fspath(place)
+    is_path = isinstance(place, str | os.PathLike)
+    require(is_path and isinstance(os.fspath(place), str), name, "be a path, or a URL of gs:// or s3://", place)
+    text = checks.text(name, os.fspath(place))
     scheme, slashes = _scheme(text)
     if scheme is None:
         return Path(text)
@@ -65,7 +70,9 @@ def location(place: str | os.PathLike, name: str) -> Path:
 
 def local(place: str | os.PathLike, name: str) -> Path:
     """A path of this machine; raises a ValueError for a URL, which would become a directory called after its scheme."""
-    text = os.fspath(place)
+    is_path = isinstance(place, str | os.PathLike)
+    require(is_path and isinstance(os.fspath(place), str), name, "be a path, or a URL of gs:// or s3://", place)
+    text = checks.text(name, os.fspath(place))
     scheme, _ = _scheme(text)
     if scheme is None:
         return Path(text)

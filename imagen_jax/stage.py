@@ -355,7 +355,8 @@ def sample_stage(
     for name, value in {"return_info": return_info, "trajectory": trajectory}.items():
         checks.instance(name, value, bool, "True or False")
     require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)
-    require(return_info or not trajectory, "trajectory", "come with return_info, which holds it", Said("return_info False"))
+    rule = "come with return_info, which holds it"
+    require(return_info or not trajectory, "trajectory", rule, Said("return_info False"))
     x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
     raise_if_broken(stage.config, info)
     return (x, info) if return_info else x

@@ -180,7 +180,7 @@ def test_wrong_inputs(tiny_stages, tiny_text):
     with pytest.raises(ValueError, match="text must have the width 12 .* got 99"):
         sample_cascade(tiny_stages, wide, image_keys(SEED, 7))
     short = tiny_text.replace(mask=tiny_text.mask[:, :3])
-    with pytest.raises(ValueError, match=r"a bool mask \[B, L\]; got \(7, 5, 12\) and bool \(7, 3\)"):
+    with pytest.raises(ValueError, match=r"a bool mask \[B, L\]; got float32 \(7, 5, 12\) and bool \(7, 3\)"):
         sample_cascade(tiny_stages, short, image_keys(SEED, 7))
     with pytest.raises(ValueError, match=r"keys must be \[B\], one for each image"):
         sample_cascade(tiny_stages, tiny_text, jax.random.key(0))

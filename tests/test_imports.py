@@ -53,7 +53,7 @@ ALLOWED = {
         "diffusion",
     },
     "parallel": {"jax", "numpy"},
-    "locations": set(),
+    "locations": {"checks"},
     "locks": {"locations"},
     "files": {"locations", "signals"},
     "planning": {"jax", "numpy", "config", "inputs", "parallel", "planning", "stage", "structs", "training"},

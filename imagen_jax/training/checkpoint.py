@@ -27,7 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from imagen_jax import files, locations, parallel, stage
-from imagen_jax.checks import require
+from imagen_jax.checks import require, whole
 from imagen_jax.config import (
     SamplingConfig,
     StageConfig,
@@ -341,6 +341,8 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
 def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
     """`load_stage`, and the step of the checkpoint that was loaded."""
     directory = _absolute(directory)
+    if step is not None:
+        whole("step", step)
     config = read_config(directory)
     shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
