@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Said, is_whole, require
 
 # Values beyond 1 that rounding makes: bfloat16 has steps of 0.0078 there.
 _ROUNDING = 0.01
@@ -25,6 +25,10 @@ _KINDS = {"floats": jnp.floating, "whole numbers": jnp.integer, "bool": jnp.bool
 def is_array(value: Any) -> bool:
     """Whether `value` is an array of JAX or numpy, a tracer, or the shape of one."""
     return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _has_values(value: Any) -> bool:
+    return is_array(value) and not isinstance(value, jax.ShapeDtypeStruct)
 
 
 def array(
@@ -46,19 +50,23 @@ def array(
     num = least_ndim if ndim is None else ndim
     if num:
         what += f" with {'at least ' if ndim is None else ''}{num} {'axis' if num == 1 else 'axes'}"
-    require(is_array(value), name, f"be {what}", value, fix)
+    require(_has_values(value), name, f"be {what}", value, fix)
     wanted = (jnp.floating, jnp.integer, jnp.bool_) if kind == "real" else (_KINDS[kind],)
     is_kind = any(jnp.issubdtype(value.dtype, each) for each in wanted)
     has_axes = value.ndim >= least_ndim if ndim is None else value.ndim == ndim
-    require(is_kind and has_axes, name, f"be {what}", Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix)
+    require(
+        is_kind and has_axes, name, f"be {what}", Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix
+    )
     return value
 
 
 def real(name: str, value: Any) -> Any:
     """Return `value`, if it is a real number or an array of them."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool | np.generic):
+        is_too_large = is_whole(value) and abs(value) > 2**127
+        require(not is_too_large, name, "be a number that float32 holds", value)
         return value
-    require(is_array(value), name, "be a number or an array of numbers", value)
+    require(_has_values(value), name, "be a number or an array of numbers", value)
     return array(name, value)
 
 
@@ -87,6 +95,8 @@ def known(value: Any) -> np.ndarray | None:
     if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):  # random keys
         return None
     values = np.asarray(value)
     is_repeated = values.ndim > 1 and values.shape[0] > 0 and values.strides[0] == 0
@@ -135,7 +145,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 def floats_of_pictures(name: str, value: Any) -> Any:
     """Return `value`, if it is an array of floats; integers of 0 to 255 would be read as out-of-range values."""
-    require(is_array(value), name, "be an array of floats in [-1, 1]", value)
+    require(_has_values(value), name, "be an array of floats in [-1, 1]", value)
     is_float = jnp.issubdtype(value.dtype, jnp.floating)
     got = Said(f"{value.dtype} of shape {tuple(value.shape)}")
     require(is_float, name, "be float in [-1, 1]", got, "x / 127.5 - 1 of 0..255")
@@ -151,7 +161,9 @@ def keys(name: str, value: Any) -> Any:
     raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     is_raw = value.dtype == raw.dtype and value.ndim == 2 and value.shape[1:] == raw.shape
     is_right = is_raw or (is_typed and value.ndim == 1)
-    require(is_right and value.shape[0] > 0, name, rule, Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix)
+    require(
+        is_right and value.shape[0] > 0, name, rule, Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix
+    )
     return value
 
 

@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
     """A number of numpy's or JAX's as one of Python's; other values, and tracers, as they are."""
     try:
         return value.item() if getattr(value, "ndim", None) == 0 else value
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, NotImplementedError):  # tracers and random keys
         return value
 
 

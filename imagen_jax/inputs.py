@@ -83,15 +83,11 @@ def check_noise(name: str, value: Any) -> None:
 
 def _check_mask(mask: Any) -> None:
     """A mask says 1 or 0; inside jit its values are not known."""
-    require(arrays.is_array(mask), "mask", "be an array of 1 (paint here) and 0 (keep)", mask)
-    values = arrays.known(mask)
-    if values is None:
-        return
-    is_number = values.dtype == bool or values.dtype.kind in "iuf" or values.dtype.name == "bfloat16"
-    values = np.unique(values.astype(np.float32)) if is_number else values
-    is_right = is_number and bool(np.isin(values, (0, 1)).all())
-    got = Said(f"values from {values[0]:g} to {values[-1]:g}" if is_number and values.size else f"{values.dtype}")
-    require(is_right, "mask", "hold 1 (paint here) and 0 (keep) only", got)
+    values = arrays.known(arrays.array("mask", mask, fix="1 is paint here, 0 is keep"))
+    if values is not None and values.size:
+        values = np.unique(values.astype(np.float32))
+        got = Said(f"values from {values[0]:g} to {values[-1]:g}")
+        require(bool(np.isin(values, (0, 1)).all()), "mask", "hold 1 (paint here) and 0 (keep) only", got)
 
 
 def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
@@ -196,5 +192,8 @@ def _check_images(
     is_started = sampling.strength == 1 or inputs.image is not None
     require(is_started, "strength", "be 1 without an image", sampling.strength)
     require(
-        sampling.resample == 1 or inputs.mask is not None, "resample", "be 1 without a mask", sampling.resample
+        sampling.resample == 1 or inputs.mask is not None,
+        "resample",
+        "be 1 without a mask",
+        sampling.resample,
     )

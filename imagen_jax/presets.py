@@ -46,7 +46,9 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     stages = _run(path, lambda: get_config(**chosen))
     is_list = isinstance(stages, tuple | list)
     rule = "return a tuple of StageConfig from get_config"
-    require(is_list and all(isinstance(stage, StageConfig) for stage in stages), f"--preset {path}", rule, stages)
+    require(
+        is_list and all(isinstance(stage, StageConfig) for stage in stages), f"--preset {path}", rule, stages
+    )
     return validate_cascade(tuple(stages))
 
 
@@ -90,7 +92,9 @@ def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
     for word in words.split(",") if words else ():
         names = [name for name, allowed in choices.items() if word in allowed]
         if not names or names[0] in chosen:
-            variants = "; ".join(f"{name}: {', '.join(map(str, allowed))}" for name, allowed in choices.items())
+            variants = "; ".join(
+                f"{name}: {', '.join(map(str, allowed))}" for name, allowed in choices.items()
+            )
             raise ValueError(
                 f"--preset {preset} must be followed by at most one word each of its variants "
                 f"({variants or 'it has none'}); got {words!r}."

@@ -101,7 +101,12 @@ def validate(config: StageConfig) -> StageConfig:
     locations.local(config.data.path, "data.path")
     locations.local(config.text.encoder, "text.encoder")
     require(config.name.isidentifier(), "name", "be an identifier such as base or sr256", config.name)
-    require(len(config.name) <= 100, "name", "have at most 100 characters, since it names a directory", config.name)
+    require(
+        len(config.name) <= 100,
+        "name",
+        "have at most 100 characters, since it names a directory",
+        config.name,
+    )
     _validate_network(config.network)
     _validate_sizes(config)
     process, optim, run = config.process, config.optim, config.run
@@ -233,7 +238,9 @@ def validate_sampling(
     if config.is_super_resolution:
         top = config.process.max_aug_level
         rule(
-            "aug_level", 0 <= sampling.aug_level <= top, f"be in [0, {top}], the levels that the stage is trained on"
+            "aug_level",
+            0 <= sampling.aug_level <= top,
+            f"be in [0, {top}], the levels that the stage is trained on",
         )
     else:
         rule("aug_level", 0 <= sampling.aug_level <= 1, "be in [0, 1]")
@@ -242,7 +249,9 @@ def validate_sampling(
 
 def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
     """Return `stages`, each checked, and that each super-resolution stage continues the stage before it."""
-    require(isinstance(stages, tuple | list) and len(stages) > 0, "stages", "be at least one StageConfig", stages)
+    require(
+        isinstance(stages, tuple | list) and len(stages) > 0, "stages", "be at least one StageConfig", stages
+    )
     for stage in stages:
         validate(stage)
     for before, stage in zip(stages, stages[1:], strict=False):

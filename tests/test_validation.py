@@ -75,7 +75,9 @@ def is_refused(check, *arguments):
         check(*arguments)
     except ValueError as error:
         message = str(error)
-        assert " must " in message and "; got " in message and "\n" not in message and len(message) < 500, message
+        assert " must " in message and "; got " in message and "\n" not in message and len(message) < 500, (
+            message
+        )
         return True
     return False
 
@@ -98,7 +100,9 @@ def test_every_field_with_hostile_values(kind):
                 if hint is bool:
                     assert isinstance(value, bool), path
                 if {int, float} & set(kinds):
-                    assert value is None or (isinstance(value, int | float) and not isinstance(value, bool)), path
+                    assert value is None or (
+                        isinstance(value, int | float) and not isinstance(value, bool)
+                    ), path
                 if int in kinds:
                     assert not isinstance(value, float), path
                 if isinstance(value, int | float):
@@ -119,10 +123,19 @@ NO_ATTENTION = {"network.attention": (False, False), "network.num_res_blocks": (
         ("base", {"image_channels": 1024, "cond_image_channels": 5, "text.width": 1, "text.length": 2**16}),
         ("base", {"network.embedding": 12, "text.length": 1, "process.cond_drop_prob": np.float32(0.5)}),
         ("base", {"process.loss_weight": "min_snr", "process.min_snr_gamma": 1e-9, "optim.warmup_steps": 0}),
-        ("base", {"process.loss_weight": "sigmoid", "process.sigmoid_bias": -50.0, "optim.decay_steps": 10**9}),
-        ("base", {"optim.eps": 1e-30, "optim.clip_norm": 0.0, "optim.ema_decay": 0.0, "optim.warmup_steps": 10**9}),
+        (
+            "base",
+            {"process.loss_weight": "sigmoid", "process.sigmoid_bias": -50.0, "optim.decay_steps": 10**9},
+        ),
+        (
+            "base",
+            {"optim.eps": 1e-30, "optim.clip_norm": 0.0, "optim.ema_decay": 0.0, "optim.warmup_steps": 10**9},
+        ),
         ("base", {"optim.batch_size": np.int64(2**20), "seed": 2**32 - 1, "optim.optimizer": "muon"}),
-        ("sr", {"network.stem_channels": 1, "network.channels": (18,), "seed": np.uint32(7), "crop_size": None}),
+        (
+            "sr",
+            {"network.stem_channels": 1, "network.channels": (18,), "seed": np.uint32(7), "crop_size": None},
+        ),
         ("sr", {"network.stem_channels": 18, "network.num_heads": 8, "low_res_size": 1, "crop_size": None}),
         ("sr", {"low_res_size": 15, "crop_size": None, "process.max_aug_level": 0.1}),
         ("sr", {"crop_size": 2, "optim.optimizer": "adafactor", "process.prediction": "edm"}),
@@ -189,7 +202,10 @@ def test_only_configurations_are_validated(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_channels": 1}, "image_channels must be 3 to train on a data set, whose pictures are RGB; got 1: tra"),
+        (
+            {"image_channels": 1},
+            "image_channels must be 3 to train on a data set, whose pictures are RGB; got 1: tra",
+        ),
         ({"image_channels": 4}, "image_channels must be 3 .* got 4: train with stage.loss"),
         ({"image_channels": 2}, "image_channels must be 3 .* got 2"),
         ({"cond_image_channels": 1}, 'cond_image_channels must be 0 .* got 1: train with .* "cond_image"'),
@@ -205,8 +221,14 @@ def test_what_no_data_set_holds_is_refused_for_training(changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spacing": "trailing", "strength": 4e-4}, "strength must be at least 0.001 with spacing 'trailing'"),
-        ({"spacing": "trailing", "strength": 1e-300}, "strength must be at least 0.001 with spacing 'trailing'"),
+        (
+            {"spacing": "trailing", "strength": 4e-4},
+            "strength must be at least 0.001 with spacing 'trailing'",
+        ),
+        (
+            {"spacing": "trailing", "strength": 1e-300},
+            "strength must be at least 0.001 with spacing 'trailing'",
+        ),
         ({"spacing": "trailing", "steps": 1001}, "steps must be at most 1000 with spacing 'trailing'"),
         ({"steps": 10_000, "resample": 11}, "resample must be at most 10 with 10000 steps; got 11"),
         ({"strength": 0}, r"strength must be in \(0, 1\]; got 0"),

@@ -257,8 +257,7 @@ def then(
       noise_too: apply it to `noise_x` of an `Estimate` as well.
     """
 
-    is_denoiser = callable(denoise) or isinstance(denoise, Stateful)
-    require(is_denoiser, "denoise", "be a function of (z_t, logsnr_t), or Stateful", denoise)
+    check_denoiser(denoise)
     require(callable(function), "function", "be a function of x_hat", function)
 
     def apply(out: Any) -> Any:
@@ -283,6 +282,13 @@ def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
     require(is_right, "weights", rule, Said(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
     return tuple(map(float, weights))
+
+
+def check_denoiser(denoise: Denoiser) -> None:
+    """Raises a ValueError for what is no denoiser."""
+    functions = denoise if isinstance(denoise, Stateful) else (denoise,)
+    is_right = all(map(callable, functions))
+    require(is_right, "denoise", "be a function of (z_t, logsnr_t), or Stateful with two functions", denoise)
 
 
 def _check_method(functions: dict[str, Any], scale: Scale, rule: Any, threshold: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from imagen_jax import arrays
 from imagen_jax.checks import Said, choice, error, instance, number, require, whole
 from imagen_jax.diffusion import process
-from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful
+from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful, check_denoiser
 from imagen_jax.diffusion.schedules import alpha_sigma
 
 LONGEST_HEUN = 4.0  # in h: S falls 55-fold
@@ -97,16 +97,19 @@ def sample(
     """
     sampler = make(sampler) if isinstance(sampler, str) else sampler
     instance("sampler", sampler, Sampler, f"a Sampler or one of {', '.join(SAMPLERS)}")
-    is_denoiser = callable(denoise) or isinstance(denoise, Stateful)
-    require(is_denoiser, "denoise", "be a function of (z_t, logsnr_t), or Stateful", denoise)
+    is_whole = callable(sampler.step) and callable(sampler.init)
+    require(is_whole, "sampler", "have functions step and init", sampler)
+    check_denoiser(denoise)
     arrays.array("z_1", z_1, least_ndim=1)
     arrays.finite("z_1", z_1, "noise")
     check_grid(logsnr_grid)
     whole("resample", resample, 1)
     whole("jump", jump, 1)
     require(jump == 1 or resample > 1, "jump", "be 1 without resample", jump)
+    for name, value in {"return_info": return_info, "trajectory": trajectory}.items():
+        instance(name, value, bool, "True or False")
     rule = "be False without return_info, which holds it"
-    require(not trajectory or bool(return_info), "trajectory", rule, trajectory)
+    require(return_info or not trajectory, "trajectory", rule, trajectory)
     require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)
     if sampler.is_stochastic or resample > 1:
         why = "a stochastic sampler" if sampler.is_stochastic else "resample > 1"

@@ -166,16 +166,16 @@ def edm_inverse(
 
 
 def _edm_ends(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float]:
-    _check_sigmas(sigma_min, sigma_max, rho)
+    sigma_min, sigma_max, rho = _check_sigmas(sigma_min, sigma_max, rho)
     return sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
 
-def _check_sigmas(sigma_min: float, sigma_max: float, rho: float) -> None:
+def _check_sigmas(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float, float]:
     _positive("sigma_max", sigma_max)
     is_right = is_finite(sigma_min) and 0 < sigma_min < sigma_max
     got = Said(f"{shown(sigma_min)} and {shown(sigma_max)}")
     require(is_right, "sigma_min", "be positive and below sigma_max", got)
-    number("rho", rho, "[0.1, 1000]")
+    return float(sigma_min), float(sigma_max), number("rho", rho, "[0.1, 1000]")
 
 
 def lognormal(t: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
@@ -253,8 +253,8 @@ def grid(
     _check_schedule(schedule)
     whole("steps", steps, 1)
     choice("spacing", spacing, SPACINGS)
-    number("start", start, "(0, 1]")
-    _check_sigmas(sigma_min, sigma_max, rho)
+    start = number("start", start, "(0, 1]")
+    sigma_min, sigma_max, rho = _check_sigmas(sigma_min, sigma_max, rho)
     if spacing == "t":
         times = jnp.linspace(start, 0, steps + 1, dtype=jnp.float32)
         return jnp.append(schedule.logsnr(times[:-1]), LOGSNR_MAX)

@@ -39,10 +39,10 @@ def dynamic(
       floor: lower bound of s. At 1, images in range are unchanged; below, they may be stretched.
     """
     arrays.array("x_hat", x_hat, least_ndim=1)
-    number("percentile", percentile, "(0, 1]", "give a fraction, such as 0.995")
-    number("floor", floor, "(0, inf)", "give 1 to keep images in range")
+    percentile = number("percentile", percentile, "(0, 1]", "give a fraction, such as 0.995")
+    floor = number("floor", floor, "(0, inf)", "give 1 to keep images in range")
     if cap is not None:
-        number("cap", cap, fix="give None for no bound")
+        cap = number("cap", cap, fix="give None for no bound")
         require(cap >= floor, "cap", f"be at least floor, {floor:g}", cap, "raise it, or give None for no bound")
     x_hat = jnp.asarray(x_hat)
     s = expand(jnp.clip(quantile(jnp.abs(x_hat), percentile), floor, cap), x_hat)
