@@ -159,8 +159,11 @@ def check_directory(
       ValueError: one line: it is no directory, cannot be made or written to, holds something else than a file under
         one of the names, or the disk has too little room.
     """
-    if locations.is_remote(path):
-        return  # what a bucket allows is known when something is put there
+    if locations.is_remote(path):  # what a bucket allows is known when something is put there
+        bucket = list(path.parents)[-3] if len(path.parents) > 2 else path  # below "/" and the scheme
+        if not exists(bucket):  # its library would make one
+            raise ValueError(f"{option} must be in a bucket that exists and can be read; got {path}.")
+        return
     for link in (Path(path), *Path(path).parents):
         if os.path.islink(link) and not os.path.isdir(link):
             what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"

@@ -97,6 +97,26 @@ def test_sampling_options_are_kept_in_the_bucket(trained, best):
     assert (load_cascade(workdir, best=best)[0].config.sampling.steps == 7) == best
 
 
+def test_pictures_are_written_into_the_bucket(trained, load_script, monkeypatch, capsys):
+    workdir, _ = trained
+    script = load_script("sample")
+    command = ["sample.py", "--workdir", workdir, "--prompts", "a red star", "--steps", "1", "--batch-size", "8"]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr("imagen_jax.parallel.use_compilation_cache", lambda: None)
+    script.main(script.cli.parse(script.Options, ""))
+    found = names(f"{workdir}/samples")
+    assert "grid.png" in found and len(found) == 2, found
+
+
+@pytest.mark.parametrize("output", ["s3://nowhere", "s3://nowhere/a", "s3://nowhere/a/b/c"])
+def test_no_bucket_is_made_for_an_output(bucket, output):
+    with pytest.raises((ValueError, OSError), match="s3://nowhere"):
+        files.check_directory(locations.location(output, "--output"), "--output")
+    files.check_directory(locations.location(f"{bucket}/a/b/c", "--output"), "--output")
+    files.check_directory(locations.location(bucket, "--output"), "--output")
+    assert [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]] == ["bucket"]
+
+
 def test_a_writer_keeps_earlier_steps_and_drops_later_ones(bucket, preset):
     """Two writers in turn, as two processes of a run that was killed after step 2."""
     place = locations.location(f"{bucket}/runs/w/base", "")

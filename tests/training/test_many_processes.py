@@ -121,6 +121,44 @@ def test_processes_of_another_seed_stop_before_anything_is_written(setup, soak):
     assert not (folder / "refused").exists()
 
 
+ELSEWHERE = """
+import sys
+from imagen_jax import parallel
+parallel.initialize()
+import jax
+from imagen_jax.config import DataConfig, StageConfig, TextConfig
+from imagen_jax.training.loop import train
+
+config = StageConfig(text=TextConfig(encoder="none", width=8), data=DataConfig(path="none"))
+try:
+    train(config, f"{sys.argv[1]}/{jax.process_index()}")
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+def two_processes(code, *arguments):
+    """What two processes of one run print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
+            env=common | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    return [process.communicate(timeout=100)[0] for process in started]
+
+
+def test_processes_of_another_workdir_are_told_before_anything_is_written(tmp_path):
+    for out in two_processes(ELSEWHERE, str(tmp_path)):
+        assert "--workdir must be the same in every process; process 1 of 2 has another than process 0" in out
+    assert not list(tmp_path.iterdir())
+
+
 UNREADABLE = """
 import sys
 from imagen_jax import parallel
@@ -150,17 +188,6 @@ with checkpoint.Checkpoints(sys.argv[1], StageConfig()) as checkpoints:
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    common = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", UNREADABLE, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-            env=common | {"JAX_PROCESS_ID": str(i)},
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for out in [process.communicate(timeout=100)[0] for process in started]:
+    for out in two_processes(UNREADABLE, str(tmp_path)):
         assert "restored 1 2.0 {'next_index': 1} 1" in out
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2"]
