@@ -49,7 +49,10 @@ def location(place: str | os.PathLike, name: str) -> Path:
         fix = f"{whole}, as a str" if isinstance(place, Path) else whole
         raise ValueError(f"{name} must have two slashes after {scheme}:; got {text!r}: write {fix}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
-        raise ValueError(f"{name} must name a bucket; got {text!r}: write {scheme}://BUCKET/DIRECTORY.")
+        raise ValueError(
+            f"{name} must name a bucket, of at least two letters, digits, dots, hyphens or underscores; got {text!r}: write "
+            f"{scheme}://BUCKET/DIRECTORY."
+        )
     if {".", ".."} & set(rest.split("/")) or re.search(r"[?#*\[\]\s\\]", rest):
         raise ValueError(
             f"{name} must name a directory of the bucket without '..', '.', spaces or any of ?#*[]\\; got {text!r}."
