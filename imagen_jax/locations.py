@@ -50,8 +50,8 @@ def location(place: str | os.PathLike, name: str) -> Path:
         raise ValueError(f"{name} must have two slashes after {scheme}:; got {text!r}: write {fix}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
         raise ValueError(
-            f"{name} must name a bucket, of at least two letters, digits, dots, hyphens or underscores; got {text!r}: write "
-            f"{scheme}://BUCKET/DIRECTORY."
+            f"{name} must name a bucket, of at least two letters, digits, dots, hyphens or underscores; "
+            f"got {text!r}: write {scheme}://BUCKET/DIRECTORY."
         )
     if {".", ".."} & set(rest.split("/")) or re.search(r"[?#*\[\]\s\\]", rest):
         raise ValueError(
