@@ -40,7 +40,7 @@ def workdir(tmp_path_factory, tiny_configs):
         checkpoint.claim(directory / config.name, config)
         with checkpoint.Checkpoints(directory / config.name, config) as saved:
             saved.save(
-                TrainState(jax.numpy.int32(1), params, params, {"none": jax.numpy.zeros(1)}), {"at": 1}
+                TrainState(jax.numpy.int32(1), params, params, {"none": jax.numpy.zeros(1)}), {"next_index": 1}
             )
     return directory
 
