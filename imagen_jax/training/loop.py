@@ -201,6 +201,7 @@ class _Run:
             if done == first + 1:
                 step = self._compiled(step, state, batch, writer, meter)
                 stops.begin()
+                self._monitor.cancelled = stops.asked_here
             state, metrics = step(state, batch)
             meter.add(metrics, undecodable)
             writer.advance()
@@ -214,7 +215,7 @@ class _Run:
                 try:
                     if is_looking:
                         with meter.paused():
-                            values |= self._monitor.look(state, writer, stops.asked_here)
+                            values |= self._monitor.look(state, writer)
                         looked = True
                 except parallel.Cancelled:
                     stopped_by, is_saving, looked = stops.asked(), True, True

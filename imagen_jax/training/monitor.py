@@ -49,21 +49,18 @@ class Monitor:
         self._config, self._mesh, self._held_out = config, mesh, held_out
         self._shown, self._embeddings = shown, embeddings
         self._programs: dict[Callable, Any] = {}
-        self._cancelled: Callable[[], Any] = lambda: None
+        self.cancelled: Callable[[], Any] = lambda: None  # asked while programs are compiled
 
     def is_due(self, step: int) -> bool:
         """Whether there is something to look at after this step."""
         return self._validates(step) or self._samples(step)
 
-    def look(
-        self, state: TrainState, writer: Writer, cancelled: Callable[[], Any] = lambda: None
-    ) -> dict[str, float]:
+    def look(self, state: TrainState, writer: Writer) -> dict[str, float]:
         """The metrics of what is due at `state.step`; pictures go to the writer.
 
         Raises:
           parallel.Cancelled: `cancelled` returned something true while a program was compiled, in the only process.
         """
-        self._cancelled = cancelled
         step = int(state.step)
         begin = time.perf_counter()
         values = self.validate(state.ema_params) if self._validates(step) else {}
@@ -137,7 +134,7 @@ class Monitor:
         """function(config, mesh, *args) as one program, compiled when first used."""
         if function not in self._programs:
             jitted = jax.jit(partial(function, self._config, self._mesh))
-            self._programs[function] = parallel.compiled(jitted, *args, cancelled=self._cancelled)
+            self._programs[function] = parallel.compiled(jitted, *args, cancelled=self.cancelled)
         found = jax.device_get(self._programs[function](*args))
         self._alive()
         return found
