@@ -515,6 +515,7 @@ FUNCTIONS = {
         ("guidance.interval", {"guidance_scale": NAN}, "guidance_scale must be finite; got nan"),
         ("editing.outpainting", {"top": 1.5}, "top, bottom, left and right must be whole numbers"),
         ("losses.stratified_times", {"key": 5}, "key must be one random key"),
+        ("losses.sigmoid", {"bias": 10**30, "prediction": ()}, "prediction must be one of"),
         ("losses.min_snr", {"floor": 6.0}, "floor must be at most gamma, 5; got 6.0"),
     ],
 )

@@ -117,10 +117,9 @@ def projected(parallel: float = 0.0, norm: float | None = None, momentum: float 
       momentum: weight of the sum of earlier d; negative steers away from them, -0.5 for example.
     """
 
-    number("parallel", parallel)
-    number("momentum", momentum)
+    parallel, momentum = number("parallel", parallel), number("momentum", momentum)
     if norm is not None:
-        number("norm", norm, "(0, inf)")
+        norm = number("norm", norm, "(0, inf)")
 
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, before: Any) -> tuple[jax.Array, Any]:
         d = x_cond - x_null

@@ -27,8 +27,8 @@ def min_snr(logsnr_t: jax.Array, prediction: str, gamma: float = 5.0, floor: flo
     the noisiest levels, where the layout is decided, in the loss of a network that predicts x.
     """
     arrays.array("logsnr_t", logsnr_t)
-    checks.number("gamma", gamma, "(0, inf)")
-    checks.number("floor", floor, "[0, inf)")
+    gamma = checks.number("gamma", gamma, "(0, inf)")
+    floor = checks.number("floor", floor, "[0, inf)")
     checks.require(floor <= gamma, "floor", f"be at most gamma, {gamma:g}", floor)
     log_weight = jnp.clip(logsnr_t, jnp.log(floor), jnp.log(gamma))
     return jnp.exp(log_weight - _log_mse_ratio(logsnr_t, prediction))
@@ -45,7 +45,7 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
     """
     arrays.array("logsnr_t", logsnr_t)
     arrays.real("rate_t", rate_t)
-    checks.number("bias", bias)
+    bias = checks.number("bias", bias)
     on_x = jax.nn.log_sigmoid(bias - logsnr_t) + logsnr_t
     return rate_t / 2 * jnp.exp(on_x - _log_mse_ratio(logsnr_t, prediction))
 

@@ -297,12 +297,11 @@ def heun(
       churn_noise: standard deviation of the added noise.
     """
 
-    number("churn", churn, "[0, inf)")
-    number("churn_min", churn_min)
-    number("churn_max", churn_max)
+    churn = number("churn", churn, "[0, inf)")
+    churn_min, churn_max = number("churn_min", churn_min), number("churn_max", churn_max)
     is_right = 0 < churn_min < churn_max
     require(is_right, "churn_min", "be positive and below churn_max", Said(f"{churn_min} and {churn_max}"))
-    number("churn_noise", churn_noise, "(0, inf)")
+    churn_noise = number("churn_noise", churn_noise, "(0, inf)")
 
     def add_noise(z_t, logsnr_t, noise, steps):
         level = jnp.exp(-jnp.maximum(logsnr_t, -100) / 2)  # S
