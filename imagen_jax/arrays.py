@@ -27,7 +27,8 @@ def is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-def _has_values(value: Any) -> bool:
+def has_values(value: Any) -> bool:
+    """Whether `value` is an array or a tracer, and not the mere shape of one."""
     return is_array(value) and not isinstance(value, jax.ShapeDtypeStruct)
 
 
@@ -50,7 +51,7 @@ def array(
     num = least_ndim if ndim is None else ndim
     if num:
         what += f" with {'at least ' if ndim is None else ''}{num} {'axis' if num == 1 else 'axes'}"
-    require(_has_values(value), name, f"be {what}", value, fix)
+    require(has_values(value), name, f"be {what}", value, fix)
     wanted = (jnp.floating, jnp.integer, jnp.bool_) if kind == "real" else (_KINDS[kind],)
     is_kind = any(jnp.issubdtype(value.dtype, each) for each in wanted)
     has_axes = value.ndim >= least_ndim if ndim is None else value.ndim == ndim
@@ -66,7 +67,7 @@ def real(name: str, value: Any) -> Any:
         is_too_large = is_whole(value) and abs(value) > 2**127
         require(not is_too_large, name, "be a number that float32 holds", value)
         return value
-    require(_has_values(value), name, "be a number or an array of numbers", value)
+    require(has_values(value), name, "be a number or an array of numbers", value)
     return array(name, value)
 
 
@@ -145,7 +146,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 def floats_of_pictures(name: str, value: Any) -> Any:
     """Return `value`, if it is an array of floats; integers of 0 to 255 would be read as out-of-range values."""
-    require(_has_values(value), name, "be an array of floats in [-1, 1]", value)
+    require(has_values(value), name, "be an array of floats in [-1, 1]", value)
     is_float = jnp.issubdtype(value.dtype, jnp.floating)
     got = Said(f"{value.dtype} of shape {tuple(value.shape)}")
     require(is_float, name, "be float in [-1, 1]", got, "x / 127.5 - 1 of 0..255")

@@ -515,6 +515,8 @@ FUNCTIONS = {
         ("guidance.interval", {"guidance_scale": NAN}, "guidance_scale must be finite; got nan"),
         ("editing.outpainting", {"top": 1.5}, "top, bottom, left and right must be whole numbers"),
         ("losses.stratified_times", {"key": 5}, "key must be one random key"),
+        ("guidance.oscillating", {"guidance_scale": 10**30, "start": -1}, "start must be at least 0; got -1"),
+        ("guidance.classifier_free", {"null": jax.eval_shape(lambda: X)}, r"null must be a pytree of arrays"),
         ("losses.sigmoid", {"bias": 10**30, "prediction": ()}, "prediction must be one of"),
         ("losses.min_snr", {"floor": 6.0}, "floor must be at most gamma, 5; got 6.0"),
     ],

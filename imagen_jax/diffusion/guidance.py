@@ -90,7 +90,7 @@ def _check_scale(scale: Scale) -> None:
     if callable(scale):
         return
     arrays.real("guidance_scale", scale)
-    values = arrays.known(scale) if arrays.is_array(scale) else scale
+    values = arrays.known(scale) if arrays.is_array(scale) else float(scale)
     require(values is None or bool(np.isfinite(values).all()), "guidance_scale", "be finite", scale)
 
 
@@ -302,7 +302,7 @@ def _check_method(functions: dict[str, Any], scale: Scale, rule: Any, threshold:
 def _shapes(tree: Any, name: str) -> tuple[Any, list[tuple[int, ...]]]:
     """The structure of a condition, and the shapes of its leaves [B, ...] without B."""
     leaves, structure = jax.tree.flatten(tree)
-    is_right = all(arrays.is_array(leaf) and leaf.ndim > 0 for leaf in leaves)
+    is_right = all(arrays.has_values(leaf) and leaf.ndim > 0 for leaf in leaves)
     require(is_right, name, "be a pytree of arrays [B, ...]", tree)
     return structure, [tuple(leaf.shape[1:]) for leaf in leaves]
 
