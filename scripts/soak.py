@@ -9,6 +9,9 @@ then with one of them killed (SIGKILL) after a random time, again and again. All
 no checkpoint may be lost; and every run that reaches its last step must have the parameters of the undisturbed one,
 to the bit. With --elastic nothing is killed: the run is continued on other numbers of processes and devices, and its
 losses are compared with those of one device. Options of scripts/train.py are passed on to it.
+
+Each kill is a line of kills.jsonl in the workdir. --within-s kills soon after a run has gone on, and --share-all
+without waiting until a process notices that the other is gone; so many kills fit into an hour.
 """
 
 import dataclasses
@@ -44,6 +47,10 @@ class Options:
     """Seconds within which all processes must have ended once one was killed."""
     elastic: bool = False
     """Continue on 2x4, 1x4, 1x1, 1x4 and 2x4 processes and devices instead of killing."""
+    within_s: float = 0.0
+    """Kill within so many seconds after the first new line of metrics; 0: at any time of an undisturbed run."""
+    share_all: float = 0.0
+    """Share of the kills that hit all processes at once, as a power cut does; each counts as one."""
     moments: int = 0
     """Seed of the moments and of the choice of the process."""
 
@@ -142,21 +149,33 @@ def kill_and_restart(options: Options, arguments: list[str]) -> None:
         before = newest(workdir, options.stage)
         run = Run([*arguments, "--workdir", str(workdir)], workdir.with_name(f"{workdir.name}-log"), *size)
         try:
-            moment = rng.uniform(0, seconds) if killed < options.kills else None
+            moment = None
+            if killed < options.kills and options.within_s:
+                wait_for_metrics(run, workdir, options.stage)
+                moment = rng.uniform(0, options.within_s)
+            elif killed < options.kills:
+                moment = rng.uniform(0, seconds)
             statuses = run.wait(moment)
             if any(statuses):
                 raise ValueError(f"no process may fail by itself; got {statuses}: see {workdir}-log-*.log.")
             if None in statuses:
-                victim = rng.choice([i for i, status in enumerate(statuses) if status is None])
-                run.processes[victim].kill()
+                victims = [i for i, status in enumerate(statuses) if status is None]
+                if rng.random() >= options.share_all:
+                    victims = [rng.choice(victims)]
+                for victim in victims:
+                    run.processes[victim].kill()
                 begin = time.monotonic()
                 statuses = run.wait(options.limit_s)
                 took = time.monotonic() - begin
                 killed, longest = killed + 1, max(longest, took)
                 after = newest(workdir, options.stage)
+                row = {"kill": killed, "run": ended, "processes": victims, "moment_s": moment, "ended_s": took}
+                row |= {"before": before, "after": after, "statuses": statuses}
+                with (root / "kills.jsonl").open("a") as table:
+                    table.write(json.dumps(row) + "\n")
                 print(
-                    f"kill {killed}: process {victim} after {moment:.0f} s; all ended {took:.0f} s later; newest "
-                    f"checkpoint {before} -> {after}",
+                    f"kill {killed}: process {', '.join(map(str, victims))} after {moment:.0f} s; all ended "
+                    f"{took:.0f} s later; newest checkpoint {before} -> {after}",
                     flush=True,
                 )
                 if None in statuses:
@@ -183,6 +202,17 @@ def kill_and_restart(options: Options, arguments: list[str]) -> None:
         f"{killed} kills, {ended} runs reached their last step with the same parameters to the bit; processes "
         f"ended at most {longest:.0f} s after a kill; no checkpoint was lost."
     )
+
+
+def wait_for_metrics(run: Run, workdir: Path, stage: str) -> None:
+    """Waits until a run has written a line of metrics, or one of its processes has ended."""
+    file = workdir / stage / "metrics.jsonl"
+    size = file.stat().st_size if file.exists() else 0
+    while None in run.wait(0.05) and not any(run.wait(0)):
+        now = file.stat().st_size if file.exists() else 0
+        if now > size:
+            return
+        size = min(size, now)  # lines after the last checkpoint are dropped when a run goes on
 
 
 def rows(workdir: Path, stage: str) -> list[dict]:
