@@ -252,6 +252,8 @@ def main(parsed) -> None:
         raise ValueError(f"--workdir must not exist or be empty; got {options.workdir}.")
     options.workdir.mkdir(parents=True, exist_ok=True)
     own = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Options)}
+    if options.elastic:
+        own |= {"--run.num-steps", "--run.log-every"}  # which it sets for each of its runs
     arguments = ["--preset", options.preset, "--stage", options.stage, *passed_on(sys.argv[1:], own)]
     if options.elastic:
         change_devices(options, arguments, config.run.num_steps)
