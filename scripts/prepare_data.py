@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagen_jax import checks, cli, files, progress
-from imagen_jax.data import checksums, origins, output, parts, sources, text_files, transforms
+from imagen_jax.data import checksums, opening, origins, output, parts, sources, text_files
 from imagen_jax.data.limits import Limits
 from imagen_jax.data.pictures import Rules
 
@@ -57,6 +57,11 @@ class Options:
     """With --input: shortest side in pixels; smaller pictures are left out (default 64)."""
     max_image_bytes: int | None = None
     """With --input: bytes of an encoded picture; larger ones are left out (default and at most 2^28)."""
+    max_pixels: int | None = None
+    """With --input: pixels of a picture, width times height; larger ones are left out (default and at most 2^27)."""
+    max_seconds: float | None = None
+    """With --input: seconds of processor time to decode a picture; one that takes longer is left out (default and at
+    most 60)."""
     max_caption_bytes: int | None = None
     """With --input: bytes of a caption in UTF-8; a picture with a longer one is left out (default 2^20, at most
     2^23)."""
@@ -117,10 +122,12 @@ def settings(options: Options) -> dict:
             f"{values['min_size']} with --max-size {values['max_size']}."
         )
     for key in LIMITS:
-        if values[key] < 1:
+        if not values[key] >= 1:
             raise ValueError(f"--{key.replace('_', '-')} must be at least 1; got {values[key]}.")
     for key, most, why in (
-        ("max_image_bytes", transforms.MAX_BYTES, "which training reads"),
+        ("max_image_bytes", opening.MAX_BYTES, "which training reads"),
+        ("max_pixels", opening.MAX_PIXELS, "which training reads"),
+        ("max_seconds", opening.MAX_SECONDS, "which training waits"),
         ("max_caption_bytes", text_files.MAX_BYTES, "which a text file may have"),
     ):
         if values[key] > most:

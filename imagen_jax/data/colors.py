@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -101,6 +101,32 @@ def _deep_to_rgb(image: Image.Image, levels: Levels, profile: bytes | None) -> I
     if levels.transparent is None:
         return rgb
     return _over_white(rgb, Image.fromarray(np.where(deep == levels.transparent, 0, 255).astype(np.uint8)))
+
+
+def check_high_bytes(image: Image.Image, low_bytes: Callable[[], Image.Image | None]) -> None:
+    """Checks a loaded colour TIFF, of whose 16 bits Pillow has read the high 8.
+
+    Raises:
+      ValueError: as `levels` does; or the file declares another maximum than that of its bits.
+    """
+    if (bits := max(image.tag_v2.get(258, (1,)))) <= 8:
+        return
+    declared = image.tag_v2.get(281)
+    declared = declared if isinstance(declared, tuple) else (declared,)
+    if any(isinstance(value, int) and 0 < value < 2**bits - 1 for value in declared):
+        raise ValueError(
+            f"colours of {bits} bits with a maximum of {max(declared)}: scale them to {bits} bits"
+        )
+
+    def highest(picture: Image.Image) -> int:
+        channels = [channel for channel in picture.getbands() if channel not in "Aa"]
+        return max(picture.getchannel(channel).getextrema()[1] for channel in channels)
+
+    # What Pillow cannot read again, as planes, is not black for sure.
+    if (high := highest(image)) < 256 / _DIM and (high or (low := low_bytes()) is None or highest(low)):
+        raise ValueError(
+            f"values below {(high + 1) << 8} in {bits} bits, which would be black: the file does not say what white is"
+        )
 
 
 def levels(image: Image.Image) -> Levels:

@@ -17,7 +17,7 @@ from imagen_jax.data import profiles
 
 MAX_CHUNKS = 2**18  # chunks of a PNG; blocks of a GIF before its first picture
 MAX_SEGMENTS = 2**16  # segments before the pixels of a JPEG; chunks of a WebP
-MAX_SCANS = 100  # passes over the pixels of a progressive JPEG; encoders make about ten
+MAX_SCANS = 100  # passes over the pixels of a JPEG; encoders make about ten
 MAX_PROFILE = 2**22  # bytes of a colour profile; a larger one is not applied
 _MAX_TEXT = 2**20  # bytes of XMP in which the orientation is looked for
 
@@ -35,7 +35,7 @@ class Contents:
     orientation: int | None = None  # EXIF's, 1 to 8; None: as the decoder finds it
     has_frames: bool = False  # more pictures than the first
     depth: int = 8  # bits of a channel of a PNG
-    is_progressive: bool = False
+    has_passes: bool = False  # over all pixels, as in a progressive JPEG
     size: tuple[int, int] | None = None  # width and height, where opening alone takes memory for them
     scratch: int = 0  # bytes that its decoder needs beside the pixels and what each of them takes
 
@@ -172,7 +172,8 @@ def jpeg(data: bytes) -> Contents:
     view = memoryview(data)
     kept, parts = [], {}
     exif = xmp = None
-    is_progressive = has_frames = False
+    has_passes = has_frames = False
+    channels = 0
     first = 0  # of the bytes that are kept up to here
     place = 2
     for _ in range(MAX_SEGMENTS):
@@ -185,10 +186,13 @@ def jpeg(data: bytes) -> Contents:
                 raise ValueError("cut off before the picture")
             continue
         if kind == 0xDA:
+            has_passes = has_passes or data[place + 4] < channels  # one channel after the other
             break
         start, end = place + 4, place + 2 + length
         if kind < 0xE0:
-            is_progressive = is_progressive or kind in (0xC2, 0xC6, 0xCA, 0xCE)
+            has_passes = has_passes or kind in (0xC2, 0xC6, 0xCA, 0xCE)
+            if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+                channels = data[start + 5]
             place = end
             continue
         if kind == 0xE1 and exif is None and data.startswith(b"Exif\0\0", start):
@@ -206,7 +210,7 @@ def jpeg(data: bytes) -> Contents:
         place = end
     else:
         raise TooLargeError(f"more than {MAX_SEGMENTS} segments")
-    if is_progressive and data.count(b"\xff\xda", place) > MAX_SCANS:
+    if has_passes and data.count(b"\xff\xda", place) > MAX_SCANS:
         raise TooLargeError(f"more than {MAX_SCANS} scans")
     profile = b"".join(part for _, part in sorted(parts.items()))
     return Contents(
@@ -214,7 +218,7 @@ def jpeg(data: bytes) -> Contents:
         profile=profile if 128 <= len(profile) <= MAX_PROFILE else None,
         orientation=(exif and exif_orientation(exif)) or (xmp and xmp_orientation(xmp)) or 1,
         has_frames=has_frames,
-        is_progressive=is_progressive,
+        has_passes=has_passes,
     )
 
 

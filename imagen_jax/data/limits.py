@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from imagen_jax.data import transforms
+from imagen_jax.data import opening
 from imagen_jax.data.quarantine import Unusable
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bytes of a picture, bytes of a caption in UTF-8, captions of a picture, and bytes that reading a page of
-    pictures of a .parquet table may take, as it is decompressed as a whole."""
+    """Bytes of a picture, its pixels, seconds of processor time to decode it, bytes of a caption in UTF-8, captions of
+    a picture, and bytes that reading a page of pictures of a .parquet table may take, as it is decompressed as a whole.
+    """
 
-    image_bytes: int = transforms.MAX_BYTES
+    image_bytes: int = opening.MAX_BYTES
+    pixels: int = opening.MAX_PIXELS
+    seconds: float = opening.MAX_SECONDS
     caption_bytes: int = 2**20
     captions: int = 256
     page_bytes: int = 2**29

@@ -3,7 +3,7 @@
 A mask is data, not a picture: 1 of 0..1, 255 of 0..65535 and blue on black all mark pixels. The rules:
 
 - Alpha decides if it varies. If the opaque pixels have one colour, not black, they are strokes on an empty
-  layer and are painted. If they have many colours, they are a photo, and what was erased is painted.
+  layer and are painted. If they have many colours or shades, they are a photo, and what was erased is painted.
 - Otherwise the colours decide. Of two values or two colours the lighter is painted. Of more, on a dark
   background, whatever is closer to the lightest than to the background. Edges may be soft or noisy.
 - Anything else could mean either and is refused: a photo, labels, black strokes on an empty layer.
@@ -15,12 +15,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from imagen_jax.data import opening, transforms
 
 _NOISE = 16  # steps of 8 bits by which compression changes an even area
 _MANY = 16  # colours, in steps of _NOISE, that only a photo has
-_FEW = 4  # values between black and white that soft edges would not have so often
+_FEW = 4  # values between the darkest and the lightest: soft edges and compression make more, or few pixels of them
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 _FIX = "give white where to paint and black elsewhere, without transparency"
 
@@ -126,8 +127,8 @@ def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, boo
         image, turn = found.image, found.orientation
         is_lossy = image.format in _LOSSY and b"VP8L" not in data[:4096]  # which is WebP without loss
         image.load()
-        if image.mode in ("RGB", "RGBA") and not np.any(np.asarray(image)[..., :3]):
-            image = opening.low_bytes(data) or image
+        image = _with_low_bytes(image, data)
+        is_inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0 and image.mode.startswith("I;16")
         alpha = None
         if image.has_transparency_data:
             if image.mode.startswith("I;16"):
@@ -139,12 +140,25 @@ def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, boo
                 image = image.convert("L" if image.mode == "LA" else "RGB")
         if image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
             image = image.convert("RGB")
-        x = np.asarray(image)
+        x = 65535 - np.asarray(image) if is_inverted else np.asarray(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise ValueError(f"{name} must be a picture; got {opening.one_line(error)}.") from error
     return transforms.turned(x, turn), None if alpha is None else transforms.turned(alpha, turn), is_lossy
+
+
+def _with_low_bytes(image: Image.Image, data: bytes) -> Image.Image:
+    """A loaded picture; if its colours have 16 bits, and the high 8 say nothing, with the low ones in their place."""
+    if image.mode not in ("RGB", "RGBA"):
+        return image
+    extrema = image.getextrema()[:3]
+    if any(low < high for low, high in extrema) or (low := opening.low_bytes(data)) is None:
+        return image
+    if image.mode == "RGBA":
+        low.putalpha(image.getchannel("A"))
+    is_black = not any(high for _, high in extrema)
+    return low if is_black or any(low < high for low, high in low.getextrema()[:3]) else image
 
 
 def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
@@ -155,7 +169,9 @@ def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
         if colours.max() <= 2 * _NOISE:
             raise _ambiguous(name, "black beside transparency, which may be strokes or a hole")
         return opaque
-    if len(np.unique(_coarse(colours))) > _MANY:
+    counts = np.unique(_coarse(colours), return_counts=True)[1]
+    is_grey = not np.ptp(colours, axis=1).any()  # which has no more than 16 such steps
+    if len(counts) > _MANY or (is_grey and (counts > len(colours) / 200).sum() > _MANY // 2):
         return ~opaque
     raise _ambiguous(name, "a few colours beside transparency, of which each may mark what to paint")
 
@@ -207,8 +223,9 @@ def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
     if not is_lossy and (others == others[:1]).all():  # two colours
         if not len(others):
             raise _ambiguous(name, f"the colour {tuple(first.tolist())} everywhere")
-        step = (others[0].astype(np.float64) - first) @ (0.299, 0.587, 0.114)
-        if abs(step) > _NOISE:
+        difference = others[0].astype(np.float64) - first
+        step = difference @ (0.299, 0.587, 0.114)
+        if abs(step) > _NOISE or np.all(difference >= 0) or np.all(difference <= 0):
             return ~is_first if step > 0 else is_first
         raise _ambiguous(name, "two colours of which neither is lighter")
     raise _ambiguous(name, "colours without a black background")
@@ -221,10 +238,21 @@ def _two_sided(values: np.ndarray, painted: np.ndarray, is_lossy: bool, name: st
     between = values[(values > low + margin) & (values < high - margin)]
     if len(between) > values.size / 2:
         raise _ambiguous(name, "a picture of many shades without transparency")
-    levels, counts = np.unique(between, return_counts=True)
-    if not is_lossy and 0 < len(levels) <= _FEW and counts.max() > painted.sum() / 4:
-        level = levels[counts.argmax()].item()
-        raise _ambiguous(name, f"{counts.max()} pixels of {level:g} between {low:g} and {high:g}")
+    # Of few values each may mark something else: labels, also small ones, or strokes of another shade.
+    levels = np.unique(values[(values > low) & (values < high - margin)]).tolist()
+    if is_lossy or not 0 < len(levels) <= _FEW:
+        return painted
+    padded = np.pad(values, 1, mode="edge")
+    near = [padded[y:, x:][: values.shape[0], : values.shape[1]] for y in range(3) for x in range(3)]
+    darkest, lightest = np.minimum.reduce(near), np.maximum.reduce(near)
+    for level in levels:
+        here = values == level
+        if level <= low + margin:  # compression leaves such values too, but no areas of one
+            here &= darkest == lightest
+        else:  # a soft edge has darker and lighter neighbours
+            here &= (darkest == level) | (lightest == level)
+        if (num := int(here.sum())) > painted.sum() / 4:
+            raise _ambiguous(name, f"{num} pixels of {level:g} between {low:g} and {high:g}")
     return painted
 
 

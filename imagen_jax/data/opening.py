@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import struct
+import sys
 import time
 
 from PIL import Image
@@ -32,7 +33,7 @@ _CONTENTS = {
 # Bytes that decoding takes for a pixel beside Pillow's own picture, and for a byte of the file.
 _DECODER_PIXEL = {"WEBP": 12, "AVIF": 14, "JPEG2000": 20}
 _DECODER_BYTE = {"WEBP": 3, "AVIF": 2}
-_PROGRESSIVE_PIXEL = 6  # coefficients of 2 bytes for each of three channels
+_PASSES_PIXEL = 6  # of a JPEG in several passes: coefficients of 2 bytes for each of three channels
 
 
 class UndecodableError(ValueError):
@@ -72,6 +73,8 @@ class Opened:
             raise ValueError("floating-point pictures have no defined white")
         if colors.is_deep(image.mode):
             return colors.Reading(profile, colors.levels(image))
+        if image.format == "TIFF" and image.mode in ("RGB", "RGBA"):
+            colors.check_high_bytes(image, lambda: low_bytes(contents.data))
         key = image.info.get("transparency")
         if image.format == "PNG" and contents.depth == 16 and image.mode == "RGB" and key is not None:
             del image.info["transparency"]  # it has 16 bits, and Pillow would compare it with 8
@@ -79,16 +82,16 @@ class Opened:
         return colors.Reading(profile)
 
     def check_time(self) -> None:
-        """Raises TooLargeError if decoding has taken MAX_SECONDS."""
+        """Raises TooLargeError if decoding has taken all the time that it may."""
         self.file.check()
 
 
 class _Watched(io.BytesIO):
-    """Bytes that can be read for MAX_SECONDS of this thread's processor time, once `watch` was called."""
+    """Bytes that can be read for some seconds of this thread's processor time, once `watch` was called."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, seconds: float):
         super().__init__(data)
-        self._end = time.thread_time() + MAX_SECONDS
+        self._seconds, self._end = seconds, time.thread_time() + seconds
         self._num_small = 0
 
     def watch(self) -> None:
@@ -96,7 +99,7 @@ class _Watched(io.BytesIO):
 
     def check(self) -> None:
         if time.thread_time() > self._end:
-            raise TooLargeError(f"more than {MAX_SECONDS:g} s to decode")
+            raise TooLargeError(f"more than {self._seconds:g} s to decode")
 
     def _read(self, size: int = -1, /) -> bytes:
         if 0 <= size < 64:  # some decoders read all in such pieces
@@ -106,11 +109,16 @@ class _Watched(io.BytesIO):
         return super().read(size)
 
 
-def opened(data: bytes) -> Opened:
+def opened(data: bytes, pixels: int | None = None, seconds: float | None = None) -> Opened:
     """Reads the headers of a picture in one of FORMATS.
 
     Unlike Image.open, it neither asks nor changes Pillow's limits of pixels and texts, which the whole
     process shares; but the plugins of TIFF, GIF and WebP ask twice the limit of pixels themselves.
+
+    Args:
+      data: an encoded picture.
+      pixels: that it may have; MAX_PIXELS by default and at most.
+      seconds: of this thread's processor time that decoding may take; MAX_SECONDS by default.
 
     Raises:
       TooLargeError: it has too many bytes, pixels or parts, or would take too much memory.
@@ -124,14 +132,15 @@ def opened(data: bytes) -> Opened:
         if factory is None or accepts(data[:16]) is not True:  # a str says which library is missing
             continue
         found = _CONTENTS.get(form, Contents)(data)
+        most = min(pixels or MAX_PIXELS, MAX_PIXELS)
         if found.size is not None:
-            _check_size(*found.size)
-        file = _Watched(found.data)
+            _check_size(*found.size, most)
+        file = _Watched(found.data, MAX_SECONDS if seconds is None else seconds)
         try:
             image = factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # not this one: as Image.open does
             continue
-        _check_size(*image.size)
+        _check_size(*image.size, most)
         _check_memory(data, found, image)
         if form == "PNG" and found.depth < 8 and isinstance(key := image.info.get("transparency"), int):
             if image.mode == "L":  # the value as stored, where Pillow widens what it compares it with
@@ -142,30 +151,45 @@ def opened(data: bytes) -> Opened:
 
 
 def low_bytes(data: bytes) -> Image.Image | None:
-    """The low bytes of a PNG of 16 bits for each colour, of which Pillow reads the high ones; None for others."""
-    found = opened(data)
-    image = found.image
-    if image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B"):
+    """The low bytes of a PNG or TIFF with several channels of 16 bits, of which Pillow reads the high ones; None for
+    others. Those of a PNG of greys with alpha are RGBA, whose alpha has the high bytes."""
+    image = opened(data).image
+    tiles = []
+    for tile in image.tile:
+        raw, *more = (tile.args,) if isinstance(tile.args, str) else tile.args
+        mode, _, order = str(raw).partition(";16")
+        if not order or image.mode not in ("RGB", "RGBA", "CMYK"):
+            return None
+        is_grey = mode == "LA"  # which Pillow cannot unpack so: it gets both bytes of both channels
+        is_little = order == "L" or (order == "N" and sys.byteorder == "little")
+        raw = "RGBA" if is_grey else f"{mode};16{'B' if is_little else 'L'}"
+        tiles.append(tile._replace(args=(raw, *more) if more else raw))
+    if not tiles:
         return None
-    decoder, extents, offset, raw = image.tile[0]
-    image.tile = [type(image.tile[0])(decoder, extents, offset, raw.replace("16B", "16L"))]
+    image.tile = tiles
     image.load()
     image.info.pop("transparency", None)
+    if is_grey:
+        _, low, alpha, _ = image.split()
+        image = Image.merge("RGBA", (low, low, low, alpha))
     return image
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise TooLargeError(f"{width}x{height} pixels, more than {MAX_PIXELS}")
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise TooLargeError(f"{width}x{height} pixels, more than {most}")
     if max(width, height) > MAX_SIDE:
         raise TooLargeError(f"{width}x{height} pixels, a side of more than {MAX_SIDE}")
 
 
 def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
     own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    if found.depth == 16 and image.mode == "RGB" and "transparency" in image.info:
-        own *= 2
-    decoder = _PROGRESSIVE_PIXEL if found.is_progressive else _DECODER_PIXEL.get(image.format, 0)
+    is_deep_tiff = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8
+    if image.mode in ("RGB", "RGBA") and (
+        is_deep_tiff or (found.depth == 16 and "transparency" in image.info)
+    ):
+        own *= 2  # the low bytes are a picture too
+    decoder = _PASSES_PIXEL if found.has_passes else _DECODER_PIXEL.get(image.format, 0)
     num = len(data) * _DECODER_BYTE.get(image.format, 0) + found.scratch
     num += len(data) + (len(found.data) if found.data is not data else 0)
     num += image.width * image.height * (own + decoder)

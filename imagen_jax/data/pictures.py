@@ -51,7 +51,7 @@ class Rules:
                 captions = cleaned(item.captions)
                 self.limits.check_captions(captions)
                 self.limits.check_image(len(item.image))
-                image = normalized(item.image, self.max_size, self.min_size)
+                image = normalized(item.image, self.max_size, self.min_size, self.limits)
             except Unusable as error:
                 yield error.of(item.file)
                 continue
@@ -89,20 +89,20 @@ def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
     return kept
 
 
-def normalized(image: bytes, max_size: int, min_size: int = 1) -> bytes:
+def normalized(image: bytes, max_size: int, min_size: int = 1, limits: Limits | None = None) -> bytes:
     """A picture's bytes as they are stored.
 
     An upright sRGB PNG or JPEG of 8 bits within max_size keeps its bytes; anything else becomes such a
     PNG, area averaged if its longer side exceeds max_size. One at a time in each process.
 
     Raises:
-      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond the limits of
-        `opening`).
+      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond `limits`, or
+        the limits of `opening`).
     """
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about odd files
         try:  # all of it, to be sure that it is whole
-            found = opening.opened(image)
+            found = opening.opened(image, *((limits.pixels, limits.seconds) if limits else ()))
             size, may_stay = found.image.size, _may_stay(found, image)
             x = transforms.decode_reduced(found, max_size)
         except MemoryError:

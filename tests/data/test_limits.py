@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -330,6 +331,13 @@ def test_limits_are_options(tmp_path, load_script):
         ({"max_captions": 0}, "--max-captions must be at least 1; got 0"),
         ({"max_image_bytes": 2**28 + 1}, "--max-image-bytes must be at most 268435456"),
         (
+            {"max_pixels": 2**27 + 1},
+            "--max-pixels must be at most 134217728, which training reads; got 134217729",
+        ),
+        ({"max_seconds": 61.0}, "--max-seconds must be at most 60.0, which training waits; got 61.0"),
+        ({"max_seconds": float("nan")}, "--max-seconds must be at least 1; got nan"),
+        ({"max_pixels": 0}, "--max-pixels must be at least 1; got 0"),
+        (
             {"max_caption_bytes": TEXT + 1},
             "--max-caption-bytes must be at most 200, which a text file may have",
         ),
@@ -338,6 +346,21 @@ def test_limits_are_options(tmp_path, load_script):
             script.settings(
                 script.Options(tmp_path / "out", tmp_path / "in", **{"max_caption_bytes": 9} | options)
             )
+
+
+@pytest.mark.parametrize(
+    "limits, reason",
+    [
+        (Limits(pixels=80), "too large: 9x9 pixels, more than 80"),
+        (Limits(seconds=-1), "too large: more than -1 s to decode"),
+        (Limits(image_bytes=50), "too large: .* bytes, more than 50"),
+    ],
+)
+def test_a_picture_beyond_the_limits_is_left_out(limits, reason):
+    found = [pictures.Found("a.png", png(), ("a",))]
+    (row,) = pictures.Rules(1, 100, limits=limits).records(found)
+    assert re.fullmatch(reason, f"{row.reason}: {row.detail}")
+    (_,) = pictures.Rules(1, 100, limits=Limits(pixels=81)).records(found)
 
 
 def test_checks_say_how_much_it_is():

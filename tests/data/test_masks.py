@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from imagen_jax import resize
 from imagen_jax.data import masks, transforms
@@ -60,6 +60,20 @@ def palette(*entries, **options):
     return encoded(image, **options)
 
 
+def colour_tiff(low, high, *tags):
+    """A TIFF of three channels of 16 bits, which Pillow does not write."""
+    x = np.stack([grey(low, high, "<u2")] * 3, -1)
+    entries = [(256, SIDE), (257, SIDE), (258, None), (259, 1), (262, 2), (273, 134), (277, 3), (278, SIDE)]
+    entries += [(279, x.nbytes), *tags]
+    directory = struct.pack("<H", len(entries))
+    for tag, value in entries:
+        directory += (
+            struct.pack("<HHII", tag, 3, 3, 128) if value is None else struct.pack("<HHII", tag, 4, 1, value)
+        )
+    start = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    return start.ljust(128, b"\0") + struct.pack("<3H", 16, 16, 16) + x.tobytes()
+
+
 def photo_with_hole(form="PNG", **options):
     alpha = np.where(HOLE, 0, 255).astype(np.uint8)[..., None]
     return encoded(np.concatenate([PHOTO, alpha], -1), form, **options)
@@ -81,6 +95,8 @@ def lying(x, form="PNG"):
 
 X = np.zeros((SIDE, SIDE, 3), np.uint8)
 X[50:60] = 255, 0, 0
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+STRIPES = np.tile(np.arange(64, dtype=np.uint8) % 20 // 2 * 25, (64, 1))  # ten colours
 ALPHA = np.where(HOLE, 255, 0).astype(np.uint8)
 RIGHT = {
     "1 bit": encoded(Image.fromarray(HOLE)),
@@ -96,6 +112,16 @@ RIGHT = {
     "16 bits of colour, 0 and 255": png(np.stack([grey(0, 255, np.uint16)] * 3, -1), 16, 2),
     "16 bits of colour, 0 and 1": png(np.stack([grey(0, 1, np.uint16)] * 3, -1), 16, 2),
     "16 bits of colour, 0 and 65535": png(np.stack([grey(0, 65535, np.uint16)] * 3, -1), 16, 2),
+    "16 bits of colour, two near values": png(np.stack([grey(1000, 1010, np.uint16)] * 3, -1), 16, 2),
+    "16 bits of grey and alpha, 0 and 255": png(np.dstack([grey(0, 255), grey(65535, 65535, int)]), 16, 4),
+    "16 bits of colour and alpha, 0 and 1": png(np.dstack([grey(0, 1)] * 3 + [grey(65535, 65535, int)]), 16, 6),
+    "one blue of 255 on black": encoded(colours((0, 0, 0), (0, 0, 1))),
+    "white on grey": encoded(grey(128, 255)),
+    "white on grey, soft": encoded(soft(colours((128,) * 3, (255,) * 3))),
+    "white on grey, JPEG": encoded(colours((128,) * 3, (255,) * 3), "JPEG"),
+    "JPEG that became a PNG": encoded(Image.open(io.BytesIO(encoded(grey(0, 255), "JPEG", quality=98)))),
+    "converted to a palette": encoded(Image.fromarray(colours((0, 0, 0), (255, 255, 255))).convert("P")),
+    "with a profile": encoded(grey(0, 255), icc_profile=PROFILE),
     "blue on black": encoded(colours((0, 0, 0), (0, 0, 255))),
     "green on black": encoded(colours((0, 0, 0), (0, 255, 0))),
     "dark red on black": encoded(colours((0, 0, 0), (100, 0, 0))),
@@ -118,6 +144,7 @@ RIGHT = {
     "grey without alpha of its own": encoded(np.dstack([grey(0, 255), grey(255, 255)])),
     "colour without alpha of its own": encoded(np.dstack([colours((0, 0, 0), (255, 255, 255)), grey(255, 255)])),
     "photo with an erased hole": photo_with_hole(),
+    "grey photo with an erased hole": encoded(np.dstack([PHOTO[..., 1], 255 - ALPHA])),
     "photo with an erased hole, WebP": photo_with_hole("WEBP", quality=80),
     "photo with an erased hole, TIFF": photo_with_hole("TIFF"),
     "JPEG": encoded(grey(0, 255), "JPEG", quality=60),
@@ -130,6 +157,9 @@ RIGHT = {
     "TIFF, white is zero": encoded(Image.fromarray(HOLE), "TIFF", compression="group4"),
     "TIFF of 16 bits": encoded(grey(0, 255, np.uint16), "TIFF"),
     "TIFF of 16 bits, big-endian": encoded(Image.fromarray(grey(0, 4095, ">u2")), "TIFF"),
+    "TIFF of 16 bits, white is zero": encoded(Image.fromarray(grey(65535, 0, np.uint16)), "TIFF", tiffinfo={262: 0}),
+    "TIFF of 16 bits of colour": colour_tiff(0, 65535),
+    "TIFF of 16 bits of colour, 0 and 255": colour_tiff(0, 255),
     "TIFF of 32 bits": encoded(grey(0, 1, np.int32), "TIFF"),
     "TIFF of floats, 0 to 1": encoded(grey(0, 1, np.float32), "TIFF"),
     "TIFF of floats, 0 to 255": encoded(grey(0, 255, np.float32), "TIFF"),
@@ -167,6 +197,7 @@ def drawn(width, colour=255, size=(200, 300)):
         (encoded(np.pad([[1]], ((7, 6), (3, 9))).astype(np.uint8)), 1),
         (encoded(drawn(1)), 284),
         (encoded(drawn(1, 3)), 284),
+        (encoded(np.repeat([0, 128, 255, 128, 0], 9).reshape(5, 9).astype(np.uint8)), 27),
     ],
 )
 def test_all_of_it_one_pixel_and_one_line(image, marked):
@@ -190,12 +221,14 @@ def test_all_of_it_one_pixel_and_one_line(image, marked):
         (encoded(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))), "a picture of many shades"),
         (encoded(np.arange(4096).reshape(64, 64).astype(np.uint8) // 64), "values of 0 to 3, as labels have"),
         (encoded((HOLE * 1 + (np.arange(64) > 60) * 7).astype(np.uint16)), "values of 0 to 7, as labels have"),
-        (encoded(np.where(np.roll(HOLE, 9), 128, grey(0, 255)).astype(np.uint8)), "640 pixels of 128 between"),
+        (encoded(np.where(np.roll(HOLE, 9), 128, grey(0, 255)).astype(np.uint8)), "638 pixels of 128 between"),
+        (encoded(np.where(np.roll(HOLE, 20), 1, grey(0, 255)).astype(np.uint8)), "pixels of 1 between 0 and 255"),
         (encoded(np.where(HOLE[..., None], (0, 90, 0), X).astype(np.uint8)), "pixels of 90 between 0"),
         (encoded(colours((200, 0, 0), (200, 0, 0))), "the colour \\(200, 0, 0\\) everywhere"),
         (encoded(np.dstack([grey(0, 0)] * 3 + [ALPHA])), "black beside transparency"),
         (encoded(np.dstack([grey(0, 0)] * 3 + [255 - ALPHA])), "black beside transparency"),
         (encoded(np.dstack([grey(0, 255)] * 3 + [np.tile(ALPHA[:, 30:31], 64)])), "a few colours beside"),
+        (encoded(np.dstack([STRIPES, 250 - STRIPES, STRIPES, ALPHA])), "a few colours beside"),
         (encoded(np.dstack([grey(0, 255)] * 3 + [grey(0, 0)])), "transparent everywhere"),
         (encoded(colours((255, 0, 0), (76, 76, 76))), "two colours of which neither is lighter"),
         (encoded(soft(colours((255, 0, 0), (0, 255, 0)))), "colours without a black background"),

@@ -468,14 +468,18 @@ def tiff(x, **tags):
         "StripByteCounts": len(body),
         **tags,
     }
+    if x.ndim == 3 and x.shape[2] > 1:  # colours: bits of each channel
+        values |= {"Photometric": 2, "SamplesPerPixel": x.shape[2], "BitsPerSample": None}
     order = ">" if x.dtype.str.startswith(">") else "<"
     directory = struct.pack(order + "H", len(values))
     for name in sorted(values, key=numbers.get):
-        directory += struct.pack(order + "HHII", numbers[name], 4, 1, values[name])
+        one = (4, 1, values[name]) if values[name] is not None else (3, x.shape[2], 8 + len(body))
+        directory += struct.pack(order + "HHII", numbers[name], *one)
     return (
         (b"MM\0*" if order == ">" else b"II*\0")
-        + struct.pack(order + "I", 8 + len(body))
+        + struct.pack(order + "I", 8 + len(body) + 8)
         + body
+        + struct.pack(order + "4H", *[8 * x.dtype.itemsize] * 4)
         + directory
         + bytes(4)
     )
@@ -539,6 +543,10 @@ DEEP = {
     ),
     "TIFF of 16 bits, white is zero": (tiff((65535 - SIXTEEN * 257).astype("<u2"), Photometric=0), SIXTEEN),
     "TIFF of 8 bits, white is zero": (tiff((255 - SIXTEEN).astype("u1"), Photometric=0), SIXTEEN),
+    "TIFF of 16 bits and colour": (tiff(X.astype("<u2") * 257), X),
+    "TIFF of 16 bits and colour, big-endian": (tiff(X.astype(">u2") * 257), X),
+    "TIFF of 16 bits and colour, black": (tiff(np.zeros((4, 4, 3), "<u2")), np.zeros((4, 4, 1))),
+    "TIFF of 16 bits and colour, dark": (tiff(X.astype("<u2") // 8 * 257), X // 8),
     "TIFF of 16 bits, black": (tiff(np.zeros((4, 4), "<u2")), np.zeros((4, 4, 1))),
 }
 
@@ -562,6 +570,10 @@ def test_depths_are_scaled_by_the_bits_that_the_file_says(kind):
         (tiff(SIXTEEN.astype("<i4"), SampleFormat=2), "in 32 bits, which would be black"),
         (tiff((SIXTEEN * 257).astype("<i4"), SampleFormat=2), "in 32 bits, which would be black"),
         (tiff(twelve(EVEN >> 1), ImageWidth=6, BitsPerSample=12), "in 12 bits, which would be black"),
+        (tiff(X.astype("<u2")), "values below 256 in 16 bits, which would be black"),
+        (tiff((X.astype(int) * 16).astype(">u2")), "values below 4096 in 16 bits, which would be black"),
+        (tiff(X.astype("<u2"), MaxSampleValue=255), "colours of 16 bits with a maximum of 255: scale them"),
+        (tiff(np.dstack([X, ALPHA]).astype("<u2")), "values below 256 in 16 bits"),
         (tiff((SIXTEEN - 99).astype("<i2"), SampleFormat=2), "of which the negative ones have no colour"),
         (
             tiff((SIXTEEN * 257).astype("<u2"), MaxSampleValue=4095),

@@ -59,6 +59,16 @@ def with_scans(num):
     return data[:last] + data[last:-2] * num + data[-2:]
 
 
+def with_passes():
+    """A JPEG whose three channels stand one after the other, as `jpegtran -scans` makes them, all alike."""
+    data = encoded(SMOOTH[..., 0], "JPEG")
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    channels = b"".join(bytes((i, 0x11, 0)) for i in (1, 2, 3))
+    frame_header = b"\xff\xc0\0\x11" + data[frame + 4 : frame + 9] + b"\3" + channels
+    scans = b"".join(data[scan : scan + 5] + bytes((i,)) + data[scan + 6 : -2] for i in (1, 2, 3))
+    return data[:frame] + frame_header + data[frame + 13 : scan] + scans + data[-2:]
+
+
 AT = GIF.index(b",", 13 + (3 << (GIF[10] & 7) + 1))  # the picture of a GIF, after its palette
 
 
@@ -115,7 +125,8 @@ def canvas(width, height):
 CODING = JP2.index(b"\xff\x52")
 PRECINCTS = b"\xff\x52\0\x12\1" + JP2[CODING + 5 : CODING + 14] + b"\x33" * 6
 GREY = np.repeat(X[..., :1], 3, 2)
-MANY = 100_000
+MANY = 20_000
+FEW = 2**14  # chunks and segments that hostile pictures may have here: the true limits would take seconds
 SOUND = {
     "PNG of many pieces": (
         START + b"".join(chunk(b"IDAT", PIXELS[i : i + 1]) for i in range(len(PIXELS))) + END,
@@ -145,7 +156,7 @@ SOUND = {
         START + chunk(b"IHDR", struct.pack(">II", 10**5, 10**5) + PNG[24:29]) + PNG[33:],
         X,
     ),
-    "JPEG of many segments": (with_segments(*[(b"\xe5", b"a" * 9)] * 60_000), transforms.decode(JPEG)),
+    "JPEG of many segments": (with_segments(*[(b"\xe5", b"a" * 9)] * MANY), transforms.decode(JPEG)),
     "JPEG of many EXIF data": (
         with_segments(*[(b"\xe1", b"Exif\0\0" + bytes(65_000))] * 400),
         transforms.decode(JPEG),
@@ -159,6 +170,7 @@ SOUND = {
         with_segments((b"\xe5", b""), tail=bytes(2**24)),
         transforms.decode(JPEG),
     ),
+    "JPEG of one channel after the other": (with_passes(), transforms.decode(with_passes())),
     "GIF of many blocks": (with_gif_blocks(MANY), transforms.decode(GIF)),
     "GIF with frames": (film("GIF", 500), transforms.decode(encoded(SMOOTH[:8, :8], "GIF"))),
     "GIF with many bytes between": (GIF[:AT] + bytes(MANY) + GIF[AT:], transforms.decode(GIF)),
@@ -169,7 +181,7 @@ SOUND = {
     "TIFF with a profile beyond its end": (tiff(*STRIP, (34675, 7, 2**22, 2**31)), GREY),
     "WebP with frames": (film("WEBP", 300), SMOOTH[:8, :8]),
     "WebP of many chunks": (
-        webp((b"VP8X", canvas(32, 32)), *[(b"abcd", b"")] * 60_000, (WEBP[12:16], WEBP[20:])),
+        webp((b"VP8X", canvas(32, 32)), *[(b"abcd", b"")] * MANY, (WEBP[12:16], WEBP[20:])),
         transforms.decode(WEBP),
     ),
 }
@@ -185,8 +197,8 @@ def test_what_lies_around_a_picture_costs_neither_it_nor_the_machine(kind):
 
 HOSTILE = {
     "PNG of too many chunks": (
-        START + chunk(b"prVt", b"") * (2**18 + 1),
-        "too large: more than 262144 chunks",
+        START + chunk(b"prVt", b"") * (FEW + 1),
+        "too large: more than 16384 chunks",
     ),
     "PNG of 10^10 pixels": (with_png_size(10**5, 10**5), "too large: 100000x100000 pixels, more than"),
     "PNG that is wide": (with_png_size(2**31 - 1, 1), "too large: 2147483647x1 pixels"),
@@ -198,16 +210,16 @@ HOSTILE = {
     "PNG of nothing else": (PNG[:8], "undecodable"),
     "PNG that promises pixels": (with_png_size(8000, 8000), "undecodable: .*truncated"),
     "JPEG of too many segments": (
-        with_segments(*[(b"\xe5", b"")] * 70_000),
-        "too large: more than 65536 segments",
+        with_segments(*[(b"\xe5", b"")] * (FEW + 1)),
+        "too large: more than 16384 segments",
     ),
     "JPEG of too many markers": (
-        with_segments(tail=b"\xff\0" * 70_000),
-        "too large: more than 65536 segments",
+        with_segments(tail=b"\xff\0" * (FEW + 1)),
+        "too large: more than 16384 segments",
     ),
     "JPEG of many passes": (with_scans(120), "too large: more than 100 scans"),
     "JPEG of 4 10^9 pixels": (with_jpeg_size(65535, 65535), "too large: 65535x65535 pixels"),
-    "GIF of too many blocks": (with_gif_blocks(2**18), "too large: more than 262144 blocks"),
+    "GIF of too many blocks": (with_gif_blocks(FEW), "too large: more than 16384 blocks"),
     "GIF of 4 10^9 pixels": (GIF[:6] + b"\xff" * 4 + GIF[10:], "too large: 65535x65535 pixels"),
     "GIF with a large frame": (
         GIF[: AT + 5] + b"\x60\xea" * 2 + GIF[AT + 9 :],
@@ -234,8 +246,8 @@ HOSTILE = {
         "too large: 16777216x16777216 pixels",
     ),
     "WebP of too many chunks": (
-        webp((b"VP8X", canvas(32, 32)), *[(b"abcd", b"")] * 70_000),
-        "too large: more than 65536 chunks",
+        webp((b"VP8X", canvas(32, 32)), *[(b"abcd", b"")] * (FEW + 1)),
+        "too large: more than 16384 chunks",
     ),
     "WebP that takes too much": (
         webp((b"VP8X", canvas(9000, 9000)), (WEBP[12:16], WEBP[20:])),
@@ -278,8 +290,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_pictures_are_left_out_with_the_reason(kind):
+def test_hostile_pictures_are_left_out_with_the_reason(kind, monkeypatch):
     data, reason = HOSTILE[kind]
+    monkeypatch.setattr(containers, "MAX_CHUNKS", FEW)
+    monkeypatch.setattr(containers, "MAX_SEGMENTS", FEW)
     with pytest.raises(pictures.Unusable, match=f"^(?:{reason})"):
         pictures.normalized(data, 64)
     with pytest.raises(opening.UndecodableError) as caught:
@@ -301,6 +315,14 @@ def test_time_and_memory_have_limits(form, monkeypatch):
         pictures.normalized(data, 64)
     monkeypatch.setattr(opening, "MAX_PIXELS", 1000)
     with pytest.raises(pictures.Unusable, match="^too large: 32x32 pixels, more than 1000$"):
+        pictures.normalized(data, 64)
+
+
+@pytest.mark.parametrize("data", [encoded(SMOOTH, "JPEG", progressive=True), with_passes()])
+def test_passes_of_a_jpeg_take_memory_for_each_pixel(data, monkeypatch):
+    assert containers.jpeg(data).has_passes and not containers.jpeg(JPEG).has_passes
+    monkeypatch.setattr(opening, "MAX_MEMORY", 32 * 32 * 9)  # it takes 10 for each pixel, with all passes
+    with pytest.raises(pictures.Unusable, match="MiB to decode"):
         pictures.normalized(data, 64)
 
 
