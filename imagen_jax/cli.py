@@ -65,15 +65,18 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
     threading.excepthook = lambda args: print(
         f"{name} (in the background): {' '.join(str(args.exc_value).split())[:300]}", file=sys.stderr
     )
+    known: frozenset[str] = frozenset()
     try:
-        status = main(parse())
+        parsed = parse()
+        known = options.names(parsed)
+        status = main(parsed)
         parallel = sys.modules.get("imagen_jax.parallel")
         if parallel is not None and parallel.compiles_in_vain():
             signals.leave(status)
         sys.exit(status)
     except (ValueError, OSError, FloatingPointError) as error:
         signals.settle()
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {options.as_typed(' '.join(str(error).split()), known)}", file=sys.stderr)
         _leave(2)
     except RuntimeError as error:
         parallel = sys.modules.get("imagen_jax.parallel")
@@ -111,11 +114,23 @@ def _leave(status: int) -> None:
 def parse(kind: type, description: str, args: list[str] | None = None) -> Any:
     """An instance of the dataclass `kind` from the command line; what is wrong there becomes one line."""
     args = sys.argv[1:] if args is None else args
-    if options.asks_for_help(args):
-        args = ["--help"]  # whatever else is there may be incomplete
-    else:
-        options.check(args, options.fields(kind))
+    if options.asks_for_help(args):  # whatever else is there may be incomplete
+        return _tyro(_described(kind), description, ["--help"])
+    options.check(args, options.fields(kind))
     return _located(_tyro(kind, description, args))
+
+
+def _described(kind: type) -> type:
+    """A dataclass for --help: the options of `kind` itself before those that it inherits, each default said once."""
+    hints, texts = typing.get_type_hints(kind, include_extras=True), options.docstrings(kind)
+    fields = []
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in texts):
+        hint, text = hints[field.name], texts.get(field.name)
+        if text is not None:
+            is_told = field.default is None and "default" in text
+            hint = Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint="" if is_told else None)]
+        fields.append((field.name, hint, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True, frozen=True)
 
 
 def _located(parsed: Any) -> Any:
@@ -140,10 +155,9 @@ def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:
     args = sys.argv[1:]
     wants_help = options.asks_for_help(args)
     own = options.fields(kind)
-    named = {name: values for name, values in options.given(args) if name in ("preset", "stage")}
+    named = {name: values for name, values in options.given(args) if name in own}
     if not wants_help:  # the rest waits for the preset, which says what options the network has
-        words = [word for name, values in named.items() for word in (f"--{name}", *values)]
-        options.check(words, {name: own[name] for name in ("preset", "stage")})
+        options.check([word for name, values in named.items() for word in (f"--{name}", *values)], own)
     try:
         stage = _stage(*(" ".join(named.get(name, [""])) for name in ("preset", "stage")))
     except ValueError as error:
@@ -158,7 +172,7 @@ def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:
     both = dataclasses.make_dataclass(
         "Options",
         [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)],
-        bases=(kind,),
+        bases=(_described(kind) if wants_help else kind,),
         kw_only=True,
         frozen=True,
     )

@@ -8,11 +8,12 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import textwrap
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,33 @@ def fields(options: Any, prefix: str = "") -> dict[str, Field]:
         hint = hints[field.name]
         found[name] = Field(hint, is_required, hint is bool and not is_required, value)
     return found
+
+
+def names(parsed: Any) -> frozenset[str]:
+    """The names of the options that a command line was parsed into: a dataclass, or a tuple of some."""
+    return frozenset(
+        name
+        for part in (parsed if isinstance(parsed, tuple) else (parsed,))
+        if dataclasses.is_dataclass(part)
+        for name in fields(part)
+    )
+
+
+def as_typed(message: str, known: Container[str]) -> str:
+    """A message that begins with the name of a field, with the names of options in it as the user types them.
+
+    "optim.batch_size must be a multiple of optim.accumulation 5" becomes "--optim.batch-size must be a multiple of
+    --optim.accumulation 5". Behind the first word only names with a dot or an underscore are taken for options.
+    """
+    def typed(match: re.Match) -> str:
+        name = match[0].replace("_", "-")
+        return f"--{name}" if name in known else match[0]
+
+    first = re.match(r"[a-z]\w*(\.\w+)*(?=( and \w+)?(\[\d+\])? (must|needs) )", message)
+    if first is None or first[0].replace("_", "-") not in known:
+        return message
+    rest = re.sub(r"(?<![\w./'\"-])[a-z]+[._]\w+(\.\w+)*(?![\w/'\"-]|\.\w)", typed, message[first.end() :])
+    return typed(first) + rest
 
 
 def asks_for_help(args: list[str]) -> bool:

@@ -118,7 +118,6 @@ def read(path: Path) -> tuple[Record, np.ndarray]:
 
     Raises:
       ValueError: one line: it is no such PNG, is damaged, or was written by another version, and what it lacks.
-      OSError: it cannot be read.
     """
     where = f"--from-png {path}"
     pixels, texts = _decode(path)
@@ -173,14 +172,7 @@ def compare(record: Record, before: np.ndarray, again: Record, after: np.ndarray
 
 def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     """(pixels uint8 [H, W, 3], the text chunks before them) of a PNG."""
-    try:
-        data = listing.read_file(path, MAX_BYTES)
-    except listing.NoFileError as error:
-        raise ValueError(f"--from-png must be a PNG file; {path} is {error.kind}: {_FIX}.") from error
-    except listing.TooLargeError as error:
-        raise ValueError(
-            f"--from-png must have at most {MAX_BYTES} bytes; {path} has {error}: {_FIX}."
-        ) from error
+    data = listing.read_given("--from-png", path, MAX_BYTES, "a PNG file", _FIX)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
     try:

@@ -126,6 +126,13 @@ def validate(config: StageConfig) -> StageConfig:
     )
     validate_sampling(config, config.sampling, prefix="sampling.")
     require(
+        len(run.wandb) <= 128 and not set(run.wandb) & set("/\\#?%:"),
+        "run.wandb",
+        "be the name of a project, of at most 128 characters without any of / \\ # ? % :",
+        run.wandb,
+        "leave out the entity (WANDB_ENTITY sets it)",
+    )
+    require(
         optim.batch_size % optim.accumulation == 0,
         "optim.batch_size",
         f"be a multiple of optim.accumulation {optim.accumulation}",

@@ -29,9 +29,9 @@ from imagen_jax.locations import Location
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.SamplingOptions):
     workdir: Location | None = None
-    """Directory of the cascade, as scripts/train.py wrote it."""
+    """Directory of the cascade, as scripts/train.py wrote it. Must be given, except with --from-png."""
     prompts: tuple[str, ...] = ()
-    """The prompts themselves."""
+    """The prompts themselves; or give --prompts-file."""
     prompts_file: Path | None = None
     """A text file with one prompt per line; lines that begin with # are comments."""
     negative: str | None = None

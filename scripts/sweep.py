@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     files.check_directory(output / "best", "--output")
 
     from imagen_jax import TextEncoder, checks, load_cascade, parallel, resize
-    from imagen_jax.cascade import between, sampling_by_stage, sizes_by_stage
+    from imagen_jax.cascade import sampling_by_stage, sizes_by_stage
     from imagen_jax.data import transforms
     from imagen_jax.evaluation import frechet, grid, sweep
     from imagen_jax.generate import generate
@@ -93,7 +93,7 @@ def main(options: Options) -> None:
     stages = read_cascade(options.workdir)
     files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
-        between(stages, {"start": options.stage})  # names the stages if it is none
+        checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
     if score_name == "consistency" and len(stages) == 1:
         raise ValueError("--score consistency needs a super-resolution stage; the cascade has one stage.")
     choices = {

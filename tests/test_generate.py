@@ -39,6 +39,8 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(stages, encoder):
     assert len(seven) == 7 and seven[0].shape == (8, 8, 3)
     [(alone,)] = generate(stages, encoder, PROMPTS[2:3], seeds=[7], batch_size=8)
     np.testing.assert_allclose(alone, seven[2], atol=1e-5)
+    [(shared,)] = generate(stages, encoder, PROMPTS[2:3], seeds=[7], batch_size=8, fsdp=4)  # each device holds a part
+    np.testing.assert_allclose(shared, alone, atol=1e-5)
     others = ["another prompt, which is longer", "b", PROMPTS[2], "c", "d", "e", "f", "g"]
     amid = [images[-1] for images in generate(stages, encoder, others, seeds=[7] * 8, batch_size=8)]
     np.testing.assert_array_equal(amid[2], seven[2])  # same batch size and row: to the bit

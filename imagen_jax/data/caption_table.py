@@ -75,8 +75,10 @@ class _Rows:
         row = row if isinstance(row, dict) else {}
         if len(self._columns) < 100:
             self._columns.update({str(key): type(value).__name__ for key, value in row.items()})
-        file = captions.first_filled(row, self._files)
-        found = captions.texts(captions.first_filled(row, self._captions))
+        file, caption = (captions.first_filled(row, names) for names in (self._files, self._captions))
+        if any(isinstance(value, captions.Repeated) for value in (file, caption)):
+            raise Unusable("unusable table row", "a key twice with different values: leave one of them out")
+        found = captions.texts(caption)
         if not (isinstance(file, str) and found):
             return None
         if any("\ud800" <= letter <= "\udfff" for caption in found for letter in caption):

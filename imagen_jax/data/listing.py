@@ -74,6 +74,31 @@ def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
     return content
 
 
+def read_given(option: str, path: Path, most: int, what: str, fix: str, *, pipes: bool = False) -> bytes:
+    """The bytes of a file that a user names with an option.
+
+    Args:
+      option: how the user named it, such as "--image".
+      path, most, pipes: as for `read_file`.
+      what: what the option takes, such as "a picture file".
+      fix: what to do about one that cannot be used, such as "give a file".
+
+    Raises:
+      ValueError: one line that names the option: it does not exist, is no file, has too many bytes, or cannot be read.
+    """
+    try:
+        return read_file(path, most, pipes=pipes)
+    except NoFileError as error:
+        reason = f"is {error.kind}"
+    except TooLargeError as error:
+        raise ValueError(f"{option} must have at most {most} bytes; {path} has {error}: give a smaller one.") from error
+    except FileNotFoundError:
+        reason = "does not exist"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+    raise ValueError(f"{option} must be {what}; {path} {reason}: {fix}.")
+
+
 def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
     """A file open for reading; the arguments and errors are those of `read_file`."""
     kind = kind_of(os.stat(path).st_mode)

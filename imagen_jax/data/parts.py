@@ -138,9 +138,14 @@ def _check_before(plan: Plan) -> None:
         fraction = plan.settings.get(f"{split}_fraction")
         if fraction and fraction * num < 0.5:
             raise ValueError(
-                f"Split {split!r} would be empty: a {split} fraction of {fraction} of {num} pictures is less "
-                "than one; choose a larger one."
+                f"Split {split!r} would be empty: --{split}-fraction {fraction:g} of {num} pictures is less than one: "
+                f"give {_enough(num)}, or leave it out."
             )
+
+
+def _enough(num: int) -> str:
+    """A fraction of `num` pictures that leaves a split empty in one of 20 cases: pictures fall into it by chance."""
+    return f"for example {min(0.5, 3 / num):.2g}"
 
 
 # ---- parts ----
@@ -276,10 +281,11 @@ def _check_splits(plan: Plan, place: Path, counts: dict[str, int], tally: Tally)
         if count:
             continue
         fraction = plan.settings.get(f"{split}_fraction")
-        share = f", with a {split} fraction of {fraction}; choose another" if fraction else ""
+        num = sum(counts.values())
+        share = f", with --{split}-fraction {fraction:g}: give {_enough(num)}" if fraction else ""
         reasons = f" Left out: {tally.summary()}." if tally.counts else ""
         raise ValueError(
-            f"Split {split!r} would be empty: none of {sum(counts.values())} captioned pictures falls into it"
+            f"Split {split!r} would be empty: none of {num} captioned pictures falls into it"
             f"{share}, or give it more pictures. The finished parts are kept, but belong to these settings "
             f"and this input: to begin with others, delete {place}.{reasons}"
         )

@@ -25,7 +25,6 @@ def read(path: Path, option: str = "--prompts-file") -> tuple[list[str], str]:
 
     Raises:
       ValueError: one line: it is no text file, or holds no prompt.
-      OSError: it cannot be read.
     """
     lines = [captions.stripped(line) for line in text_files.read_lines(path, option)]
     prompts = [

@@ -64,7 +64,7 @@ def split(text: str) -> list[str]:
     return LINE_END.split(text)
 
 
-def read_lines(path: Path, option: str = "") -> list[str]:
+def read_lines(path: Path, option: str = "the file") -> list[str]:
     """The lines of a text file that a user names, such as prompts; empty ones are among them.
 
     Args:
@@ -72,17 +72,11 @@ def read_lines(path: Path, option: str = "") -> list[str]:
       option: how the user named it, such as "--prompts-file", for the messages.
 
     Raises:
-      ValueError: one line; it is not text (see `decode`), no file, or too large.
-      OSError: it cannot be read.
+      ValueError: one line; it is not text (see `decode`), no file, too large, or cannot be read.
     """
-    where = f"{option} {path}".strip()
-    try:
-        content = listing.read_file(path, MAX_BYTES, pipes=True)
-    except listing.NoFileError as error:
-        raise ValueError(f"{where} must be a file; it is {error.kind}: give a text file.") from error
-    except listing.TooLargeError as error:
-        raise ValueError(f"{where} must have at most {MAX_BYTES} bytes; it has more: split it.") from error
-    return split(decode(content, where))
+    fix = "give a text file"
+    content = listing.read_given(option, path, MAX_BYTES, "a text file", fix, pipes=True)
+    return split(decode(content, f"{option} {path}"))
 
 
 @contextlib.contextmanager

@@ -29,20 +29,8 @@ _TURNS = {
 
 
 def read_file(option: str, path: Path) -> bytes:
-    """The bytes of a picture that a user names.
-
-    Raises:
-      ValueError: one line: it is no file, or has more than opening.MAX_BYTES.
-      OSError: it cannot be read.
-    """
-    try:
-        return listing.read_file(path, opening.MAX_BYTES)
-    except listing.NoFileError as error:
-        raise ValueError(f"{option} must be a picture file; {path} is {error.kind}: give a file.") from error
-    except listing.TooLargeError as error:
-        raise ValueError(
-            f"{option} must have at most {opening.MAX_BYTES} bytes; {path} has {error}: make it smaller."
-        ) from error
+    """The bytes of a picture of at most opening.MAX_BYTES. Raises a ValueError as `listing.read_given` does."""
+    return listing.read_given(option, path, opening.MAX_BYTES, "a picture file", "give another file")
 
 
 def decode(data: bytes, where: str = "The file") -> np.ndarray:

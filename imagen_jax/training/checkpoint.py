@@ -448,9 +448,11 @@ def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
     with files.naming_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
-        raise ValueError(
-            f"{workdir} must hold trained stages, but has none. Train one with scripts/train.py."
-        )
+        fix = "train one with scripts/train.py"
+        if files.exists(workdir / CONFIG_FILE):
+            parent = workdir.parent if workdir.name else workdir / ".."
+            fix = f"it is a stage itself; give the directory of its cascade, {parent}"
+        raise ValueError(f"workdir must hold trained stages, but has none; got {workdir}: {fix}.")
     configs = {directory: read_config(directory) for directory in directories}
     ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
     validate_cascade(tuple(configs[directory] for directory in ordered))

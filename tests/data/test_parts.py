@@ -232,10 +232,10 @@ def test_other_work_is_refused_and_left_alone(script, photos, tmp_path, monkeypa
 
 def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path, monkeypatch):
     output, place = tmp_path / "out", parts.unfinished(tmp_path / "out")
-    with pytest.raises(ValueError, match="'test' would be empty: a test fraction of 0.001 of 24 pictures is"):
+    with pytest.raises(ValueError, match="'test' would be empty: --test-fraction 0.001 of 24 .* example 0.12,"):
         prepare(script, photos, output, test_fraction=0.001)
     assert not place.exists()
-    message = f"'test' would be empty: none of 44 captioned pictures.*fraction of 0.03;.*delete {place}.*Left"
+    message = f"none of 44 captioned pictures .* --test-fraction 0.03: give for example 0.068.*delete {place}.*Left"
     split_of = pictures.split_of
     monkeypatch.setattr(pictures, "split_of", lambda image, validation, test: split_of(image, validation, 0))
     write = parts._write_part

@@ -62,20 +62,21 @@ def test_only_files_are_read_and_nothing_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / "large").write_bytes(b"a" * 11)
     os.truncate(tmp_path / "large", 2**40)  # one of holes
     for name, message in (
-        ("pipe", "it is a pipe: give a text file"),
-        ("link", "it is a pipe"),
-        (".", "it is a folder"),
-        ("/dev/null", "it is a device"),
-        ("/dev/zero", "it is a device"),
+        ("pipe", "is a pipe: give a text file"),
+        ("link", "is a pipe"),
+        (".", "is a folder"),
+        ("/dev/null", "is a device"),
+        ("/dev/zero", "is a device"),
         ("large", "must have at most 10 bytes"),
         ("/proc/meminfo", "must have at most 10 bytes"),
     ):
         with pytest.raises(ValueError, match=message):
             text_files.read_lines(tmp_path / name)
     (tmp_path / "loop").symlink_to("loop")
-    for name in ("loop", "missing"):
-        with pytest.raises(OSError, match=name):
-            text_files.read_lines(tmp_path / name)
+    for name, reason in (("loop", "cannot be read (Too many levels"), ("missing", "does not exist: give")):
+        message = re.escape(f"--prompts-file must be a text file; {tmp_path / name} {reason}")
+        with pytest.raises(ValueError, match=message):
+            text_files.read_lines(tmp_path / name, "--prompts-file")
 
 
 def test_a_pipe_of_the_shell_is_read():

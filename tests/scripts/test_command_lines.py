@@ -44,7 +44,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*TRAIN, "--optim.learning-rate", "fast"], "--optim.learning-rate must be a number; got 'fast'."),
         ([*TRAIN, "--optim.batch-size", "1e3"], "--optim.batch-size must be a whole number; got '1e3'."),
         ([*TRAIN, "--optim.batch-size", "8", "9"], "--optim.batch-size must be a whole number; got '8' '9'."),
-        ([*TRAIN, "--optim.batch-size=-1"], "optim.batch_size must be"),
+        ([*TRAIN, "--optim.batch-size=-1"], "--optim.batch-size must be"),
         ([*TRAIN, "--process.prediction", "flow"], "--process.prediction must be one of x, eps, v, edm; got 'flow'."),
         ([*TRAIN, "--process.loss-weight", "min-snr"], "got 'min-snr' (did you mean min_snr?)."),
         ([*TRAIN, "--data.flip", "yes"], "--data.flip must stand without a value; got 'yes'"),
@@ -58,22 +58,30 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*TRAIN, "--no-seed"], "--no-seed is no option"),
         (["train.py", "stray", *TRAIN[1:]], "options must begin with two dashes; got 'stray'"),
         (["train.py", *TRAIN[1:-1], ""], "--workdir must be a path or URL; got ''."),
-        (["train.py"], "--preset and --stage must be given; got no value"),
+        (["train.py"], "--preset and --stage and --workdir must be given; got no value"),
+        (["train.py", "--stage", "base"], "--preset and --workdir must be given"),
         (["train.py", "--preset", "quickstart", "--stage", "", "--workdir", "w"], "--stage must be a text that is not"),
         (["plan.py", "--quick"], "--preset must be given; got no value"),
-        ([*TRAIN, "--optim.batch-size", "31"], "divisible by devices x optim.accumulation = 8 x 1; got 31: use 32"),
-        ([*TRAIN, "--optim.accumulation", "5"], "multiple of optim.accumulation 5"),
+        ([*TRAIN, "--optim.batch-size", "31"], "divisible by devices x --optim.accumulation = 8 x 1; got 31: use 32"),
+        ([*TRAIN, "--optim.accumulation", "5"], "--optim.batch-size must be a multiple of --optim.accumulation 5"),
         ([*TRAIN, "--image-size", "18"], "multiple of the network's total stride 4"),
-        ([*TRAIN, "--run.fsdp", "3"], "run.fsdp must divide the number of devices 8"),
+        ([*TRAIN, "--run.fsdp", "3"], "--run.fsdp must divide the number of devices 8"),
         ([*TRAIN, "--data.path", "{tmp}/nowhere"], "nowhere"),
+        ([*TRAIN, "--run.wandb", "team/project"], "--run.wandb must be the name of a project"),
+        ([*TRAIN, "--run.wandb", "p" * 129], "--run.wandb must be the name of a project"),
         (
             ["train.py", "--preset", "quickstart", "--stage", "sr64", "--workdir", "w", "--low-res-size", "None"],
-            "low_res_size must be set for a super-resolution stage",
+            "--low-res-size must be set for a super-resolution stage",
         ),
-        ([*SAMPLE, "--prompts", "a"], "must hold trained stages, but has none"),
+        ([*SAMPLE, "--prompts", "a"], "--workdir must hold trained stages, but has none; got"),
         (SAMPLE, 'Give either --prompts "..." or --prompts-file'),
         ([*SAMPLE, "--prompts-file", "{tmp}/empty.txt"], "empty.txt is empty"),
-        ([*SAMPLE, "--prompts-file", "{tmp}/missing.txt"], "missing.txt"),
+        (
+            [*SAMPLE, "--prompts-file", "{tmp}/missing.txt"],
+            "--prompts-file must be a text file; {tmp}/missing.txt does not exist: give",
+        ),
+        ([*SAMPLE, "--prompts-file", "{tmp}"], "--prompts-file must be a text file; {tmp} is a folder: give"),
+        ([*SWEEP, "--prompts-file", "{tmp}/missing.txt"], "--prompts-file must be a text file; "),
         ([*SAMPLE, "--prompts", "a", "--num", "0"], "--num must be at least 1; got 0"),
         ([*SAMPLE, "--prompts", "a", "--num", "1e23"], "--num must be a whole number"),
         ([*SAMPLE, "--prompts", "a", "--num", f"{10**23}"], "--num must be at most 100000"),
@@ -87,7 +95,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*SAMPLE, "--prompts", "a", "--output", "/dev/null"], "--output must be a directory; /dev/null is no"),
         ([*SAMPLE, "--prompts", "a", "--output", "n" * 300], "--output must have names of at most 255 bytes"),
         (["sample.py", "--from-png", "{tmp}/empty.txt"], "--from-png must be a PNG; "),
-        (["sample.py", "--from-png", "{tmp}/missing.png"], "missing.png"),
+        (["sample.py", "--from-png", "{tmp}/missing.png"], "--from-png must be a PNG file; {tmp}/missing.png does not"),
         (["sample.py", "--from-png", "{tmp}"], "--from-png must be a PNG file; "),
         (["evaluate.py", "--workdir", "w", "--data", "d", "--output", "/dev/null"], "--output must be a directory; "),
         (["evaluate.py", "--workdir", "w", "--data", "d", "--output", "{tmp}/empty.txt/x"], "--output must be a"),
@@ -146,7 +154,7 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, messa
     before = sorted(tmp_path.rglob("*"))
     code, err = run(monkeypatch, capsys, arguments, tmp_path)
     assert code == 2
-    assert message in err and len(err.strip().splitlines()) == 1, err
+    assert message.replace("{tmp}", str(tmp_path)) in err and len(err.strip().splitlines()) == 1, err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -228,13 +236,21 @@ def one_line(text):
         (["plan.py", "--preset", "base64:2b"], ["--network.channels", "Channels at each resolution."]),
         (["embed_text.py"], ["--store", "--text.encoder"]),
         (["embed_text.py", "--preset", "shapes"], ["Tokens of each caption that reach the network", "(default: 40)"]),
-        (["prepare_data.py"], ["--input", "--shapes"]),
+        (["prepare_data.py"], ["--input", "(default 2048). --min-size", "not a usual one. (default: None)"]),
+        (["sample.py"], ["Must be given, except with --from-png. (default: None) --prompts"]),
     ],
 )  # fmt: skip
 def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
     out = one_line(help_of(monkeypatch, capsys, *arguments))
     for line in lines:
         assert line in out
+
+
+@pytest.mark.parametrize("script", ["sample.py", "sweep.py", "evaluate.py"])
+def test_help_begins_with_what_must_be_given(monkeypatch, capsys, script):
+    out = help_of(monkeypatch, capsys, script)
+    out = out[out.index("show this help") :]
+    assert out.index(" --workdir ") < out.index(" --seed ") < out.index(" --sampler ")
 
 
 CONFIGS = [
@@ -269,3 +285,27 @@ def test_the_help_of_sampling_options_says_what_they_are_without_a_value(monkeyp
         "None: the stage's own",
     ):
         assert line in out
+
+
+KNOWN = {"optim.batch-size", "optim.accumulation", "guidance-scale", "low-res", "steps", "data"}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("steps must be at least 1; got 0.", "--steps must be at least 1; got 0."),
+        ("guidance_scale[1] must be in [0, 1]; got 2.", "--guidance-scale[1] must be in [0, 1]; got 2."),
+        (
+            "optim.batch_size must be a multiple of optim.accumulation 5; got 3.",
+            "--optim.batch-size must be a multiple of --optim.accumulation 5; got 3.",
+        ),
+        ("low_res must be left out; got low_res.", "--low-res must be left out; got --low-res."),
+        ("data must have data; got 'low_res': data.", "--data must have data; got 'low_res': data."),
+        ("steps must lie there; got /low_res/low_res.png.", "--steps must lie there; got /low_res/low_res.png."),
+        ("run/config.json: optim.batch_size must be 3.", "run/config.json: optim.batch_size must be 3."),
+        ("stages must be a tuple; got steps.", "stages must be a tuple; got steps."),
+        ("steps, or low_res", "steps, or low_res"),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message, expected):
+    assert options.as_typed(message, KNOWN) == expected

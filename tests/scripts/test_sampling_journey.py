@@ -118,7 +118,8 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
         (["--seed", 0], "--from-png must stand without --seed"),
         (["--prompts", "a"], "--from-png must stand without --prompts"),
         (["--mask", output / "grid.png"], "--mask must be left out: the picture was made without"),
-        (["--workdir", tmp_path], "must hold trained stages, but has none"),
+        (["--workdir", tmp_path], "--workdir must hold trained stages, but has none"),
+        (["--workdir", workdir / "base"], f"itself; give the directory of its cascade, {workdir}."),
         (["--output", output / "grid.png"], "--output must be a directory"),
         (["--batch-size", 0], "--batch-size must be at least 1"),
     ):
@@ -203,10 +204,10 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
     ("arguments", "message"),
     [
         (["--low-res", "{photo}"], "--low-res needs --start with a super-resolution stage; base is none"),
-        (["--start", "sr16"], "low_res must be given to the super-resolution stage sr16"),
+        (["--start", "sr16"], "--low-res must be given to the super-resolution stage sr16"),
         (["--start", "sr32"], "start must be a stage, one of base, sr16"),
         (["--mask", "{photo}"], "--mask and --outpaint need --image"),
-        (["--image", "{photo}"], "strength must be below 1 for an image without a mask"),
+        (["--image", "{photo}"], "--strength must be below 1 for an image without a mask"),
         (["--image", "{photo}", "--mask", "{small}"], "small.png must have the size of --image, 60x40 pixels; got 6x4"),
         (["--image", "{photo}", "--outpaint", "60", "60", "0", "0"], "--outpaint must leave room"),
         (["--image", "{photo}", "--outpaint", "-1", "0", "0", "5"], "--outpaint must be at least 0"),
@@ -215,8 +216,11 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--image", "{photo}", "--strength", "0.5", "--size", "1000000", "1000000"], "--size must be at most 16384"),
         (["--size", "16", f"{10**400}"], "--size must be at most 16384"),
         (["--size", "16384", "16384", "--num", "100000"], "--output must have room for about"),
-        (["--size", "18", "16"], "size must be (H, W) in multiples of 4"),
-        (["--eta", "0.5", "--sampler", "unipc"], "eta must be left out, since sampler 'unipc' does not use it"),
+        (["--image", "missing.png"], "--image must be a picture file; missing.png does not exist: give another file"),
+        (["--image", "{photo}", "--mask", "missing.png"], "--mask must be a picture file; missing.png does not exist"),
+        (["--start", "sr16", "--low-res", "m.png"], "--low-res must be a picture file; m.png does not exist"),
+        (["--size", "18", "16"], "--size must be (H, W) in multiples of 4"),
+        (["--eta", "0.5", "--sampler", "unipc"], "--eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),
         (["--negative", "\udcff"], "--negative must be text without null characters and surrogates"),
         (["--fsdp", "3"], "--fsdp must be a divisor of the 8 devices; got 3"),
@@ -263,6 +267,20 @@ def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, ru
     (workdir / "sampling.json").unlink()
 
 
+def test_evaluate_writes_a_table_its_numbers_and_a_grid(workdir, data, run, tmp_path):
+    options = ["--batch-size", 8, "--aug-level", 0.3, "--guidance-scale", 2.0, "--steps", 2]  # compiled by the sweep
+    code, out, err = run(
+        "evaluate.py", "--workdir", workdir, "--data", data, "--num", 5, *options, "--output", tmp_path / "out"
+    )
+    assert code == 0, err
+    assert sorted(os.listdir(tmp_path / "out")) == ["alignment.json", "alignment.md", "grid.png"]
+    result = json.loads((tmp_path / "out/alignment.json").read_text())
+    table = (tmp_path / "out/alignment.md").read_text()
+    assert result["all"]["num"] == 5 and 0 <= result["all"]["right"] <= 1, result
+    assert "| all |" in table and "Output of sr16 averaged down to 8x8 against base: PSNR " in table and table in out
+    assert Image.open(tmp_path / "out/grid.png").size[0] > 100
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -272,7 +290,7 @@ def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, ru
         (["--data", "{data}", "--seed", "4294967292", "--steps", "2"], "--seed must be at most 4294967290"),
         (["--data", "{data}", *MANY], "settings must be at most 10000; got 1000000"),
         (["--data", "{data}", "--steps", "2", "--score", "clip"], "--score clip needs --clip"),
-        (["--data", "{data}", "--steps", "2", "--stage", "sr32"], "start must be a stage, one of base, sr16"),
+        (["--data", "{data}", "--steps", "2", "--stage", "sr32"], "--stage must be one of base, sr16; got 'sr32'"),
         (["--data", "{data}", "--eta", "0.5", "--sampler", "heun"], "eta must be left out"),
     ],
 )

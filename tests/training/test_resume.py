@@ -242,8 +242,12 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
     code, _, err = finish(start(preset, workdir, "--optim.learning-rate", "0.5"))
     assert code == 2 and "optim.learning_rate: 0.01 -> 0.5" in err and len(err.strip().splitlines()) == 1
     assert load_stage(workdir / "base").config.optim.learning_rate == 0.01
-    code, _, err = finish(start(preset, workdir, "--run.num-steps", str(STEPS + 1)))
-    assert code == 0, err
+    unfinished = workdir / f"base/checkpoints/{STEPS + 1}.orbax-checkpoint-tmp"  # as a killed save leaves it
+    shutil.copytree(workdir / f"base/checkpoints/{STEPS}", unfinished)
+    options = ("--run.num-steps", str(STEPS + 1), "--run.keep-checkpoints", "1")
+    code, out, err = finish(start(preset, workdir, *options))
+    assert code == 0 and f"step {STEPS} of {STEPS + 1}" in out, err
+    assert [path.name for path in (workdir / "base/checkpoints").iterdir()] == [str(STEPS + 1)]
     assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
 
 
@@ -320,7 +324,7 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
 
 
 def test_missing_checkpoints_are_named(tmp_path, uninterrupted):
-    with pytest.raises(ValueError, match="must hold trained stages, but has none"):
+    with pytest.raises(ValueError, match="workdir must hold trained stages, but has none"):
         load_cascade(tmp_path)
     with pytest.raises(ValueError, match="checkpoint of step 7; found steps"):
         load_stage(uninterrupted / "base", step=7)
