@@ -24,10 +24,15 @@ def test_host_and_devices_agree(dtype):
 
 
 def test_the_sum_is_what_its_description_says():
+    def mixed(bits, index):
+        """MurmurHash3's fmix32, in whole numbers without a limit."""
+        found = (int(bits) + index * 0x9E3779B9) % 2**32
+        found = (found ^ found >> 16) * 0x85EBCA6B % 2**32
+        found = (found ^ found >> 13) * 0xC2B2AE35 % 2**32
+        return found ^ found >> 16
+
     x = np.array([1.5, -0.0, np.nan, 1e-42], np.float32)
-    weights = [int(w) for w in checksums._weights(np.arange(4, dtype=np.uint32))]
-    assert all(weight % 2 for weight in weights) and len(set(weights)) == 4
-    expected = sum(int(bits) * weight for bits, weight in zip(x.view(np.uint32), weights, strict=True)) % 2**32
+    expected = sum(mixed(bits, index) for index, bits in enumerate(x.view(np.uint32))) % 2**32
     assert checksums.of_arrays({"a": jnp.asarray(x)}) == {"a": expected}
 
 
@@ -48,6 +53,12 @@ def flipped(x, bit):
     return found
 
 
+def with_bits(x, bits, where):
+    found = x.copy()
+    found.view(np.uint32)[where] ^= np.uint32(bits)
+    return found
+
+
 CHANGES = {
     "swapped neighbours": lambda x: np.concatenate([x[1::-1], x[2:]]),
     "swapped, a power of two apart": lambda x: np.concatenate([x[64:65], x[1:64], x[:1], x[65:]]),
@@ -55,6 +66,12 @@ CHANGES = {
     "reversed": lambda x: x[::-1].copy(),
     "zeros at the end": lambda x: np.where(np.arange(len(x)) < 100, x, np.float32(0)),
     "a sign": lambda x: np.where(np.arange(len(x)) == 9, -x, x),
+    "two signs": lambda x: np.where(np.arange(len(x)) // 2 == 9, -x, x),
+    "every sign": lambda x: -x,
+    "the highest bits of two exponents": lambda x: with_bits(x, 1 << 30, slice(20, 22)),
+    "a bit of every element": lambda x: with_bits(x, 1 << 29, slice(None)),
+    "the two highest bits of four elements": lambda x: with_bits(x, 3 << 30, slice(40, 44)),
+    "a column's signs": lambda x: np.where(np.arange(len(x)) % 16 == 3, -x, x),
     "zero for minus zero": lambda x: np.where(x == 0, np.float32(0), x),
     "one more": lambda x: x + np.float32(1),
     "all equal": lambda x: np.full_like(x, x[0]),
