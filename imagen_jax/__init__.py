@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
     from imagen_jax.stage import Stage, image_keys, sample_stage
     from imagen_jax.structs import Cond, TextCond
     from imagen_jax.text.encoder import TextEncoder
-    from imagen_jax.training.checkpoint import load_cascade, load_stage
+    from imagen_jax.training.loading import load_cascade, load_stage
 
 __version__ = "0.1.0"
 
@@ -25,8 +25,8 @@ _HOMES = {
     "TextEncoder": "text.encoder",
     "UNet": "models.unet",
     "image_keys": "stage",
-    "load_cascade": "training.checkpoint",
-    "load_stage": "training.checkpoint",
+    "load_cascade": "training.loading",
+    "load_stage": "training.loading",
     "sample_cascade": "cascade",
     "sample_stage": "stage",
     "use_compilation_cache": "parallel",

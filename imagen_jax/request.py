@@ -19,7 +19,7 @@ from imagen_jax.generate import generate, whole_batch
 from imagen_jax.records import MAX_BATCH, InputFile, Record
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training import checkpoint
+from imagen_jax.training import loading
 
 MAX_PICTURES = 100_000  # of one request
 MAX_SIDE = 2**14  # pixels
@@ -113,7 +113,7 @@ def prepare(request: Request) -> Prepared:
     fsdp = checks.whole("--fsdp", request.fsdp, 1)
     checks.require(num % fsdp == 0, "--fsdp", f"be a divisor of the {num} devices", fsdp)
     rows = whole_batch(request.batch_size, len(request.jobs), request.fsdp)
-    chosen = _chosen(request, checkpoint.read_cascade(request.workdir, best=request.best))
+    chosen = _chosen(request, loading.read_cascade(request.workdir, best=request.best))
     settings = sampling_by_stage(chosen, dict(request.options))
     configs = tuple(stage.config for stage in chosen)
     images, report = fitting.fit_inputs(configs, request.inputs, size=request.size, outpaint=request.outpaint)
@@ -129,7 +129,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
       ValueError: one line; the cascade, the encoder or the devices do not fit the request.
     """
     request, workdir = prepared.request, prepared.request.workdir
-    loaded, steps = checkpoint.load_cascade(
+    loaded, steps = loading.load_cascade(
         workdir, best=request.best, steps=request.checkpoints, return_steps=True
     )
     stages = tuple(_with_sampling(request, stage) for stage in loaded)

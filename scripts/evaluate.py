@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     from imagen_jax.evaluation import alignment, grid, sweep
     from imagen_jax.generate import generate
     from imagen_jax.records import MAX_BATCH
-    from imagen_jax.training.checkpoint import read_cascade
+    from imagen_jax.training.loading import read_cascade
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)

@@ -79,7 +79,8 @@ def main(options: Options) -> None:
     from imagen_jax.generate import generate
     from imagen_jax.records import MAX_BATCH
     from imagen_jax.stage import evaluations
-    from imagen_jax.training.checkpoint import SAMPLING_FILE, read_cascade, save_best_sampling
+    from imagen_jax.training.best_sampling import SAMPLING_FILE, save_best_sampling
+    from imagen_jax.training.loading import read_cascade
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)

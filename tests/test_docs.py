@@ -35,7 +35,7 @@ from imagen_jax.models.layers import once
 from imagen_jax.planning import chips
 from imagen_jax.presets import load_preset
 from imagen_jax.structs import TextCond, TrainState
-from imagen_jax.training import checkpoint
+from imagen_jax.training import checkpoint, stage_dir
 from imagen_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def place(tmp_path_factory):
             settings = dataclasses.replace(settings, text=text, sampling=few)
             params = jax.jit(stage.init, static_argnums=0)(settings, jax.random.key(0))
             directory = root / "runs/quickstart" / settings.name
-            checkpoint.claim(directory, settings)
+            stage_dir.claim(directory, settings)
             with checkpoint.Checkpoints(directory, settings) as saved:
                 saved.save(
                     TrainState(jnp.int32(1), params, params, {"none": jnp.zeros(1)}), {"next_index": 1}

@@ -6,7 +6,7 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax.presets import load_preset
-from imagen_jax.training.checkpoint import read_config
+from imagen_jax.training.stage_dir import read_config
 from imagen_jax.validation import validate
 
 

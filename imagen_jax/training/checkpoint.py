@@ -1,54 +1,31 @@
 """Orbax checkpoints of a stage. The only file that imports orbax.
 
-A stage's directory holds
-
-    config.json                the stage's configuration
     checkpoints/<step>/        state (step, params, optimiser), ema_params, config, data: the position in the data, of
                                which, and the checksums of all arrays (`integrity`)
     damaged/<step>/            checkpoints that could not be read when training went on from an older one
-    .lock                      held by the run that trains here
-
-The directory is a path of `locations.location`, so it may lie in a bucket.
 
 `ema_params` is an item of its own, so that samplers load it alone. A step's directory appears by one
 atomic rename once every item is written.
 """
 
 import contextlib
-import dataclasses
 import itertools
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from imagen_jax import files, locations, parallel, stage
-from imagen_jax.checks import require, whole
-from imagen_jax.config import (
-    SamplingConfig,
-    StageConfig,
-    differences,
-    from_dict,
-    read_json,
-    to_dict,
-)
-from imagen_jax.locks import BucketLock, lock
+from imagen_jax import locations, parallel
+from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
-from imagen_jax.training import checksums, integrity
-from imagen_jax.validation import validate, validate_cascade, validate_sampling
+from imagen_jax.training import integrity
+from imagen_jax.training.stage_dir import CONFIG_FILE, Hold, absolute
 
-CONFIG_FILE = "config.json"
-SAMPLING_FILE = "sampling.json"
-LOCK_FILE = ".lock"
 _JSON_FILE = "metadata"  # in the folder of an item that is JSON, by Orbax
-_REMOVED_WITHIN_S = 5  # a checkpoint whose removal has begun
 _LAST_FILE = "commit_success.txt"  # of a checkpoint in a bucket, by Orbax
-_SEEN_WITHIN_S = 30  # a network file system may show a new file late
 
 
 class Checkpoints:
@@ -57,10 +34,10 @@ class Checkpoints:
     Saving is asynchronous; leaving the context waits until everything is on disk.
     """
 
-    def __init__(self, directory: str | Path, config: StageConfig, hold: "Hold | None" = None):
+    def __init__(self, directory: str | Path, config: StageConfig, hold: Hold | None = None):
         self._config, self._hold = config, hold
         self._failed = False
-        self._directory = _absolute(directory)
+        self._directory = absolute(directory)
         first = jax.process_index() == 0
         parallel.agree(lambda: integrity.check_files(self._directory / "checkpoints") if first else None)
         # What a killed run left half-written would take up the disk for ever.
@@ -117,7 +94,7 @@ class Checkpoints:
             self._failed = True
             if parallel.lost_another(error):
                 raise
-            whole = sorted(_steps_on_disk(self._directory))
+            whole = sorted(steps_on_disk(self._directory))
             reason = _first_line(error)
             is_full = any(words in reason for words in ("No space", "quota", "too large"))
             raise OSError(
@@ -183,189 +160,19 @@ class Checkpoints:
             self._manager.close()
 
 
-class Hold:
-    """That a stage's directory is this run's alone, on one process; `alone` makes it."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        self._file: IO | None = None
-        self._lock: BucketLock | None = None
-        self._identity: tuple[int, int] | None = None
-
-    def acquire(self) -> bool:
-        """Creates the directory and takes its lock; False if another run has it."""
-        if locations.is_remote(self._directory):
-            self._lock = BucketLock(str(self._directory / LOCK_FILE))
-            return self._lock.acquire()
-        file = self._directory / LOCK_FILE
-        self._directory.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            files.check_regular(file)
-        self._file = file.open("w")
-        self._identity = _identity(self._directory)
-        return lock(self._file, if_unsupported=True)
-
-    def check(self) -> None:
-        """Raises an OSError if the directory was moved, removed or taken by another run since; a second call of
-        `Checkpoints.save` would else create it anew, without its configuration."""
-        if self._lock is not None:
-            self._lock.check()
-        is_moved = self._identity is not None and self._identity != _identity(self._directory)
-        if is_moved or not (self._directory / CONFIG_FILE).exists():
-            raise OSError(
-                f"{self._directory} must stay where it is while a run trains in it; it was moved or removed, or has "
-                f"lost its {CONFIG_FILE}: put it back, and the same command continues from its newest checkpoint."
-            )
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._lock is not None:
-            self._lock.release()
-
-
-def _identity(directory: Path) -> tuple[int, int] | None:
-    try:
-        found = directory.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-@contextlib.contextmanager
-def alone(directory: str | Path) -> Iterator[Hold | None]:
-    """Keeps other runs out of a stage's directory; called by every process of a run.
-
-    Yields the first process's `Hold`, for `Checkpoints`; in others one that holds nothing.
-
-    Raises:
-      ValueError: another run is in there.
-    """
-    directory = locations.location(directory, "--workdir")
-    hold = Hold(directory)
-    # All processes learn it, or those that wait for the first would never end.
-    try:
-        is_free = parallel.agree(lambda: jax.process_index() > 0 or hold.acquire())
-        if not parallel.from_all(is_free).all():
-            raise ValueError(
-                f"{directory} is in use by another run: wait for its end, or give another --workdir."
-            )
-        yield hold
-    finally:
-        hold.release()
-
-
-def check_space(directory: Path, abstract: TrainState) -> None:
-    """Raises a ValueError if the disk of `directory` has no room for even one checkpoint of the state."""
-    if locations.is_remote(directory):
-        return
-    needed, free = parallel.shares(abstract).total, shutil.disk_usage(directory).free
-    if free < needed:
-        raise ValueError(
-            f"the disk of {directory} must have room for a checkpoint, {needed / 2**20:.4g} MiB; "
-            f"{free / 2**20:.4g} MiB are free: free some space, or give another --workdir."
-        )
-
-
-def claim(directory: str | Path, config: StageConfig) -> None:
-    """Makes the directory the stage's own, or checks that it already is.
-
-    Called by every process of a run. Raises a ValueError that lists the differences if it holds a stage of
-    another configuration; `config.run` and `config.sampling` may differ, since no parameter's value depends on
-    them.
-    """
-    file = locations.location(directory, "--workdir") / CONFIG_FILE
-    found = _stored_config(file)
-    if found is not None:
-        different = [
-            line for line in differences(found, config) if not line.startswith(("run.", "sampling."))
-        ]
-        if different:
-            raise ValueError(
-                f"{directory} holds a stage of another configuration ({'; '.join(different)}). "
-                "Give another --workdir, or the options that it was started with."
-            )
-    if jax.process_index() == 0 and found != config:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(file, to_dict(config), indent=2)
-
-
-def check_shared(directory: str | Path, config: StageConfig) -> None:
-    """Raises a ValueError in a process that does not see what the first one has written by `claim`."""
-    end = time.monotonic() + _SEEN_WITHIN_S
-    while jax.process_count() > 1:
-        if _stored_config(locations.location(directory, "--workdir") / CONFIG_FILE) == config:
-            return
-        if time.monotonic() > end:
-            raise ValueError(
-                f"--workdir must be a directory that every process sees; process {jax.process_index()} does not find "
-                f"in {directory} what process 0 has written there: give one on a shared file system or in a bucket."
-            )
-        time.sleep(0.5)
-
-
-def read_config(directory: str | Path) -> StageConfig:
-    """The configuration of the stage in `directory`."""
-    found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
-    if found is None:
-        raise ValueError(
-            f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py."
-        )
-    return found
-
-
-def _stored_config(file: Path) -> StageConfig | None:
-    """The configuration in a file, None if there is no such file."""
-    if not files.exists(file):
-        return None
-    data = read_json(file)
-    try:
-        return validate(from_dict(data))
-    except ValueError as error:
-        raise ValueError(f"{file} must hold a stage's configuration, but does not: {error}") from error
-
-
-def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
-    """A stage with its averaged parameters, ready to sample.
+def averaged_params(directory: Path, step: int, shapes: Any, config: StageConfig) -> Any:
+    """Reads the averaged parameters of a checkpoint.
 
     Args:
-      directory: of one stage, as scripts/train.py writes it.
-      step: which checkpoint; the newest if None.
+      directory: of the stage.
+      step: of the checkpoint.
+      shapes: a ShapeDtypeStruct with a sharding for each array.
+      config: of the stage.
 
     Raises:
-      ValueError: there is no such stage or checkpoint, or it cannot be read.
+      ValueError: the checkpoint is damaged or not there, or not of this configuration.
     """
-    return _load_stage(directory, step)[0]
-
-
-def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
-    """`load_stage`, and the step of the checkpoint that was loaded."""
-    directory = _absolute(directory)
-    if step is not None:
-        whole("step", step)
-    config = read_config(directory)
-    shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
-    while True:
-        steps = sorted(_steps_on_disk(directory))
-        if not steps or step not in (None, *steps):
-            wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise ValueError(
-                f"{directory / 'checkpoints'} must hold {wanted}; found steps {steps}. Train longer with "
-                "scripts/train.py."
-            )
-        chosen = steps[-1] if step is None else step
-        params, error = _attempt(_averaged, _folder(directory, chosen), chosen, shapes, config)
-        if error is None:
-            return stage.Stage(params=params, config=config), chosen
-        # A run that goes on removes its older checkpoints, file by file, when it has newer ones.
-        if not _is_superseded(directory, chosen, step):
-            raise error
-
-
-def _averaged(folder: Path, step: int, shapes: Any, config: StageConfig) -> Any:
-    """The averaged parameters of a checkpoint; a ValueError if it is damaged, or not of this configuration."""
+    folder = _folder(directory, step)
 
     def read() -> tuple[Any, integrity.Record]:
         integrity.check_files(folder)
@@ -377,21 +184,6 @@ def _averaged(folder: Path, step: int, shapes: Any, config: StageConfig) -> Any:
     integrity.verify(folder, {"ema_params": params}, record)
     _say_if_unverified(folder, record)
     return params
-
-
-def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
-    """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
-    wanted."""
-    if max(_steps_on_disk(directory), default=chosen) == chosen:
-        return False
-    if wanted is None:
-        return True
-    end = time.monotonic() + _REMOVED_WITHIN_S
-    while time.monotonic() < end:
-        if wanted not in _steps_on_disk(directory):
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def _check_config(folder: Path, config: StageConfig) -> None:
@@ -409,94 +201,6 @@ def _check_config(folder: Path, config: StageConfig) -> None:
         logger.warning(
             f"The stage's {CONFIG_FILE} has other sampling options than its checkpoint {folder}: {'; '.join(sampling)}."
         )
-
-
-def load_cascade(
-    workdir: str | Path,
-    *,
-    best: bool = False,
-    steps: Mapping[str, int] | None = None,
-    return_steps: bool = False,
-) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int]]:
-    """All trained stages in `workdir`, base first, from the newest checkpoint of each.
-
-    Args:
-      workdir: with a directory for each stage, as scripts/train.py writes it.
-      best: sampling starts from the options that scripts/sweep.py stored as the best.
-      steps: by the name of the stage, the checkpoint to load instead of the newest.
-      return_steps: also return which checkpoint of each stage was loaded, by its name.
-
-    Raises:
-      ValueError: there is no stage, one cannot be read, or they do not follow each other.
-    """
-    stages, loaded = read_cascade(workdir, best=best), {}
-    for directory, config in _stage_configs(workdir).items():
-        loaded[config.name] = _load_stage(directory, (steps or {}).get(config.name))
-    stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
-    return (stages, {name: step for name, (_, step) in loaded.items()}) if return_steps else stages
-
-
-def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
-    """As `load_cascade`, without parameters (they are None): enough to check a request before anything is loaded."""
-    stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
-    return _with_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
-
-
-def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
-    """The configuration of each trained stage in `workdir` by its directory, base first."""
-    workdir = locations.location(workdir, "--workdir")
-    with files.naming_errors(workdir, "listed"):
-        directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
-    if not directories:
-        fix = "train one with scripts/train.py"
-        if files.exists(workdir / CONFIG_FILE):
-            parent = workdir.parent if workdir.name else workdir / ".."
-            fix = f"it is a stage itself; give the directory of its cascade, {parent}"
-        raise ValueError(f"workdir must hold trained stages, but has none; got {workdir}: {fix}.")
-    configs = {directory: read_config(directory) for directory in directories}
-    ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
-    validate_cascade(tuple(configs[directory] for directory in ordered))
-    return {directory: configs[directory] for directory in ordered}
-
-
-def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
-    """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
-    file = locations.location(workdir, "--workdir") / SAMPLING_FILE
-    options = {name: to_dict(sampling) for name, sampling in found.items()}
-    files.write_json(
-        file, {"stages": options, "about": about, "checksum": checksums.of_json(options)}, indent=2
-    )
-    return file
-
-
-def _with_best_sampling(workdir: Path, stages: tuple[stage.Stage, ...]) -> tuple[stage.Stage, ...]:
-    file = workdir / SAMPLING_FILE
-    if not files.exists(file):
-        raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
-    data = read_json(file)
-    replaced = []
-    try:
-        found = data.get("stages") if isinstance(data, dict) else None
-        require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
-        if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
-            raise ValueError(
-                "its options have changed since scripts/sweep.py stored them; remove the line of the checksum if you "
-                "did that"
-            )
-        for each in stages:
-            sampling = each.config.sampling
-            if each.config.name in found:
-                sampling = from_dict(found[each.config.name], SamplingConfig, each.config.name)
-            validate_sampling(each.config, sampling, prefix=f"{each.config.name}.")
-            replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
-    except ValueError as error:
-        raise ValueError(f"{file} must hold sampling options, but does not: {error}") from error
-    return tuple(replaced)
-
-
-def _absolute(directory: str | Path) -> Path:
-    place = locations.location(directory, "directory")
-    return place if locations.is_remote(place) else place.absolute()
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -542,7 +246,7 @@ def _rename(folder: Path, target: Path) -> None:
         fs.rm_file(name)
 
 
-def _steps_on_disk(directory: Path) -> list[int]:
+def steps_on_disk(directory: Path) -> list[int]:
     """The steps of complete checkpoints, whatever state Orbax is in."""
     try:
         folders = [path for path in (directory / "checkpoints").iterdir() if path.name.isdigit()]

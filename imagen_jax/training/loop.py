@@ -21,7 +21,7 @@ from imagen_jax.progress import logger
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training import checkpoint
+from imagen_jax.training import checkpoint, stage_dir
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
@@ -76,9 +76,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         parallel.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
-        with checkpoint.alone(directory) as hold:
-            parallel.agree(lambda: checkpoint.claim(directory, config))
-            parallel.agree(lambda: checkpoint.check_shared(directory, config))
+        with stage_dir.alone(directory) as hold:
+            parallel.agree(lambda: stage_dir.claim(directory, config))
+            parallel.agree(lambda: stage_dir.check_shared(directory, config))
             embeddings = embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
@@ -127,7 +127,7 @@ class _Run:
         self,
         config: StageConfig,
         directory: Path,
-        hold: checkpoint.Hold,
+        hold: stage_dir.Hold,
         mesh: Mesh,
         source: sources.Source,
         held_out: sources.Source | None,
@@ -165,7 +165,7 @@ class _Run:
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(self._config, self._mesh)
             state = self._state(checkpoints, abstract)
-            parallel.agree(lambda: checkpoint.check_space(self._directory, abstract))
+            parallel.agree(lambda: stage_dir.check_space(self._directory, abstract))
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 writer.say(self._describe(abstract, int(state.step)))
@@ -317,7 +317,7 @@ class _Run:
             fix = "There is no checkpoint yet: begin in another --workdir with a lower {}."
         else:
             fix = f"The checkpoint of step {latest} is unharmed: continue from it with a lower {{}}, given as an "
-            fix += f"option and changed in {self._directory / checkpoint.CONFIG_FILE} too."
+            fix += f"option and changed in {self._directory / stage_dir.CONFIG_FILE} too."
         return (
             f"the gradient of stage {name} was not finite in steps {steps[0]} to {steps[-1]}, more than "
             f"run.max_skipped {self._config.run.max_skipped} in a row; their records {where}. "

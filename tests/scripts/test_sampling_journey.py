@@ -18,7 +18,7 @@ from imagen_jax import TextEncoder, load_cascade, stage
 from imagen_jax import config as C
 from imagen_jax.data import shapes, sources, transforms
 from imagen_jax.structs import TrainState
-from imagen_jax.training import checkpoint
+from imagen_jax.training import checkpoint, stage_dir
 from tests.conftest import random_array
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def workdir(tmp_path_factory, tiny_configs):
         shapes_ = jax.eval_shape(lambda config=config: stage.init(config, jax.random.key(0)))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda leaf: random_array(rng, leaf.shape), shapes_)  # noqa: B023
-        checkpoint.claim(directory / config.name, config)
+        stage_dir.claim(directory / config.name, config)
         with checkpoint.Checkpoints(directory / config.name, config) as saved:
             saved.save(
                 TrainState(jax.numpy.int32(1), params, params, {"none": jax.numpy.zeros(1)}), {"next_index": 1}

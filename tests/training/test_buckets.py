@@ -9,7 +9,7 @@ import pytest
 
 from imagen_jax import config, files, load_cascade, load_stage, locations, locks
 from imagen_jax.data import shapes, sources, transforms
-from imagen_jax.training import checkpoint, loop, writer
+from imagen_jax.training import best_sampling, checkpoint, loop, stage_dir, writer
 
 pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
@@ -77,7 +77,7 @@ def test_everything_of_a_run_lies_in_the_bucket(trained):
     found = names(f"{workdir}/base")
     assert {"config.json", "metrics.jsonl"} <= found
     assert any(name.startswith("events.") for name in found)
-    assert checkpoint.LOCK_FILE not in found  # the run has ended
+    assert stage_dir.LOCK_FILE not in found  # the run has ended
     assert {name.split("/")[1] for name in found if name.startswith("checkpoints/")} == {"2", "3"}
     rows = files.read_text(locations.location(workdir, "") / "base/metrics.jsonl").splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
@@ -92,7 +92,7 @@ def test_everything_of_a_run_lies_in_the_bucket(trained):
 def test_sampling_options_are_kept_in_the_bucket(trained, best):
     workdir, _ = trained
     options = config.SamplingConfig(steps=7)
-    file = checkpoint.save_best_sampling(workdir, {"base": options}, {"score": 1.0})
+    file = best_sampling.save_best_sampling(workdir, {"base": options}, {"score": 1.0})
     assert str(file) == f"{workdir}/sampling.json"
     assert (load_cascade(workdir, best=best)[0].config.sampling.steps == 7) == best
 
@@ -152,7 +152,7 @@ def test_checkpoints_are_kept_damaged_and_continued_as_on_a_disk(bucket, preset)
     from fsspec.core import url_to_fs
 
     place = locations.location(f"{bucket}/runs/c/base", "")
-    with checkpoint.alone(place), checkpoint.Checkpoints(place, preset) as checkpoints:
+    with stage_dir.alone(place), checkpoint.Checkpoints(place, preset) as checkpoints:
         for step in (1, 2, 3):  # two are kept
             checkpoints.save(state_of(step), {"next_index": step})
     with checkpoint.Checkpoints(place, preset) as checkpoints:
@@ -181,7 +181,7 @@ def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
             checkpoints.save(state_of(step), {"next_index": step})
     fs, key = url_to_fs(f"{place}/checkpoints/2/commit_success.txt")
     fs.rm(key)
-    assert checkpoint._steps_on_disk(place) == [1]
+    assert checkpoint.steps_on_disk(place) == [1]
     with checkpoint.Checkpoints(place, preset) as checkpoints:
         assert checkpoints.latest_step == 1
     assert not any(name.startswith("checkpoints/2/") for name in names(str(place)))  # removed, as on a disk
@@ -247,7 +247,7 @@ def test_a_lock_with_any_content_is_taken_over(bucket, content, holder, capsys):
 
 def test_a_bucket_that_is_not_there_is_one_line_and_is_not_made(bucket):
     for call in (
-        lambda: checkpoint.Hold(locations.location("s3://nowhere/run", "")).acquire(),
+        lambda: stage_dir.Hold(locations.location("s3://nowhere/run", "")).acquire(),
         lambda: files.write(locations.location("s3://nowhere/a", ""), "x"),
     ):
         with pytest.raises(OSError, match="s3://nowhere/.*") as error:

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import config, load_cascade, load_stage, parallel, stage
+from imagen_jax import config, files, load_cascade, load_stage, parallel, stage
 from imagen_jax.config import to_dict
 from imagen_jax.structs import TrainState
-from imagen_jax.training import checkpoint, integrity
+from imagen_jax.training import best_sampling, checkpoint, integrity, stage_dir
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,13 +55,13 @@ def original(tmp_path_factory):
     """A cascade of one stage with checkpoints of steps 5 and 10."""
     workdir = tmp_path_factory.mktemp("original")
     directory = workdir / "base"
-    checkpoint.claim(directory, CONFIG)
+    stage_dir.claim(directory, CONFIG)
     (directory / "metrics.jsonl").write_text('{"step": 5, "loss": 0.5}\n{"step": 10, "loss": 0.25}\n')
-    (directory / checkpoint.LOCK_FILE).touch()
+    (directory / stage_dir.LOCK_FILE).touch()
     with checkpoint.Checkpoints(directory, CONFIG) as checkpoints:
         for step in (5, 10):
             checkpoints.save(state_of(step), {"next_index": step, "data_set": "10 records"})
-    checkpoint.save_best_sampling(workdir, {"base": config.SamplingConfig(steps=9)}, {"score": 0.5})
+    best_sampling.save_best_sampling(workdir, {"base": config.SamplingConfig(steps=9)}, {"score": 0.5})
     return workdir
 
 
@@ -240,7 +240,7 @@ DELIBERATE = {
         lambda f: [file.write_bytes(b"") for file in (f / "ema_params/ocdbt.process_0/d").iterdir()], "sr",
     ),
     "configuration of another network": (
-        lambda f: checkpoint.files.write_json(
+        lambda f: files.write_json(
             f / "config/metadata", to_dict(CONFIG) | {"image_size": 16}), "s",
     ),
     "no configuration": (lambda f: shutil.rmtree(f / "config"), "s"),
@@ -280,7 +280,7 @@ def test_what_does_not_belong_together_is_named(workdir, caplog, change, noticed
 PIPES = {
     "base/config.json": lambda w: load_cascade(w),
     "sampling.json": lambda w: load_cascade(w, best=True),
-    "base/.lock": lambda w: checkpoint.Hold(w / "base").acquire(),
+    "base/.lock": lambda w: stage_dir.Hold(w / "base").acquire(),
     "base/checkpoints/10/_CHECKPOINT_METADATA": lambda w: checkpoint.Checkpoints(w / "base", CONFIG),
     "base/checkpoints/5/config/metadata": lambda w: checkpoint.Checkpoints(w / "base", CONFIG),
 }
@@ -381,7 +381,7 @@ def test_a_directory_that_was_moved_is_not_made_anew(workdir, move):
     directory = workdir / "base"
     with (
         pytest.raises(OSError, match="must stay where it is while a run trains in it"),
-        checkpoint.alone(directory) as hold,
+        stage_dir.alone(directory) as hold,
         checkpoint.Checkpoints(directory, CONFIG, hold) as checkpoints,
     ):
         move(directory)

@@ -18,7 +18,7 @@ import pytest
 from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.data import shapes, sources, transforms
 from imagen_jax.presets import load_preset
-from imagen_jax.training import checkpoint, loop
+from imagen_jax.training import loop, stage_dir
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -229,10 +229,10 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
 
 def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path):
     _, preset = setup
-    with checkpoint.alone(tmp_path / "base"):
+    with stage_dir.alone(tmp_path / "base"):
         code, _, err = finish(start(preset, tmp_path))
     assert code == 2 and "is in use by another run" in err and len(err.strip().splitlines()) == 1, err
-    assert [path.name for path in (tmp_path / "base").iterdir()] == [checkpoint.LOCK_FILE]
+    assert [path.name for path in (tmp_path / "base").iterdir()] == [stage_dir.LOCK_FILE]
 
 
 def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
@@ -316,11 +316,11 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
     newest = max((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
     for each in (workdir / "base/checkpoints").iterdir():
         damage(each)
-    before = sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE)
+    before = sorted(str(path) for path in workdir.rglob("*") if path.name != stage_dir.LOCK_FILE)
     code, _, err = finish(start(preset, workdir))
     assert code == 2 and str(newest) in err, err
     assert len(re.findall("^train.py:", err, re.MULTILINE)) == 1 and "Traceback" not in err, err
-    assert sorted(str(path) for path in workdir.rglob("*") if path.name != checkpoint.LOCK_FILE) == before
+    assert sorted(str(path) for path in workdir.rglob("*") if path.name != stage_dir.LOCK_FILE) == before
 
 
 def test_missing_checkpoints_are_named(tmp_path, uninterrupted):
