@@ -133,8 +133,9 @@ class Folder:
         given: dict[str, dict[str, None]] = {file: {} for file in known}  # each caption once
         composed = {_composed(file): file for file in known}
         unknown = Shortlist(left_out)
+        roots = tuple(dict.fromkeys((self.root.absolute(), self.root.resolve())))
         for named, caption in rows:
-            file = _inside(named, self.root)
+            file = _inside(named, roots)
             # A table from a Mac may write an accent as a letter of its own, or the file's name may.
             file = file if file in given else composed.get(_composed(file))
             if file is None:
@@ -228,11 +229,13 @@ def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOu
     return False
 
 
-def _inside(file: str, root: Path) -> str:
-    """An absolute path as it is under the root; others as they are."""
-    for base in dict.fromkeys((root.absolute(), root.resolve())):
-        if PurePosixPath(file).is_relative_to(base):
-            return PurePosixPath(file).relative_to(base).as_posix()
+def _inside(file: str, roots: Iterable[Path]) -> str:
+    """An absolute path as it is under one of the roots; others as they are."""
+    if not file.startswith("/"):
+        return file
+    for root in roots:
+        if PurePosixPath(file).is_relative_to(root):
+            return PurePosixPath(file).relative_to(root).as_posix()
     return file
 
 

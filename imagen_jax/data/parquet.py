@@ -99,7 +99,8 @@ class Tables:
         ]
         if not texts and not any(map(_holds_text, kinds.values())):
             raise _NoColumnError(
-                f"{self.root / file} has no text at all; its columns are: {listing.told(kinds)}."
+                f"{self.root / file} has no text at all; its columns are: {listing.told(kinds)}. If the captions are "
+                "bytes, name their column with --caption-key."
             )
         if not texts:
             raise self._missing(file, kinds, f"captions called {' or '.join(wanted)}", "--caption-key")

@@ -248,6 +248,8 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
         for member in _members(archive):
             # A Mac may write an accent as a letter of its own.
             folder, base = posixpath.split(unicodedata.normalize("NFC", member.name))
+            folder = posixpath.normpath(folder)  # ./1.jpg belongs to 1.txt
+            folder = "" if folder == "." else folder
             stem, _, extension = base.partition(".")
             if not stem or not extension:  # hidden, or no extension
                 continue

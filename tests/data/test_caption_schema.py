@@ -112,6 +112,15 @@ def test_compressions(tmp_path, codec):
     assert prepared(tmp_path) == (["a", "b"], {})
 
 
+def test_captions_of_bytes_are_read_where_they_are_asked_for(tmp_path):
+    table(tmp_path / "a.parquet", image=TWO, caption=[b"a", "é".encode()])
+    with pytest.raises(
+        ValueError, match="no text at all; .*If the captions are bytes, name .* with --caption-key"
+    ):
+        prepared(tmp_path)
+    assert prepared(tmp_path, caption_key="caption") == (["a", "é"], {})
+
+
 def test_a_key_names_a_column_however_it_is_capitalised(tmp_path):
     table(tmp_path / "a.parquet", Picture=TWO, ALT=["a", "b"], image=[b"x", b"y"], caption=["c", "d"])
     assert prepared(tmp_path, image_key="PICTURE", caption_key="alt") == (["a", "b"], {})
@@ -187,6 +196,10 @@ ARCHIVES = {
     "UTF-16": ({"0.png": png(), "0.json": '{"caption": "é"}'.encode("utf-16")}, ["é"], {}),
     "a mark": ({"0.png": png(), "0.json": b'\xef\xbb\xbf{"caption": "a"}'}, ["a"], {}),
     "cp1252": ({"0.png": png(), "0.json": b'{"caption": "\xe9"}'}, [], {"x.tar:0.png": "unreadable caption"}),
+    "a dot before one": ({"./0.png": png(), "0.txt": b"a", "./d/1.png": png(), "d/./1.txt": b"b"}, ["a", "b"], {}),
+    "a dot before one of two": (
+        {"0.png": png(), "./0.png": png(1), "0.txt": b"a"}, ["a"], {"x.tar:./0.png": "duplicate key"}
+    ),
     "NFC and NFD": ({f"{NFC}.png": png(), f"{NFD}.txt": b"a"}, ["a"], {}),
     "NFD and NFC": ({f"d/{NFD}.png": png(), f"d/{NFC}.json": b'{"caption": "a"}'}, ["a"], {}),
     "NFC folder": ({f"{NFD}/0.png": png(), f"{NFC}/0.txt": b"a"}, ["a"], {}),
