@@ -13,7 +13,6 @@ from imagen_jax import resize
 from imagen_jax.data import colors, listing, opening
 
 CROPS = ("center", "random", "aspect")
-MAX_BYTES = opening.MAX_BYTES
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
 
 # EXIF orientation: does the picture lie on its side, upside down, and left to right?
