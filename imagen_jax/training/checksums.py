@@ -21,7 +21,7 @@ _SMALL_BYTES = 2**20
 def of_arrays(tree: Any) -> dict[str, int]:
     """The checksum of each array by its path, such as "ema_params/conv/kernel"; called by every process of a run."""
     leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        jax.tree_util.keystr(path, simple=True, separator="/"): _numbers(leaf)
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
     found = {name: _on_devices(leaf) for name, leaf in leaves.items() if not _is_small(leaf)}
@@ -35,9 +35,15 @@ def of_json(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
-def _is_small(x: jax.Array) -> bool:
-    """Whether to fetch an array rather than compile a program for its shape."""
-    return x.nbytes < _SMALL_BYTES and x.is_fully_replicated
+def _numbers(x: Any) -> Any:
+    """The words of random keys; other arrays as they are."""
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+
+def _is_small(x: Any) -> bool:
+    """Whether an array is on the host, or to be fetched rather than a program compiled for its shape."""
+    return not isinstance(x, jax.Array) or (x.nbytes < _SMALL_BYTES and x.is_fully_replicated)
 
 
 def _on_host(x: np.ndarray) -> np.uint32:
@@ -50,6 +56,8 @@ def _on_host(x: np.ndarray) -> np.uint32:
 @jax.jit
 def _on_devices(x: jax.Array) -> jax.Array:
     x = jnp.atleast_1d(x)
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([x.real, x.imag], axis=-1)  # as they lie in memory
     kind = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)  # 8 bytes become a last axis of 2
     bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, kind)
     strides = np.cumprod((1, *bits.shape[:0:-1]), dtype=np.uint64)[::-1] % 2**32

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from imagen_jax import parallel
-from imagen_jax.training import checksums
+from imagen_jax.config import StageConfig
+from imagen_jax.structs import TrainState
+from imagen_jax.training import checkpoint, checksums
 
 SHAPES = [(), (7,), (0, 3), (2, 1, 3, 5)]
-DTYPES = ["float32", "bfloat16", "int32", "int8", "bool"]
+DTYPES = ["float32", "bfloat16", "int32", "int8", "bool", "complex64", "float8_e4m3fn"]
 
 
 def array(shape, dtype, seed=0):
@@ -45,6 +47,26 @@ def test_any_split_has_the_same_checksum(monkeypatch, spec):
     mesh = parallel.make_mesh(2)
     split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
     assert checksums.of_arrays([split]) == {"0": int(checksums._on_host(np.asarray(x)))}
+
+
+ARRAYS = {
+    "NumPy": np.arange(5.0),
+    "NumPy, column by column": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "random keys": jax.random.split(jax.random.key(3), 2),
+}
+
+
+def test_arrays_that_are_not_jax_numbers_are_saved_verified_and_restored(tmp_path):
+    state = TrainState(jnp.int32(1), {"a": jnp.ones(3)}, {"a": jnp.ones(3)}, ARRAYS)
+    for _ in range(2):  # saves, then verifies
+        with checkpoint.Checkpoints(tmp_path, StageConfig()) as checkpoints:
+            if checkpoints.latest_step is None:
+                checkpoints.save(state, {"next_index": 1})
+            else:
+                found = checkpoints.restore(state)[0].opt_state
+    for name, x in ARRAYS.items():
+        assert checksums.of_arrays([found[name]]) == checksums.of_arrays([x]), name
+        assert checksums.of_arrays([x]) != checksums.of_arrays([x[::-1]]), name
 
 
 def flipped(x, bit):
