@@ -42,7 +42,7 @@ def preset(tmp_path_factory):
     """A tiny stage on sixteen shapes."""
     folder = tmp_path_factory.mktemp("data")
     records = [
-        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+        {"image": transforms.encode_png(e["image"]), "caption": e["caption"], "claims": json.dumps(e["claims"])}
         for e in shapes.examples("train", "single", 16)
     ]
     sources.write({"train": records}, folder / "data", name="data", description="Sixteen.")
@@ -97,15 +97,41 @@ def test_sampling_options_are_kept_in_the_bucket(trained, best):
     assert (load_cascade(workdir, best=best)[0].config.sampling.steps == 7) == best
 
 
-def test_pictures_are_written_into_the_bucket(trained, load_script, monkeypatch, capsys):
-    workdir, _ = trained
-    script = load_script("sample")
-    command = ["sample.py", "--workdir", workdir, "--prompts", "a red star", "--steps", "1", "--batch-size", "8"]
-    monkeypatch.setattr("sys.argv", command)
+@pytest.fixture
+def run(load_script, monkeypatch, trained):
+    """run(script, *arguments) on the trained cascade in the bucket."""
     monkeypatch.setattr("imagen_jax.parallel.use_compilation_cache", lambda: None)
-    script.main(script.cli.parse(script.Options, ""))
+
+    def call(name, *arguments):
+        script = load_script(name)
+        command = [name, "--workdir", trained[0], "--steps", "1", "--guidance-scale", "1", "--batch-size", "8"]
+        monkeypatch.setattr("sys.argv", [*command, *arguments])
+        script.main(script.cli.parse(script.Options, ""))
+
+    return call
+
+
+def test_pictures_are_written_into_the_bucket(trained, run):
+    workdir, _ = trained
+    run("sample", "--prompts", "a red star")
     found = names(f"{workdir}/samples")
     assert "grid.png" in found and len(found) == 2, found
+    run("sample", "--prompts", "a red star")  # nothing is replaced
+    assert names(f"{workdir}/samples") == found | {"grid-2.png", "a-red-star-seed0-2.png"}
+
+
+def test_evaluate_and_sweep_write_into_the_bucket(trained, preset, run, capsys):
+    workdir, _ = trained
+    data = ["--data", preset.data.path, "--split", "train", "--num", "3"]
+    files.write(locations.location(workdir, "") / "evaluation/alignment.md", "of an earlier run")
+    run("evaluate", *data)
+    assert names(f"{workdir}/evaluation") == {"alignment.md", "alignment.json", "grid.png"}
+    assert "| all |" in files.read_text(locations.location(workdir, "") / "evaluation/alignment.md")
+    run("sweep", *data)
+    found = names(f"{workdir}/sweep")
+    assert {"sweep.md", "sweep.json", "pareto.png", "best.png"} < found and len(found) == 7, found
+    assert f"{workdir}/sampling.json" in capsys.readouterr().out
+    assert load_cascade(workdir, best=True)[0].config.sampling.steps == 1
 
 
 @pytest.mark.parametrize("output", ["s3://nowhere", "s3://nowhere/a", "s3://nowhere/a/b/c"])
