@@ -64,7 +64,7 @@ def sample_cascade(
 
 
 class Request(NamedTuple):
-    """What `run_cascade` was asked for, checked; lists have one entry for each stage that runs."""
+    """Checked arguments of `run_cascade`; lists have one entry for each stage that runs."""
 
     stages: tuple[Stage, ...]
     texts: tuple[TextCond, ...]

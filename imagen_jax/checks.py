@@ -52,7 +52,7 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
     try:
         text = repr(value) if isinstance(value, str | numbers.Number | None) else _SHORT.repr(value)
-    except Exception:  # a repr of somebody else's, or a number of more digits than Python prints
+    except Exception:  # another library's __repr__, or a number of more digits than Python prints
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= 120 else f"{text[:80]} ... ({len(text)} characters)"

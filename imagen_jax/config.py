@@ -170,9 +170,9 @@ class SamplingConfig:
     strength: float = 1.0
     """With an image: the time to start from, in (0, 1]; 1 starts from noise alone."""
     resample: int = 1
-    """With a mask: how many times each stretch of steps is gone through, so that the painted part fits the rest."""
+    """With a mask: how many times each group of `jump` steps is run, so that the painted part fits the rest."""
     jump: int = 1
-    """With a mask: steps in such a stretch."""
+    """With a mask: steps in a group that `resample` repeats."""
 
     @property
     def is_guided(self) -> bool:

@@ -46,7 +46,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raises an OSError if `path` is no regular file: who reads a pipe, for example, may wait for ever."""
+    """Raises an OSError if `path` is no regular file: reading a pipe, for example, may block for ever."""
     mode = os.stat(path).st_mode
     kinds = {
         stat.S_ISDIR: "directory", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device",
@@ -230,7 +230,7 @@ def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
         with signals.clean_up(lambda: temporary.unlink(missing_ok=True)), temporary.open("xb") as file:
             yield temporary, file
     except OSError as error:
-        # Errors of a file at hand name no file, those of the temporary name one that nobody knows.
+        # Errors of an open file have no file name, and the user does not know the temporary one.
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         told = type(error)(f"{target} cannot be written: {error.strerror}.")

@@ -65,7 +65,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
     import fsspec.config
     from etils import epath
 
-    # TensorStore and other processes write there too, of which a list that was kept knows nothing.
+    # A cached listing would miss what TensorStore and other processes write there.
     for protocol in (scheme, "gcs"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath.Path(text)

@@ -29,7 +29,7 @@ def lock(file: IO, *, if_unsupported: bool = False) -> bool:
 
 
 class BucketLock:
-    """A lock in a bucket, which knows no locks: an object that its holder writes anew every few seconds.
+    """A lock in a bucket, which has none of its own: an object that the holder rewrites every few seconds.
 
     Each write has the condition that the object still is what this process wrote last, or not there. An object that
     does not change for `stale_s` seconds was left by a run that has ended, and is taken over. Nobody's clock is read.

@@ -178,7 +178,7 @@ def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     try:
         _check_chunks(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            # What stands behind the pixels was added by another program.
+            # Text chunks behind the pixels were added by another program.
             texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
             if image.width * image.height > 2**28:
                 raise ValueError(f"{image.width}x{image.height} pixels are more than any result")

@@ -27,7 +27,7 @@ MAX_SIDE = 2**14  # pixels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for.
+    """Prompts, options and input files of one call of sample.py.
 
     Attributes:
       workdir: of the cascade.

@@ -84,7 +84,7 @@ class Place:
         return [sys.executable, str(ROOT / "scripts" / script), *rest]
 
     def result(self, name: str) -> dict[str, str]:
-        """Hashes of what a command has made, by file or by parameter; without what tells of time and place."""
+        """Hashes of what a command has made, by file or by parameter, without times and paths."""
         if name == "train":
             import jax
             import numpy as np

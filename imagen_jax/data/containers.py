@@ -178,7 +178,7 @@ def jpeg(data: bytes) -> Contents:
     place = 2
     for _ in range(MAX_SEGMENTS):
         start_byte, kind, length = _SEGMENT(data, place)
-        if start_byte != 0xFF or kind in _NO_LENGTH:  # what stands between segments is dropped
+        if start_byte != 0xFF or kind in _NO_LENGTH:  # bytes between segments are dropped
             behind = place + (1 if start_byte != 0xFF or kind == 0xFF else 2)
             kept.append(view[first:place])
             first = place = data.find(b"\xff", behind)

@@ -25,7 +25,7 @@ _OWN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, er
 
 
 class NoFileError(ValueError):
-    """What lies under a name is no file; `kind` says what it is."""
+    """The path is no regular file; `kind` is what it is, such as "a pipe"."""
 
     def __init__(self, kind: str):
         super().__init__(f"it is {kind}, not a file")
@@ -55,7 +55,7 @@ def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
 
 
 def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
-    """The bytes of a file. Its size is asked before it is read, and nothing that is no file is waited for.
+    """Return the bytes of a file. Its size is checked first; what is no regular file is refused, not waited for.
 
     Args:
       path: a file or a link to one.

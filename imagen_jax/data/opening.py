@@ -64,7 +64,7 @@ class Opened:
         return self.contents.orientation or containers.exif_orientation(exif) or 1
 
     def load(self) -> colors.Reading:
-        """Decodes the picture, and tells how its values become colours."""
+        """Decodes the picture; returns how its values become colours."""
         self.image.load()
         self.check_time()
         image, contents = self.image, self.contents
@@ -213,6 +213,6 @@ def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without the address of the buffer that Pillow puts where a file's name would stand."""
+    """The message of an error, without the address of the buffer that Pillow names instead of a file."""
     text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "its bytes", str(error))
     return " ".join(text.split()) or type(error).__name__

@@ -37,7 +37,7 @@ _CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def contents(data: bytes) -> Contents:
-    """The TIFF with its first directory alone, in which only what the pixels need stands; and its profile.
+    """The TIFF with its first directory alone, reduced to the fields that the pixels need; and its profile.
 
     Raises:
       TooLargeError: it has too many strips or tiles.

@@ -85,7 +85,7 @@ def sample(
       logsnr_grid: [T+1], noisiest first, increasing.
       sampler: a name in `SAMPLERS` or a `Sampler`, such as `ddpm(gamma=0)`.
       keys: [B] one key per image; needed by stochastic samplers and by `resample`.
-      resample: times that each stretch of `jump` steps is gone through, with noise added in between to return
+      resample: times that each group of `jump` steps is run, with noise added in between to return
         to its start (RePaint, Lugmayr et al. 2022); for inpainting.
       return_info: also return `Info`.
       trajectory: keep the estimates of all steps in `Info`.

@@ -220,8 +220,8 @@ class _Run:
                 except parallel.Cancelled:
                     stopped_by, is_saving, looked = stops.asked(), True, True
                 finally:
-                    # In this order: once there is a checkpoint of a step, its metrics are not made again. A look that
-                    # fails costs no steps, but where other processes would have to come to save them.
+                    # In this order: once there is a checkpoint of a step, its metrics are not made again. If a
+                    # look fails, its step is saved all the same, except with several processes: all must take part.
                     writer.write(done, values)
                     if is_saving and (looked or jax.process_count() == 1):
                         with meter.paused():
@@ -274,7 +274,8 @@ class _Run:
         for number in sorted(set(numbers) - self._replaced):
             reason = reader.reason_against(self._source, number, self._config.image_size)
             logger.info(
-                f"Record {number} of {self._source.name} cannot be used ({reason}); another stands for it."
+                f"Record {number} of {self._source.name} cannot be used ({reason}); using the next readable record "
+                "instead."
             )
         self._replaced.update(numbers)
         return len(numbers)

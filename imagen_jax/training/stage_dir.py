@@ -28,7 +28,7 @@ _SEEN_WITHIN_S = 30  # a network file system may show a new file late
 
 
 class Hold:
-    """That a stage's directory is this run's alone, on one process; `alone` makes it."""
+    """One process's lock on a stage's directory; `alone` acquires it."""
 
     def __init__(self, directory: Path):
         self._directory = directory

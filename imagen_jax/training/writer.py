@@ -106,7 +106,7 @@ class Writer:
         self._copy()
 
     def flush(self) -> None:
-        """What was written is where it belongs, before a checkpoint says that it need not be written again."""
+        """Puts everything in its final place; called before a checkpoint, after which it is not written again."""
         if self._file is not None:
             self._attempt(self._copy)
 

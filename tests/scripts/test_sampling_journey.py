@@ -29,11 +29,15 @@ TINY_BERT = ROOT / "tests/goldens/tiny_bert"
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, tiny_configs):
-    """A cascade 8x8 -> 16x16 on disk."""
+    """A cascade 8x8 -> 16x16 on disk, of networks of one level without attention: the tests compile it often."""
+    networks = (
+        C.UNetConfig((8,), (1,), (False,), embedding=32),
+        C.EfficientUNetConfig(8, (8,), (1,), (False,), (False,), embedding=32),
+    )
     directory = tmp_path_factory.mktemp("journey") / "run"
     text = C.TextConfig(encoder=str(TINY_BERT), width=TextEncoder.from_pretrained(TINY_BERT).width, length=8)
-    for config in tiny_configs:
-        config = dataclasses.replace(config, text=text)
+    for config, network in zip(tiny_configs, networks, strict=True):
+        config = dataclasses.replace(config, text=text, network=network)
         shapes_ = jax.eval_shape(lambda config=config: stage.init(config, jax.random.key(0)))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda leaf: random_array(rng, leaf.shape), shapes_)  # noqa: B023
@@ -219,7 +223,7 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--image", "missing.png"], "--image must be a picture file; missing.png does not exist: give another file"),
         (["--image", "{photo}", "--mask", "missing.png"], "--mask must be a picture file; missing.png does not exist"),
         (["--start", "sr16", "--low-res", "m.png"], "--low-res must be a picture file; m.png does not exist"),
-        (["--size", "18", "16"], "--size must be (H, W) in multiples of 4"),
+        (["--size", "17", "16"], "--size must be (H, W) in multiples of 2"),
         (["--eta", "0.5", "--sampler", "unipc"], "--eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),
         (["--negative", "\udcff"], "--negative must be text without null characters and surrogates"),

@@ -244,7 +244,10 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
     assert load_stage(workdir / "base").config.optim.learning_rate == 0.01
     unfinished = workdir / f"base/checkpoints/{STEPS + 1}.orbax-checkpoint-tmp"  # as a killed save leaves it
     shutil.copytree(workdir / f"base/checkpoints/{STEPS}", unfinished)
-    options = ("--run.num-steps", str(STEPS + 1), "--run.keep-checkpoints", "1")
+    options = ("--run.num-steps", str(STEPS + 1), "--run.keep-checkpoints", "1", "--optim.learning-rate", "0.005")
+    file = workdir / "base/config.json"  # as docs/training.md says, to go on with a lower rate
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps(stored | {"optim": stored["optim"] | {"learning_rate": 0.005}}))
     code, out, err = finish(start(preset, workdir, *options))
     assert code == 0 and f"step {STEPS} of {STEPS + 1}" in out, err
     assert [path.name for path in (workdir / "base/checkpoints").iterdir()] == [str(STEPS + 1)]
