@@ -121,12 +121,12 @@ def main(options: Options) -> None:
     by_stage = [sampling_by_stage(stages, s) for s in per_stage]
     height, width = sizes_by_stage([stage.config for stage in stages])[-1]
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
-    stages = load_cascade(options.workdir)
     clip = None
     if options.clip:
         from imagen_jax.evaluation.clip_score import ClipScorer
 
         clip = ClipScorer.from_pretrained(options.clip)
+    stages = load_cascade(options.workdir)
     parallel.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
     seeds = range(options.seed, options.seed + len(prompts))

@@ -52,7 +52,7 @@ def check(directory: Path, names: Iterable[str] = METADATA) -> None:
             raise ValueError(f"{directory} is incomplete: {name} is missing; write it again.")
         if name in sums and _checksum(directory / name) != sums[name]:
             raise ValueError(
-                f"{directory / name} is damaged: it has not the checksum that {FILE} has of it; write the data set "
+                f"{directory / name} is damaged: its checksum differs from that in {FILE}; write the data set "
                 f"again, or delete {FILE} if somebody has changed {name} on purpose."
             )
     unknown = [name for name in sums if not (directory / name).exists()]

@@ -86,7 +86,7 @@ def test_the_same_command_tells_of_damage(whole, name):
     content = path.read_bytes()
     try:
         path.write_bytes(content.replace(b"e", b"d", 1))
-        with pytest.raises(ValueError, match=f"{name} is damaged: it has not the checksum"):
+        with pytest.raises(ValueError, match=f"{name} is damaged: its checksum differs"):
             script.main(options)
     finally:
         path.write_bytes(content)
