@@ -4,7 +4,6 @@ Errors have the form of `checks`. Values are looked at on the host, and only tho
 process; inside `jax.jit` nothing is added to the program.
 """
 
-import math
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from imagen_jax.checks import Said, is_whole, require
 
 # Values beyond 1 that rounding makes: bfloat16 has steps of 0.0078 there.
 _ROUNDING = 0.01
+_LARGEST = float(np.finfo(np.float32).max)
 _MOST_NOISE = 20.0  # standard normal numbers in float32 stay below 6
 _KINDS = {"floats": jnp.floating, "whole numbers": jnp.integer, "bool": jnp.bool_}
 
@@ -71,6 +71,13 @@ def real(name: str, value: Any) -> Any:
     return array(name, value)
 
 
+def held(name: str, tree: Any, what: str) -> None:
+    """Raises a ValueError unless all leaves of `tree` are arrays, and not mere shapes; `what` they are."""
+    wrong = [leaf for leaf in jax.tree.leaves(tree) if not has_values(leaf)]
+    got = Said("jax.ShapeDtypeStruct") if wrong and is_array(wrong[0]) else wrong and wrong[0]
+    require(not wrong, name, f"hold arrays, {what}", got)
+
+
 def like(name: str, value: Any, other_name: str, other: Any) -> Any:
     """Return `value`, if it is an array of the shape of `other`, which is one."""
     array(name, value)
@@ -105,13 +112,15 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def finite(name: str, value: Any, what: str = "") -> None:
-    """Raises a ValueError if `value` is known to hold NaN or infinity; `what` it is, for the message."""
+    """Raises a ValueError if `value` is known to hold NaN, infinity or what is infinite in float32; `what` it is, for
+    the message."""
     values = known(value)
     if values is None or values.size == 0:
         return
     low, high = _ends(values)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        bad = ~np.isfinite(values.astype(np.float32))
+    if not (-_LARGEST <= low and high <= _LARGEST):
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(values.astype(np.float32))
         rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if bad.ndim else np.array([0])
         got = Said(f"{bad.sum()} of {bad.size} that are NaN or infinite, the first in row {rows[0]}")
         require(False, name, f"hold finite numbers{f' ({what})' if what else ''}", got)
@@ -120,7 +129,10 @@ def finite(name: str, value: Any, what: str = "") -> None:
 def pictures(name: str, value: Any) -> None:
     """Raises a ValueError if `value`, an array of floats, is known to hold what no picture in [-1, 1] does."""
     finite(name, value, "a picture in [-1, 1]")
-    low, high = _within(name, value, 1.0, 1 + _ROUNDING, "be in [-1, 1]")
+    low, high = _known_ends(value)
+    fix = "x / 127.5 - 1 of 0..255" if low >= -_ROUNDING and high > 2 else "clip it, or scale it"
+    got = Said(f"values from {low:g} to {high:g}")
+    require(-1 - _ROUNDING <= low and high <= 1 + _ROUNDING, name, "be in [-1, 1]", got, fix)
     if low >= 0 and high - low > 0.25:
         warnings.warn(
             f"{name} has no value below 0, as if it were in [0, 1]; pictures are in [-1, 1], where -1 is black: "
@@ -132,7 +144,9 @@ def pictures(name: str, value: Any) -> None:
 def noise(name: str, value: Any) -> None:
     """Raises a ValueError if `value`, an array of floats, is known to be no standard normal noise."""
     finite(name, value, "standard normal noise")
-    _within(name, value, _MOST_NOISE, _MOST_NOISE, "be standard normal noise")
+    low, high = _known_ends(value)
+    got = Said(f"values from {low:g} to {high:g}")
+    require(-_MOST_NOISE <= low and high <= _MOST_NOISE, name, "be standard normal noise", got)
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
@@ -171,23 +185,16 @@ def keys(name: str, value: Any) -> Any:
 def key(name: str, value: Any) -> Any:
     """Return `value`, if it is one random key, as from `jax.random.key`."""
     is_typed = is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0
-    is_raw = is_array(value) and value.dtype == jnp.uint32 and value.ndim == 1
+    raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+    is_raw = is_array(value) and value.dtype == raw.dtype and value.shape == raw.shape
     require(is_typed or is_raw, name, "be one random key, as from jax.random.key", value)
     return value
 
 
-def _within(name: str, value: Any, limit: float, tolerated: float, rule: str) -> tuple[float, float]:
-    """The least and the largest value, which must be within `tolerated`; (0, 0) where they are not known."""
+def _known_ends(value: Any) -> tuple[float, float]:
+    """(least, largest); (0, 0) where the values are not known."""
     values = known(value)
-    if values is None or values.size == 0:
-        return 0.0, 0.0
-    low, high = _ends(values)
-    fix = "clip it, or scale it"
-    if low >= -_ROUNDING and high > 2 * limit:
-        fix = "x / 127.5 - 1 of 0..255"
-    got = Said(f"values from {low:g} to {high:g}")
-    require(-tolerated <= low and high <= tolerated, name, rule, got, fix)
-    return low, high
+    return (0.0, 0.0) if values is None or values.size == 0 else _ends(values)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from imagen_jax.checks import Said, error, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig, override
 from imagen_jax.diffusion.samplers import Info
 from imagen_jax.inputs import Inputs, check_noise, check_request, check_size
-from imagen_jax.stage import Stage, check_stage, raise_if_broken, require_stage, run_stage
+from imagen_jax.stage import Stage, check_params, check_stage, raise_if_broken, require_stage, run_stage
 from imagen_jax.structs import TextCond
 from imagen_jax.validation import validate_sampling
 
@@ -57,7 +57,7 @@ def sample_cascade(
         values are not known, and not looked at.
       FloatingPointError: a network returned NaN or infinity; see `sample_stage`.
     """
-    checks.instance("return_all", return_all, bool, "True or False")
+    return_all = checks.boolean("return_all", return_all)
     images, infos = run_cascade(stages, text, keys, **options)
     raise_if_any_broken(between(stages, options), infos)
     return images if return_all else images[-1]
@@ -90,9 +90,14 @@ def check_cascade(
     negative: TextCond | None = None,
     weights: Sequence[float] | None = None,
     weak: Stage | Sequence[Stage | None] | None = None,
+    may_be_shapes: bool = False,
     **options: Any,
 ) -> Request:
     """Check all that `sample_cascade` is given, before anything is traced; the only place where that is done.
+
+    Args:
+      stages, text, keys, **options: see `sample_cascade`.
+      may_be_shapes: see `check_request`.
 
     Raises:
       ValueError: one line that names the argument.
@@ -101,20 +106,23 @@ def check_cascade(
     weak_stages = _one_each(weak, stages, "weak")
     for each in weak_stages:
         if each is not None:
-            require_stage("weak", each)
+            check_params("weak", require_stage("weak", each))
+    for i, stage in enumerate(stages):
+        check_params(f"stages[{i}]", stage)
     settings = sampling_by_stage(stages, options, weak_stages)
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
     noises = (z_1, *[None] * (len(stages) - 1)) if arrays.is_array(z_1) else _one_each(z_1, stages, "z_1")
     given = Inputs(
         low_res=low_res, negative=negative, image=image, mask=mask, cond_image=cond_image, z_1=noises[0]
     )
-    texts, weights = check_request(text, keys, weights, given)
+    texts, weights = check_request(text, keys, weights, given, may_be_shapes=may_be_shapes)
     for i, noise in enumerate(noises[1:], 1):
         check_noise(f"z_1[{i}]", noise)
     is_guided = any(sampling.is_guided for sampling in settings)
     rule = "not be 1 (off) in every stage with a negative prompt"
     require(negative is None or is_guided, "guidance_scale", rule, 1)
     _check_pictures(stages, settings, sizes[-1], given)
+    _check_order(stages)
 
     inputs = []
     for i, stage in enumerate(stages):
@@ -187,6 +195,16 @@ def _check_pictures(
         require(is_right, "mask", rule, Said(f"{tuple(given.mask.shape)} for image {shape}"))
 
 
+def _check_order(stages: tuple[Stage, ...]) -> None:
+    """Raises a ValueError unless each stage enlarges what the one before it makes."""
+    configs = [stage.config for stage in stages]
+    for i, (before, config) in enumerate(zip(configs, configs[1:], strict=False), 1):
+        made, taken = (before.image_size, before.image_channels), (config.low_res_size, config.image_channels)
+        rule = f"enlarge the images of stage {before.name}, which have {made[0]} pixels a side and {made[1]} channels"
+        got = Said(f"stage {config.name} with low_res_size {taken[0]} and image_channels {taken[1]}")
+        require(made == taken, f"stages[{i}]", rule, got)
+
+
 def _shape_of_low_res(config: StageConfig, size: tuple[int, int], batch: int) -> jax.ShapeDtypeStruct:
     """Shape of the previous stage's output."""
     sides = (side * config.low_res_size // config.image_size for side in size)
@@ -201,6 +219,7 @@ def between(stages: tuple[Stage, ...], options: dict[str, Any]) -> tuple[Stage, 
     for i, stage in enumerate(stages):
         require_stage(f"stages[{i}]", stage)
     names = [stage.config.name for stage in stages]
+    require(len(set(names)) == len(names), "stages", "have distinct names", Said(", ".join(names)))
     for end in ("start", "stop"):
         name = options.get(end)
         is_stage = name is None or (isinstance(name, str) and name in names)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 MAX_SEED = 2**32 - 1  # what both JAX's keys (without 64-bit types) and Grain take whole
+MAX_STEPS = 10_000  # of sampling; neighbouring levels of noise would be equal in float32 soon after
 MAX_COUNT = 10**9  # of steps, pictures and the like: what is more was mistyped, and overflows 32-bit counters
 
 
@@ -134,6 +135,13 @@ def text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
     require(may_be_empty or bool(value.strip()), name, "not be empty", value)
     is_text = "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
     require(is_text, name, "be text without null characters and surrogates", value)
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """`value` as a bool, if it is True or False, of Python or numpy."""
+    value = plain(value)
+    require(isinstance(value, bool), name, "be True or False", value)
     return value
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from imagen_jax import arrays, checks, parallel
 from imagen_jax.cascade import between, check_cascade, raise_if_any_broken, run_cascade, sample_cascade
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Said, error, require
 from imagen_jax.inputs import Inputs, check_request
-from imagen_jax.stage import Stage, image_keys
+from imagen_jax.stage import Stage, check_params, image_keys
 from imagen_jax.structs import TextCond
 from imagen_jax.text.encoder import TextEncoder
 
@@ -52,12 +52,11 @@ def generate(
     Raises:
       ValueError: at the call, for whatever cannot be sampled; one line that names the argument.
     """
-    checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
     require(isinstance(prompts, list | tuple) and len(prompts) > 0, "prompts", "be a list of at least one str", prompts)
     for i, prompt in enumerate(prompts):
-        checks.instance(f"prompts[{i}]", prompt, str, "a str")
+        checks.text(f"prompts[{i}]", prompt, may_be_empty=True)
     if negative is not None:
-        checks.instance("negative", negative, str, "a str")
+        checks.text("negative", negative, may_be_empty=True)
     seeds = checks.seeds(seeds)
     rule = f"be a dict of arrays with keys among {', '.join(parallel.BY_IMAGE)}"
     is_right = images is None or (isinstance(images, Mapping) and set(images) <= set(parallel.BY_IMAGE))
@@ -69,14 +68,18 @@ def generate(
     wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
     got = Said(f"{len(prompts)} prompts and {', '.join(wrong)}")
     require(not wrong, "prompts", "have one row of everything else each", got)
-    checks.whole("batch_size", batch_size, 1)
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    for name in {"text", "keys", "may_be_shapes"} & set(options):
+        raise error(name, "be left out: it is made from prompts and seeds", options[name])
+    for name in set(parallel.BY_IMAGE) & {name for name, value in options.items() if value is not None}:
+        raise error(name, "be given in images, with one row for each prompt", options[name])
+    _check_encoder(between(stages, {}), encoder)
     keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
     given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
-    check_cascade(stages, _text_shape(stages, len(prompts)), keys, **images, **given)
+    check_cascade(stages, _text_shape(stages, len(prompts)), keys, may_be_shapes=True, **images, **given)
     mesh = parallel.make_mesh(fsdp)
     batch_size = whole_batch(batch_size, len(prompts), fsdp)
     # All prompts are checked, and those too long warned of, before anything is computed.
-    _check_encoder(stages, encoder)
     encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
 
     @functools.lru_cache(maxsize=batch_size)
@@ -107,7 +110,7 @@ def generate(
 
 def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
     """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
-    rows = min(batch_size, num)
+    rows = min(checks.whole("batch_size", batch_size, 1), checks.whole("num", num, 1))
     return rows + -rows % parallel.batch_ways(parallel.make_mesh(fsdp))
 
 
@@ -130,32 +133,45 @@ def compile_cascade(
     """
     mesh = parallel.make_mesh(fsdp)
     ways = parallel.batch_ways(mesh)
-    checks.whole("batch_size", batch_size, 1)
+    batch_size = checks.whole("batch_size", batch_size, 1)
     require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
-    checks.instance("return_all", return_all, bool, "True or False")
+    return_all = checks.boolean("return_all", return_all)
+    for name in {"text", "keys", "negative", "weak", *parallel.BY_IMAGE} & set(options):
+        fix = "use sample_cascade inside jax.jit"
+        rule = "be left out of a compiled cascade, which takes text and keys alone"
+        require(options[name] is None, name, rule, options[name], fix)
+    options = {name: value for name, value in options.items() if value is not None}
     chosen = between(stages, options)
     name, is_base = chosen[0].config.name, not chosen[0].config.is_super_resolution
     require(is_base, "start", "be the base stage in a compiled cascade", name)
     settings = stages[0].config.text
+    configs = tuple(stage.config for stage in stages)
     text = _text_shape(stages, batch_size)
-    keys = jax.eval_shape(lambda: image_keys(0, batch_size))
+    keys_shape = jax.eval_shape(lambda: image_keys(0, batch_size))
     program = (
         jax.jit(
             lambda stages, text, keys: run_cascade(stages, text, keys, **options),
             in_shardings=parallel.sampling_shardings(stages, mesh),
         )
-        .lower(stages, text, keys)
+        .lower(stages, text, keys_shape)
         .compile()
     )
 
     def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
-        check_request(text, keys, None, Inputs())
+        for i, stage in enumerate(between(stages, {})):
+            check_params(f"stages[{i}]", stage)
+        got = tuple(stage.config for stage in stages)
+        rule = "have the configurations that the program was compiled for"
+        require(got == configs, "stages", rule, Said(f"others ({', '.join(c.name for c in got)})"))
+        (text,), _ = check_request(text, keys, None, Inputs())
+        if keys.dtype == np.uint32:  # raw bits
+            keys = jax.random.wrap_key_data(keys)
+        is_right = keys.dtype == keys_shape.dtype
+        require(is_right, "keys", f"be of {keys_shape.dtype}, as from image_keys", Said(str(keys.dtype)))
         batch = len(keys)
-        if not 0 < batch <= batch_size or text.embeddings.shape[:2] != (batch, settings.length):
-            raise ValueError(
-                f"text and keys must have 1 to {batch_size} rows, and captions {settings.length} tokens; got "
-                f"{text.embeddings.shape} and {batch} keys."
-            )
+        require(batch <= batch_size, "keys", f"have 1 to {batch_size} rows", batch)
+        shape, got = (batch, settings.length, settings.width), text.embeddings.shape
+        require(got == shape, "text", f"have embeddings {list(shape)}, as the program was compiled for", Said(got))
         text = text.replace(embeddings=text.embeddings.astype(np.float32))
         stages = parallel.shard_params(stages, mesh)
         images, infos = program(stages, *parallel.pad_batch((text, keys), batch_size, mesh))
@@ -177,14 +193,13 @@ def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
 
 def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:
     """Captions at the length that the stages were trained with; a warning says which are cut."""
-    _check_encoder(stages, encoder)
+    _check_encoder(between(stages, {}), encoder)
     return encoder.encode(prompts, length=stages[0].config.text.length)
 
 
 def _check_encoder(stages: tuple[Stage, ...], encoder: TextEncoder) -> None:
+    checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
     settings = stages[0].config.text
-    if encoder.width != settings.width:
-        raise ValueError(
-            f"the encoder must be the one of training, {settings.encoder} of width {settings.width}; "
-            f"got {encoder.name} of width {encoder.width}."
-        )
+    rule = f"be the one of training, {settings.encoder} of width {settings.width}"
+    got = Said(f"{encoder.name} of width {encoder.width}")
+    require(encoder.width == settings.width, "encoder", rule, got)

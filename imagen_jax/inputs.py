@@ -31,7 +31,7 @@ class Inputs:
 
 
 def check_request(
-    text: Any, keys: Any, weights: Any, inputs: Inputs
+    text: Any, keys: Any, weights: Any, inputs: Inputs, *, may_be_shapes: bool = False
 ) -> tuple[tuple[TextCond, ...], tuple[float, ...] | None]:
     """Check what a user gives, whatever the stages; values too, where they are known.
 
@@ -40,6 +40,7 @@ def check_request(
       keys: [B].
       weights: one for each text; they are finite and sum to 1.
       inputs: pictures of any shape; `weak` is not looked at.
+      may_be_shapes: text, negative and keys may be of `jax.ShapeDtypeStruct`s, to be checked before they are made.
 
     Returns:
       (texts, weights) as tuples.
@@ -58,6 +59,10 @@ def check_request(
     if inputs.negative is not None:
         require(isinstance(inputs.negative, TextCond), "negative", "be a TextCond", inputs.negative, fix)
         inputs.negative.check("negative").check_values("negative")
+    if not may_be_shapes:
+        arrays.held("text", texts, "as from TextEncoder.encode")
+        arrays.held("negative", inputs.negative, "as from TextEncoder.encode")
+        arrays.held("keys", keys, "as from image_keys")
     for name in ("image", "low_res", "cond_image"):
         value = getattr(inputs, name)
         if value is not None:

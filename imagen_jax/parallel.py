@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax import checks
+
 # Smaller leaves than this are not worth the collectives that sharding them costs.
 _MIN_SHARDED_BYTES = 2**20
 _AXES = ("data", "fsdp", "height")
@@ -302,12 +304,14 @@ def abstract_mesh(num_devices: int, fsdp: int = 1, *, height: int = 1) -> Abstra
 
 
 def _check_ways(num_devices: int, fsdp: int, height: int) -> None:
+    checks.whole("run.fsdp", fsdp, 1)
+    checks.whole("run.height", height, 1)
     for name, ways in {
         "run.fsdp": fsdp,
         "run.height": height,
         "run.fsdp x run.height": fsdp * height,
     }.items():
-        if ways < 1 or num_devices % ways:
+        if num_devices % ways:
             raise ValueError(f"{name} must divide the number of devices {num_devices}; got {ways}.")
 
 
@@ -546,8 +550,8 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     # Inside, since stages constrain their images with this file.
     from imagen_jax.cascade import check_cascade, raise_if_any_broken
 
-    given = {name: value for name, value in options.items() if name != "return_all"}
-    chosen = check_cascade(stages, text, keys, **given).stages  # values are not known to the program
+    return_all = checks.boolean("return_all", options.pop("return_all", False))
+    chosen = check_cascade(stages, text, keys, **options).stages  # values are not known to the program
     batch, devices = len(keys), jax.local_device_count()
     rows = -(-batch // devices)
 
@@ -558,7 +562,6 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     negative, weak = options.pop("negative", None), options.pop("weak", None)
     if negative is not None:
         by_image["negative"] = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), negative)
-    return_all = options.pop("return_all", False)
     weak = tuple(weak) if isinstance(weak, list) else weak
     plain = lambda v: v.tolist() if hasattr(v, "tolist") else v
     hashable = {k: tuple(plain(v)) if np.ndim(v) else plain(v) for k, v in options.items()}

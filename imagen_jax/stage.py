@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -210,6 +210,7 @@ def image_losses(
       train: False turns dropout off.
     """
     _check_batch(config, batch, draws)
+    train = checks.boolean("train", train)
     x = parallel.constrain_images(jnp.asarray(batch["x"], jnp.float32))
     logsnr_t = schedule(config).logsnr(draws.t)
     eps = _noise(draws.keys, "eps", x.shape[1:])
@@ -236,7 +237,8 @@ def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
     checks.instance("config", config, StageConfig, "a StageConfig")
     names = ["x", "text", "text_mask", *(["cond_image"] if config.cond_image_channels else [])]
     has_all = isinstance(batch, Mapping) and not set(names) - set(batch)
-    require(has_all, "batch", f"be a dict of {', '.join(names)}", sorted(batch) if isinstance(batch, dict) else batch)
+    got = sorted(map(str, batch)) if isinstance(batch, Mapping) else batch
+    require(has_all, "batch", f"be a dict of {', '.join(names)}", got)
     checks.instance("draws", draws, Draws, "Draws, as from draw")
     text = TextCond(batch["text"], batch["text_mask"]).check('batch["text"], batch["text_mask"]')
     size, rows = config.train_size, len(text.mask)
@@ -247,7 +249,13 @@ def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
             require(tuple(value.shape) == shape, named, f"be {list(shape)}", Said(tuple(value.shape)))
             arrays.pictures(named, value)
     text.check_values('batch["text"]')
+    arrays.held('batch["text"], batch["text_mask"]', text, "one row for each image")
     arrays.one_each("draws.t", draws.t, 'batch["x"]', batch["x"])
+    for name, kind in {"dropped": "real", "aug_level": "floats"}.items():
+        value = arrays.array(f"draws.{name}", getattr(draws, name), kind, ndim=1)
+        require(value.shape[0] == rows, f"draws.{name}", f"have {rows} rows", value.shape[0])
+    got = arrays.keys("draws.keys", draws.keys).shape[0]
+    require(got == rows, "draws.keys", f"have {rows} rows", got)
 
 
 def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.Array:
@@ -344,17 +352,17 @@ def sample_stage(
       FloatingPointError: the network returned NaN or infinity; says at which step. Inside `jax.jit` nothing
         can be raised: such images are NaN.
     """
-    config = require_stage("stage", stage).config
+    config = check_params("stage", require_stage("stage", stage)).config
     if weak is not None:
-        require_stage("weak", weak)
+        check_params("weak", require_stage("weak", weak))
     size = check_size(size) or (config.image_size,) * 2
     sampling = config.sampling if sampling is None else sampling
     inputs = Inputs(low_res, negative, weak, image, mask, cond_image, z_1)
     texts, weights = check_request(text, keys, weights, inputs)
     check_stage(config, texts, keys, inputs, sampling, size)
-    for name, value in {"return_info": return_info, "trajectory": trajectory}.items():
-        checks.instance(name, value, bool, "True or False")
-    require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)
+    return_info, trajectory = checks.boolean("return_info", return_info), checks.boolean("trajectory", trajectory)
+    is_function = callback is None or (callable(callback) and isinstance(callback, Hashable))
+    require(is_function, "callback", "be a function of (step, x_hat) that has a hash", callback)
     rule = "come with return_info, which holds it"
     require(return_info or not trajectory, "trajectory", rule, Said("return_info False"))
     x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
@@ -367,6 +375,14 @@ def require_stage(name: str, value: Any) -> Stage:
     is_stage = isinstance(value, Stage) and isinstance(value.config, StageConfig)
     require(is_stage, name, "be a Stage, as from load_stage", value)
     return value
+
+
+def check_params(name: str, stage: Stage) -> Stage:
+    """Return `stage`, if its parameters are a tree of arrays; whether of its network shows when that is called."""
+    named, value = f"{name}.params", stage.params
+    require(isinstance(value, Mapping), named, "be a dict of arrays, as from load_stage", value)
+    arrays.held(named, value, "as from load_stage")
+    return stage
 
 
 def run_stage(
@@ -514,9 +530,9 @@ def _sample(
         trajectory=trajectory,
         callback=callback,
     )
-    x = jnp.clip(x, -1, 1)
     if inputs.mask is not None:
         x = editing.merge(x, inputs.image, inputs.mask)
+    x = jnp.clip(x, -1, 1)
     broken = process.expand(info.broken_at > 0, x)
     return jnp.where(broken, jnp.nan, x), info
 

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from imagen_jax import checks, locations
-from imagen_jax.checks import MAX_COUNT, MAX_SEED, require
+from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
 from imagen_jax.config import (
     NEED_CHURN,
     NEED_GUIDANCE,
@@ -20,7 +20,6 @@ from imagen_jax.config import (
 )
 from imagen_jax.models import architecture
 
-MAX_STEPS = 10_000  # of sampling; neighbouring levels of noise would be equal in float32 soon after
 TRAILING_TIMES = 1000  # of the discretely trained networks that the spacing is for
 
 # Field -> (least, largest) of whole numbers, an interval of others.

@@ -282,7 +282,7 @@ def test_outpainting_adds_borders_to_paint():
     assert larger.shape == (2, 5, 6, 3) and mask.shape == (2, 5, 6, 1)
     np.testing.assert_array_equal(larger[:, :4, 2:], image)
     assert mask.sum() == 2 * (5 * 6 - 16) and not mask[:, :4, 2:].any()
-    with pytest.raises(ValueError, match="at least 0 and not all 0"):
+    with pytest.raises(ValueError, match="whole numbers from 0 to .* and not all 0"):
         editing.outpainting(image)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from imagen_jax import (
     Cond,
     Stage,
     TextCond,
+    TextEncoder,
+    generate,
     image_keys,
     load_cascade,
     load_stage,
@@ -150,6 +153,7 @@ def test_values_are_not_looked_at_inside_jit(tiny_stages, tiny_text, monkeypatch
         ({"x": np.zeros((7, 8, 8, 3), np.uint8)}, r'batch\["x"\] must be float in \[-1, 1\]; got uint8'),
         ({"x": np.zeros((7, 8, 4, 3))}, r'batch\["x"\] must be \[7, 8, 8, 3\]; got \(7, 8, 4, 3\)'),
         ({"text": None}, r"must have embeddings \[B, L, D\] of floats"),
+        ({"text": jax.ShapeDtypeStruct((7, 5, WIDTH), jnp.float32)}, "must hold arrays, one row for each image"),
         ({"text": np.full((7, 5, WIDTH), NAN)}, r'batch\["text"\].embeddings must hold finite numbers'),
         ({"text_mask": np.zeros((7, 5), bool)}, r'batch\["text"\].mask must have a True in every row'),
     ],
@@ -159,6 +163,32 @@ def test_batches_are_checked_outside_jit(tiny_stages, tiny_text, changes, messag
     batch = {"x": np.zeros((7, 8, 8, 3)), "text": tiny_text.embeddings, "text_mask": tiny_text.mask}
     with pytest.raises(ValueError, match=message):
         stage.loss(base.params, base.config, batch | changes, stage.draw(base.config, jax.random.key(0), 7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keys": None}, "draws.keys must be"),
+        ({"keys": KEYS[:2]}, "draws.keys must have 7 rows; got 2"),
+        ({"dropped": None}, "draws.dropped must be an array"),
+        ({"dropped": jnp.zeros(3, bool)}, "draws.dropped must have 7 rows; got 3"),
+        ({"aug_level": "0"}, "draws.aug_level must be an array of floats with 1 axis; got '0'"),
+        ({"t": jnp.zeros(3)}, "draws.t must be a number or have one for each row"),
+    ],
+)
+def test_draws_are_checked(tiny_stages, tiny_text, changes, message):
+    base = tiny_stages[0]
+    batch = {"x": np.zeros((7, 8, 8, 3)), "text": tiny_text.embeddings, "text_mask": tiny_text.mask}
+    draws = stage.draw(base.config, jax.random.key(0), 7).replace(**changes)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        stage.loss(base.params, base.config, batch, draws)
+    with pytest.raises(ValueError, match="^batch must be a dict of x, text, text_mask"):
+        stage.loss(base.params, base.config, {1: 2, "a": 3}, draws)
+
+
+def test_grids_of_numpy_are_sampled_on():
+    made = samplers.sample(lambda z_t, logsnr_t: 0 * z_t, np.zeros((2, 4)), np.array([-5, 0, 20]))
+    assert made.shape == (2, 4)
 
 
 # --- seeds ----------------------------------------------------------------------------------------
@@ -199,6 +229,10 @@ def test_numbers_of_keys(num):
         ({"stages": {}}, "stages must be a tuple"),
         ({"stages": ("base",)}, r"stages\[0\] must be a Stage, as from load_stage; got 'base'"),
         ({"stages": (Stage(params={}, config=None),)}, r"stages\[0\] must be a Stage"),
+        ({"text": jax.eval_shape(text)}, "text must hold arrays, as from TextEncoder.encode; got jax.ShapeDtypeStruct"),
+        ({"keys": jax.eval_shape(lambda: KEYS)}, "keys must hold arrays, as from image_keys; got jax.ShapeDtypeStruct"),
+        ({"negative": jax.eval_shape(text)}, "negative must hold arrays"),
+        ({"text": text(embeddings=np.full((7, 5, WIDTH), 1e300))}, "text.embeddings must hold finite numbers"),
         ({"text": "a red star"}, "text must be a TextCond.*; got 'a red star': encode captions"),
         ({"text": ["a red star"] * 7}, "text must be a TextCond"),
         ({"text": np.zeros((7, 5, WIDTH))}, "text must be a TextCond.*; got float64 of shape"),
@@ -262,6 +296,116 @@ def test_wrong_requests(tiny_stages, tiny_text, changes, message, checked_only):
     good = {"stages": tiny_stages, "text": tiny_text, "keys": KEYS}
     with pytest.raises(ValueError, match=message):
         sample_cascade(**(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda base, other: (base, base), "stages must have distinct names; got base, base"),
+        (lambda base, other: (other, base), r"stages\[1\] must enlarge the images of stage sr16"),
+        (
+            lambda base, other: (
+                base, other.replace(config=dataclasses.replace(other.config, low_res_size=4)),
+            ),
+            r"stages\[1\] must enlarge the images of stage base, which have 8 pixels .*; got .* low_res_size 4",
+        ),
+        (lambda base, other: (base.replace(params=None), other), r"stages\[0\].params must be a dict .*; got None"),
+        (lambda base, other: (base, other.replace(params={"a": "b"})), r"stages\[1\].params must hold .*; got 'b'"),
+        (lambda base, other: jax.eval_shape(lambda: (base, other)), r"stages\[0\].params must hold arrays"),
+    ],
+)  # fmt: skip
+def test_stages_that_make_no_cascade(tiny_stages, tiny_text, choose, message, checked_only):
+    stages = choose(*tiny_stages)
+    with pytest.raises(ValueError, match=message):
+        sample_cascade(stages, tiny_text, KEYS)
+    if "params" in message:
+        with pytest.raises(ValueError, match="^stage.params must"):
+            broken = next(each for each, good in zip(stages, tiny_stages, strict=True) if each is not good)
+            stage.sample_stage(broken, tiny_text, KEYS)
+
+
+def test_results_are_in_range_where_an_image_is_a_little_beyond(tiny_stages, tiny_text):
+    image, keep = picture(1.004, 8), np.zeros((7, 8, 8))
+    made = stage.sample_stage(tiny_stages[0], tiny_text, KEYS, image=image, mask=keep, return_info=np.bool_(False))
+    assert float(made.max()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": None}, "stages must be a tuple of at least one Stage"),
+        ({"batch_size": "8"}, "batch_size must be a whole number from 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 7}, "batch_size must be a positive multiple of the 8 devices; got 7"),
+        ({"fsdp": None}, "fsdp must be a whole number from 1 .*; got None"),
+        ({"fsdp": 2.0}, "fsdp must be a whole number"),
+        ({"fsdp": 3}, "fsdp must divide the number of devices 8; got 3"),
+        ({"return_all": 1}, "return_all must be True or False; got 1"),
+        ({"start": "sr16"}, "start must be the base stage in a compiled cascade; got 'sr16'"),
+        ({"z_1": np.zeros((8, 8, 8, 3))}, "z_1 must be left out of a compiled cascade"),
+        ({"negative": text()}, "negative must be left out of a compiled cascade"),
+        ({"keys": KEYS}, "keys must be left out of a compiled cascade"),
+        ({"steps": 1e9}, "steps must be a whole number from 1 to 10000"),
+        ({"stepz": 3}, "sampling options must be among .*; got stepz"),
+        ({"weights": (0.5, 0.5)}, "weights must be one for each text"),
+    ],
+)
+def test_wrong_arguments_of_compile_cascade(tiny_stages, changes, message, checked_only):
+    good = {"stages": tiny_stages, "batch_size": np.int64(8), "negative": None}
+    with pytest.raises(ValueError, match=f"^(run.)?{message}"):
+        generate.compile_cascade(**(good | changes))
+
+
+def test_compile_cascade_takes_shapes(tiny_stages, checked_only):
+    shapes = jax.eval_shape(lambda: tiny_stages)
+    with pytest.raises(Sampled):
+        generate.compile_cascade(shapes, np.int64(8), fsdp=np.int64(2), negative=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": ()}, "stages must be a tuple of at least one Stage"),
+        ({"encoder": "tiny_bert"}, "encoder must be a TextEncoder; got 'tiny_bert'"),
+        ({"prompts": "red"}, "prompts must be a list of at least one str; got 'red'"),
+        ({"prompts": np.array(["red"] * 2)}, "prompts must be a list"),
+        ({"prompts": ["red", None]}, r"prompts\[1\] must be a str; got None"),
+        ({"prompts": ["red", "\ud800"]}, r"prompts\[1\] must be text without"),
+        ({"seeds": None}, "seeds must be a sequence of whole numbers"),
+        ({"seeds": "01"}, "seeds must be a sequence of whole numbers"),
+        ({"seeds": (0, 2**32)}, r"seeds\[1\] must be at most 4294967295"),
+        ({"seeds": (0, 1.0)}, r"seeds\[1\] must be a whole number"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number"),
+        ({"fsdp": "2"}, "run.fsdp must be a whole number"),
+        ({"fsdp": 0}, "run.fsdp must be at least 1; got 0"),
+        ({"negative": ["blue"]}, r"negative must be a str; got \['blue'\]"),
+        ({"images": [1]}, "images must be a dict of arrays"),
+        ({"images": {"photo": picture()}}, "images must be a dict of arrays with keys among low_res, image"),
+        ({"images": {"image": "a.png"}}, "image must be an array of one row for each prompt; got 'a.png'"),
+        ({"images": {"z_1": picture(99.0, 8)[:2]}}, "z_1 must be standard normal noise; got values from 99 to 99"),
+        ({"z_1": picture(0.0, 8)[:2]}, "z_1 must be given in images, with one row for each prompt"),
+        ({"keys": KEYS}, "keys must be left out: it is made from prompts and seeds"),
+        ({"may_be_shapes": False}, "may_be_shapes must be left out"),
+        ({"stepz": 3}, "sampling options must be among"),
+        ({"weak": 5}, "weak must be a Stage"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_generate(generated, changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        generate.generate(**(generated | changes))
+
+
+@pytest.fixture(scope="module")
+def generated(tiny_stages):
+    """Right arguments of `generate`."""
+    tiny_encoder = TextEncoder.from_pretrained(Path(__file__).parent / "goldens/tiny_bert")
+    good = {"encoder": tiny_encoder, "prompts": ["red", "red"], "seeds": range(2), "batch_size": np.int64(2)}
+    base = tiny_stages[0]
+    options = {"encoder": "tiny", "width": tiny_encoder.width, "length": 8}
+    config = dataclasses.replace(base.config, text=dataclasses.replace(base.config.text, **options))
+    good["stages"] = (base.replace(config=config),)
+    generate.generate(**good)
+    return good
 
 
 def test_negative_weights_steer_away(tiny_stages, tiny_text, checked_only):
@@ -439,6 +583,8 @@ FUNCTIONS = {
         ),
         ("schedules.grid", {"schedule": (1, 2)}, "schedule must be a Schedule"),
         ("schedules.grid", {"steps": 4.0}, "steps must be a whole number"),
+        ("schedules.grid", {"steps": 10**9}, "steps must be at most 10000; got 1000000000"),
+        ("losses.stratified_times", {"key": jnp.zeros(5, jnp.uint32)}, "key must be one random key"),
         (
             "schedules.grid",
             {"spacing": "trailing", "start": 4e-4},

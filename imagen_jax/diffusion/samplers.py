@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, choice, error, instance, number, require, whole
+from imagen_jax.checks import Said, boolean, choice, error, instance, number, require, whole
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful, check_denoiser
 from imagen_jax.diffusion.schedules import alpha_sigma
@@ -103,11 +103,11 @@ def sample(
     arrays.array("z_1", z_1, least_ndim=1)
     arrays.finite("z_1", z_1, "noise")
     check_grid(logsnr_grid)
+    logsnr_grid = jnp.asarray(logsnr_grid, jnp.float32)
     whole("resample", resample, 1)
     whole("jump", jump, 1)
     require(jump == 1 or resample > 1, "jump", "be 1 without resample", jump)
-    for name, value in {"return_info": return_info, "trajectory": trajectory}.items():
-        instance(name, value, bool, "True or False")
+    return_info, trajectory = boolean("return_info", return_info), boolean("trajectory", trajectory)
     rule = "be False without return_info, which holds it"
     require(return_info or not trajectory, "trajectory", rule, trajectory)
     require(callback is None or callable(callback), "callback", "be a function of (step, x_hat)", callback)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, choice, is_finite, number, require, shown, whole
+from imagen_jax.checks import MAX_STEPS, Said, choice, is_finite, number, require, shown, whole
 
 # sigma (or alpha) is 4.5e-5 at the ends: below the step of 8-bit pixels, far above float32's underflow.
 LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
@@ -241,7 +241,7 @@ def grid(
 
     Args:
       schedule: of the process.
-      steps: T, at least 1.
+      steps: T, from 1 to 10,000.
       spacing: "t" equal steps of t from 1 on, the last of which goes to a clean level;
         "trailing" the same on the 1000 times of a discretely trained network, rounded to them (Lin et al. 2023);
         "logsnr" T equally spaced logsnr and then a clean level;
@@ -251,7 +251,7 @@ def grid(
       start: time to start from in (0, 1]; below 1 for image-to-image.
     """
     _check_schedule(schedule)
-    whole("steps", steps, 1)
+    steps = whole("steps", steps, 1, MAX_STEPS)
     choice("spacing", spacing, SPACINGS)
     start = number("start", start, "(0, 1]")
     sigma_min, sigma_max, rho = _check_sigmas(sigma_min, sigma_max, rho)

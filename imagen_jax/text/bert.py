@@ -52,7 +52,7 @@ class BertConfig:
         for key, supported in _FIXED:
             if config.get(key, supported) != supported:
                 raise ValueError(
-                    f"BERT config.json: {key} must be {supported!r}, got {config[key]!r:.80}; "
+                    f"BERT config.json: {key} must be {supported!r}; got {config[key]!r:.80}: "
                     "this encoder computes nothing else, so choose another text encoder."
                 )
         return cls(**layers.sizes(cls, "BERT", config))

@@ -31,13 +31,13 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from imagen_jax import files
+from imagen_jax import checks, files
 from imagen_jax.locks import lock
 from imagen_jax.progress import Progress, logger
 from imagen_jax.text import cache_format, cleaning, model_files
@@ -91,12 +91,16 @@ def build(
       TypeError: a caption is not a str.
       ValueError: the cache has another dtype or is damaged, a value does not fit `dtype`, or `share` is none.
     """
-    if not 0 <= share[0] < share[1]:
-        raise ValueError(f"share must be (i, n) with 0 <= i < n, got {share}; pass such a pair.")
-    if batch_size < 1 or shard_size < 1:
-        raise ValueError(f"batch_size and shard_size must be positive, got {batch_size} and {shard_size}.")
-    if isinstance(captions, str):
-        raise TypeError(f"captions must be an iterable of str, got the str {captions!r}; put it in [].")
+    is_pair = isinstance(share, tuple | list) and len(share) == 2 and all(map(checks.is_whole, share))
+    is_share = is_pair and 0 <= share[0] < share[1]
+    checks.require(is_share, "share", "be (i, n) with 0 <= i < n", share, "pass such a pair")
+    checks.whole("batch_size", batch_size, 1)
+    checks.whole("shard_size", shard_size, 1)
+    checks.require(callable(on_embedded), "on_embedded", "be a function", on_embedded)
+    if not isinstance(directory, str | Path):
+        raise TypeError(f"directory must be a path; got {checks.shown(directory)}: pass a str.")
+    if isinstance(captions, str | bytes | Mapping) or not isinstance(captions, Iterable):
+        raise TypeError(f"captions must be an iterable of str; got {checks.shown(captions)}: pass a list.")
     root = Path(directory) / encoder.fingerprint
     dtype = _prepare(root, encoder, dtype)
     if total is None and hasattr(captions, "__len__"):
@@ -168,7 +172,7 @@ class EmbeddingCache:
             others = ", ".join(describe(directory))
             raise ValueError(
                 f"{directory} must hold the embeddings of the encoder with fingerprint "
-                f"{fingerprint}, got {f'only those of {others}' if others else 'no cache at all'}; load the "
+                f"{fingerprint}; got {f'only those of {others}' if others else 'no cache at all'}: load the "
                 "encoder (model, dtype, output, max_length, clean_captions) it was built with, or build it: "
                 "scripts/embed_text.py."
             )
@@ -255,7 +259,7 @@ def _distinct(
     for i, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
-                f"captions must be str, got {type(caption).__name__} at index {i}; decode or convert it."
+                f"captions must be str; got {type(caption).__name__} at index {i}: decode or convert it."
             )
         caption = encoder.clean(caption)
         digest = _digest(caption)
@@ -277,7 +281,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
 def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
     """Makes the directory or checks the one there; returns the dtype to store."""
     if dtype is not None and dtype not in cache_format.DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(cache_format.DTYPES)}, got {dtype!r}; pass one.")
+        raise ValueError(f"dtype must be one of {sorted(cache_format.DTYPES)}; got {dtype!r}: pass one.")
     path = root / "meta.json"
     if path.is_file():
         meta = cache_format.read_meta(path, encoder.fingerprint)
@@ -288,8 +292,8 @@ def _prepare(root: Path, encoder: Any, dtype: str | None) -> str:
             )
         if dtype not in (None, stored):
             raise ValueError(
-                f"the embedding cache {root} is stored as {stored}, got dtype {dtype!r}; leave the dtype out, or "
-                "delete that directory to embed everything again."
+                f"the embedding cache {root} must be stored as {stored}, as it is; got dtype {dtype!r}: leave the "
+                "dtype out, or delete that directory to embed everything again."
             )
         return stored
     if _shards(root):
@@ -332,7 +336,7 @@ def _present(root: Path, share: tuple[int, int], token: np.dtype, repair: bool) 
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 shard.rename(aside)
                 logger.warning(
-                    f"{str(error).partition(';')[0]}; moved to {aside}, its captions are embedded again."
+                    f"{str(error).partition('; run ')[0]}; moved to {aside}, its captions are embedded again."
                 )
             continue
         for row in rows[_is_in(share, rows["digest"])]:

@@ -47,7 +47,7 @@ def stored(embedding: np.ndarray, dtype: str, caption: str) -> bytes:
         if not np.isfinite(largest).all():
             fix = "the encoder's weights are damaged, or its dtype is too small for it: get them again, or try float32"
         raise ValueError(
-            f"embeddings stored as {dtype} must be finite in it, got values up to {largest.max()} for {caption!r}; "
+            f"embeddings stored as {dtype} must be finite in it; got values up to {largest.max()} for {caption!r}: "
             f"{fix}."
         )
     return stored.tobytes()
@@ -78,8 +78,8 @@ def read_meta(path: Path, fingerprint: str) -> dict[str, Any]:
     meta = model_files.read_json(path)
     if (meta.get("format"), meta.get("fingerprint")) != (FORMAT, fingerprint):
         raise ValueError(
-            f"{path} must be of format {FORMAT} and fingerprint {fingerprint}, got "
-            f"{meta.get('format')!r:.80} and {meta.get('fingerprint')!r:.80}; delete that directory and build "
+            f"{path} must be of format {FORMAT} and fingerprint {fingerprint}; got "
+            f"{meta.get('format')!r:.80} and {meta.get('fingerprint')!r:.80}: delete that directory and build "
             "it again."
         )
     fields = {key: value for key, value in meta.items() if key != "checksum"}
@@ -144,7 +144,7 @@ def map_tokens(shard: Path, token: np.dtype, rows: np.ndarray) -> np.ndarray:
     path, expected = shard / "tokens.bin", int(rows["length"].sum(dtype=np.int64)) * token.itemsize
     if path.stat().st_size != expected:
         raise DamagedShardError(
-            f"{path} must have {expected} bytes, as its index says, got {path.stat().st_size}: the file is damaged; "
+            f"{path} must have {expected} bytes, as its index says; got {path.stat().st_size}: the file is damaged; "
             "run scripts/embed_text.py with the same options, which moves its shard aside and embeds those captions "
             f"again, or delete {shard} and build the cache again, which embeds only what is missing."
         )

@@ -43,7 +43,7 @@ class ClipConfig:
     def __post_init__(self):
         if self.output not in OUTPUTS:
             raise ValueError(
-                f"the output of CLIP must be one of {', '.join(OUTPUTS)}, got {self.output!r}; choose one."
+                f"the output of CLIP must be one of {', '.join(OUTPUTS)}; got {self.output!r}: choose one."
             )
         check_layer(self)
 
@@ -84,7 +84,7 @@ def check_layer(config: Any) -> None:
     """Raises ValueError unless `Layer` computes what `config`, of either half, says."""
     if config.hidden_act not in _ACTIVATIONS:
         raise ValueError(
-            f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {config.hidden_act!r:.80}; "
+            f"CLIP config.json: hidden_act must be one of {', '.join(_ACTIVATIONS)}; got {config.hidden_act!r:.80}: "
             "this encoder computes nothing else, so choose another CLIP."
         )
     layers.check_heads(config.hidden_size, config.num_attention_heads)
@@ -217,7 +217,7 @@ def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
     ):
         if text.get(key, supported) != supported:
             raise ValueError(
-                f"open_clip_config.json: text_cfg.{key} must be {supported!r}, got {text[key]!r:.80}; this encoder "
+                f"open_clip_config.json: text_cfg.{key} must be {supported!r}; got {text[key]!r:.80}: this encoder "
                 "computes nothing else, so choose another text encoder."
             )
     names = {
@@ -233,8 +233,8 @@ def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
     width, ratio = text["width"], text.get("mlp_ratio", 4)
     if type(width) is not int or type(ratio) not in (int, float) or not 0 < width * ratio < 2**31:
         raise ValueError(
-            f"open_clip_config.json: text_cfg.width and mlp_ratio must be positive numbers, got {width!r:.40} and "
-            f"{ratio!r:.40}; get a complete copy."
+            f"open_clip_config.json: text_cfg.width and mlp_ratio must be positive numbers; got {width!r:.40} and "
+            f"{ratio!r:.40}: get a complete copy."
         )
     found["intermediate_size"] = int(width * ratio)
     found["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"

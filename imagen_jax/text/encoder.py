@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import parallel
+from imagen_jax import checks, parallel
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
 from imagen_jax.text import cleaning, model_files, pretrained, tokenizer
@@ -105,10 +105,10 @@ class TextEncoder:
         Raises:
           ValueError: no such model, damaged files, or an argument out of its range.
         """
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}; pass one.")
-        if not isinstance(clean_captions, bool):
-            raise ValueError(f"clean_captions must be True or False, got {clean_captions!r}; pass one.")
+        checks.choice("dtype", dtype, _DTYPES)
+        clean_captions = checks.boolean("clean_captions", clean_captions)
+        if mesh is not None:
+            checks.instance("mesh", mesh, Mesh, "a mesh, as from parallel.make_mesh")
         directory = pretrained.resolve(name_or_path, sha256)
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
         tokenizer.files_of(directory)
@@ -126,6 +126,7 @@ class TextEncoder:
         Raises:
           ValueError: as `from_pretrained` does, or its width is not `config.width`.
         """
+        checks.instance("config", config, TextConfig, "a TextConfig")
         encoder = cls.from_pretrained(
             config.encoder,
             config.dtype,
@@ -187,8 +188,8 @@ class TextEncoder:
         for caption, row in zip(captions, ids, strict=True):
             if max(row, default=0) >= size:
                 raise ValueError(
-                    f"token ids must be below the model's vocabulary of {size}, got {max(row)} for "
-                    f"{shorten(caption)}; get the tokenizer's files and the weights from the same model."
+                    f"token ids must be below the model's vocabulary of {size}; got {max(row)} for "
+                    f"{shorten(caption)}: get the tokenizer's files and the weights from the same model."
                 )
         return ids
 
@@ -260,6 +261,7 @@ class TextEncoder:
         The way to encode many captions: nothing is padded to the longest of all, and no more than
         one batch is held. Raises as `encode` does.
         """
+        batch_size = checks.whole("batch_size", batch_size, 1)
         return self._embed_sorted(self._cut(captions, None), batch_size)
 
     def _embed_sorted(self, ids: list[list[int]], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -363,21 +365,21 @@ def _bucket(length: int, limit: int) -> int:
 
 def _check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str):
-        raise TypeError(f"captions must be a list of str, got the str {captions!r}; put it in [].")
+        raise TypeError(f"captions must be a list of str; got the str {captions!r}: put it in [].")
     is_list = hasattr(captions, "__len__") and hasattr(captions, "__getitem__")
     if not is_list or isinstance(captions, bytes | bytearray | Mapping) or getattr(captions, "ndim", 1) != 1:
-        raise TypeError(f"captions must be a list of str, got {type(captions).__name__}; pass a list.")
+        raise TypeError(f"captions must be a list of str; got {type(captions).__name__}: pass a list.")
     if not len(captions):
-        raise ValueError("captions must hold at least one str, got an empty list; pass some.")
+        raise ValueError("captions must hold at least one str; got an empty list: pass some.")
     for i, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(
-                f"captions must be str, got {type(caption).__name__} at index {i}; decode or convert it."
+                f"captions must be str; got {type(caption).__name__} at index {i}: decode or convert it."
             )
         if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
             raise ValueError(
-                f"captions must be valid Unicode, got half a surrogate pair at index {i} "
-                f"({shorten(caption)}); decode it with errors='replace'."
+                f"captions must be valid Unicode; got half a surrogate pair at index {i} "
+                f"({shorten(caption)}): decode it with errors='replace'."
             )
 
 
@@ -385,8 +387,8 @@ def _check_length(length: int, tokenizer: Any, limit: int) -> None:
     least = tokenizer.num_special + 1
     if isinstance(length, bool) or not isinstance(length, int | np.integer) or not least <= length <= limit:
         raise ValueError(
-            f"length must be from {least} (special tokens and one more) to max_length = {limit}, "
-            f"got {length!r}; pass such a length, or load the encoder with another max_length."
+            f"length must be from {least} (special tokens and one more) to max_length = {limit}; "
+            f"got {length!r}: pass such a length, or load the encoder with another max_length."
         )
 
 
@@ -419,8 +421,8 @@ def _check_ids(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:
         or not jnp.issubdtype(dtype, jnp.integer)
     ):
         raise ValueError(
-            f"input_ids must be an integer array [B, L] and attention_mask have its shape, got shapes {shape} and "
-            f"{np.shape(attention_mask)} and dtype {dtype}; pass what `tokenize` returns."
+            f"input_ids must be an integer array [B, L] and attention_mask have its shape; got shapes {shape} and "
+            f"{np.shape(attention_mask)} and dtype {dtype}: pass what `tokenize` returns."
         )
     if isinstance(input_ids, jax.core.Tracer) or 0 in shape:
         return
@@ -428,7 +430,7 @@ def _check_ids(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most
         raise ValueError(
-            f"input_ids must be from 0 to {vocab_size - 1}, the model's vocabulary, got {wrong}; "
+            f"input_ids must be from 0 to {vocab_size - 1}, the model's vocabulary; got {wrong}: "
             "pass ids of its own tokenizer."
         )
 

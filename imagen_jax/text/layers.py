@@ -46,7 +46,7 @@ def sizes(cls: type, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
         kind, is_valid = _VALID[field.type]
         if not is_valid(value):
             raise ValueError(
-                f"{family} config.json: {field.name} must be {kind}, got {value!r:.80}; get a complete copy."
+                f"{family} config.json: {field.name} must be {kind}; got {value!r:.80}: get a complete copy."
             )
     return found
 
@@ -56,7 +56,7 @@ def section(family: str, config: Mapping[str, Any], key: str) -> Mapping[str, An
     found = config.get(key)
     if found is not None and not isinstance(found, dict):
         raise ValueError(
-            f"{family} config.json: {key} must be an object, got {found!r:.80}; get a complete copy."
+            f"{family} config.json: {key} must be an object; got {found!r:.80}: get a complete copy."
         )
     return found or {}
 
@@ -65,7 +65,7 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
     """Raises ValueError unless the heads share the width evenly."""
     if hidden_size % num_heads:
         raise ValueError(
-            f"hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {num_heads}; "
+            f"hidden_size must be a multiple of num_attention_heads; got {hidden_size} and {num_heads}: "
             "fix the model's config.json."
         )
 
@@ -77,8 +77,8 @@ def check_length(family: str, input_ids: jax.Array, limit: int) -> None:
     """Raises ValueError if input_ids [B, L] have more positions than the model knows."""
     if input_ids.shape[1] > limit:
         raise ValueError(
-            f"{family}: input_ids must have at most {limit} tokens, the reach of its position embeddings, "
-            f"got {input_ids.shape[1]}; cut the captions."
+            f"{family}: input_ids must have at most {limit} tokens, the reach of its position embeddings; "
+            f"got {input_ids.shape[1]}: cut the captions."
         )
 
 

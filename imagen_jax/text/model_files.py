@@ -28,7 +28,7 @@ def check_size(path: Path, limit: int = MAX_TEXT_BYTES) -> None:
     """Raises ValueError if a text file of a model is larger than any real one."""
     size = path.stat().st_size
     if size > limit:
-        raise ValueError(f"{path} must have at most {limit} bytes, got {size}; get the file again.")
+        raise ValueError(f"{path} must have at most {limit} bytes; got {size}: get the file again.")
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} must be JSON, and cannot be read ({first_line(error)}); get it again."
         ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {found!r:.80}; get it again.")
+        raise ValueError(f"{path} must hold a JSON object; got {found!r:.80}: get it again.")
     return found
 
 
@@ -95,7 +95,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings = {key: value for key, value in read_json(path).items() if value is not None}
     for key, (kind, is_valid) in _SETTINGS.items():
         if key in settings and not is_valid(settings[key]):
-            raise ValueError(f"{path}: {key} must be {kind}, got {settings[key]!r:.80}; get it again.")
+            raise ValueError(f"{path}: {key} must be {kind}; got {settings[key]!r:.80}: get it again.")
     return settings
 
 
@@ -137,12 +137,12 @@ def weight_files(directory: Path) -> list[Path]:
         return shards(index)
     if has_pickles(directory):
         raise ValueError(
-            f"weights must be safetensors, got only pytorch_model.bin in {directory}, a pickle, which can run any "
-            f"code when it is read; run `python scripts/convert_weights.py --model {directory}`, which runs none of it."
+            f"weights must be safetensors; got only pytorch_model.bin in {directory}, a pickle, which can run any "
+            f"code when it is read: run `python scripts/convert_weights.py --model {directory}`, which runs none of it."
         )
     raise ValueError(
-        f"a text encoder's directory must hold model.safetensors, got {directory}, which has "
-        "none; get a complete copy of the model."
+        f"a text encoder's directory must hold model.safetensors; got {directory}, which has "
+        "none: get a complete copy of the model."
     )
 
 
@@ -161,12 +161,12 @@ def shards(index: Path) -> list[Path]:
     names = list(where.values()) if isinstance(where, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"{index} must hold weight_map, from tensors to files, got {where!r:.80}; get it again."
+            f"{index} must hold weight_map, from tensors to files; got {where!r:.80}: get it again."
         )
     names = sorted(set(names))
     for name in names:
         if Path(name).name != name or "\0" in name:
-            raise ValueError(f"{index} must name files beside it, got {name!r:.80}; get it again.")
+            raise ValueError(f"{index} must name files beside it; got {name!r:.80}: get it again.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(

@@ -108,7 +108,7 @@ def resolve(
       ValueError: there is no such model, or its weights have another hash.
     """
     if not isinstance(name_or_path, str | Path):
-        raise ValueError(f"a {kind} must be a directory or a name, got {name_or_path!r:.80}; pass a str.")
+        raise ValueError(f"a {kind} must be a directory or a name; got {name_or_path!r:.80}: pass a str.")
     directory = local(name_or_path)
     if directory is not None:
         if sha256 is not None:
@@ -146,7 +146,7 @@ def verify(directory: Path, sha256: str) -> None:
     found = file_hash(files[0])
     if len(files) > 1 or found != sha256:
         raise ValueError(
-            f"the weights {files[0]} must have sha256 {sha256}, got {found}: the file is damaged "
+            f"the weights {files[0]} must have sha256 {sha256}; got {found}: the file is damaged "
             "or another model's; delete it and install or download the model again."
         )
 
@@ -181,8 +181,8 @@ def download(
     is_name = len(given) <= 300 and _HUB_NAME.fullmatch(name)
     if not is_name or (revision is not None and not _REVISION.fullmatch(revision)):
         raise ValueError(
-            f"a {kind} must be a directory or a name on the Hugging Face hub, got {given[:200]!r}, "
-            f"which is neither; {fix}, or a name such as {example!r}, also as NAME@REVISION."
+            f"a {kind} must be a directory or a name on the Hugging Face hub; got {given[:200]!r}, "
+            f"which is neither: {fix}, or a name such as {example!r}, also as NAME@REVISION."
         )
     from huggingface_hub import snapshot_download
 
@@ -212,7 +212,7 @@ def read_config(directory: Path) -> tuple[Family, Any]:
         return _OPEN_CLIP, parse_config(_OPEN_CLIP, directory, read_json(directory / OPEN_CLIP_CONFIG))
     if not path.is_file():
         raise ValueError(
-            f"a text encoder's directory must hold config.json, got {directory}, which has none; "
+            f"a text encoder's directory must hold config.json; got {directory}, which has none: "
             "pass a directory in Hugging Face layout."
         )
     config = read_json(path)
@@ -220,8 +220,8 @@ def read_config(directory: Path) -> tuple[Family, Any]:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ValueError(
-            f"{path}: model_type must be one of {sorted(FAMILIES)}, got "
-            f"{model_type!r:.80}; choose a text encoder of such a type."
+            f"{path}: model_type must be one of {sorted(FAMILIES)}; got "
+            f"{model_type!r:.80}: choose a text encoder of such a type."
         )
     return family, parse_config(family, directory, config)
 
@@ -263,7 +263,7 @@ def make_module(directory: Path, dtype: Any, param_dtype: Any = None, output: st
         config = dataclasses.replace(config, output=output)
     elif output != "last":
         raise ValueError(
-            f"output must be 'last' for the model in {directory}, got {output!r}; only CLIP has other outputs."
+            f"output must be 'last' for the model in {directory}; got {output!r}: only CLIP has other outputs."
         )
     return family.module(config, dtype=dtype, param_dtype=param_dtype or dtype)
 
@@ -306,7 +306,7 @@ def load_params(
             *parameters, is_finite = cast(parallel.place(_read(tensor), mesh))
         if not is_finite:  # Waited for in any case, or many tensors would be on their way at once.
             raise ValueError(
-                f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}, got NaN or "
+                f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}; got NaN or "
                 "infinity: the file is damaged, or of a training that failed; get it again, or another model."
             )
         loaded |= zip(paths, parameters, strict=True)
@@ -346,12 +346,12 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
             expected = (expected[0] * len(parts), *expected[1:])
             if shape != expected:
                 raise ValueError(
-                    f"{file}: the tensor {name} must have shape {expected} as config.json says, got "
-                    f"{shape}; get weights and config.json from the same model."
+                    f"{file}: the tensor {name} must have shape {expected} as config.json says; got "
+                    f"{shape}: get weights and config.json from the same model."
                 )
             if dtype not in ("F16", "BF16", "F32", "F64"):
                 raise ValueError(
-                    f"{file}: the tensor {name} must be F16, BF16, F32 or F64, got {dtype}; get weights that "
+                    f"{file}: the tensor {name} must be F16, BF16, F32 or F64; got {dtype}: get weights that "
                     "are not quantized."
                 )
             for i, (path, transposed) in enumerate(parts):
@@ -368,8 +368,8 @@ def _check_axes(directory: Path, config: Any, stored: list[Stored]) -> None:
     for key, size in config.axes.items():
         if size > longest:
             raise ValueError(
-                f"{directory}: {key} of the config must fit the weights, whose longest axis has {longest} entries, got "
-                f"{size}; get weights and config.json from the same model."
+                f"{directory}: {key} of the config must fit the weights, whose longest axis has {longest} entries; got "
+                f"{size}: get weights and config.json from the same model."
             )
 
 

@@ -68,13 +68,13 @@ class SentencePieceTokenizer:
         for token, id in others.items():
             if type(id) is not int or not 0 <= id < 2**31:
                 raise ValueError(
-                    f"{path}: the id of {token!r:.80} must be an integer, got {id!r:.80}; get it again."
+                    f"{path}: the id of {token!r:.80} must be an integer; got {id!r:.80}: get it again."
                 )
         added = others | added
         num = self._model.get_piece_size()
         sentinels = self._num_sentinels(settings, vocab_size)
         if sentinels > vocab_size:
-            raise ValueError(f"extra_ids must be at most the model's {vocab_size} tokens, got {sentinels}")
+            raise ValueError(f"extra_ids must be at most the model's {vocab_size} tokens; got {sentinels}")
         for i in range(sentinels):
             added.setdefault(f"<extra_id_{i}>", num + sentinels - 1 - i)
         pieces = {token for token in added if self._piece_id(token) is not None}

@@ -46,18 +46,18 @@ class T5Config:
     def __post_init__(self):
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(
-                f"T5 config.json: feed_forward_proj must be one of {', '.join(_FEED_FORWARD)}, got "
-                f"{self.feed_forward_proj!r:.80}; this encoder computes nothing else, so choose another text encoder."
+                f"T5 config.json: feed_forward_proj must be one of {', '.join(_FEED_FORWARD)}; got "
+                f"{self.feed_forward_proj!r:.80}: this encoder computes nothing else, so choose another text encoder."
             )
         if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
             raise ValueError(
-                "T5 config.json: relative_attention_num_buckets must be even and at least 4, got "
-                f"{self.relative_attention_num_buckets}; get a complete copy of the model."
+                "T5 config.json: relative_attention_num_buckets must be even and at least 4; got "
+                f"{self.relative_attention_num_buckets}: get a complete copy of the model."
             )
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
             raise ValueError(
                 "T5 config.json: relative_attention_max_distance must be more than a quarter of the buckets, "
-                f"{self.relative_attention_num_buckets // 4}, got {self.relative_attention_max_distance}; get a "
+                f"{self.relative_attention_num_buckets // 4}; got {self.relative_attention_max_distance}: get a "
                 "complete copy of the model."
             )
 

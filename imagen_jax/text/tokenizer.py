@@ -87,8 +87,8 @@ def files_of(directory: Path) -> list[Path]:
             return settings
     if not files:
         raise ValueError(
-            f"a text encoder's directory must hold its tokenizer, got {directory} without any of "
-            f"{', '.join(_FILES)}; copy them from where the weights came from."
+            f"a text encoder's directory must hold its tokenizer; got {directory} without any of "
+            f"{', '.join(_FILES)}: copy them from where the weights came from."
         )
     return files[:1] if files[0].name == "tokenizer.json" else files + settings
 
@@ -100,8 +100,8 @@ class _TooManyIds(ValueError):
 def _check_vocabulary(directory: Path, num_ids: int, vocab_size: int) -> None:
     if num_ids > vocab_size:
         raise _TooManyIds(
-            f"{directory}: the tokenizer must know at most the model's {vocab_size} tokens, "
-            f"got {num_ids}; get the tokenizer's files and the weights from the same model."
+            f"{directory}: the tokenizer must know at most the model's {vocab_size} tokens; "
+            f"got {num_ids}: get the tokenizer's files and the weights from the same model."
         )
 
 

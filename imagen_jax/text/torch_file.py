@@ -119,12 +119,12 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
     target = output / "model.safetensors"
     if target.exists() or (output / "model.safetensors.index.json").exists():
         raise ValueError(
-            f"{output} must not have safetensors yet, got {target.name}; there is nothing to convert."
+            f"{output} must not have safetensors yet; got {target.name}: there is nothing to convert."
         )
     index, single = directory / "pytorch_model.bin.index.json", directory / "pytorch_model.bin"
     if not index.is_file() and not single.is_file():
         raise ValueError(
-            f"a directory to convert must hold pytorch_model.bin, got {directory}, which has none."
+            f"a directory to convert must hold pytorch_model.bin; got {directory}, which has none."
         )
     found: dict[str, tuple[Path, TorchTensor]] = {}
     for path in [single] if single.is_file() else model_files.shards(index):
@@ -142,7 +142,7 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
     stat = os.statvfs(output)
     if stat.f_bavail * stat.f_frsize < size:
         raise ValueError(
-            f"{output} must have room for {size} bytes, got {stat.f_bavail * stat.f_frsize}; make room."
+            f"{output} must have room for {size} bytes; got {stat.f_bavail * stat.f_frsize}: make room."
         )
     with files.replacing(target) as file:
         file.write(header)
@@ -180,7 +180,7 @@ def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(f"it must hold one data.pkl, got {len(pickles)}")
+            raise ValueError(f"it must hold one data.pkl; got {len(pickles)}")
         root = pickles[0].removesuffix("data.pkl")
         order = members.get(f"{root}byteorder")
         if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
@@ -241,7 +241,7 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
             if storage is None:
                 raise ValueError(f"the storage {key:.80} belongs to no tensor")
             if size != storage.size or at + 8 + size * storage.itemsize > end:
-                raise ValueError(f"the storage {key:.80} must have {storage.size} elements, got {size}")
+                raise ValueError(f"the storage {key:.80} must have {storage.size} elements; got {size}")
             starts[key], at = at + 8, at + 8 + size * storage.itemsize
 
     def opened(key: str) -> Callable[[], Any]:
@@ -298,10 +298,10 @@ def _views(data: bytes) -> dict[str, _View]:
 
 def _as_views(found: Any) -> dict[str, _View]:
     if not isinstance(found, dict) or not found:
-        raise ValueError(f"it must hold a dictionary of tensors, got {type(found).__name__}")
+        raise ValueError(f"it must hold a dictionary of tensors; got {type(found).__name__}")
     for name, view in found.items():
         if not isinstance(name, str) or not isinstance(view, _View):
-            raise ValueError(f"it must hold tensors alone, got {type(view).__name__} under {name!r:.80}")
+            raise ValueError(f"it must hold tensors alone; got {type(view).__name__} under {name!r:.80}")
     return found
 
 
@@ -325,7 +325,7 @@ def _interpret(stream: io.BytesIO) -> Any:
     def pop(kind: type) -> Any:
         value = stack.pop()
         if not isinstance(value, kind):
-            raise ValueError(f"its pickle is damaged: {kind.__name__} expected, got {type(value).__name__}")
+            raise ValueError(f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}")
         return value
 
     try:
@@ -381,7 +381,7 @@ def _interpret(stream: io.BytesIO) -> Any:
                 stack.pop()
                 stack.append(pop(dict))
             else:
-                raise ValueError(f"its pickle must describe tensors alone, got the instruction {name}")
+                raise ValueError(f"its pickle must describe tensors alone; got the instruction {name}")
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its pickle is damaged ({model_files.first_line(error)})") from error
     raise ValueError("its pickle has no end")
@@ -389,7 +389,7 @@ def _interpret(stream: io.BytesIO) -> Any:
 
 def _allowed(name: str) -> _Global:
     if name not in _ALLOWED:
-        raise ValueError(f"its pickle must name tensors alone, got {name!r:.200}, which it would run")
+        raise ValueError(f"its pickle must name tensors alone; got {name!r:.200}, which it would run")
     return _Global(name)
 
 
@@ -414,7 +414,7 @@ def _called(function: str, arguments: tuple) -> Any:
     elif function == _REBUILD:
         view = _View(*arguments[:4])
     else:
-        raise ValueError(f"its pickle must name tensors alone, got a call of {function}")
+        raise ValueError(f"its pickle must name tensors alone; got a call of {function}")
     if not isinstance(view, _View) or not isinstance(view.storage, _Storage):
         raise ValueError("its pickle makes a tensor of something else")
     numbers = (view.offset, *view.shape, *view.strides)

@@ -41,7 +41,7 @@ def test_unsupported_models_are_refused(key, value):
 def test_incomplete_and_impossible_configs_are_refused():
     with pytest.raises(ValueError, match="intermediate_size, which is missing"):
         bert.BertConfig.from_hf({k: v for k, v in TINY.items() if k != "intermediate_size"})
-    with pytest.raises(ValueError, match="multiple of num_attention_heads, got 32 and 5"):
+    with pytest.raises(ValueError, match="multiple of num_attention_heads; got 32 and 5"):
         bert.BertConfig.from_hf({**TINY, "num_attention_heads": 5})
 
 

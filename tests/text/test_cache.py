@@ -87,7 +87,7 @@ def test_processes_share_the_captions(tiny, tmp_path):
     assert sorted(sum((encoder.embedded for encoder in counting), [])) == sorted(CAPTIONS)
     assert max(len(encoder.embedded) for encoder in counting) < len(CAPTIONS)
     assert all(caption in cache for caption in CAPTIONS)
-    with pytest.raises(ValueError, match=r"share must be \(i, n\) with 0 <= i < n, got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"share must be \(i, n\) with 0 <= i < n; got \(3, 3\)"):
         make(CAPTIONS, tiny, tmp_path, share=(3, 3))
 
 
@@ -280,7 +280,7 @@ def test_another_encoder_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="no cache at all"):
         EmbeddingCache.open(tmp_path, tiny.fingerprint)
     make(CAPTIONS[:1], tiny, tmp_path)
-    with pytest.raises(ValueError, match=f"fingerprint abc, got only those of {tiny.fingerprint}"):
+    with pytest.raises(ValueError, match=f"fingerprint abc; got only those of {tiny.fingerprint}"):
         EmbeddingCache.open(tmp_path, "abc")
     path = tmp_path / tiny.fingerprint / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "abc"}))
@@ -300,7 +300,7 @@ def test_encoders_share_a_directory(tiny, tmp_path):
 
 def test_dtype_stays_what_it_was(tiny, tmp_path):
     make(CAPTIONS[:1], tiny, tmp_path, dtype="float32")
-    with pytest.raises(ValueError, match="stored as float32, got dtype 'float16'"):
+    with pytest.raises(ValueError, match="stored as float32, as it is; got dtype 'float16'"):
         make(CAPTIONS, tiny, tmp_path, dtype="float16")
     assert make(CAPTIONS, tiny, tmp_path).dtype == "float32"
     with pytest.raises(ValueError, match="dtype must be one of"):
@@ -321,9 +321,9 @@ def test_values_that_do_not_fit_are_refused(tiny, tmp_path):
 def test_captions_must_be_str(tiny, tmp_path):
     with pytest.raises(TypeError, match="got bytes at index 1"):
         make(["a", b"b"], tiny, tmp_path)
-    with pytest.raises(TypeError, match="must be an iterable of str, got the str 'a cat'"):
+    with pytest.raises(TypeError, match="must be an iterable of str; got 'a cat'"):
         make("a cat", tiny, tmp_path)
-    with pytest.raises(ValueError, match="batch_size and shard_size must be positive, got 2 and 0"):
+    with pytest.raises(ValueError, match="shard_size must be at least 1; got 0"):
         make(["a"], tiny, tmp_path, shard_size=0)
 
 

@@ -139,10 +139,10 @@ def test_what_open_clip_lacks_or_does_otherwise_is_named(open_clip):
 
 def test_outputs_are_checked():
     with pytest.raises(
-        ValueError, match="output of CLIP must be one of last, penultimate, pooled, got 'first'"
+        ValueError, match="output of CLIP must be one of last, penultimate, pooled; got 'first'"
     ):
         TextEncoder.from_pretrained(GOLDENS / "tiny_clip", output="first")
-    with pytest.raises(ValueError, match="output must be 'last' for the model in .*tiny_bert, got 'pooled'"):
+    with pytest.raises(ValueError, match="output must be 'last' for the model in .*tiny_bert; got 'pooled'"):
         TextEncoder.from_pretrained(GOLDENS / "tiny_bert", output="pooled")
 
 
@@ -160,7 +160,7 @@ def test_too_many_tokens_and_other_models_are_refused():
         module.apply(params, np.zeros((1, 21), np.int32), np.ones((1, 21), np.int32))
     with pytest.raises(ValueError, match="hidden_act must be one of.*got 'swish'"):
         clip.ClipConfig.from_hf({**TINY, "hidden_act": "swish"})
-    with pytest.raises(ValueError, match="multiple of num_attention_heads, got 32 and 5"):
+    with pytest.raises(ValueError, match="multiple of num_attention_heads; got 32 and 5"):
         clip.ClipConfig.from_hf({**TINY, "num_attention_heads": 5})
 
 

@@ -216,11 +216,11 @@ HOSTILE = {
     "INST": (with_storage(b"(S'touch'\nios\nsystem\n."), "instruction STRING"),
     "an extension": (with_storage(b"\x80\x02\x82\x01."), "instruction EXT1"),
     "a storage is called": (with_storage(b"\x80\x02ctorch\nFloatStorage\n)R."), "a call of torch.FloatStorage"),
-    "a list as state": (with_storage(pickle.dumps([1, 2], 2)), "dictionary of tensors, got list"),
-    "a number as tensor": (with_storage(pickle.dumps({"w": 5}, 2)), "tensors alone, got int"),
+    "a list as state": (with_storage(pickle.dumps([1, 2], 2)), "dictionary of tensors; got list"),
+    "a number as tensor": (with_storage(pickle.dumps({"w": 5}, 2)), "tensors alone; got int"),
     "no tensor": (with_storage(pickle.dumps({}, 2)), "dictionary of tensors"),
     "a counter": (with_storage(pickle.dumps(collections.Counter("a"), 2)), "collections.Counter"),
-    "a dictionary of itself": (with_storage(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."), "tensors alone, got dict"),
+    "a dictionary of itself": (with_storage(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."), "tensors alone; got dict"),
     "keys without end": (with_storage(b"\x80\x02}" + b")" + b"\x85" * 9 + b"Ns."), "by something else than text"),
     "no stop": (with_storage(b"\x80\x02}"), "pickle"),
     "an empty stack": (with_storage(b"\x80\x02."), "damaged"),
@@ -314,7 +314,7 @@ def test_damage_is_an_error_or_has_no_effect(file, tmp_path):
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "../pytorch_model.bin"}, "must name files beside it, got '../pytorch_model.bin'"),
+        ({"a": "../pytorch_model.bin"}, "must name files beside it; got '../pytorch_model.bin'"),
         ({"a": "/etc/passwd"}, "must name files beside it"),
         ({"a": "sub/x.bin"}, "must name files beside it"),
         ({"a": ".."}, "must name files beside it|not there"),
@@ -333,7 +333,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     shutil.copy(TORCH / "odd.bin", tmp_path / "pytorch_model.bin")
     full = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    with pytest.raises(ValueError, match="must have room for .* bytes, got 0"):
+    with pytest.raises(ValueError, match="must have room for .* bytes; got 0"):
         torch_file.convert(tmp_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
 

@@ -196,7 +196,7 @@ BOUNDED = [
     ("tiny_bert", {"num_hidden_layers": 1}, "which a model of this config.json does not have"),
     ("tiny_bert", {"vocab_size": 10**9}, "vocab_size of the config must fit the weights, whose longest axis has 64"),
     ("tiny_bert", {"vocab_size": 10**12}, "vocab_size must be a positive integer below 2"),
-    ("tiny_bert", {"vocab_size": 22}, "must have shape .22, 32. as config.json says, got .21, 32."),
+    ("tiny_bert", {"vocab_size": 22}, "must have shape .22, 32. as config.json says; got .21, 32."),
     ("tiny_bert", {"hidden_size": 64}, "must have shape"),
     ("tiny_bert", {"hidden_size": 2**30}, "hidden_size of the config must fit the weights"),
     ("tiny_bert", {"intermediate_size": 10**8}, "intermediate_size of the config must fit the weights"),
@@ -327,7 +327,7 @@ def test_the_length_that_a_model_states(where, value, length, model):
     path = directory / file
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | {key: value}))
     if length is None:
-        with pytest.raises(ValueError, match=f"{path}: {key} must be a whole number from 1, got"):
+        with pytest.raises(ValueError, match=f"{path}: {key} must be a whole number from 1; got"):
             TextEncoder.from_pretrained(directory)
     else:
         assert TextEncoder.from_pretrained(directory).max_length == length
@@ -423,8 +423,8 @@ def test_float64_beyond_float32_is_refused(model):
 @pytest.mark.parametrize(
     ("ids", "mask", "message"),
     [
-        ([[21]], [[1]], "from 0 to 20, the model's vocabulary, got 21"),
-        ([[-1]], [[1]], "from 0 to 20, the model's vocabulary, got -1"),
+        ([[21]], [[1]], "from 0 to 20, the model's vocabulary; got 21"),
+        ([[-1]], [[1]], "from 0 to 20, the model's vocabulary; got -1"),
         ([[5, 2**31 - 1]], [[1, 0]], "got 2147483647"),
         ([5], [1], r"array \[B, L\]"),
         ([[5]], [[1, 1]], r"array \[B, L\]"),
@@ -444,5 +444,5 @@ def test_ids_outside_of_the_vocabulary_are_refused(ids, mask, message):
 def test_a_tokenizer_beyond_the_vocabulary_is_refused_at_the_caption(monkeypatch):
     encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
     monkeypatch.setattr(encoder._tokenizer, "encode", lambda captions: [[2, 21, 3] for _ in captions])
-    with pytest.raises(ValueError, match="below the model's vocabulary of 21, got 21 for 'a cat'"):
+    with pytest.raises(ValueError, match="below the model's vocabulary of 21; got 21 for 'a cat'"):
         encoder.encode(["a cat"])

@@ -70,14 +70,14 @@ def test_sentencepiece_itself_gives_the_ids_of_ordinary_text(tmp_path):
 @pytest.mark.parametrize(
     ("change", "beside", "message"),
     [
-        ({"extra_ids": 10**9}, {}, "extra_ids must be at most the model's 226 tokens, got 1000000000"),
-        ({"extra_ids": 129}, {}, "at most the model's 226 tokens, got 227"),
+        ({"extra_ids": 10**9}, {}, "extra_ids must be at most the model's 226 tokens; got 1000000000"),
+        ({"extra_ids": 129}, {}, "at most the model's 226 tokens; got 227"),
         ({"extra_ids": -1}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
         ({"extra_ids": "100"}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
         ({"extra_ids": True}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
         ({"extra_ids": [1]}, {}, "tokenizer_config.json: extra_ids must be an integer from 0"),
         ({"eos_token": "<nothing>", "extra_ids": 0}, {}, None),  # the model has its own
-        ({"eos_token": 1}, {}, "eos_token must be a token, got 1"),
+        ({"eos_token": 1}, {}, "eos_token must be a token; got 1"),
         ({"pad_token": ["<pad>"]}, {}, "pad_token must be a token"),
         ({"pad_token": "\ud800"}, {}, "pad_token must be a token"),
         ({"unk_token": {"text": "<unk>"}}, {}, "unk_token must be a token"),
@@ -86,12 +86,12 @@ def test_sentencepiece_itself_gives_the_ids_of_ordinary_text(tmp_path):
         ({"additional_special_tokens": {"a": "b"}}, {}, "additional_special_tokens must be a list of tokens"),
         ({"added_tokens_decoder": {"a": {"content": "<x>"}}}, {}, "added_tokens_decoder must be an object from ids"),
         ({"added_tokens_decoder": {"-5": {"content": "<x>"}}}, {}, "added_tokens_decoder must be an object from ids"),
-        ({"added_tokens_decoder": {"500": {"content": "<x>"}}}, {}, "at most the model's 226 tokens, got 501"),
+        ({"added_tokens_decoder": {"500": {"content": "<x>"}}}, {}, "at most the model's 226 tokens; got 501"),
         ({"added_tokens_decoder": ["<x>"]}, {}, "added_tokens_decoder must be an object from ids"),
         ({}, {"added_tokens.json": {"<x>": 10**12}}, "added_tokens.json: the id of '<x>' must be an integer"),
         ({}, {"added_tokens.json": {"<x>": "7"}}, "added_tokens.json: the id of '<x>' must be an integer"),
         ({}, {"added_tokens.json": {"<x>": 225}}, None),
-        ({}, {"added_tokens.json": {"<x>": 226}}, "at most the model's 226 tokens, got 227"),
+        ({}, {"added_tokens.json": {"<x>": 226}}, "at most the model's 226 tokens; got 227"),
         ({}, {"special_tokens_map.json": {"eos_token": 5}}, "special_tokens_map.json: eos_token must be a token"),
     ],
 )  # fmt: skip
@@ -236,7 +236,7 @@ def test_what_a_library_says_while_loading_is_kept(tmp_path, capfd, monkeypatch)
 def test_ids_are_bounded_by_the_largest_not_by_their_number(model, num_ids, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(model=model)))
     assert tokenizer.load(tmp_path, num_ids).num_ids == num_ids
-    with pytest.raises(ValueError, match=f"at most the model's {num_ids - 1} tokens, got {num_ids}"):
+    with pytest.raises(ValueError, match=f"at most the model's {num_ids - 1} tokens; got {num_ids}"):
         tokenizer.load(tmp_path, num_ids - 1)
 
 
@@ -249,7 +249,7 @@ def test_ids_of_special_tokens_count(tmp_path):
         "special_tokens": {"x": {"id": "x", "ids": [4_000_000_000], "tokens": ["x"]}},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(post_processor=template)))
-    with pytest.raises(ValueError, match="at most the model's 100 tokens, got 4000000001"):
+    with pytest.raises(ValueError, match="at most the model's 100 tokens; got 4000000001"):
         tokenizer.load(tmp_path, 100)
 
 
@@ -259,7 +259,7 @@ def test_a_file_without_end_is_not_read(file, tmp_path):
         make("t5", tmp_path)
     with (tmp_path / file).open("wb") as sparse:
         sparse.truncate(3 << 30)
-    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most .* bytes, got {3 << 30}"):
+    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most .* bytes; got {3 << 30}"):
         tokenizer.load(tmp_path)
 
 
@@ -268,13 +268,13 @@ def test_a_file_is_bounded_by_the_vocabulary(file, tmp_path):
     with (tmp_path / file).open("wb") as sparse:
         sparse.truncate(5 << 20)
     limit = (4 << 20) + 400 * 22
-    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most {limit} bytes, got {5 << 20}"):
+    with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most {limit} bytes; got {5 << 20}"):
         tokenizer.load(tmp_path, 22)
 
 
 def test_a_vocabulary_of_many_lines_is_not_built(tmp_path):
     (tmp_path / "vocab.txt").write_bytes(b"\n" * 10_000)
-    with pytest.raises(ValueError, match="at most the model's .* tokens, got 10000"):
+    with pytest.raises(ValueError, match="at most the model's .* tokens; got 10000"):
         tokenizer.load(tmp_path, 21)
 
 
@@ -282,5 +282,5 @@ def test_a_vocabulary_of_many_lines_is_not_built(tmp_path):
 def test_byt5_has_no_more_ids_than_the_model(extra_ids, tmp_path):
     settings = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": extra_ids}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=f"at most the model's 384 tokens, got {259 + extra_ids}"):
+    with pytest.raises(ValueError, match=f"at most the model's 384 tokens; got {259 + extra_ids}"):
         tokenizer.load(tmp_path, 384)
