@@ -170,7 +170,7 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
         (["--text.output", "pooled"], "output must be 'last' for the model in"),
         (["--text.output", "first"], "first"),
         (["--text.dtype", "float64"], "float64"),
-        (["--text.length", "49"], "max_length = 48, got 49"),
+        (["--text.length", "49"], "max_length = 48; got 49"),
         (["--text.encoder", "./nothing"], "neither"),
         (["--stage", "sr9"], "--stage must be one of base, sr64"),
     ],
