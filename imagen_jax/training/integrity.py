@@ -9,6 +9,7 @@ from imagen_jax.config import read_json
 from imagen_jax.training import checksums
 
 _ADVICE = "Move the checkpoint away to continue from the one before."
+_MAX_METADATA_BYTES = 2**28  # of thousands of arrays it is some MiB
 _KEYS = {"step", "position", "arrays", "checksum"}
 
 
@@ -80,12 +81,16 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises an OSError if anything below a folder is neither a file nor a directory, and might never answer."""
+    """Raises an OSError for what would never answer or fill the memory: a pipe or device, or metadata far too long."""
     if locations.is_remote(folder):
         return
     for path in folder.rglob("*"):
         if not path.is_dir():
             files.check_regular(path)
+            if path.parent.name != "d" and path.stat().st_size > _MAX_METADATA_BYTES:  # d: where the arrays are
+                raise OSError(
+                    f"{path} must have at most {_MAX_METADATA_BYTES} bytes; got {path.stat().st_size}. {_ADVICE}"
+                )
 
 
 def _where(folder: Path, name: str) -> str:

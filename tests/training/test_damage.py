@@ -293,6 +293,15 @@ def test_a_pipe_is_named_and_not_waited_for(workdir, name, use):
         use(workdir)
 
 
+@pytest.mark.parametrize("name", ["ema_params/_METADATA", "ema_params/manifest.ocdbt", "data/metadata"])
+def test_metadata_with_a_tail_without_end_is_named_and_not_read(workdir, name):
+    file = workdir / "base/checkpoints/10" / name
+    os.truncate(file, 10**10)  # takes no room on the disk
+    with pytest.raises(ValueError, match=re.escape(f"{file}"[:20])) as error:
+        load_stage(workdir / "base")
+    assert "must have at most 268435456 bytes; got 10000000000" in str(error.value.__cause__)
+
+
 def test_a_pipe_for_metrics_costs_the_metrics(workdir, caplog):
     from imagen_jax.training import writer
 
