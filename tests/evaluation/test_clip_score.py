@@ -224,7 +224,7 @@ def test_what_is_no_whole_clip_is_named(tmp_path, tensors, monkeypatch):
         ({"patch_size": 3}, "multiple of patch_size.*got 8, 3 and 3"),
         ({"num_channels": 1}, "num_channels 3, got 8, 4 and 1"),
         ({"hidden_act": "swish"}, "hidden_act must be one of.*got 'swish'"),
-        ({"num_attention_heads": 5}, "multiple of num_attention_heads, got 12 and 5"),
+        ({"num_attention_heads": 5}, "multiple of num_attention_heads; got 12 and 5"),
         ({"image_size": [8, 8]}, "image_size must be a positive integer"),
     ],
 )
