@@ -32,9 +32,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
       ValueError: another scheme, a URL without a bucket or with a typing error, or the library of the bucket is not
         installed.
     """
-    is_path = isinstance(place, str | os.PathLike)
-    require(is_path and isinstance(os.fspath(place), str), name, "be a path, or a URL of gs:// or s3://", place)
-    text = checks.text(name, os.fspath(place))
+    text = _text(place, name, "be a path, or a URL of gs:// or s3://")
     scheme, slashes = _scheme(text)
     if scheme is None:
         return Path(text)
@@ -73,9 +71,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
 
 def local(place: str | os.PathLike, name: str) -> Path:
     """A path of this machine; raises a ValueError for a URL, which would become a directory called after its scheme."""
-    is_path = isinstance(place, str | os.PathLike)
-    require(is_path and isinstance(os.fspath(place), str), name, "be a path, or a URL of gs:// or s3://", place)
-    text = checks.text(name, os.fspath(place))
+    text = _text(place, name, "be a path of this machine")
     scheme, _ = _scheme(text)
     if scheme is None:
         return Path(text)
@@ -83,6 +79,12 @@ def local(place: str | os.PathLike, name: str) -> Path:
     if scheme.lower() in _LIBRARIES:
         fix = "mount the bucket (docs/buckets.md) and give that path"
     raise ValueError(f"{name} must be a path of this machine; got {text!r}: {fix}.")
+
+
+def _text(place: str | os.PathLike, name: str, rule: str) -> str:
+    is_path = isinstance(place, str | os.PathLike)
+    require(is_path and isinstance(os.fspath(place), str), name, rule, place)
+    return checks.text(name, os.fspath(place))
 
 
 def is_remote(path: str | os.PathLike) -> bool:
