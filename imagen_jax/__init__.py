@@ -6,14 +6,15 @@ nothing: each name, and each module of the package, is loaded when it is first u
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
-    from imagen_jax.cascade import sample_cascade
+    from imagen_jax.compilation import use_compilation_cache
     from imagen_jax.models.efficient_unet import EfficientUNet
     from imagen_jax.models.unet import UNet
-    from imagen_jax.parallel import use_compilation_cache
-    from imagen_jax.stage import Stage, image_keys, sample_stage
+    from imagen_jax.sampling.cascade import sample_cascade
+    from imagen_jax.sampling.one_stage import sample_stage
+    from imagen_jax.stage import Stage, image_keys
+    from imagen_jax.stage_dir.loading import load_cascade, load_stage
     from imagen_jax.structs import Cond, TextCond
     from imagen_jax.text.encoder import TextEncoder
-    from imagen_jax.training.loading import load_cascade, load_stage
 
 __version__ = "0.1.0"
 
@@ -25,11 +26,11 @@ _HOMES = {
     "TextEncoder": "text.encoder",
     "UNet": "models.unet",
     "image_keys": "stage",
-    "load_cascade": "training.loading",
-    "load_stage": "training.loading",
-    "sample_cascade": "cascade",
-    "sample_stage": "stage",
-    "use_compilation_cache": "parallel",
+    "load_cascade": "stage_dir.loading",
+    "load_stage": "stage_dir.loading",
+    "sample_cascade": "sampling.cascade",
+    "sample_stage": "sampling.one_stage",
+    "use_compilation_cache": "compilation",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ def main(options: Options) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from imagen_jax import parallel
+    from imagen_jax import sharding
     from imagen_jax.config import StageConfig
+    from imagen_jax.stage_dir import checkpoint, checksums
     from imagen_jax.structs import TrainState
-    from imagen_jax.training import checkpoint, checksums
 
     if options.rounds < 1 or options.arrays < 1 or not options.size_gb > 0:
         raise ValueError("--rounds, --arrays and --size-gb must be positive.")
     rows = max(1, round(options.size_gb * 1e9 / 4 / 4 / options.arrays / 1024))
-    whole = parallel.replicated(parallel.make_mesh())
+    whole = sharding.replicated(sharding.make_mesh())
 
     def new(step):
         def tree(key):

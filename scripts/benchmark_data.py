@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 TEXT_LENGTH, TEXT_WIDTH = 128, 1024  # of T5 large
 STATM = Path("/proc/self/statm")

@@ -24,9 +24,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig
-from imagen_jax.validation import validate
+from imagen_jax.config.validation import validate
 
 TEXT = TextConfig(width=384, length=24)
 GUIDANCE_SCALE = 3.0

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 BATCHES = ((16, 64), (4, 256), (1, 1024))  # images, pixels a side
 
@@ -78,8 +78,8 @@ def guided_evaluation(batch: int, size: int) -> Callable:
     import jax.numpy as jnp
 
     from imagen_jax import stage
+    from imagen_jax.config.presets import load_preset
     from imagen_jax.diffusion import guidance
-    from imagen_jax.presets import load_preset
     from imagen_jax.structs import Cond, TextCond
 
     sr64 = load_preset("quickstart")[1]

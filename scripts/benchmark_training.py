@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 import time
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,17 @@ def main(parsed) -> None:
     import jax
     import numpy as np
 
-    from imagen_jax import parallel
+    from imagen_jax import sharding
+    from imagen_jax.config.validation import validate
     from imagen_jax.planning import chips
     from imagen_jax.planning.estimate import estimate, train_inputs
     from imagen_jax.training import state as states
     from imagen_jax.training.step import make_train_step
-    from imagen_jax.validation import validate
 
     validate(config)
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1; got {options.steps}.")
-    mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
+    mesh = sharding.make_mesh(config.run.fsdp, height=config.run.height)
     plan = estimate(config, "train", mesh.size)
     rng = np.random.default_rng(0)
     # Values between 0 and 1 for pictures and text, True for every token.
@@ -46,7 +46,7 @@ def main(parsed) -> None:
         name: rng.random(s.shape, np.float32) if s.dtype != bool else np.ones(s.shape, bool)
         for name, s in train_inputs(config, config.optim.batch_size).items()
     }
-    batch = parallel.shard_batch(made, mesh)
+    batch = sharding.shard_batch(made, mesh)
     abstract = states.abstract_state(config, mesh)
     state = states.init_state(config, abstract)
     step = jax.jit(

@@ -10,7 +10,7 @@ that a pickle asks for is run: whatever is no tensor is refused. T5's decoder is
 
 import dataclasses
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

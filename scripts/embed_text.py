@@ -18,7 +18,7 @@ import itertools
 import time
 from typing import Literal
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Options:
 
 def main(parsed) -> None:
     options, config = parsed
-    from imagen_jax import TextEncoder, checks, parallel
+    from imagen_jax import TextEncoder, checks, sharding
+    from imagen_jax.config.validation import validate
     from imagen_jax.data import sources
     from imagen_jax.text import cache
-    from imagen_jax.validation import validate
 
     validate(config)
     if options.batch_size < 1:
@@ -60,7 +60,7 @@ def main(parsed) -> None:
         )
     import jax
 
-    mesh = parallel.make_mesh(options.fsdp, jax.local_devices())
+    mesh = sharding.make_mesh(options.fsdp, jax.local_devices())
     data = config.data.path
     keys = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
     parts = [sources.open_source(data, split, **keys) for split in options.splits or sources.splits(data)]

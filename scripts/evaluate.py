@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax import cli, files, progress
-from imagen_jax.locations import Location
+from imagen_jax import progress
+from imagen_jax.cli import program as cli
+from imagen_jax.storage import files
+from imagen_jax.storage.locations import Location
 
 FILES = ("alignment.md", "alignment.json", "grid.png")
 ROOM = 2**23  # bytes that they need at most
@@ -48,13 +50,13 @@ def main(options: Options) -> None:
     output = options.output or options.workdir / "evaluation"
     files.check_directory(output, "--output", needed=ROOM, names=FILES)
 
-    from imagen_jax import TextEncoder, checks, load_cascade, parallel, resize
-    from imagen_jax.cascade import sampling_by_stage
+    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade, resize
     from imagen_jax.data import pipeline, sources
-    from imagen_jax.evaluation import alignment, grid, sweep
+    from imagen_jax.evaluation import alignment, sweep
     from imagen_jax.generate import generate
-    from imagen_jax.records import MAX_BATCH
-    from imagen_jax.training.loading import read_cascade
+    from imagen_jax.generate.records import MAX_BATCH
+    from imagen_jax.sampling.cascade import sampling_by_stage
+    from imagen_jax.stage_dir.loading import read_cascade
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
@@ -72,7 +74,7 @@ def main(options: Options) -> None:
     stages = load_cascade(options.workdir, best=options.best)
     captions = [example["caption"] for example in examples]
     seeds = range(options.seed, options.seed + len(captions))
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     pictures = generate(
         stages,
         TextEncoder.from_config(stages[0].config.text),

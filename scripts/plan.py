@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before anything slow is imported
 import dataclasses
 from typing import Literal
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ def main(parsed) -> int:
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
+    from imagen_jax.config.validation import validate
     from imagen_jax.planning import chips, fit, program
     from imagen_jax.planning.estimate import UTILISATION, estimate
-    from imagen_jax.validation import validate
 
     def change(part: str, **values):
         return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})

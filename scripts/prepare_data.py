@@ -26,10 +26,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from imagen_jax import checks, cli, files, progress
-from imagen_jax.data import checksums, opening, origins, output, parts, sources, text_files
-from imagen_jax.data.limits import Limits
-from imagen_jax.data.pictures import Rules
+from imagen_jax import checks, progress
+from imagen_jax.cli import program as cli
+from imagen_jax.data import checksums, opening, sources
+from imagen_jax.prepare import origins, output, parts, text_files
+from imagen_jax.prepare.limits import Limits
+from imagen_jax.prepare.pictures import Rules
+from imagen_jax.storage import files
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
 

@@ -28,8 +28,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from imagen_jax import cli, files, progress, resize
+from imagen_jax import progress, resize
+from imagen_jax.cli import program as cli
 from imagen_jax.data import transforms
+from imagen_jax.storage import files
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (

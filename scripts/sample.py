@@ -22,8 +22,10 @@ import itertools
 import re
 from pathlib import Path
 
-from imagen_jax import cli, files, progress
-from imagen_jax.locations import Location
+from imagen_jax import progress
+from imagen_jax.cli import program as cli
+from imagen_jax.storage import files
+from imagen_jax.storage.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,9 +90,9 @@ def sample(options: Options) -> None:
     output = options.output or options.workdir / "samples"
     files.check_directory(output, "--output")
 
-    from imagen_jax import parallel, request
-    from imagen_jax.evaluation import grid
-    from imagen_jax.records import encode_png
+    from imagen_jax import compilation, grid
+    from imagen_jax.generate import request
+    from imagen_jax.generate.records import encode_png
 
     jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
     same = ("workdir", "best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
@@ -101,7 +103,7 @@ def sample(options: Options) -> None:
     files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
     if prepared.report:
         print(prepared.report)
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     shown = []
     for record, x in progress.over(request.draw(prepared), len(jobs), "pictures", "sampling"):
         output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
@@ -129,8 +131,9 @@ def repeat(options: Options) -> None:
     if options.output is not None:
         files.check_directory(options.output, "--output")
 
-    from imagen_jax import parallel, records, request
-    from imagen_jax.evaluation.grid import to_uint8
+    from imagen_jax import compilation
+    from imagen_jax.generate import records, request
+    from imagen_jax.grid import to_uint8
 
     record, before = records.read(options.from_png)
     asked = request.repeating(
@@ -139,7 +142,7 @@ def repeat(options: Options) -> None:
     prepared = request.prepare(asked)
     output = options.output or asked.workdir / "samples"
     files.check_directory(output, "--output", needed=before.size)
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     row = record.row if asked.batch_size == record.batch_size else 0
     own, x = next(itertools.islice(request.draw(prepared), row, None))
     pixels = to_uint8(x)
@@ -158,7 +161,7 @@ def read_prompts(options: Options) -> list[str]:
         raise ValueError('Give either --prompts "..." or --prompts-file FILE.')
     if options.prompts_file is None:
         return list(options.prompts)
-    from imagen_jax.data import prompts
+    from imagen_jax.prepare import prompts
 
     found, report = prompts.read(options.prompts_file)
     print(report)

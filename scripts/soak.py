@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 LEGS = ((2, 4), (1, 4), (1, 1), (1, 4), (2, 4))  # processes and devices of each
 

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from imagen_jax import cli
+from imagen_jax.cli import program as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = """

@@ -32,9 +32,11 @@ from typing import Literal
 
 import numpy as np
 
-from imagen_jax import cli, files, progress
+from imagen_jax import progress
+from imagen_jax.cli import program as cli
 from imagen_jax.config import SamplingConfig
-from imagen_jax.locations import Location
+from imagen_jax.storage import files
+from imagen_jax.storage.locations import Location
 
 MAX_SETTINGS = 10_000
 FILES = ("sweep.md", "sweep.json", "pareto.png", "best.png")
@@ -72,15 +74,15 @@ def main(options: Options) -> None:
     files.check_directory(output, "--output", names=FILES)
     files.check_directory(output / "best", "--output")
 
-    from imagen_jax import TextEncoder, checks, load_cascade, parallel, resize
-    from imagen_jax.cascade import sampling_by_stage, sizes_by_stage
+    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade, resize
     from imagen_jax.data import transforms
-    from imagen_jax.evaluation import frechet, grid, sweep
+    from imagen_jax.evaluation import frechet, sweep
     from imagen_jax.generate import generate
-    from imagen_jax.records import MAX_BATCH
-    from imagen_jax.stage import evaluations
-    from imagen_jax.training.best_sampling import SAMPLING_FILE, save_best_sampling
-    from imagen_jax.training.loading import read_cascade
+    from imagen_jax.generate.records import MAX_BATCH
+    from imagen_jax.sampling.cascade import sampling_by_stage, sizes_by_stage
+    from imagen_jax.sampling.one_stage import evaluations
+    from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
+    from imagen_jax.stage_dir.loading import read_cascade
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
@@ -127,7 +129,7 @@ def main(options: Options) -> None:
 
         clip = ClipScorer.from_pretrained(options.clip)
     stages = load_cascade(options.workdir)
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
     seeds = range(options.seed, options.seed + len(prompts))
     rows, scores, pictures, chosen, top = [], [], None, None, None
@@ -214,7 +216,7 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
     if (options.data is None) == (options.prompts_file is None):
         raise ValueError("Give either --data or --prompts-file.")
     if options.data is None:
-        from imagen_jax.data import prompts
+        from imagen_jax.prepare import prompts
 
         found, report = prompts.read(options.prompts_file)
         print(report)

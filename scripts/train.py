@@ -19,10 +19,10 @@ import signal
 import sys
 from pathlib import Path
 
-from imagen_jax import cli
-from imagen_jax.locations import Location, location
-from imagen_jax.options import given as options_given
-from imagen_jax.presets import load_preset
+from imagen_jax.cli import program as cli
+from imagen_jax.cli.options import given as options_given
+from imagen_jax.config.presets import load_preset
+from imagen_jax.storage.locations import Location, location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class Options:
 
 def main(parsed) -> int:
     options, config = parsed
-    from imagen_jax import parallel
+    from imagen_jax import compilation, processes
 
-    parallel.initialize()
-    parallel.use_compilation_cache()  # a run that was ended need not compile again
+    processes.initialize()
+    compilation.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
     result = train(config, options.workdir)

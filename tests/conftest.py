@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 
 from imagen_jax import Stage, config, resize, signals, stage
-from imagen_jax.data import shapes, transforms
+from imagen_jax.config.validation import validate_cascade
+from imagen_jax.data import transforms
+from imagen_jax.prepare import shapes
 from imagen_jax.structs import TextCond
-from imagen_jax.validation import validate_cascade
 
 WIDTH = 12
 

@@ -25,18 +25,21 @@ import pytest
 import yaml
 
 import imagen_jax
-from imagen_jax import TextEncoder, cli, config, sample_stage, stage
-from imagen_jax.cascade import sampling_by_stage
-from imagen_jax.data import parts, shapes, sources, transforms
+from imagen_jax import TextEncoder, config, sample_stage, stage
+from imagen_jax.cli import program as cli
+from imagen_jax.config.presets import load_preset
+from imagen_jax.config.validation import validate
+from imagen_jax.data import sources, transforms
 from imagen_jax.diffusion import samplers, schedules
 from imagen_jax.evaluation import sweep
 from imagen_jax.models.conditioning import images_beside
 from imagen_jax.models.layers import once
 from imagen_jax.planning import chips
-from imagen_jax.presets import load_preset
+from imagen_jax.prepare import parts, shapes
+from imagen_jax.sampling.cascade import sampling_by_stage
+from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TextCond, TrainState
-from imagen_jax.training import checkpoint, stage_dir
-from imagen_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -164,7 +167,7 @@ def execute(path, names, together=False):
 
 def traced_cascade(stages, text, keys, **options):
     """`sample_cascade` up to compilation: checks and traces everything, and computes nothing."""
-    sample = partial(imagen_jax.cascade.sample_cascade, **options)
+    sample = partial(imagen_jax.sampling.cascade.sample_cascade, **options)
     return jnp.zeros(jax.eval_shape(sample, stages, text, keys).shape)
 
 
@@ -534,14 +537,14 @@ def test_every_reason_of_quarantine_is_documented_and_every_documented_one_is_gi
     [
         (
             r"cut into parts: (\d+) pictures of a folder",
-            lambda: MODULES and importlib.import_module("imagen_jax.data.folder").PART,
+            lambda: MODULES and importlib.import_module("imagen_jax.prepare.folder").PART,
         ),
         (
             r"an archive, or (\d+) pictures of one above",
-            lambda: importlib.import_module("imagen_jax.data.webdataset").PART,
+            lambda: importlib.import_module("imagen_jax.prepare.webdataset").PART,
         ),
-        (r"row groups of (\d+) rows", lambda: importlib.import_module("imagen_jax.data.parquet").PART),
-        (r"; (\d+) shapes\.", lambda: importlib.import_module("imagen_jax.data.origins").SHAPES_PART),
+        (r"row groups of (\d+) rows", lambda: importlib.import_module("imagen_jax.prepare.parquet").PART),
+        (r"; (\d+) shapes\.", lambda: importlib.import_module("imagen_jax.prepare.origins").SHAPES_PART),
         (r"so (\d+) pictures or fewer are done without", lambda: parts.FEW),
         (r"files of (\d+) MiB or", lambda: parts.JOINED_BYTES // 2**20),
         (r"MiB or (\d+) records", lambda: parts.JOINED_RECORDS),

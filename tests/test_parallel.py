@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import image_keys, parallel, resize, sample_cascade, sample_stage
-from imagen_jax.cascade import run_cascade
-from imagen_jax.generate import compile_cascade
+from imagen_jax import image_keys, processes, resize, sample_cascade, sample_stage, sharding
+from imagen_jax.generate import compile_cascade, pmapped
+from imagen_jax.sampling.cascade import run_cascade
 
 SEED = 3
 
@@ -32,7 +32,7 @@ def reference(tiny_stages, tiny_text):
 
 @pytest.mark.parametrize("num", [1, 7, 16])
 def test_pmapped_is_the_same_to_1e_5(tiny_stages, tiny_text, reference, num):
-    out = parallel.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, num))
+    out = pmapped.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, num))
     assert out.shape == (num, 16, 16, 3)
     np.testing.assert_allclose(out, reference[:num], atol=1e-5)
 
@@ -46,26 +46,26 @@ def test_pmapped_takes_every_input(tiny_stages, tiny_text):
         "steps": (3, 2), "guidance_scale": (2.0, 1.5), "return_all": True, "resample": 2,
     }  # fmt: skip
     one = sample_cascade(tiny_stages, text, keys, **options)
-    eight = parallel.pmap_sample_cascade(tiny_stages, text, keys, **options)
+    eight = pmapped.pmap_sample_cascade(tiny_stages, text, keys, **options)
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_pmapped_programs_are_kept(tiny_stages, tiny_text):
-    run = lambda: parallel.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, 8), steps=2)
+    run = lambda: pmapped.pmap_sample_cascade(tiny_stages, *batch_of(tiny_text, 8), steps=2)
     run()
-    before = parallel._pmapped.cache_info()
+    before = pmapped._pmapped.cache_info()
     run()
-    assert parallel._pmapped.cache_info().hits == before.hits + 1
+    assert pmapped._pmapped.cache_info().hits == before.hits + 1
 
 
 @pytest.mark.parametrize("num", [1, 7, 16])
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_on_a_mesh_it_is_the_same_to_1e_5(tiny_stages, tiny_text, reference, num, fsdp, monkeypatch):
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
-    mesh = parallel.make_mesh(fsdp)
-    stages = parallel.shard_params(tiny_stages, mesh)
-    inputs = parallel.pad_batch(batch_of(tiny_text, num), 16, mesh)
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
+    mesh = sharding.make_mesh(fsdp)
+    stages = sharding.shard_params(tiny_stages, mesh)
+    inputs = sharding.pad_batch(batch_of(tiny_text, num), 16, mesh)
     out = sample_cascade(stages, *inputs)
     assert len(out.sharding.device_set) == 8 and out.addressable_shards[0].data.shape[0] == 2
     np.testing.assert_allclose(np.asarray(out)[:num], reference[:num], atol=1e-5)
@@ -74,10 +74,10 @@ def test_on_a_mesh_it_is_the_same_to_1e_5(tiny_stages, tiny_text, reference, num
 
 
 def test_rows_of_an_image_can_be_split_over_devices(tiny_stages, tiny_text, reference):
-    mesh = parallel.make_mesh(height=4)
+    mesh = sharding.make_mesh(height=4)
     with jax.set_mesh(mesh):
-        stages = parallel.replicate(tiny_stages, mesh)
-        inputs = parallel.pad_batch(batch_of(tiny_text, 2), 2, mesh)
+        stages = sharding.replicate(tiny_stages, mesh)
+        inputs = sharding.pad_batch(batch_of(tiny_text, 2), 2, mesh)
         run = jax.jit(sample_cascade)
         out = run(stages, *inputs)
         text = run.lower(stages, *inputs).compile().as_text()
@@ -87,7 +87,7 @@ def test_rows_of_an_image_can_be_split_over_devices(tiny_stages, tiny_text, refe
 
 
 def test_rows_that_cannot_be_split(tiny_stages, tiny_text):
-    mesh = parallel.make_mesh(height=8)
+    mesh = sharding.make_mesh(height=8)
     odd = dataclasses.replace(tiny_stages[0].config, image_size=12)
     stage = type(tiny_stages[0])(tiny_stages[0].params, odd)
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="height must divide .* 12; got 8"):
@@ -97,37 +97,40 @@ def test_rows_that_cannot_be_split(tiny_stages, tiny_text):
 @pytest.mark.parametrize("ways", [{"fsdp": 3}, {"height": 5}, {"fsdp": 4, "height": 4}])
 def test_a_mesh_that_does_not_fit(ways):
     with pytest.raises(ValueError, match="must divide the number of devices 8"):
-        parallel.make_mesh(**ways)
+        sharding.make_mesh(**ways)
 
 
 # --- many processes -------------------------------------------------------------------------------
 
 PROCESS = """
 import sys
-from imagen_jax import parallel
-parallel.initialize(timeout_s=60)
+from imagen_jax import compilation
+from imagen_jax.generate import pmapped
+from imagen_jax import processes
+from imagen_jax import sharding
+processes.initialize(timeout_s=60)
 import jax
 assert jax.process_count() == 2
-parallel.require_same({"the configuration": "one"})
+processes.require_same({"the configuration": "one"})
 
 # A mesh that does not follow the order of the processes, as on TPU slices.
 import numpy as np
 order = [jax.devices()[i] for i in (0, 2, 1, 3)]
-meshes = [parallel.make_mesh(devices=order, **ways) for ways in ({}, {"fsdp": 2}, {"height": 2})]
+meshes = [sharding.make_mesh(devices=order, **ways) for ways in ({}, {"fsdp": 2}, {"height": 2})]
 for mesh in meshes:
     whole = np.arange(8 * 3).reshape(8, 3)
-    rows = parallel.local_rows(mesh, 8)
-    placed = parallel.shard_batch(whole[rows], mesh, 8)
-    found = jax.device_get(jax.jit(lambda a: a, out_shardings=parallel.replicated(mesh))(placed))
+    rows = sharding.local_rows(mesh, 8)
+    placed = sharding.shard_batch(whole[rows], mesh, 8)
+    found = jax.device_get(jax.jit(lambda a: a, out_shardings=sharding.replicated(mesh))(placed))
     np.testing.assert_array_equal(found, whole)
-assert list(parallel.local_rows(meshes[0], 8)) == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
-assert [bool(parallel.flag_of_all(jax.process_index() == 1 and flag, mesh)) for flag in (True, False)] == [True, False]
-parallel.require_same({"the seed": "0", "the configuration": sys.argv[1]})
+assert list(sharding.local_rows(meshes[0], 8)) == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
+assert [bool(sharding.flag_of_all(jax.process_index() == 1 and flag, mesh)) for flag in (True, False)] == [True, False]
+processes.require_same({"the seed": "0", "the configuration": sys.argv[1]})
 print("the same")
 """
 
 
-def processes(texts):
+def run_two(texts):
     """What two processes print that hold these texts."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -145,9 +148,9 @@ def processes(texts):
 
 
 def test_processes_agree_or_stop():
-    assert all("the same" in out for out in processes(["a", "a"]))
+    assert all("the same" in out for out in run_two(["a", "a"]))
     rule = "the configuration must be the same in every process; process 1 of 2 has another than process 0"
-    assert all(rule in out and "the same\n" not in out for out in processes(["a", "b"]))
+    assert all(rule in out and "the same\n" not in out for out in run_two(["a", "b"]))
 
 
 @pytest.mark.parametrize(
@@ -173,20 +176,20 @@ def test_an_incomplete_environment_is_refused(monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        parallel.initialize()
+        processes.initialize()
 
 
 def test_shares_of_a_state():
-    mesh = parallel.make_mesh(4)
+    mesh = sharding.make_mesh(4)
     kernel = jax.ShapeDtypeStruct((512, 1024), np.float32)
     bias = jax.ShapeDtypeStruct((1024,), np.float32)
     tree = {"kernel": kernel, "bias": bias}
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
-        parallel.state_sharding(tree, mesh),
+        sharding.state_sharding(tree, mesh),
     )
-    total, per_device, replicated = parallel.shares(placed)
+    total, per_device, replicated = sharding.shares(placed)
     assert total == 4 * (512 * 1024 + 1024) and per_device == 4 * (512 * 1024 // 4 + 1024)
     assert replicated == pytest.approx(4096 / total)
 
@@ -223,14 +226,18 @@ def test_one_program_needs_no_more_memory_than_its_largest_stage(tiny_stages, ti
 
 PROGRAM = """
 import jax, sys
-from imagen_jax import parallel, stage
-from imagen_jax.cascade import run_cascade
+from imagen_jax import stage
+from imagen_jax import compilation
+from imagen_jax.generate import pmapped
+from imagen_jax import processes
+from imagen_jax import sharding
+from imagen_jax.sampling.cascade import run_cascade
 from imagen_jax.generate import compile_cascade
 from imagen_jax.stage import Stage
 from imagen_jax.config import *
 events = []
 jax.monitoring.register_event_listener(lambda name, **kw: events.append(name))
-parallel.use_compilation_cache(sys.argv[1])
+compilation.use_compilation_cache(sys.argv[1])
 config = StageConfig(
     image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, head_dim=8),
     sampling=SamplingConfig(sampler="unipc", steps=4), text=TextConfig(width=12, length=5),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax import parallel, signals
+from imagen_jax import compilation, signals
 
 ROOT = Path(__file__).parent.parent
 BEGIN = """
@@ -146,13 +146,13 @@ def test_a_compilation_that_is_no_longer_wanted_is_not_waited_for():
             return "program"
 
     asked = iter([None, None, signal.SIGTERM])
-    with pytest.raises(parallel.Cancelled):
-        parallel.compiled(Jitted(), 1, cancelled=lambda: next(asked))
-    assert parallel.compiles_in_vain()
+    with pytest.raises(compilation.Cancelled):
+        compilation.compiled(Jitted(), 1, cancelled=lambda: next(asked))
+    assert compilation.compiles_in_vain()
     ended.set()
-    assert parallel.compiled(Jitted(), 1, cancelled=lambda: None) == "program"
-    parallel._cancelled.pop().join(10)
-    assert not parallel.compiles_in_vain()
+    assert compilation.compiled(Jitted(), 1, cancelled=lambda: None) == "program"
+    compilation._cancelled.pop().join(10)
+    assert not compilation.compiles_in_vain()
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), TimeoutError("slow"), KeyboardInterrupt()])
@@ -162,7 +162,7 @@ def test_an_error_in_a_compilation_is_its_own(error):
             raise error
 
     with pytest.raises(type(error)):
-        parallel.compiled(Jitted(), cancelled=lambda: None)
+        compilation.compiled(Jitted(), cancelled=lambda: None)
 
 
 def test_without_an_installation_nothing_is_deferred():

@@ -61,7 +61,7 @@ def test_training_and_sampling_condition_alike(tiny_stages, tiny_batch):
     low_res = resize.area(jnp.asarray(tiny_batch["x"]), config.low_res_size)
     keys = jax.random.split(jax.random.key(0), 8)
     level = jnp.linspace(0, 0.7, 8)
-    cond = stage._condition_on_low_res(config, stage.Cond(text=None), low_res, level, keys)
+    cond = stage.condition_on_low_res(config, stage.Cond(text=None), low_res, level, keys)
     clean = resize.bilinear(low_res, config.image_size)
     noise = np.asarray(cond.low_res - jnp.sqrt(1 - level**2)[:, None, None, None] * clean)
     np.testing.assert_allclose(noise.std(axis=(1, 2, 3)), level, atol=0.06)

@@ -16,14 +16,13 @@ from imagen_jax import (
     Stage,
     TextCond,
     TextEncoder,
-    generate,
     image_keys,
     load_cascade,
     load_stage,
-    parallel,
     sample_cascade,
     stage,
 )
+from imagen_jax.config.presets import load_preset
 from imagen_jax.diffusion import (
     augmentation,
     editing,
@@ -34,7 +33,9 @@ from imagen_jax.diffusion import (
     schedules,
     thresholding,
 )
-from imagen_jax.presets import load_preset
+from imagen_jax.generate import pmapped
+from imagen_jax.generate import prompts as generate
+from imagen_jax.sampling import one_stage
 from tests.conftest import WIDTH
 
 CALLS = int(os.environ.get("IMAGEN_JAX_CALLS", "300"))  # of the property test; 1000 take about a minute
@@ -59,7 +60,7 @@ def checked_only(monkeypatch):
     def sample(*_, **__):
         raise Sampled
 
-    monkeypatch.setattr(stage, "_sample", sample)
+    monkeypatch.setattr(one_stage, "_sample", sample)
 
 
 def picture(value=0.0, size=16, dtype=np.float32):
@@ -115,9 +116,9 @@ def test_pictures_out_of_range_are_refused_by_name(tiny_stages, tiny_text, value
         with pytest.raises(ValueError, match=f"^{name} {whole}"):
             sample_cascade(tiny_stages, tiny_text, KEYS, **{name: given}, **NAMED[name])
     with pytest.raises(ValueError, match=f"^low_res {message.replace('5376', '1344')}"):
-        stage.sample_stage(tiny_stages[1], tiny_text, KEYS, low_res=given)
+        one_stage.sample_stage(tiny_stages[1], tiny_text, KEYS, low_res=given)
     with pytest.raises(ValueError, match=f"^image {message}"):
-        parallel.pmap_sample_cascade(tiny_stages, tiny_text, KEYS, image=value, **MASK)
+        pmapped.pmap_sample_cascade(tiny_stages, tiny_text, KEYS, image=value, **MASK)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_values_are_not_looked_at_inside_jit(tiny_stages, tiny_text, monkeypatch
     monkeypatch.setattr(
         stage, "_sample", lambda *_, inputs=None, size=None, **__: (jnp.zeros((7, *size, 3)), None)
     )
-    monkeypatch.setattr("imagen_jax.cascade.raise_if_any_broken", lambda *_: None)
+    monkeypatch.setattr("imagen_jax.sampling.cascade.raise_if_any_broken", lambda *_: None)
     run = jax.jit(lambda image: sample_cascade(tiny_stages, tiny_text, KEYS, image=image, **MASK))
     assert run(with_pixel(NAN)).shape == (7, 16, 16, 3)
     assert "isfinite" not in str(jax.make_jaxpr(run)(with_pixel(0.0)))
@@ -321,12 +322,12 @@ def test_stages_that_make_no_cascade(tiny_stages, tiny_text, choose, message, ch
     if "params" in message:
         with pytest.raises(ValueError, match="^stage.params must"):
             broken = next(each for each, good in zip(stages, tiny_stages, strict=True) if each is not good)
-            stage.sample_stage(broken, tiny_text, KEYS)
+            one_stage.sample_stage(broken, tiny_text, KEYS)
 
 
 def test_results_are_in_range_where_an_image_is_a_little_beyond(tiny_stages, tiny_text):
     image, keep = picture(1.004, 8), np.zeros((7, 8, 8))
-    made = stage.sample_stage(tiny_stages[0], tiny_text, KEYS, image=image, mask=keep, return_info=np.bool_(False))
+    made = one_stage.sample_stage(tiny_stages[0], tiny_text, KEYS, image=image, mask=keep, return_info=np.bool_(False))
     assert float(made.max()) == 1.0
 
 
@@ -418,7 +419,7 @@ def test_parameters_of_another_network_are_named(tiny_stages, tiny_text):
         with pytest.raises(
             ValueError, match="params must be the parameters of the network of stage base; got others"
         ):
-            stage.sample_stage(tiny_stages[0].replace(params=params), tiny_text, KEYS)
+            one_stage.sample_stage(tiny_stages[0].replace(params=params), tiny_text, KEYS)
 
 
 @pytest.mark.parametrize("value", [None, 5, 1.5, b"x", "", "\0", ["a"], object()], ids=lambda value: repr(value)[:12])
@@ -750,12 +751,14 @@ def requests(tiny_stages, tiny_text):
             "z_1": None, "negative": None, "weights": None, "weak": None, "steps": 4, "sampler": "ddim",
             "guidance_scale": 2.0, "eta": None, "strength": 1.0, "resample": 1, "spacing": "t", "schedule": None,
         }),
-        "sample_stage": (stage.sample_stage, {
+        "sample_stage": (one_stage.sample_stage, {
             "stage": base, "text": tiny_text, "keys": KEYS, "low_res": None, "sampling": None, "negative": None,
             "weights": None, "weak": None, "image": picture(size=8), "mask": np.ones((7, 8, 8)), "cond_image": None,
             "z_1": None, "size": (8, 8), "return_info": True, "trajectory": False, "callback": None,
         }),
-        "sample_stage, larger": (stage.sample_stage, {"stage": other, "text": tiny_text, "keys": KEYS, "low_res": ""}),
+        "sample_stage, larger": (
+            one_stage.sample_stage, {"stage": other, "text": tiny_text, "keys": KEYS, "low_res": ""}
+        ),
         "stage.draw": (stage.draw, {"config": base.config, "key": jax.random.key(0), "batch_size": 2}),
         "stage.init": (stage.init, {"config": "", "key": jax.random.key(0)}),
         "stage.loss": (stage.loss, {"params": {}, "config": base.config, "batch": batch, "draws": draws}),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from imagen_jax.data import listing
+from imagen_jax.storage import input_files
 
 FILE = "SHA256SUMS"
 METADATA = (
@@ -40,7 +40,7 @@ def check(directory: Path, names: Iterable[str] = METADATA) -> None:
     if not (directory / FILE).exists():
         return
     try:
-        content = listing.read_file(directory / FILE, _MOST).decode("ascii")
+        content = input_files.read_file(directory / FILE, _MOST).decode("ascii")
         lines = [_LINE.fullmatch(line) for line in content.removesuffix("\n").split("\n")]
         sums = {line[2]: line[1] for line in lines}
     except (ValueError, TypeError) as error:
@@ -64,5 +64,5 @@ def check(directory: Path, names: Iterable[str] = METADATA) -> None:
 
 
 def _checksum(path: Path) -> str:
-    with listing.open_file(path) as file:
+    with input_files.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from imagen_jax import files
+from imagen_jax.storage import files
 
 RECORDS_PER_SHARD = 16384
 BYTES_PER_SHARD = 2**30

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import resize
-from imagen_jax.data import colors, listing, opening
+from imagen_jax.data import colors, opening
+from imagen_jax.storage import input_files
 
 CROPS = ("center", "random", "aspect")
 NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
@@ -28,8 +29,8 @@ _TURNS = {
 
 
 def read_file(option: str, path: Path) -> bytes:
-    """The bytes of a picture of at most opening.MAX_BYTES. Raises a ValueError as `listing.read_given` does."""
-    return listing.read_given(option, path, opening.MAX_BYTES, "a picture file", "give another file")
+    """The bytes of a picture of at most opening.MAX_BYTES. Raises a ValueError as `input_files.read_given` does."""
+    return input_files.read_given(option, path, opening.MAX_BYTES, "a picture file", "give another file")
 
 
 def decode(data: bytes, where: str = "The file") -> np.ndarray:

@@ -1,7 +1,7 @@
 """Does a picture show what its caption says? For the `shapes` data, by classical image analysis.
 
 `read` looks at a picture, without its caption, and lists the objects it sees; `score` compares
-that with a caption's claims (see `imagen_jax.data.shape_captions`), one verdict for each category:
+that with a caption's claims (see `imagen_jax.prepare.shape_captions`), one verdict for each category:
 
   color         every claimed object finds an object of its own that has its color
   shape         the same for shapes, whatever the colors
@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from imagen_jax.data import shapes
-from imagen_jax.data.shape_captions import Claims
+from imagen_jax.prepare import shapes
+from imagen_jax.prepare.shape_captions import Claims
 
 CATEGORIES = (
     "color", "shape", "color+shape", "size", "relation", "count", "object count", "background",

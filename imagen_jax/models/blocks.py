@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.layers import Dtype, GroupNorm, conv3x3, downsample, upsample
-from imagen_jax.parallel import constrain_activations
+from imagen_jax.sharding import constrain_activations
 from imagen_jax.structs import TextCond
 
 Remat = Literal["none", "save_convs", "full"]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.parallel import whole_with_split_rows
+from imagen_jax.sharding import whole_with_split_rows
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _ROWS = 2048  # output pixels per matrix product; measured: 1024 to 4096 are equal within the noise

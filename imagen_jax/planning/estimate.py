@@ -7,11 +7,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from imagen_jax import parallel, stage
+from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
-from imagen_jax.inputs import Inputs
 from imagen_jax.planning import trace
 from imagen_jax.planning.chips import Chip
+from imagen_jax.sampling import one_stage
+from imagen_jax.sampling.inputs import Inputs
 from imagen_jax.stage import Stage
 from imagen_jax.structs import TextCond
 from imagen_jax.training import state as states
@@ -84,7 +85,7 @@ def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
     def sample(params: Any, inputs: dict[str, Any]) -> jax.Array:
         given = Inputs(inputs.get("low_res"), None, None, None, None, None, None)
         size = (config.image_size,) * 2
-        run = stage.run_stage(
+        run = one_stage.run_stage(
             Stage(params, config), (inputs["text"],), inputs["keys"], given, config.sampling, None, size
         )
         return run[0]
@@ -96,20 +97,20 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     """The plan of a stage whose `run` says how it is spread over that many devices.
 
     Raises:
-      ValueError: batch or mesh do not divide; see `parallel.check_batch` and `parallel.make_mesh`.
+      ValueError: batch or mesh do not divide; see `sharding.check_batch` and `sharding.make_mesh`.
     """
     run, optim = config.run, config.optim
-    mesh = parallel.abstract_mesh(devices, run.fsdp, height=run.height)
+    mesh = sharding.abstract_mesh(devices, run.fsdp, height=run.height)
     parts = optim.accumulation if kind == "train" else 1
-    parallel.check_batch(optim.batch_size, parts, mesh)
+    sharding.check_batch(optim.batch_size, parts, mesh)
     # A device that has half of the rows of each image holds and does as much as one with half as many images.
     # Less than a whole image in each part is reckoned as one.
-    share = optim.batch_size / (parallel.batch_ways(mesh) * run.height)
+    share = optim.batch_size / (sharding.batch_ways(mesh) * run.height)
     rows = math.ceil(share / parts) * parts
-    alone = parallel.make_mesh(devices=jax.local_devices()[:1])
+    alone = sharding.make_mesh(devices=jax.local_devices()[:1])
     small = dataclasses.replace(config, optim=dataclasses.replace(optim, batch_size=rows))
     state = states.abstract_state(config, mesh)
-    bytes_of = lambda tree: parallel.shares(tree).per_device
+    bytes_of = lambda tree: sharding.shares(tree).per_device
     if kind == "train":
         inputs = train_inputs(config, rows)
         program = trace.trace(
@@ -132,7 +133,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         temporary += int(GATHERED_AHEAD * 2 * parameters)
     return Plan(
         parameters=parameters,
-        replicated=parallel.shares(state if kind == "train" else state.params).replicated,
+        replicated=sharding.shares(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
         # Inputs arrive whole on all devices that share their rows.
         input_bytes=int(sum(map(trace.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
@@ -153,7 +154,7 @@ def _forward_flops(config: StageConfig, mesh: Any) -> int:
     def forward(params: Any, batch: Any) -> jax.Array:
         return stage.loss(params, one, batch, stage.draw(one, jax.random.key(0), 1))
 
-    with parallel.use_mesh(mesh):
+    with sharding.use_mesh(mesh):
         return trace.flops(trace.trace(forward, params, train_inputs(one, 1)))
 
 

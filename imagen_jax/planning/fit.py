@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.config import StageConfig
 from imagen_jax.planning.chips import CHIPS, Chip, num_devices
 from imagen_jax.planning.estimate import Kind, estimate
@@ -43,8 +43,8 @@ def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iter
     """Other ways to run the same step, those that cost least speed first."""
 
     def state_bytes(fsdp: int) -> int:
-        state = abstract_state(config, parallel.abstract_mesh(devices, fsdp, height=config.run.height))
-        return parallel.shares(state if kind == "train" else state.params).per_device
+        state = abstract_state(config, sharding.abstract_mesh(devices, fsdp, height=config.run.height))
+        return sharding.shares(state if kind == "train" else state.params).per_device
 
     fsdps = [
         ways

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.config import StageConfig
 from imagen_jax.planning.chips import Target
 from imagen_jax.planning.estimate import Kind, sampler, train_inputs
@@ -47,11 +47,11 @@ def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
     Raises:
       DoesNotFit: the compiler cannot place the program's arrays.
     """
-    mesh = parallel.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
+    mesh = sharding.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
     rows = config.optim.batch_size
     state = states.abstract_state(config, mesh)
     placed = lambda tree: jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=parallel.batch_sharding(mesh)), tree
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh)), tree
     )
     if kind == "train":
         out = (states.shardings(state), None)
@@ -61,10 +61,10 @@ def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
         function, inputs = sampler(config, rows)
 
         def step_fn(params: Any, inputs: Any) -> jax.Array:
-            with parallel.use_mesh(mesh):
+            with sharding.use_mesh(mesh):
                 return function(params, inputs)
 
-        step = jax.jit(step_fn, out_shardings=parallel.batch_sharding(mesh))
+        step = jax.jit(step_fn, out_shardings=sharding.batch_sharding(mesh))
         args = (state.params, placed(inputs))
     start = time.perf_counter()
     with _quickest():

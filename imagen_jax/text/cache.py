@@ -37,9 +37,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imagen_jax import checks, files
-from imagen_jax.locks import lock
+from imagen_jax import checks
 from imagen_jax.progress import Progress, logger
+from imagen_jax.storage import files
+from imagen_jax.storage.locks import lock
 from imagen_jax.text import cache_format, cleaning, model_files
 from imagen_jax.text.encoder import UnknownTokensWarning, shorten, unknown_message
 

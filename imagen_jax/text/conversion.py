@@ -4,7 +4,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from imagen_jax import files
+from imagen_jax.storage import files
 from imagen_jax.text import model_files, pretrained, torch_file
 
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

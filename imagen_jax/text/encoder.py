@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import checks, parallel
+from imagen_jax import checks, sharding
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
 from imagen_jax.text import cleaning, model_files, pretrained, tokenizer
@@ -99,7 +99,7 @@ class TextEncoder:
           output: "last" hidden states; for CLIP also "penultimate" ones or the "pooled" one, which comes as
             a sequence of one token.
           clean_captions: repair captions before they are encoded; see `cleaning.clean`.
-          mesh: of this process's devices, as from `parallel.make_mesh`: captions are split over all of them,
+          mesh: of this process's devices, as from `sharding.make_mesh`: captions are split over all of them,
             parameters over its "fsdp" axis.
 
         Raises:
@@ -108,7 +108,7 @@ class TextEncoder:
         checks.choice("dtype", dtype, _DTYPES)
         clean_captions = checks.boolean("clean_captions", clean_captions)
         if mesh is not None:
-            checks.instance("mesh", mesh, Mesh, "a mesh, as from parallel.make_mesh")
+            checks.instance("mesh", mesh, Mesh, "a mesh, as from sharding.make_mesh")
         directory = pretrained.resolve(name_or_path, sha256)
         module = pretrained.make_module(directory, *_DTYPES[dtype], output)
         tokenizer.files_of(directory)
@@ -296,9 +296,9 @@ class TextEncoder:
         if self.mesh is None:
             return function(self.module, self.params, input_ids, attention_mask)
         num = len(input_ids)
-        size = num + -num % parallel.batch_ways(self.mesh)
+        size = num + -num % sharding.batch_ways(self.mesh)
         ids_and_mask = jax.tree.map(jnp.asarray, (input_ids, attention_mask))
-        return function(self.module, self.params, *parallel.pad_batch(ids_and_mask, size, self.mesh))[:num]
+        return function(self.module, self.params, *sharding.pad_batch(ids_and_mask, size, self.mesh))[:num]
 
     @property
     def _is_pooled(self) -> bool:

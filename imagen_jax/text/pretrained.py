@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.text import bert, clip, layers, model_files, t5
 from imagen_jax.text.known import KNOWN, Known, split_revision
 from imagen_jax.text.model_files import (
@@ -295,7 +295,7 @@ def load_params(
     family = family or read_config(directory)[0]
     tensors = locate(directory, module, family)
     shapes = _shapes(module, family)
-    shardings = parallel.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
+    shardings = sharding.state_sharding(shapes, mesh) if mesh else dict.fromkeys(shapes)
     loaded = {}
     for tensor in tensors:
         dtype = shapes[tensor.path].dtype
@@ -303,7 +303,7 @@ def load_params(
         axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
         cast = _caster(tensor.transposed, dtype, axis, tuple(shardings[path] for path in paths))
         with np.errstate(over="ignore"):  # of float64; told below
-            *parameters, is_finite = cast(parallel.place(_read(tensor), mesh))
+            *parameters, is_finite = cast(sharding.place(_read(tensor), mesh))
         if not is_finite:  # Waited for in any case, or many tensors would be on their way at once.
             raise ValueError(
                 f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}; got NaN or "

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from imagen_jax import files
+from imagen_jax.storage import files
 from imagen_jax.text import model_files
 
 # Of a model with 15,000 tensors; the pickle of a real one has some hundred kB.

@@ -14,14 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import files, locations, parallel
+from imagen_jax import compilation, processes, sharding
 from imagen_jax.config import StageConfig, flat
+from imagen_jax.config.validation import validate_for_training
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.progress import logger
+from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training import checkpoint, stage_dir
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
@@ -29,7 +32,6 @@ from imagen_jax.training.optim import learning_rate
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import StopRequests, Watchdog
 from imagen_jax.training.writer import METRICS_FILE, SAMPLES, Writer, check_wandb
-from imagen_jax.validation import validate_for_training
 
 REPLAY_FILE = "nonfinite.json"
 
@@ -58,27 +60,27 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     stopped.
     """
     # --- check everything before anything is written -------------------------------------------
-    parallel.agree(lambda: validate_for_training(config))
+    processes.agree(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
-        place = parallel.agree(lambda: locations.location(workdir, "--workdir"))
-        parallel.agree(lambda: files.check_directory(place / config.name, "--workdir"))
+        place = processes.agree(lambda: locations.location(workdir, "--workdir"))
+        processes.agree(lambda: files.check_directory(place / config.name, "--workdir"))
         options = flat(config)
-        parallel.require_same(
+        processes.require_same(
             {
                 "the kinds of options": " ".join(options),
                 "the code of imagen_jax": _code(),
                 "--workdir": str(place if locations.is_remote(place) else place.absolute()),
             }
         )
-        parallel.require_same({name: json.dumps(value) for name, value in options.items()})
-        mesh = parallel.make_mesh(config.run.fsdp, height=config.run.height)
-        data = parallel.agree(lambda: _open(config, mesh))
-        parallel.require_same(data.signatures)
+        processes.require_same({name: json.dumps(value) for name, value in options.items()})
+        mesh = sharding.make_mesh(config.run.fsdp, height=config.run.height)
+        data = processes.agree(lambda: _open(config, mesh))
+        processes.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
         with stage_dir.alone(directory) as hold:
-            parallel.agree(lambda: stage_dir.claim(directory, config))
-            parallel.agree(lambda: stage_dir.check_shared(directory, config))
+            processes.agree(lambda: stage_dir.claim(directory, config))
+            processes.agree(lambda: stage_dir.check_shared(directory, config))
             embeddings = embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
@@ -87,13 +89,13 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
     """Opens what the configuration names; raises a ValueError for whatever this process cannot train with."""
-    parallel.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
+    sharding.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
     check_wandb(config.run.wandb)
     options = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
     source = sources.open_source(config.data.path, config.data.split, **options)
     held_out = _held_out(config, **options)
     # Its parameters are read only if there is something left to embed.
-    encoder = TextEncoder.from_config(config.text, parallel.make_mesh(devices=jax.local_devices()))
+    encoder = TextEncoder.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
     refuse_other_caches(config, encoder)
     signatures = {"the data set": _signature(source), "its validation split": _signature(held_out)}
     return Data(source, held_out, signatures, encoder)
@@ -152,7 +154,7 @@ class _Run:
             flip=config.data.flip,
             num_threads=config.run.data_threads,
             num_workers=config.run.data_workers,
-            rows=parallel.local_rows(mesh, config.optim.batch_size),
+            rows=sharding.local_rows(mesh, config.optim.batch_size),
         )
         shown = source if held_out is None else held_out
         self._monitor = Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
@@ -165,7 +167,7 @@ class _Run:
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(self._config, self._mesh)
             state = self._state(checkpoints, abstract)
-            parallel.agree(lambda: stage_dir.check_space(self._directory, abstract))
+            processes.agree(lambda: stage_dir.check_space(self._directory, abstract))
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 writer.say(self._describe(abstract, int(state.step)))
@@ -190,14 +192,14 @@ class _Run:
         step = jax.jit(
             make_train_step(config, self._mesh),
             donate_argnums=0,
-            out_shardings=(states.shardings(abstract), parallel.replicated(self._mesh)),
+            out_shardings=(states.shardings(abstract), sharding.replicated(self._mesh)),
         )
         for done in range(first + 1, last + 1):
             self._watchdog.alive()
             with meter.waiting():
                 batch = next(self._data)
             undecodable = self._count_undecodable(batch.pop("undecodable"))
-            batch = parallel.shard_batch(batch, self._mesh, config.optim.batch_size)
+            batch = sharding.shard_batch(batch, self._mesh, config.optim.batch_size)
             if done == first + 1:
                 step = self._compiled(step, state, batch, writer, meter)
                 stops.begin()
@@ -217,7 +219,7 @@ class _Run:
                         with meter.paused():
                             values |= self._monitor.look(state, writer)
                         looked = True
-                except parallel.Cancelled:
+                except compilation.Cancelled:
                     stopped_by, is_saving, looked = stops.asked(), True, True
                 finally:
                     # In this order: once there is a checkpoint of a step, its metrics are not made again. If a
@@ -247,7 +249,7 @@ class _Run:
         return state
 
     def _describe(self, abstract: TrainState, first: int) -> str:
-        config, spread = self._config, parallel.shares(abstract)
+        config, spread = self._config, sharding.shares(abstract)
         line = (
             f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(self._source)} pictures, "
             f"{self._mesh.size} x {jax.devices()[0].device_kind}, step {first} of {config.run.num_steps}"
@@ -284,7 +286,7 @@ class _Run:
         writer.say(f"{self._config.name}: compiling the train step, which can take some minutes")
         begin = time.perf_counter()
         with meter.paused():
-            program = parallel.compiled(step, state, batch)
+            program = compilation.compiled(step, state, batch)
         writer.say(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
         writer.resume()
         self._watchdog.alive()
@@ -383,9 +385,9 @@ def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cach
         cache.build(watched, data.encoder, directory, share=share, total=total, on_embedded=watchdog.alive)
         watchdog.rest()  # other processes may have a larger share
 
-    parallel.agree(build)
+    processes.agree(build)
     watchdog.alive()
-    return parallel.agree(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
+    return processes.agree(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
 
 
 def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, directory: Path) -> Iterator[str]:

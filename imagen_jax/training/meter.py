@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax import parallel
+from imagen_jax import processes
 from imagen_jax.config import StageConfig
 from imagen_jax.diffusion.losses import BUCKETS
 
@@ -86,7 +86,7 @@ class Meter:
         return values
 
     def _data(self) -> dict[str, float]:
-        return {"undecodable": int(parallel.from_all(self._undecodable).sum())}
+        return {"undecodable": int(processes.from_all(self._undecodable).sum())}
 
     def _speed(self, num_steps: int) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)

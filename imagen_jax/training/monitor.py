@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from imagen_jax import parallel, resize, stage
+from imagen_jax import compilation, processes, resize, sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.diffusion import losses
-from imagen_jax.evaluation.grid import labelled_grid
+from imagen_jax.grid import labelled_grid
+from imagen_jax.sampling import one_stage
 from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.text import cache
 from imagen_jax.training.meter import by_bucket
@@ -59,7 +60,7 @@ class Monitor:
         """The metrics of what is due at `state.step`; pictures go to the writer.
 
         Raises:
-          parallel.Cancelled: `cancelled` returned something true while a program was compiled, in the only process.
+          compilation.Cancelled: `cancelled` returned something true while a program was compiled, in the only process.
         """
         step = int(state.step)
         begin = time.perf_counter()
@@ -101,7 +102,7 @@ class Monitor:
             seed=config.seed,
             shuffle=False,
             num_threads=config.run.data_threads,
-            rows=parallel.local_rows(self._mesh, batch_size),
+            rows=sharding.local_rows(self._mesh, batch_size),
         )
         num = min(batch_size, len(self._held_out))
         apart = np.int32(_apart(batch_size, len(self._held_out)) if num > 1 else 0)
@@ -110,7 +111,7 @@ class Monitor:
             for i in range(num_batches):
                 batch = next(data)
                 replaced += np.count_nonzero(batch.pop("undecodable") >= 0)
-                batch = parallel.shard_batch(batch, self._mesh, batch_size)
+                batch = sharding.shard_batch(batch, self._mesh, batch_size)
                 totals.append(self._run(_fixed_losses, params, batch, np.int32(i), apart))
         finally:
             data.close()
@@ -121,7 +122,7 @@ class Monitor:
         values = {
             "validation_loss": float(right),
             **by_bucket("validation_loss", sums, counts),
-            "validation_undecodable": int(parallel.from_all(replaced).sum()),
+            "validation_undecodable": int(processes.from_all(replaced).sum()),
         }
         if num > 1:
             values |= {
@@ -134,7 +135,7 @@ class Monitor:
         """function(config, mesh, *args) as one program, compiled when first used."""
         if function not in self._programs:
             jitted = jax.jit(partial(function, self._config, self._mesh))
-            self._programs[function] = parallel.compiled(jitted, *args, cancelled=self.cancelled)
+            self._programs[function] = compilation.compiled(jitted, *args, cancelled=self.cancelled)
         found = jax.device_get(self._programs[function](*args))
         self._alive()
         return found
@@ -152,16 +153,16 @@ class Monitor:
             records, pictures = reader.usable(self._shown, num, size)
             captions = [record["caption"] for record in records]
             num = len(records)
-        ways = parallel.batch_ways(self._mesh)
+        ways = sharding.batch_ways(self._mesh)
         rows = -(-num // ways) * ways  # the same number on every device
         captions = [captions[i % len(captions)] for i in range(rows)]
         text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
         low_res = None
         if config.is_super_resolution:
             low_res = resize.area(pictures[np.arange(rows) % num], config.low_res_size)
-        mine = parallel.local_rows(self._mesh, rows)
+        mine = sharding.local_rows(self._mesh, rows)
         inputs = jax.tree.map(lambda leaf: leaf[mine], (TextCond(text["text"], text["text_mask"]), low_res))
-        images = self._run(_samples, params, *parallel.shard_batch(inputs, self._mesh, rows))[:num]
+        images = self._run(_samples, params, *sharding.shard_batch(inputs, self._mesh, rows))[:num]
         if not np.isfinite(images).all():
             raise FloatingPointError("the network returned NaN or infinity")
         if not config.is_super_resolution:
@@ -175,10 +176,10 @@ def _samples(
     config: StageConfig, mesh: Mesh, params: Any, text: TextCond, low_res: jax.Array | None
 ) -> jax.Array:
     """One image per caption, whole on every device."""
-    with parallel.use_mesh(mesh):
+    with sharding.use_mesh(mesh):
         keys = stage.image_keys(config.seed, len(text.mask))
-        made = stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
-    return jax.lax.with_sharding_constraint(made, parallel.replicated(mesh))
+        made = one_stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
+    return jax.lax.with_sharding_constraint(made, sharding.replicated(mesh))
 
 
 def _apart(batch_size: int, num: int) -> int:
@@ -201,11 +202,11 @@ def _fixed_losses(
     index alone."""
     key = jax.random.fold_in(stage.named_key(jax.random.key(config.seed), "validation"), index)
     draws = stage.draw(config, key, len(batch["x"]))
-    draws = parallel.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)
-    with parallel.use_mesh(mesh):
+    draws = sharding.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)
+    with sharding.use_mesh(mesh):
         right, logsnr_t = stage.image_losses(params, config, batch, draws, train=False)
         others = {name: jnp.roll(batch[name], apart, axis=0) for name in ("text", "text_mask")}
         wrong, _ = stage.image_losses(params, config, batch | others, draws, train=False)
     sums, counts = losses.by_logsnr(right, logsnr_t)
     found = sums, counts, losses.by_logsnr(wrong, logsnr_t)[0]
-    return jax.lax.with_sharding_constraint(found, parallel.replicated(mesh))  # every process reads them
+    return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))  # every process reads them

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from imagen_jax import parallel, stage
+from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import TrainState
 from imagen_jax.training.optim import make_optimizer
@@ -26,7 +26,7 @@ def new_state(config: StageConfig) -> TrainState:
 def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
     """The state of `config` as ShapeDtypeStructs with their shardings on `mesh`, without making it."""
     shapes = jax.eval_shape(lambda: new_state(config))
-    shardings = parallel.state_sharding(shapes, mesh)
+    shardings = sharding.state_sharding(shapes, mesh)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 

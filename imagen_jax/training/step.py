@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from imagen_jax import parallel, stage
+from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.diffusion import losses
 from imagen_jax.structs import TrainState
@@ -22,7 +22,7 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
 
     Args:
       config: of the stage. Batches have config.optim.batch_size rows; see `stage.image_losses`.
-      mesh: as from `parallel.make_mesh`; state and batch lie on it.
+      mesh: as from `sharding.make_mesh`; state and batch lie on it.
 
     Metrics are the scalars loss, grad_norm, learning_rate, ema_distance (of the averaged parameters from the others, as
     a share of their norm) and skipped, and [K] loss_sums and loss_counts of `losses.by_logsnr`. A step whose loss or
@@ -35,7 +35,7 @@ def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
 
     def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
-        with parallel.use_mesh(mesh):
+        with sharding.use_mesh(mesh):
             (loss, (sums, counts)), grads = _loss_and_grads(config, mesh, state.params, batch, draws)
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -75,13 +75,13 @@ def _loss_and_grads(
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
-        return value_and_grad(params, config, batch, parallel.constrain_batch(draws, mesh))
+        return value_and_grad(params, config, batch, sharding.constrain_batch(draws, mesh))
 
     # Part i takes every parts-th row, so that each device keeps its own rows.
     split = jax.tree.map(
         lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), (batch, draws)
     )
-    split = parallel.constrain_batch(split, mesh, axis=1)
+    split = sharding.constrain_batch(split, mesh, axis=1)
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, value_and_grad(params, config, *part)), None

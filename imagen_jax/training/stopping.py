@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import parallel, signals
+from imagen_jax import sharding, signals
 
 _LATER = 2  # steps after which processes read what the others were asked
 
@@ -64,7 +64,7 @@ def _asked_of_any(received: list[int], mesh: Mesh) -> Callable[[], int | None]:
     told: collections.deque[jax.Array] = collections.deque()
 
     def asked() -> int | None:
-        told.append(parallel.flag_of_all(bool(received), mesh))
+        told.append(sharding.flag_of_all(bool(received), mesh))
         if len(told) <= _LATER or not np.asarray(told.popleft()):
             return None
         return next(iter(received), signal.SIGTERM)

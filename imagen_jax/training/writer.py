@@ -17,10 +17,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imagen_jax import files, locations
 from imagen_jax.config import StageConfig, to_dict
 from imagen_jax.data import transforms
 from imagen_jax.progress import Progress, logger
+from imagen_jax.storage import files, locations
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"

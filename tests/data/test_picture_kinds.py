@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from imagen_jax import fitting
-from imagen_jax.data import opening, pictures, profiles, transforms
+from imagen_jax.data import opening, profiles, transforms
+from imagen_jax.prepare import pictures
+from imagen_jax.sampling import fitting
 
 TURNS = {
     1: lambda x: x,

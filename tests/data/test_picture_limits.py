@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import containers, masks, opening, pictures, transforms
+from imagen_jax.data import containers, masks, opening, transforms
+from imagen_jax.prepare import pictures
 
 X = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 SMOOTH = np.repeat(np.repeat(X[:2, :2], 16, 0), 16, 1)
@@ -331,7 +332,7 @@ def test_the_memory_of_a_worker_stays_below_1_gib():
     """All of the above, and a large picture, in one process."""
     code = """if True:
         import re
-        from imagen_jax.data import pictures
+        from imagen_jax.prepare import pictures
         from tests.data.test_picture_limits import HOSTILE, SOUND, largest
         for data in (*(row[0] for row in (*SOUND.values(), *HOSTILE.values())), largest()):
             try:

@@ -56,7 +56,7 @@ def test_plain_tfds_reads_it(tmp_path):
 
 def test_imports_are_light():
     code = (
-        "import sys, imagen_jax.data.sources, imagen_jax.data.pipeline, imagen_jax.data.folder\n"
+        "import sys, imagen_jax.data.sources, imagen_jax.data.pipeline, imagen_jax.prepare.folder\n"
         "bad = {'tensorflow', 'tensorflow_datasets', 'grain'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

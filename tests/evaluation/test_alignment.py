@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from imagen_jax.data import shape_captions, shapes
 from imagen_jax.evaluation import alignment
+from imagen_jax.prepare import shape_captions, shapes
 
 NUM = 120
 

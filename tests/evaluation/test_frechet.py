@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from imagen_jax.data import shapes, transforms
+from imagen_jax.data import transforms
 from imagen_jax.evaluation import frechet
+from imagen_jax.prepare import shapes
 
 NUM = 300
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from imagen_jax import config as C
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.planning import chips, program
 from imagen_jax.planning.estimate import estimate
 from imagen_jax.training import state as states
@@ -17,10 +17,10 @@ def run_on(config, **run):
 
 
 def test_state_bytes_are_those_of_the_real_state(tiny_configs, monkeypatch):
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     config = run_on(tiny_configs[0], fsdp=4)
     plan = estimate(config, "train", 8)
-    state = states.init_state(config, states.abstract_state(config, parallel.make_mesh(4)))
+    state = states.init_state(config, states.abstract_state(config, sharding.make_mesh(4)))
     on_first = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
     assert plan.params_bytes == on_first(state.params) and plan.ema_bytes == on_first(state.ema_params)
     assert plan.optimizer_bytes == on_first(state.opt_state)

@@ -125,10 +125,10 @@ def test_collectives_are_read_from_a_program():
 
 
 def test_collectives_of_a_real_program():
-    from imagen_jax import parallel
+    from imagen_jax import sharding
 
-    mesh = parallel.make_mesh()
-    rows, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    mesh = sharding.make_mesh()
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     program = (
         jax.jit(lambda x: jnp.sum(x, axis=0), in_shardings=rows, out_shardings=whole)
         .lower(np.zeros((8, 256), np.float32))

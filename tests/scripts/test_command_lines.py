@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax import config, options
+from imagen_jax import config
+from imagen_jax.cli import options
 from imagen_jax.data import sources, transforms
 
 ROOT = Path(__file__).parents[2]

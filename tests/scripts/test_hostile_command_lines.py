@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagen_jax import options, presets
+from imagen_jax.cli import options
+from imagen_jax.config import presets
 
 ROOT = Path(__file__).parents[2]
 NUM = int(os.environ.get("IMAGEN_JAX_COMMAND_LINES", "40"))

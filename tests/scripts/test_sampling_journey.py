@@ -16,9 +16,11 @@ from PIL import Image
 
 from imagen_jax import TextEncoder, load_cascade, stage
 from imagen_jax import config as C
-from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.data import sources, transforms
+from imagen_jax.prepare import shapes
+from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
-from imagen_jax.training import checkpoint, stage_dir
 from tests.conftest import random_array
 
 ROOT = Path(__file__).parents[2]

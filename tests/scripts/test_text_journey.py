@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from imagen_jax import TextEncoder, load_cascade
-from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.data import sources, transforms
+from imagen_jax.prepare import shapes
 from imagen_jax.text import cache, pretrained
 
 ROOT = Path(__file__).parents[2]

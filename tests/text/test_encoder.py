@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.config import TextConfig
 from imagen_jax.text import bert, pretrained
 from imagen_jax.text.encoder import TextEncoder, UnknownTokensWarning
@@ -212,8 +212,8 @@ def test_parameters_are_read_when_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("num", [1, 3, 8, 13])
 def test_a_mesh_changes_nothing(tiny, num, monkeypatch):
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 512)
-    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert", mesh=parallel.make_mesh(fsdp=2))
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 512)
+    encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert", mesh=sharding.make_mesh(fsdp=2))
     kernel = encoder.params["params"]["layer_0"]["mlp_in"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
     captions = (["a red cat", "dog", "the green dog left of the blue cat on the square"] * 5)[:num]

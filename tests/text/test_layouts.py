@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.text import pretrained
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -67,14 +67,14 @@ def test_int8_weights_are_near_float32(layout):
 
 def test_eight_devices_encode_as_one(layout, monkeypatch):
     directory, apply, golden = layout
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 512)
-    mesh = parallel.make_mesh(fsdp=4)
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 512)
+    mesh = sharding.make_mesh(fsdp=4)
     module, params = pretrained.load_model(directory, jnp.float32, mesh=mesh)
     # Born sharded: no device has more than about a quarter.
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert held < 0.35 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     ids, mask = (np.concatenate([golden[name]] * 2) for name in ("input_ids", "attention_mask"))
-    sharded = jax.jit(module.apply)(params, *parallel.shard_batch((ids, mask), mesh))
+    sharded = jax.jit(module.apply)(params, *sharding.shard_batch((ids, mask), mesh))
     np.testing.assert_allclose(sharded, apply(ids, mask), rtol=0, atol=1e-5)
 
 

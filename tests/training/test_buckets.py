@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import config, files, load_cascade, load_stage, locations, locks
-from imagen_jax.data import shapes, sources, transforms
-from imagen_jax.training import best_sampling, checkpoint, loop, stage_dir, writer
+from imagen_jax import config, load_cascade, load_stage
+from imagen_jax.data import sources, transforms
+from imagen_jax.prepare import shapes
+from imagen_jax.stage_dir import best_sampling, checkpoint
+from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.storage import files, locations, locks
+from imagen_jax.training import loop, writer
 
 pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
@@ -100,7 +104,7 @@ def test_sampling_options_are_kept_in_the_bucket(trained, best):
 @pytest.fixture
 def run(load_script, monkeypatch, trained):
     """run(script, *arguments) on the trained cascade in the bucket."""
-    monkeypatch.setattr("imagen_jax.parallel.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("imagen_jax.compilation.use_compilation_cache", lambda: None)
 
     def call(name, *arguments):
         script = load_script(name)
@@ -162,12 +166,12 @@ def test_a_writer_keeps_earlier_steps_and_drops_later_ones(bucket, preset):
 
 
 def state_of(step):
-    from imagen_jax import parallel
+    from imagen_jax import sharding
     from imagen_jax.structs import TrainState
 
     tree = {"a": jax.numpy.arange(6.0).reshape(2, 3) + step}
     state = TrainState(jax.numpy.int32(step), tree, jax.tree.map(jax.numpy.copy, tree), {"m": 2 * tree["a"]})
-    return jax.device_put(state, parallel.replicated(parallel.make_mesh()))
+    return jax.device_put(state, sharding.replicated(sharding.make_mesh()))
 
 
 def abstract():

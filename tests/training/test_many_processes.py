@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.data import sources, transforms
+from imagen_jax.prepare import shapes
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -125,8 +126,9 @@ def test_processes_of_another_seed_stop_before_anything_is_written(setup, soak):
 
 ELSEWHERE = """
 import sys
-from imagen_jax import parallel
-parallel.initialize()
+from imagen_jax import processes
+from imagen_jax import sharding
+processes.initialize()
 import jax
 from imagen_jax.config import DataConfig, StageConfig, TextConfig
 from imagen_jax.training.loop import train
@@ -163,14 +165,15 @@ def test_processes_of_another_workdir_are_told_before_anything_is_written(tmp_pa
 
 UNREADABLE = """
 import sys
-from imagen_jax import parallel
-parallel.initialize()
+from imagen_jax import processes
+from imagen_jax import sharding
+processes.initialize()
 import jax, jax.numpy as jnp
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import TrainState
-from imagen_jax.training import checkpoint
+from imagen_jax.stage_dir import checkpoint
 
-whole = parallel.replicated(parallel.make_mesh())
+whole = sharding.replicated(sharding.make_mesh())
 new = jax.jit(
     lambda step: TrainState(step, {"a": 1.0 * step}, {"a": 2.0 * step}, {"m": jnp.zeros(4)}), out_shardings=whole
 )

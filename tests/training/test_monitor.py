@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import parallel
+from imagen_jax import sharding
 from imagen_jax.config import RunConfig
-from imagen_jax.data import shapes, sources, transforms
+from imagen_jax.data import sources, transforms
 from imagen_jax.diffusion import losses
 from imagen_jax.planning import chips, estimate
+from imagen_jax.prepare import shapes
 from imagen_jax.training import meter as meters
 from imagen_jax.training import monitor as monitors
 from imagen_jax.training import state as states
@@ -136,8 +137,8 @@ class Pictures:
 
 def look(stage, source, num_devices, **run):
     config = settings(stage.config, validate_every=2, sample_every=4, sample_images=3, **run)
-    mesh = parallel.make_mesh(devices=jax.devices()[:num_devices])
-    params = parallel.replicate(stage.params, mesh)
+    mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
+    params = sharding.replicate(stage.params, mesh)
     state = states.TrainState(step=np.int32(4), params=None, ema_params=params, opt_state=None)
     monitor = monitors.Monitor(config, mesh, source, source, Embeddings())
     assert [monitor.is_due(step) for step in (1, 2, 4)] == [False, True, True]
@@ -212,7 +213,7 @@ def test_samples_are_as_many_as_there_are_captions(
         monitors.Monitor, "_run", lambda self, _, params, text, low_res: np.zeros((len(text.mask), 8, 8, 3))
     )
     monkeypatch.setattr(monitors, "labelled_grid", lambda images, labels, **_: seen.append((images, labels)))
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     monitors.Monitor(config, mesh, source, source, Embeddings()).sample(None)
     ((shown, names),) = seen
     names = [name for name in names if name != "low-res"]

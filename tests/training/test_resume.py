@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from imagen_jax import config, load_cascade, load_stage
-from imagen_jax.data import shapes, sources, transforms
-from imagen_jax.presets import load_preset
-from imagen_jax.training import loop, stage_dir
+from imagen_jax.config.presets import load_preset
+from imagen_jax.data import sources, transforms
+from imagen_jax.prepare import shapes
+from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -210,9 +212,9 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
         network=config.UNetConfig((8,), (1,), (False,), embedding=32),  # compiles in a third of the time
         run=dataclasses.replace(settings.run, max_skipped=2),
     )
-    place = loop.parallel.shard_batch
+    place = loop.sharding.shard_batch
     monkeypatch.setattr(
-        loop.parallel,
+        loop.sharding,
         "shard_batch",
         lambda batch, *rest: place(batch | {"x": batch["x"] * np.nan}, *rest),
     )

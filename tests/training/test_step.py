@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from imagen_jax import parallel, resize, stage
+from imagen_jax import resize, sharding, stage
 from imagen_jax.config import OptimConfig
 from imagen_jax.training import optim
 from imagen_jax.training import state as states
@@ -17,7 +17,7 @@ from imagen_jax.training.step import make_train_step
 @functools.lru_cache
 def compiled(config, num_devices, fsdp, height):
     """(mesh, init, step) of a configuration; compiling is what these tests spend their time on."""
-    mesh = parallel.make_mesh(fsdp, devices=jax.devices()[:num_devices], height=height)
+    mesh = sharding.make_mesh(fsdp, devices=jax.devices()[:num_devices], height=height)
     abstract = states.abstract_state(config, mesh)
     shardings = states.shardings(abstract)
     step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(shardings, None))
@@ -28,7 +28,7 @@ def run(config, batch, steps=3, num_devices=1, fsdp=1, height=1):
     mesh, init, step = compiled(config, num_devices, fsdp, height)
     state, losses = init(), []
     for _ in range(steps):
-        state, metrics = step(state, parallel.shard_batch(batch, mesh))
+        state, metrics = step(state, sharding.shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -58,7 +58,7 @@ def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
 
 
 def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     state, _ = run(change(tiny_configs[1], eps=1e-3), batches[1], num_devices=8, fsdp=4)
     kernel = state.params["down_1_block_0"]["conv_1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
@@ -75,7 +75,7 @@ def test_every_mesh_gives_the_same_losses_and_parameters(tiny_configs, batches, 
 
     A large eps, since Adam turns the rounding of a gradient that is zero (of a key's bias) into a whole step.
     """
-    monkeypatch.setattr(parallel, "_MIN_SHARDED_BYTES", 256)
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     config = change(tiny_configs[index], eps=1e-3)
     one, losses = run(config, batches[index])
     state, sharded_losses = run(config, batches[index], num_devices=8, **ways)
@@ -115,12 +115,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_configs, 
     config = change(tiny_configs[1], eps=1e-3)
     mesh, init, step = compiled(config, 1, 1, 1)
     broken = batches[1] | {"x": np.where(np.arange(8).reshape(8, 1, 1, 1) == 3, np.nan, batches[1]["x"])}
-    state, metrics = step(init(), parallel.shard_batch(broken, mesh))
+    state, metrics = step(init(), sharding.shard_batch(broken, mesh))
     assert int(metrics["skipped"]) == 1 and int(state.step) == 1
     before = init()
     for part in ("params", "ema_params", "opt_state"):
         assert_same(getattr(state, part), getattr(before, part), 0)
-    state, metrics = step(state, parallel.shard_batch(batches[1], mesh))
+    state, metrics = step(state, sharding.shard_batch(batches[1], mesh))
     assert int(metrics["skipped"]) == 0 and int(state.step) == 2 and np.isfinite(metrics["loss"])
 
 
@@ -190,8 +190,8 @@ def test_muon_steps_by_orthogonal_matrices_of_the_size_of_adam():
 
 
 def test_batches_that_do_not_divide_are_refused():
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     with pytest.raises(ValueError, match=r"devices x optim.accumulation = 8 x 2; got 24: use 32"):
-        parallel.check_batch(24, 2, mesh)
+        sharding.check_batch(24, 2, mesh)
     with pytest.raises(ValueError, match="run.fsdp must divide the number of devices 8; got 3"):
-        parallel.make_mesh(fsdp=3)
+        sharding.make_mesh(fsdp=3)

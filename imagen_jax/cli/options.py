@@ -1,0 +1,254 @@
+"""Checks the options of a command line against the types of dataclass fields, so that what is wrong is one clear line.
+
+tyro parses the options; its own messages are boxes of several lines, which name neither the nearest option nor the
+choices in order, and it takes the last of two values in silence.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from imagen_jax.storage.locations import Location
+
+
+class Field(NamedTuple):
+    """What an option takes: its type, whether it must be given, and whether it is a flag without a value."""
+
+    hint: Any
+    required: bool
+    is_flag: bool
+    default: Any  # MISSING where there is none
+
+
+def fields(options: Any, prefix: str = "") -> dict[str, Field]:
+    """The options of a dataclass, or of an instance of one (whose nested dataclasses are followed), by their names.
+
+    Names are those that a user types, without the dashes before them: "optim.learning-rate".
+    """
+    hints = typing.get_type_hints(options if isinstance(options, type) else type(options))
+    found = {}
+    for field in dataclasses.fields(options):
+        name = prefix + field.name.replace("_", "-")
+        value = getattr(options, field.name, dataclasses.MISSING)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= fields(value, f"{name}.")
+            continue
+        is_required = value is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        hint = hints[field.name]
+        found[name] = Field(hint, is_required, hint is bool and not is_required, value)
+    return found
+
+
+def names(parsed: Any) -> frozenset[str]:
+    """The names of the options that a command line was parsed into: a dataclass, or a tuple of some."""
+    return frozenset(
+        name
+        for part in (parsed if isinstance(parsed, tuple) else (parsed,))
+        if dataclasses.is_dataclass(part)
+        for name in fields(part)
+    )
+
+
+def as_typed(message: str, known: Container[str]) -> str:
+    """A message that begins with the name of a field, with the names of options in it as the user types them.
+
+    "optim.batch_size must be a multiple of optim.accumulation 5" becomes "--optim.batch-size must be a multiple of
+    --optim.accumulation 5". Behind the first word only names with a dot or an underscore are taken for options.
+    """
+    def typed(match: re.Match) -> str:
+        name = match[0].replace("_", "-")
+        return f"--{name}" if name in known else match[0]
+
+    first = re.match(r"[a-z]\w*(\.\w+)*(?=( and \w+)?(\[\d+\])? (must|needs) )", message)
+    if first is None or first[0].replace("_", "-") not in known:
+        return message
+    rest = re.sub(r"(?<![\w./'\"-])[a-z]+[._]\w+(\.\w+)*(?![\w/'\"-]|\.\w)", typed, message[first.end() :])
+    return typed(first) + rest
+
+
+def asks_for_help(args: list[str]) -> bool:
+    return "-h" in args or "--help" in args
+
+
+def given(args: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields (option, its values) in order; ("", values) for values before any option."""
+    name, values = "", []
+    for arg in args:
+        if arg.startswith("--") and len(arg) > 2:
+            if name or values:
+                yield name, values
+            name, has_value, value = arg[2:].partition("=")
+            name, values = name.replace("_", "-"), [value] if has_value else []
+        else:
+            values.append(arg)
+    if name or values:
+        yield name, values
+
+
+def check(args: list[str], known: Mapping[str, Field]) -> None:
+    """Raises a ValueError for the first thing that is wrong in `args`, whose options are `known`."""
+    counts = Counter()
+    for name, values in given(args):
+        field, is_negated = known.get(name), False
+        if field is None:
+            head, dot, last = name.rpartition(".")
+            if last.startswith("no-"):
+                field, is_negated = known.get(head + dot + last[3:]), True
+            if field is None or not field.is_flag:
+                raise ValueError(_unknown(name, values, known))
+            name = head + dot + last[3:]
+        counts[name] += 1
+        if counts[name] > 1:
+            raise ValueError(f"--{name} must be given once; got it twice: give all its values behind one.")
+        if field.is_flag:
+            if values:
+                raise ValueError(
+                    f"--{name} must stand without a value; got {_shown(values)}: --{name} turns it on, "
+                    f"--{_negated(name)} off."
+                )
+        elif is_negated or (wrong := _wrong(field, values)) is not None:
+            wrong = values if is_negated else wrong
+            raise ValueError(
+                f"--{name} must be {rule(field.hint)}; got {_shown(wrong)}{_nearest(field.hint, wrong)}."
+            )
+    missing = [name for name, field in known.items() if field.required and not counts[name]]
+    if missing:
+        names = " and ".join(f"--{name}" for name in missing)
+        raise ValueError(f"{names} must be given; got no value: --help lists all options.")
+
+
+def _negated(name: str) -> str:
+    head, dot, last = name.rpartition(".")
+    return f"{head}{dot}no-{last}"
+
+
+def _shown(values: list[str]) -> str:
+    return " ".join(map(repr, values)) if values else "no value"
+
+
+def _unknown(name: str, values: list[str], known: Mapping[str, Field]) -> str:
+    if not name:
+        return f"options must begin with two dashes; got {_shown(values)}: --help lists all options."
+    ends = {option.rpartition(".")[2]: option for option in reversed(known)}
+    near = difflib.get_close_matches(name, known, 1, 0.6) or [
+        ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], ends, 1, 0.7)
+    ]
+    fix = f"did you mean --{near[0]}? " if near else ""
+    return f"--{name} is no option: {fix}--help lists all options."
+
+
+def _nearest(hint: Any, values: list[str]) -> str:
+    choices = list(_choices(hint))
+    near = [close for value in values for close in difflib.get_close_matches(value, choices, 1, 0.6)]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _choices(hint: Any) -> Iterator[str]:
+    if typing.get_origin(hint) is Literal:
+        yield from map(str, typing.get_args(hint))
+    for part in typing.get_args(hint):
+        if typing.get_origin(part) is not None or isinstance(part, type):
+            yield from _choices(part)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _wrong(field: Field, values: list[str]) -> list[str] | None:
+    """The words among `values` that the option cannot take, all where their number is wrong; None: it can take them."""
+    kind = typing.get_args(field.hint)[0] if _is_variadic(field.hint) else None
+    if kind is not None and values:
+        return [value for value in values if not _accepts(kind, [value])] or None
+    if kind is not None:  # none at all only to take away what there is without the option
+        return None if field.default else values
+    is_empty_text = values == [""] and field.default != ""
+    return None if _accepts(field.hint, values) and not is_empty_text else values
+
+
+def _is_variadic(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[-1] is ...
+
+
+def _accepts(hint: Any, values: list[str]) -> bool:
+    """Whether the words after an option are a value of this type."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Annotated:
+        return _accepts(arguments[0], values)
+    if _is_union(hint):
+        return any(_accepts(part, values) for part in arguments)
+    if typing.get_origin(hint) is tuple:
+        if arguments[-1] is ...:
+            return all(_accepts(arguments[0], [value]) for value in values)
+        return len(values) == len(arguments) and all(
+            _accepts(part, [value]) for part, value in zip(arguments, values, strict=True)
+        )
+    if len(values) != 1:
+        return False
+    if hint is type(None):
+        return values == ["None"]
+    if typing.get_origin(hint) is Literal:
+        return values[0] in map(str, arguments)
+    if hint is bool:
+        return values[0] in ("True", "False")
+    if hint is Path:
+        return values[0] != ""
+    try:
+        hint(values[0])
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+_KINDS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Location: "path or URL",
+    bool: "True or False",
+}
+
+
+def rule(hint: Any) -> str:
+    """What an option of this type must be, in words: "a whole number or None"."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Annotated:
+        return rule(arguments[0])
+    if _is_union(hint):
+        return " or ".join(map(rule, (*(a for a in arguments if a is not type(None)), *_none(arguments))))
+    if typing.get_origin(hint) is tuple:
+        if arguments[-1] is ...:
+            return rule(arguments[0])
+        return f"{len(arguments)} {_KINDS[arguments[0]]}s"
+    if hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    kind = _KINDS.get(hint, getattr(hint, "__name__", str(hint)))
+    return kind if hint is bool else f"a {kind}" if hint is not str else "a text that is not empty"
+
+
+def _none(arguments: tuple) -> tuple:
+    return tuple(part for part in arguments if part is type(None))
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The docstrings behind the fields of a dataclass, each in one line."""
+    (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }

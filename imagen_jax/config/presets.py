@@ -1,0 +1,103 @@
+"""Presets: Python files whose `get_config` returns the stages of a cascade. They are run, so they must be trusted."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.checks import require, text
+from imagen_jax.config.stage import StageConfig
+from imagen_jax.config.validation import validate_cascade
+from imagen_jax.storage import locations
+
+_PRESETS = Path(__file__).parent.parent / "configs"
+_MAX_BYTES = 2**20
+
+
+def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
+    """Return the stages of a preset, checked: what `get_config` of configs/<name>.py, or of any such file, returns.
+
+    Args:
+      name_or_path: a name in configs/, or the path of a .py file, which is run. A colon and words choose among the
+        preset's variants, as in "base64:1b,paper". Each parameter of its `get_config` is a `Literal` of such words,
+        with a default.
+
+    Raises:
+      ValueError: there is no such preset or variant, the file cannot be run, or what it returns is no valid cascade.
+    """
+    locations.local(text("--preset", name_or_path), "--preset")
+    name_or_path, _, variant = name_or_path.partition(":")
+    path = Path(name_or_path) if name_or_path.endswith(".py") else _PRESETS / f"{name_or_path}.py"
+    if not _is_file(path):
+        known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.py")))
+        raise ValueError(f"--preset must be one of {known}, or the path of a .py file; got {name_or_path!r}.")
+    size = path.stat().st_size
+    require(size <= _MAX_BYTES, f"--preset {path}", f"have at most {_MAX_BYTES} bytes", size)
+    module = types.ModuleType(f"imagen_jax_preset_{path.stem}")
+    module.__file__ = str(path)
+    # Compiled here, for an import would leave a cache of bytecode beside the file.
+    _run(path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), vars(module)))
+    get_config = getattr(module, "get_config", None)
+    rule = "define a function get_config that returns the stages"
+    require(inspect.isfunction(get_config), f"--preset {path}", rule, get_config)
+    chosen = _run(path, lambda: _variant(path.stem, get_config, variant))
+    stages = _run(path, lambda: get_config(**chosen))
+    is_list = isinstance(stages, tuple | list)
+    rule = "return a tuple of StageConfig from get_config"
+    require(
+        is_list and all(isinstance(stage, StageConfig) for stage in stages), f"--preset {path}", rule, stages
+    )
+    return validate_cascade(tuple(stages))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or in a directory that cannot be read
+        return False
+
+
+def _run(path: Path, function: Callable[[], Any]) -> Any:
+    """function(), which runs code of the preset; whatever that raises becomes one line."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith("--preset"):
+            raise
+        places = [place for place in _places(error) if place[0] == str(path)]
+        where = f" in line {places[-1][1]}" if places else ""
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"--preset {path} must be Python that runs without errors; got {type(error).__name__}{where}"
+            f"{f' ({reason})' if reason else ''}: presets are run to get their stages."
+        ) from error
+
+
+def _places(error: BaseException) -> list[tuple[str, int | None]]:
+    """(file, line) of each frame that an error passed through, and of a syntax error."""
+    found, trace = [], error.__traceback__
+    while trace is not None:
+        found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    return [*found, (error.filename, error.lineno)] if isinstance(error, SyntaxError) else found
+
+
+def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
+    """Words such as "1b,paper" by the parameter whose choices they are among."""
+    hints = typing.get_type_hints(get_config)
+    choices = {name: typing.get_args(hints[name]) for name in hints if name != "return"}
+    chosen = {}
+    for word in words.split(",") if words else ():
+        names = [name for name, allowed in choices.items() if word in allowed]
+        if not names or names[0] in chosen:
+            variants = "; ".join(
+                f"{name}: {', '.join(map(str, allowed))}" for name, allowed in choices.items()
+            )
+            raise ValueError(
+                f"--preset {preset} must be followed by at most one word each of its variants "
+                f"({variants or 'it has none'}); got {words!r}."
+            )
+        chosen[names[0]] = word
+    return chosen

@@ -1,0 +1,269 @@
+"""Frozen, hashable configurations: one `StageConfig` describes one diffusion stage completely.
+
+`validation.validate` checks one before anything is loaded or compiled. A configuration is stored as JSON in every
+checkpoint, so that a stage can be rebuilt from its directory alone.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+from imagen_jax.config.sampling import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The base network (paper F.1). Lists have one entry for each resolution, highest first."""
+
+    channels: tuple[int, ...] = (512, 1024, 1536, 2048)
+    """Channels at each resolution."""
+    num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    """Residual blocks at each resolution, on the way down and on the way up."""
+    attention: tuple[bool, ...] = (False, True, True, True)
+    """Whether blocks of a resolution attend to the image and to the text."""
+    embedding: int = 2048
+    """Width of the conditioning vector and of the text tokens in the network; ADM uses 4 times the first channels."""
+    head_dim: int = 64
+    """Channels of each attention head."""
+    dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientUNetConfig:
+    """The super-resolution network (paper F.2). Lists have one entry for each level; every level halves the resolution
+    before its blocks."""
+
+    stem_channels: int = 128
+    """Channels of the first convolution, at full resolution."""
+    channels: tuple[int, ...] = (128, 256, 512, 1024)
+    """Channels at each level."""
+    num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
+    """Residual blocks at each level, on the way down and on the way up."""
+    self_attention: tuple[bool, ...] = (False, False, False, True)
+    """Whether a level attends to the image and to the text after its blocks."""
+    cross_attention: tuple[bool, ...] = (False, False, False, False)
+    """Whether a level attends to the text alone after its blocks."""
+    embedding: int = 512
+    """Width of the conditioning vector and of the text tokens inside the network."""
+    num_heads: int = 8
+    """Heads of each attention layer."""
+    dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.channels)
+
+
+NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """The diffusion process and its loss."""
+
+    schedule: str = "cosine"
+    """Noise schedule of training, a name in diffusion.schedules.SCHEDULES: cosine, linear, shifted_cosine,
+    interpolated_cosine, sigmoid, edm or lognormal."""
+    zero_terminal_snr: bool = False
+    """Stretch the schedule so that t = 1 is noise alone; not for prediction eps."""
+    prediction: Literal["x", "eps", "v", "edm"] = "v"
+    """What the network predicts."""
+    loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
+    """Weight of the loss by log-SNR."""
+    min_snr_gamma: float = 5.0
+    """min_snr: largest weight on MSE(x)."""
+    min_snr_floor: float = 0.0
+    """min_snr: least weight on MSE(x); 1 is the truncated SNR."""
+    sigmoid_bias: float = 2.0
+    """sigmoid: larger weighs fine detail more; about 2 for 64x64, smaller for larger images."""
+    cond_drop_prob: float = 0.1
+    """Share of captions dropped in training, for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
+    max_aug_level: float = 1.0
+    """Super-resolution only: noise levels of the low-res image are uniform in [0, this] in training."""
+
+
+
+
+
+
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The frozen language model."""
+
+    encoder: str = "all-MiniLM-L6-v2"
+    """Name on the Hugging Face hub, or directory, of a T5, BERT or CLIP."""
+    width: int | None = 384
+    """Width of its embeddings; None: training takes it from the encoder."""
+    length: int = 32
+    """Tokens of each caption that reach the network; longer captions are cut."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Type of its weights; int8 computes in bfloat16."""
+    output: Literal["last", "penultimate", "pooled"] = "last"
+    """Which of its layers is read; others than last for CLIP only."""
+    clean_captions: bool = False
+    """Clean captions of HTML, links and other web residue first, as DeepFloyd IF does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Captioned pictures: any TFDS data set in ArrayRecord files, as scripts/prepare_data.py writes them."""
+
+    path: str = "datasets/shapes"
+    """Directory of the data set."""
+    split: str = "train"
+    """Split to train on; slices such as train[:1000] work."""
+    image_key: str = "image"
+    """Name of the feature that holds pictures."""
+    caption_key: str = "caption"
+    """Name of the feature that holds captions."""
+    crop: Literal["center", "random", "aspect"] = "center"
+    """What becomes the square: the middle, a square at a random place, or a window of random area and aspect."""
+    flip: bool = False
+    """Mirror half of the pictures; captions with "left of" become wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and averaging."""
+
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """Optimiser of the parameters."""
+    learning_rate: float = 1e-4
+    """Highest learning rate, reached after the warm-up."""
+    warmup_steps: int = 10_000
+    """Steps in which the rate rises linearly from 0."""
+    decay_steps: int = 0
+    """Step at which the rate has fallen to 0 along a cosine, counted from the start; 0: constant after the warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of kernels."""
+    b1: float = 0.9
+    """Decay of the mean of gradients; not for adafactor."""
+    b2: float = 0.999
+    """Decay of the mean of squared gradients; not for adafactor."""
+    eps: float = 1e-8
+    """Added to the root of the mean of squared gradients; not for adafactor."""
+    clip_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it; 0: off."""
+    batch_size: int = 2048
+    """Images in a step, over all devices."""
+    accumulation: int = 1
+    """Parts that a batch is computed in, to save memory."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged parameters, which are sampled from, in [0, 1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What may differ between a run and its continuation: nothing here changes a parameter's value."""
+
+    num_steps: int = 2_500_000
+    """Steps to train, from the start."""
+    checkpoint_every: int = 5_000
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    max_skipped: int = 10
+    """Steps in a row that may be skipped because their gradient is not finite."""
+    stall_timeout: int = 1800
+    """Seconds without a finished step after which a process ends itself."""
+    validate_every: int = 5_000
+    """Steps between validations; 0: never."""
+    validation_split: str = "validation"
+    """Split of the data set to validate on, if it has one."""
+    validation_images: int = 256
+    """Pictures to validate on, from the start of the split."""
+    sample_every: int = 5_000
+    """Steps between grids of samples; 0: never."""
+    sample_images: int = 8
+    """Pictures in a grid of samples."""
+    prompts: tuple[str, ...] = ()
+    """Base only: prompts of the samples; none: captions of the validation split."""
+    wandb: str = ""
+    """Project at Weights & Biases, which must be installed; empty: none."""
+    fsdp: int = 1
+    """Devices over which parameters and optimiser are sharded; the rest is data parallel."""
+    height: int = 1
+    """Devices over which the rows of each image are split, for images too large for one."""
+    remat: Literal["none", "save_convs", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, all but each block's first convolution, or whole
+    blocks."""
+    scan_blocks: bool = False
+    """Compile equal neighbouring blocks once, as a loop."""
+    data_threads: int = 2
+    """Threads that read and decode pictures, in each process."""
+    data_workers: int = 0
+    """Further processes that do so; for large pictures on many cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of the cascade."""
+
+    name: str = "base"
+    """Name of the stage, an identifier; its directory in the workdir."""
+    image_size: int = 64
+    """Side of the stage's images in pixels."""
+    low_res_size: int | None = None
+    """Super-resolution only: image_size of the stage before; None: a base stage."""
+    crop_size: int | None = None
+    """Super-resolution only: side of the random crops that are trained on; None: whole images."""
+    image_channels: int = 3
+    """Channels of the images."""
+    cond_image_channels: int = 0
+    """Channels of a further picture that the network is given beside z_t, such as a sketch; 0: none."""
+    network: UNetConfig | EfficientUNetConfig = UNetConfig()
+    process: ProcessConfig = ProcessConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    text: TextConfig = TextConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that networks compute in; auto: bfloat16 on accelerators, float32 on CPUs."""
+    seed: int = 0
+    """Seed of the initial parameters, of the order of the data and of all noise."""
+
+    @property
+    def train_size(self) -> int:
+        """Side of the pictures that training sees."""
+        return self.crop_size or self.image_size
+
+    @property
+    def low_res_factor(self) -> int:
+        """Pixels after which this stage's grid and that of the stage before meet again: 4 for 256 -> 1024."""
+        return self.image_size // math.gcd(self.image_size, self.low_res_size)
+
+    @property
+    def is_super_resolution(self) -> bool:
+        return self.low_res_size is not None
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

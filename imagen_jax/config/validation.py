@@ -1,0 +1,321 @@
+"""What makes a configuration one that works, checked in one place before anything is loaded, compiled or written.
+
+Every field has a type and a range. The ranges also have ends that no real stage reaches, so that a mistyped number is
+refused by name instead of overflowing somewhere else.
+"""
+
+import math
+from typing import Any
+
+from imagen_jax import checks
+from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
+from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig
+from imagen_jax.config.stage import EfficientUNetConfig, StageConfig, UNetConfig
+from imagen_jax.models import architecture
+from imagen_jax.storage import locations
+
+TRAILING_TIMES = 1000  # of the discretely trained networks that the spacing is for
+
+# Field -> (least, largest) of whole numbers, an interval of others.
+_RANGES: dict[str, dict[str, Any]] = {
+    "": {
+        "image_size": (1, 2**14),
+        "low_res_size": (1, 2**14),
+        "crop_size": (1, 2**14),
+        "image_channels": (1, 1024),
+        "cond_image_channels": (0, 1024),
+        "seed": (0, MAX_SEED),
+    },
+    "process.": {
+        "min_snr_gamma": "[1e-09, 1e+09]",
+        "min_snr_floor": "[0, 1e+09]",
+        "sigmoid_bias": "[-50, 50]",
+        "cond_drop_prob": "[0, 1)",
+        "max_aug_level": "[0, 1]",
+    },
+    "text.": {"width": (1, 2**16), "length": (1, 2**16)},
+    "data.": {},
+    "optim.": {
+        "learning_rate": "(0, 1000]",
+        "weight_decay": "[0, 1000]",
+        "b1": "[0, 1)",
+        "b2": "[0, 1)",
+        "eps": "(0, 1]",
+        "clip_norm": "[0, 1e+09]",
+        "batch_size": (1, 2**20),
+        "accumulation": (1, 2**20),
+        "ema_decay": "[0, 1)",
+    },
+    "run.": {
+        **dict.fromkeys(("num_steps", "checkpoint_every", "keep_checkpoints", "log_every"), (1, MAX_COUNT)),
+        "stall_timeout": (1, 365 * 86_400),
+        "validation_images": (1, MAX_COUNT),
+        "sample_images": (1, 4096),
+        "wandb": "may be empty",
+        "prompts": "may be empty",
+        **dict.fromkeys(("fsdp", "height"), (1, 2**20)),
+        **dict.fromkeys(("data_threads", "data_workers"), (0, 256)),
+    },
+}
+
+_SAMPLING_RANGES: dict[str, Any] = {
+    "steps": (1, MAX_STEPS),
+    "ddpm_gamma": "[0, 1]",
+    "eta": "[0, 1]",
+    "order": (1, 3),
+    "churn": "[0, 1e+06]",
+    "churn_min": "(0, 1e+06]",
+    "churn_max": "(0, 1e+06]",
+    "churn_noise": "(0, 10]",
+    "sigma_min": "[1e-06, 1e+06]",
+    "sigma_max": "[1e-06, 1e+06]",
+    "rho": "[0.1, 1000]",
+    "guidance_scale": "[-1000, 1000]",
+    **dict.fromkeys(("guidance_min_logsnr", "guidance_max_logsnr", "guidance_low"), "[-1000, 1000]"),
+    "guidance_low_start": (0, MAX_STEPS),
+    "guidance_rescale": "[0, 1]",
+    "apg_parallel": "[-1000, 1000]",
+    "apg_norm": "(0, 1e+06]",
+    "apg_momentum": "(-1, 1)",
+    "percentile": "(0, 1]",
+    "floor": "(0, 1e+06]",
+    "cap": "(0, 1e+06]",
+    "strength": "(0, 1]",
+    "resample": (1, 1000),
+    "jump": (1, MAX_STEPS),
+}
+
+
+def validate(config: StageConfig) -> StageConfig:
+    """Return `config` unchanged, or raise a ValueError that names the field, the rule, the value and the fix."""
+    checks.instance("config", config, StageConfig, "a StageConfig")
+    for prefix, ranges in _RANGES.items():
+        checks.fields(getattr(config, prefix[:-1]) if prefix else config, ranges, prefix)
+    locations.local(config.data.path, "data.path")
+    locations.local(config.text.encoder, "text.encoder")
+    require(config.name.isidentifier(), "name", "be an identifier such as base or sr256", config.name)
+    require(
+        len(config.name) <= 100,
+        "name",
+        "have at most 100 characters, since it names a directory",
+        config.name,
+    )
+    _validate_network(config.network)
+    _validate_sizes(config)
+    process, optim, run = config.process, config.optim, config.run
+    _schedule_name("process.schedule", process.schedule)
+    require(
+        not (process.zero_terminal_snr and process.prediction == "eps"),
+        "process.zero_terminal_snr",
+        "be False with prediction 'eps', which says nothing about x where there is noise alone",
+        process.zero_terminal_snr,
+        "use 'v'",
+    )
+    require(
+        process.min_snr_floor <= process.min_snr_gamma,
+        "process.min_snr_floor",
+        f"be from 0 to min_snr_gamma, {process.min_snr_gamma:g}",
+        process.min_snr_floor,
+    )
+    validate_sampling(config, config.sampling, prefix="sampling.")
+    require(
+        len(run.wandb) <= 128 and not set(run.wandb) & set("/\\#?%:"),
+        "run.wandb",
+        "be the name of a project, of at most 128 characters without any of / \\ # ? % :",
+        run.wandb,
+        "leave out the entity (WANDB_ENTITY sets it)",
+    )
+    require(
+        optim.batch_size % optim.accumulation == 0,
+        "optim.batch_size",
+        f"be a multiple of optim.accumulation {optim.accumulation}",
+        optim.batch_size,
+    )
+    require(
+        optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps,
+        "optim.decay_steps",
+        f"be 0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
+        optim.decay_steps,
+    )
+    require(
+        not run.prompts or not config.is_super_resolution,
+        "run.prompts",
+        "be left out in a super-resolution stage, whose samples enlarge pictures of the data set",
+        run.prompts,
+    )
+    require(
+        config.train_size % run.height == 0,
+        "run.height",
+        f"be a divisor of the rows that are trained on, {config.train_size}",
+        run.height,
+    )
+    return config
+
+
+def validate_for_training(config: StageConfig) -> StageConfig:
+    """`validate`, and that data sets of captioned pictures hold what the stage is trained on."""
+    validate(config)
+    fix = "train with stage.loss and a batch of your own"
+    require(
+        config.image_channels == 3, "image_channels", "be 3 to train on a data set, whose pictures are RGB",
+        config.image_channels, fix,
+    )  # fmt: skip
+    require(
+        config.cond_image_channels == 0, "cond_image_channels",
+        "be 0 to train on a data set, which holds no such image", config.cond_image_channels,
+        f'{fix}, which has "cond_image"',
+    )  # fmt: skip
+    return config
+
+
+def validate_sampling(
+    config: StageConfig, sampling: SamplingConfig, *, needs_null: bool = True, prefix: str = ""
+) -> SamplingConfig:
+    """Return `sampling`, or raise a ValueError for options that do not fit each other or the stage.
+
+    Args:
+      config: of the stage that they are for.
+      sampling: the options.
+      needs_null: False with a weak stage in the null caption's place.
+      prefix: of the options' names in messages.
+    """
+    checks.instance("sampling", sampling, SamplingConfig, "a SamplingConfig")
+    checks.fields(sampling, _SAMPLING_RANGES, prefix)
+    is_guided = sampling.is_guided
+
+    def left_out(name: str, unless: bool, why: str) -> None:
+        value = getattr(sampling, name)
+        require(unless or value is None, f"{prefix}{name}", f"be left out{why}", value)
+
+    def rule(name: str, holds: bool, text: str) -> None:
+        require(holds, f"{prefix}{name}", text, getattr(sampling, name))
+
+    for name, (field, values) in USED_BY.items():
+        users = f"{' and '.join(map(repr, values))} {'does' if len(values) == 1 else 'do'}"
+        chosen = getattr(sampling, field)
+        left_out(name, chosen in values, f", since {field} {chosen!r} does not use it (only {users})")
+    for name in NEED_CHURN:
+        left_out(name, bool(sampling.churn), " without churn")
+    left_out("guidance_low", not sampling.churn, " with churn, which moves between the steps that it counts")
+    left_out("guidance_low_start", sampling.guidance_low is not None, " without guidance_low")
+    # With only one of a pair given, the grid or the sampler compares it with its own default.
+    for low, high in (
+        ("sigma_min", "sigma_max"), ("churn_min", "churn_max"), ("guidance_min_logsnr", "guidance_max_logsnr"),
+    ):  # fmt: skip
+        bottom, top = getattr(sampling, low), getattr(sampling, high)
+        rule(low, bottom is None or top is None or bottom < top, f"be below {high} {top}")
+    floor = 1 if sampling.floor is None else sampling.floor
+    rule("cap", sampling.cap is None or sampling.cap >= floor, f"be at least floor ({floor:g})")
+    rule("jump", sampling.jump == 1 or sampling.resample > 1, "be 1 unless resample is more than 1")
+    rule(
+        "resample", sampling.steps * sampling.resample <= 10 * MAX_STEPS,
+        f"be at most {10 * MAX_STEPS // sampling.steps} with {sampling.steps} steps",
+    )  # fmt: skip
+    if sampling.spacing == "trailing":
+        times = f"with spacing 'trailing', which stops at whole {TRAILING_TIMES}ths of the time"
+        rule("steps", sampling.steps <= TRAILING_TIMES, f"be at most {TRAILING_TIMES} {times}")
+        least = 1 / TRAILING_TIMES
+        rule("strength", sampling.strength >= least, f"be at least {least:g} {times}")
+    rule(
+        "guidance_scale", not is_guided or not needs_null or config.process.cond_drop_prob > 0,
+        "be 1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null",
+    )  # fmt: skip
+    for name in NEED_GUIDANCE:
+        left_out(name, is_guided, ", since guidance_scale 1 is no guidance")
+    rule("guidance", is_guided or sampling.guidance == "cfg", "be 'cfg' with guidance_scale 1 (off)")
+    rule("threshold_at", is_guided or sampling.threshold_at == "after", "be 'after' without guidance")
+    rule(
+        "threshold_at", sampling.threshold != "none" or sampling.threshold_at == "after",
+        "be 'after' with threshold 'none'",
+    )  # fmt: skip
+    if sampling.guidance == "cfg++":
+        rule("sampler", sampling.sampler == "ddim", "be 'ddim' for guidance 'cfg++'")
+        rule("guidance_scale", 0 < sampling.guidance_scale <= 1, "be in (0, 1] for guidance 'cfg++'")
+        for name in NEED_GUIDANCE:
+            left_out(name, False, ", since guidance 'cfg++' does not use it")
+    if sampling.schedule is not None:
+        _schedule_name(f"{prefix}schedule", sampling.schedule)
+    if config.is_super_resolution:
+        top = config.process.max_aug_level
+        rule(
+            "aug_level",
+            0 <= sampling.aug_level <= top,
+            f"be in [0, {top}], the levels that the stage is trained on",
+        )
+    else:
+        rule("aug_level", 0 <= sampling.aug_level <= 1, "be in [0, 1]")
+    return sampling
+
+
+def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+    """Return `stages`, each checked, and that each super-resolution stage continues the stage before it."""
+    require(
+        isinstance(stages, tuple | list) and len(stages) > 0, "stages", "be at least one StageConfig", stages
+    )
+    for stage in stages:
+        validate(stage)
+    for before, stage in zip(stages, stages[1:], strict=False):
+        require(
+            stage.low_res_size == before.image_size,
+            f"low_res_size of stage {stage.name}",
+            f"be {before.image_size}, the image_size of the stage {before.name} before it",
+            stage.low_res_size,
+        )
+        for what in ("text", "image_channels"):
+            own, expected = getattr(stage, what), getattr(before, what)
+            require(own == expected, f"{what} of stage {stage.name}", f"be that of {before.name}", own)
+    names = [stage.name for stage in stages]
+    require(len(set(names)) == len(names), "stage names", "be distinct", names)
+    return stages
+
+
+def _validate_network(network: UNetConfig | EfficientUNetConfig) -> None:
+    options = {name: getattr(network, name) for name in type(network).__dataclass_fields__}
+    check = architecture.check_unet if isinstance(network, UNetConfig) else architecture.check_efficient_unet
+    check(**options, prefix="network.")
+
+
+def _validate_sizes(config: StageConfig) -> None:
+    """Sides of images divide as the network and the stage before need it."""
+    network = config.network
+    require(
+        config.image_size % network.stride == 0,
+        "image_size",
+        f"be a positive multiple of the network's total stride {network.stride} "
+        f"(the network has {len(network.channels)} levels)",
+        config.image_size,
+    )
+    require(
+        config.low_res_size is not None or isinstance(network, UNetConfig),
+        "low_res_size",
+        "be set for a super-resolution stage (an EfficientUNet)",
+        config.low_res_size,
+        "give the image size of the stage before",
+    )
+    require(
+        config.low_res_size is None or config.low_res_size < config.image_size,
+        "low_res_size",
+        f"be positive and smaller than image_size {config.image_size}",
+        config.low_res_size,
+    )
+    if config.crop_size is not None:
+        require(
+            config.is_super_resolution,
+            "crop_size",
+            "be None for a stage without low_res_size, which has to see whole images",
+            config.crop_size,
+        )
+        step = math.lcm(network.stride, config.low_res_factor)
+        require(
+            config.crop_size <= config.image_size and config.crop_size % step == 0,
+            "crop_size",
+            f"be a multiple of {step}, so that network and low-res image divide it, up to image_size "
+            f"{config.image_size}",
+            config.crop_size,
+        )
+
+
+def _schedule_name(name: str, value: str) -> None:
+    from imagen_jax.diffusion import schedules  # inside, for checking a command line needs no jax
+
+    require(value in schedules.SCHEDULES, name, f"be one of {', '.join(schedules.SCHEDULES)}", value)

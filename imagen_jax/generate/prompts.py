@@ -1,0 +1,213 @@
+"""Prompts to pictures: encoding, batching and padding around `sample_cascade`."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax import arrays, checks, sharding
+from imagen_jax.checks import Said, error, require
+from imagen_jax.generate import pmapped
+from imagen_jax.sampling.cascade import (
+    between,
+    check_cascade,
+    raise_if_any_broken,
+    run_cascade,
+    sample_cascade,
+)
+from imagen_jax.sampling.inputs import Inputs, check_request
+from imagen_jax.sampling.one_stage import check_params
+from imagen_jax.stage import Stage, image_keys
+from imagen_jax.structs import TextCond
+from imagen_jax.text.encoder import TextEncoder
+
+
+def generate(
+    stages: tuple[Stage, ...],
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    batch_size: int = 16,
+    fsdp: int = 1,
+    negative: str | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
+    **options: Any,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Samples prompts[i] with seed seeds[i], in compiled batches of one size, over all devices.
+
+    An image depends on its prompt and its seed alone: to the bit for the same batch size and row of the batch,
+    whatever the other rows hold, and to rounding for any other. No more than a batch is held at a time.
+
+    Args:
+      stages: as from `load_cascade`.
+      encoder: the one that the stages were trained with.
+      prompts: any number of captions.
+      seeds: one per prompt.
+      batch_size: images computed at once; see `whole_batch`.
+      fsdp: devices that share each copy of the parameters.
+      negative: a prompt to steer away from.
+      images: "low_res", "image", "mask", "cond_image" of `sample_cascade`, one row per prompt.
+      **options: of `sample_cascade`.
+
+    Yields:
+      for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
+
+    Raises:
+      ValueError: at the call, for whatever cannot be sampled; one line that names the argument.
+    """
+    require(isinstance(prompts, list | tuple) and len(prompts) > 0, "prompts", "be a list of at least one str", prompts)
+    for i, prompt in enumerate(prompts):
+        checks.text(f"prompts[{i}]", prompt, may_be_empty=True)
+    if negative is not None:
+        checks.text("negative", negative, may_be_empty=True)
+    seeds = checks.seeds(seeds)
+    rule = f"be a dict of arrays with keys among {', '.join(pmapped.BY_IMAGE)}"
+    is_right = images is None or (isinstance(images, Mapping) and set(images) <= set(pmapped.BY_IMAGE))
+    require(is_right, "images", rule, images)
+    images = {name: rows for name, rows in (images or {}).items() if rows is not None}
+    for name, rows in images.items():
+        require(arrays.is_array(rows) and rows.ndim > 0, name, "be an array of one row for each prompt", rows)
+    counts = {"seeds": len(seeds), **{name: len(rows) for name, rows in images.items()}}
+    wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
+    got = Said(f"{len(prompts)} prompts and {', '.join(wrong)}")
+    require(not wrong, "prompts", "have one row of everything else each", got)
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    for name in {"text", "keys", "may_be_shapes"} & set(options):
+        raise error(name, "be left out: it is made from prompts and seeds", options[name])
+    for name in set(pmapped.BY_IMAGE) & {name for name, value in options.items() if value is not None}:
+        raise error(name, "be given in images, with one row for each prompt", options[name])
+    _check_encoder(between(stages, {}), encoder)
+    keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
+    given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
+    check_cascade(stages, _text_shape(stages, len(prompts)), keys, may_be_shapes=True, **images, **given)
+    mesh = sharding.make_mesh(fsdp)
+    batch_size = whole_batch(batch_size, len(prompts), fsdp)
+    # All prompts are checked, and those too long warned of, before anything is computed.
+    encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
+
+    @functools.lru_cache(maxsize=batch_size)
+    def encoded(prompt: str) -> TextCond:
+        # One by one: in a batch its rounding would depend on the other prompts.
+        with warnings.catch_warnings(action="ignore"):
+            return encode(stages, encoder, [prompt])
+
+    stages = sharding.shard_params(stages, mesh)
+    if options.get("weak") is not None:
+        options["weak"] = sharding.shard_params(options["weak"], mesh)
+    if negative is not None:
+        options["negative"] = sharding.replicate(encode(stages, encoder, [negative]), mesh)
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, min(start + batch_size, len(prompts)))
+            text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, prompts[rows]))
+            keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds[rows]])
+            inputs = text, keys, jax.tree.map(itemgetter(rows), images)
+            *inputs, by_image = sharding.pad_batch(inputs, batch_size, mesh)
+            results = jax.device_get(sample_cascade(stages, *inputs, return_all=True, **by_image, **options))
+            for i in range(rows.stop - rows.start):
+                yield tuple(stage_images[i] for stage_images in results)
+
+    return batches()
+
+
+def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
+    """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
+    rows = min(checks.whole("batch_size", batch_size, 1), checks.whole("num", num, 1))
+    return rows + -rows % sharding.batch_ways(sharding.make_mesh(fsdp))
+
+
+def compile_cascade(
+    stages: tuple[Stage, ...], batch_size: int, *, fsdp: int = 1, return_all: bool = False, **options: Any
+) -> tuple[Callable[..., Any], Any]:
+    """The whole cascade as one program, compiled ahead of time for one batch size.
+
+    With a compilation cache (`compilation.use_compilation_cache`) the next process compiles nothing.
+
+    Args:
+      stages: as from `load_cascade`, or of `jax.ShapeDtypeStruct`s.
+      batch_size: a multiple of the devices.
+      fsdp: devices that share each copy of the parameters.
+      return_all, **options: of `sample_cascade`; none that is an array.
+
+    Returns:
+      (sample, program): sample(stages, text, keys) -> what `sample_cascade` returns, for any number of
+      images up to batch_size; program is the `jax.stages.Compiled`, with its cost and memory analysis.
+    """
+    mesh = sharding.make_mesh(fsdp)
+    ways = sharding.batch_ways(mesh)
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
+    return_all = checks.boolean("return_all", return_all)
+    for name in {"text", "keys", "negative", "weak", *pmapped.BY_IMAGE} & set(options):
+        fix = "use sample_cascade inside jax.jit"
+        rule = "be left out of a compiled cascade, which takes text and keys alone"
+        require(options[name] is None, name, rule, options[name], fix)
+    options = {name: value for name, value in options.items() if value is not None}
+    chosen = between(stages, options)
+    name, is_base = chosen[0].config.name, not chosen[0].config.is_super_resolution
+    require(is_base, "start", "be the base stage in a compiled cascade", name)
+    settings = stages[0].config.text
+    configs = tuple(stage.config for stage in stages)
+    text = _text_shape(stages, batch_size)
+    keys_shape = jax.eval_shape(lambda: image_keys(0, batch_size))
+    program = (
+        jax.jit(
+            lambda stages, text, keys: run_cascade(stages, text, keys, **options),
+            in_shardings=sharding.sampling_shardings(stages, mesh),
+        )
+        .lower(stages, text, keys_shape)
+        .compile()
+    )
+
+    def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
+        for i, stage in enumerate(between(stages, {})):
+            check_params(f"stages[{i}]", stage)
+        got = tuple(stage.config for stage in stages)
+        rule = "have the configurations that the program was compiled for"
+        require(got == configs, "stages", rule, Said(f"others ({', '.join(c.name for c in got)})"))
+        (text,), _ = check_request(text, keys, None, Inputs())
+        if keys.dtype == np.uint32:  # raw bits
+            keys = jax.random.wrap_key_data(keys)
+        is_right = keys.dtype == keys_shape.dtype
+        require(is_right, "keys", f"be of {keys_shape.dtype}, as from image_keys", Said(str(keys.dtype)))
+        batch = len(keys)
+        require(batch <= batch_size, "keys", f"have 1 to {batch_size} rows", batch)
+        shape, got = (batch, settings.length, settings.width), text.embeddings.shape
+        require(got == shape, "text", f"have embeddings {list(shape)}, as the program was compiled for", Said(got))
+        text = text.replace(embeddings=text.embeddings.astype(np.float32))
+        stages = sharding.shard_params(stages, mesh)
+        images, infos = program(stages, *sharding.pad_batch((text, keys), batch_size, mesh))
+        images, infos = jax.tree.map(lambda rows: rows[:batch], (images, infos))
+        raise_if_any_broken(chosen, infos)
+        return images if return_all else images[-1]
+
+    return sample, program
+
+
+def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
+    """Shapes of encoded captions as the stages were trained with."""
+    settings = between(stages, {})[0].config.text
+    return TextCond(
+        jax.ShapeDtypeStruct((rows, settings.length, settings.width), np.float32),
+        jax.ShapeDtypeStruct((rows, settings.length), bool),
+    )
+
+
+def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:
+    """Captions at the length that the stages were trained with; a warning says which are cut."""
+    _check_encoder(between(stages, {}), encoder)
+    return encoder.encode(prompts, length=stages[0].config.text.length)
+
+
+def _check_encoder(stages: tuple[Stage, ...], encoder: TextEncoder) -> None:
+    checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
+    settings = stages[0].config.text
+    rule = f"be the one of training, {settings.encoder} of width {settings.width}"
+    got = Said(f"{encoder.name} of width {encoder.width}")
+    require(encoder.width == settings.width, "encoder", rule, got)

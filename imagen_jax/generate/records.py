@@ -1,0 +1,294 @@
+"""The record in a picture's PNG: everything that the picture was made from, so that it can be made again.
+
+Four text chunks: `prompt`, `seed`, `sampling` (JSON: the sampling options of every stage that ran) and `imagen_jax`
+(JSON: the other fields of `Record`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from imagen_jax import checks
+from imagen_jax.config import SamplingConfig, from_dict, to_dict
+from imagen_jax.data import transforms
+from imagen_jax.storage import input_files
+
+FORMAT = 1
+MAX_BYTES = 2**30  # of a PNG that is read
+MAX_BATCH = 2**16  # rows
+_MAX_CHUNKS = 2**16  # Pillow writes one for 64 KiB
+INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
+_CHUNK = "imagen_jax"
+_OWN_CHUNKS = ("prompt", "seed", "sampling")
+_FIX = "name a PNG that scripts/sample.py wrote"
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFile:
+    """A file that a picture was made from: its absolute path, and the SHA-256 of its bytes in hex digits."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> InputFile:
+        """The record of a file as it is now, given as the input `name`. Raises as `transforms.read_file`."""
+        data = transforms.read_file(option(name), path)
+        return cls(str(path.absolute()), hashlib.sha256(data).hexdigest())
+
+
+def option(name: str) -> str:
+    """What a user types for the input `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a picture was made from.
+
+    Attributes:
+      prompt: the prompt.
+      seed: its seed.
+      sampling: by the name of each stage that ran, in their order, its sampling options.
+      negative: the prompt that it was steered away from.
+      size: (height, width) of the result in pixels.
+      outpaint: shares in percent that were painted around the image: top, bottom, left, right.
+      image, mask, low_res: the files that were given.
+      workdir: absolute path of the cascade.
+      checkpoints: by the name of each stage that ran, the step of its checkpoint.
+      encoder: fingerprint of the text encoder.
+      batch_size: rows of the batch that it was computed in.
+      row: which of them it was.
+      fsdp: devices that shared each copy of the parameters.
+      devices: number and kind of the devices.
+      versions: by the name of a package, its version.
+    """
+
+    prompt: str
+    seed: int
+    sampling: dict[str, SamplingConfig]
+    negative: str | None = None
+    size: tuple[int, int]
+    outpaint: tuple[int, int, int, int] | None = None
+    image: InputFile | None = None
+    mask: InputFile | None = None
+    low_res: InputFile | None = None
+    workdir: str
+    checkpoints: dict[str, int]
+    encoder: str
+    batch_size: int
+    row: int
+    fsdp: int = 1
+    devices: str
+    versions: dict[str, str]
+
+
+def encode_png(x: np.ndarray, record: Record) -> bytes:
+    """A PNG of the pixels x, uint8 [H, W, 3], with the record in it."""
+    rest = dataclasses.asdict(record)
+    chunks = {"prompt": rest.pop("prompt"), "seed": str(rest.pop("seed"))}
+    del rest["sampling"]
+    chunks["sampling"] = json.dumps({name: to_dict(used) for name, used in record.sampling.items()})
+    chunks[_CHUNK] = json.dumps({"format": FORMAT} | rest)
+    information, buffer = PngInfo(), io.BytesIO()
+    for key, value in chunks.items():
+        information.add_itxt(key, value)
+    Image.fromarray(x).save(buffer, "PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def read(path: Path) -> tuple[Record, np.ndarray]:
+    """Reads a PNG that `encode_png` made.
+
+    Args:
+      path: of the PNG, which a user named by --from-png.
+
+    Returns:
+      (record, pixels uint8 [H, W, 3]).
+
+    Raises:
+      ValueError: one line: it is no such PNG, is damaged, or was written by another version, and what it lacks.
+    """
+    where = f"--from-png {path}"
+    pixels, texts = _decode(path)
+    others = ", ".join(sorted(texts)[:8]) or "none"
+    is_early = _CHUNK not in texts and set(_OWN_CHUNKS) <= set(texts) and texts["seed"].isdecimal()
+    if is_early:
+        raise ValueError(
+            f"{where} must hold a whole record; got one of an earlier version, with prompt, seed and sampling, but "
+            "without negative, size, image, mask, low_res, outpaint, workdir, checkpoints, encoder, batch_size, "
+            "devices, versions: give these as options, with the prompt and seed that are recorded."
+        )
+    if _CHUNK not in texts:
+        raise ValueError(
+            f"{where} must hold the record of a picture; got text chunks of other programs or none ({others}): {_FIX}."
+        )
+    try:
+        record = _record(texts)
+    except ValueError as error:
+        raise ValueError(f"{where} has a damaged record: {error}") from error
+    if pixels.shape[:2] != record.size:
+        height, width = pixels.shape[:2]
+        raise ValueError(
+            f"{where} must have the size that it records, {record.size[1]}x{record.size[0]} pixels; got "
+            f"{width}x{height}: name the picture as it was written."
+        )
+    return record, pixels
+
+
+def compare(record: Record, before: np.ndarray, again: Record, after: np.ndarray) -> str:
+    """Says in words how a picture that was made again differs from the recorded one, and from what that may come.
+
+    Args:
+      record, before: the recorded picture, uint8 [H, W, 3].
+      again, after: the one made from its record.
+    """
+    difference = np.abs(after.astype(int) - before)
+    if not difference.any():
+        return "equal to the recorded picture to the bit"
+    values = {
+        key: (getattr(record, key), getattr(again, key)) for key in ("versions", "devices", "batch_size")
+    }
+    changed = [f"{key} were {old}, are {new}" for key, (old, new) in values.items() if old != new]
+    reasons = (
+        "; ".join(changed)
+        or "none of versions, devices and batch_size has changed, but perhaps the checkpoint"
+    )
+    return (
+        f"differs from the recorded picture in {np.count_nonzero(difference)} of {difference.size} values, by up to "
+        f"{difference.max()} of 255 ({reasons})"
+    )
+
+
+def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """(pixels uint8 [H, W, 3], the text chunks before them) of a PNG."""
+    data = input_files.read_given("--from-png", path, MAX_BYTES, "a PNG file", _FIX)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
+    try:
+        _check_chunks(data)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            # Text chunks behind the pixels were added by another program.
+            texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            if image.width * image.height > 2**28:
+                raise ValueError(f"{image.width}x{image.height} pixels are more than any result")
+            return np.asarray(image.convert("RGB")), texts
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises almost anything on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"--from-png {path} is damaged ({reason}): {_FIX}.") from error
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raises ValueError unless all chunks of a PNG are there with their checksums; Pillow checks only some."""
+    place, kind, num = 8, b"", 0
+    while kind != b"IEND":
+        if (num := num + 1) > _MAX_CHUNKS:
+            raise ValueError(f"it has more than {_MAX_CHUNKS} parts")
+        length = int.from_bytes(data[place : place + 4], "big")
+        kind, end = data[place + 4 : place + 8], place + 8 + length
+        if len(data) < end + 4:
+            raise ValueError("it is cut off")
+        if zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"the checksum of a part, {kind!r}, is not right")
+        place = end + 4
+
+
+def _record(texts: Mapping[str, str]) -> Record:
+    """The record that the text chunks hold; raises ValueError for whatever `encode_png` does not write."""
+    missing = [name for name in _OWN_CHUNKS if name not in texts]
+    checks.require(not missing, "text chunks", "hold prompt, seed and sampling", f"none called {missing}")
+    data = _json(texts, _CHUNK)
+    version = data.pop("format", None)
+    checks.require(checks.is_whole(version), "format", "be a whole number", version)
+    checks.require(
+        version == FORMAT, "format", f"be {FORMAT}", version, "use the version of imagen_jax that wrote it"
+    )
+    names = {field.name for field in dataclasses.fields(Record)} - set(_OWN_CHUNKS)
+    wrong = sorted(names ^ set(data))
+    checks.require(not wrong, _CHUNK, f"hold {', '.join(sorted(names))}", f"too much or too little: {wrong}")
+    seed = texts["seed"]
+    checks.require(seed.isdecimal() and len(seed) < 20, "seed", "be a whole number", seed)
+    sampling = {name: _sampling(name, options) for name, options in _json(texts, "sampling").items()}
+    for name in ("prompt", "negative"):
+        value = data.get(name, texts.get(name))
+        if value is not None:
+            checks.text(name, value, may_be_empty=True)
+    for name in ("workdir", "encoder", "devices"):
+        checks.instance(name, data[name], str, "a str")
+    batch_size = checks.whole("batch_size", data["batch_size"], 1, MAX_BATCH)
+    return Record(
+        prompt=texts["prompt"],
+        seed=checks.seed(int(seed)),
+        sampling=sampling,
+        negative=data["negative"],
+        size=_whole_numbers("size", data["size"], 2, low=1),
+        outpaint=None if data["outpaint"] is None else _whole_numbers("outpaint", data["outpaint"], 4),
+        workdir=data["workdir"],
+        checkpoints={
+            name: checks.whole(f"checkpoints.{name}", step) for name, step in _by_stage(data, sampling)
+        },
+        encoder=data["encoder"],
+        batch_size=batch_size,
+        row=checks.whole("row", data["row"], 0, batch_size - 1),
+        fsdp=checks.whole("fsdp", data["fsdp"], 1),
+        devices=data["devices"],
+        versions=_versions(data["versions"]),
+        **{name: _input_file(name, data[name]) for name in INPUTS},
+    )
+
+
+def _json(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(texts[name])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be JSON; {error}.") from error
+    return checks.instance(name, data, dict, "a JSON object")
+
+
+def _sampling(name: str, options: Any) -> SamplingConfig:
+    checks.instance(f"sampling.{name}", options, dict, "a JSON object of sampling options")
+    try:
+        return from_dict(options, SamplingConfig)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"sampling.{name} must hold sampling options; {error}.") from error
+
+
+def _by_stage(data: dict[str, Any], sampling: dict[str, SamplingConfig]) -> list[tuple[str, Any]]:
+    steps = checks.instance("checkpoints", data["checkpoints"], dict, "a JSON object of steps by stage")
+    is_same = bool(sampling) and list(steps) == list(sampling)
+    checks.require(is_same, "checkpoints", "have the stages of sampling", list(steps))
+    return list(steps.items())
+
+
+def _whole_numbers(name: str, value: Any, num: int, low: int = 0) -> tuple[int, ...]:
+    is_list = isinstance(value, list) and len(value) == num
+    checks.require(is_list, name, f"be {num} whole numbers", value)
+    return tuple(checks.whole(name, number, low, 2**20) for number in value)
+
+
+def _versions(value: Any) -> dict[str, str]:
+    is_right = isinstance(value, dict) and all(isinstance(version, str) for version in value.values())
+    checks.require(is_right, "versions", "be a JSON object of versions by package", value)
+    return value
+
+
+def _input_file(name: str, value: Any) -> InputFile | None:
+    if value is None:
+        return None
+    is_right = isinstance(value, dict) and set(value) == {"path", "sha256"}
+    is_right = is_right and all(isinstance(entry, str) for entry in value.values())
+    checks.require(is_right, name, "be a path and a sha256", value)
+    return InputFile(**value)

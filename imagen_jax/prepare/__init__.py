@@ -1,0 +1,1 @@
+"""Making data sets: folders, archives, tables and drawn shapes to records."""

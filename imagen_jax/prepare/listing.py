@@ -1,0 +1,125 @@
+"""The files of an input: which lie there, which are pictures, and what could not be looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from imagen_jax.prepare.quarantine import LeftOut
+from imagen_jax.storage.input_files import OWN_ERRORS, NoFileError, kind_of
+
+# Endings of pictures that are read; what is inside may be of another of these formats.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".jp2")
+# Endings of pictures that are not read: beside a caption they are listed, not passed over.
+UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
+# What is listed if it is no file: a pipe, a socket, a link to nothing.
+_MEANT = (*PICTURES, *UNREAD, ".txt", ".json", ".jsonl", ".csv", ".tar", ".parquet")
+
+
+
+
+
+
+def ending(file: str) -> str:
+    """The lower-case ending of a name, with its dot."""
+    return PurePosixPath(file).suffix.lower()
+
+
+def pictures_among(files: Iterable[str]) -> list[str]:
+    return [file for file in files if ending(file) in PICTURES]
+
+
+def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
+    """What is left out where something may not be read, is gone or no file. Raises any other error again."""
+    if isinstance(error, NoFileError):
+        return LeftOut(file, "unreadable file", str(error))
+    if error.errno in OWN_ERRORS:
+        return LeftOut(file, "unreadable file", error.strerror or "")
+    raise error
+
+
+
+
+
+
+
+
+
+
+def told(kinds: Mapping[str, object]) -> str:
+    """Columns, fields or members and what they are, for a message: "caption (string), n (int64)"."""
+    have = ", ".join(f"{name[:100]} ({kind})" for name, kind in itertools.islice(kinds.items(), 50))
+    return have + (", ..." if len(kinds) > 50 else "") or "none"
+
+
+def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
+    """All files under a folder by their paths in it, with "/", sorted, and what cannot be looked at.
+
+    What begins with a dot is not there. Links to folders are followed, and each folder is read once,
+    under its own name if it has one here; so links that lead back into the folder add nothing.
+
+    Raises:
+      OSError: the folder itself cannot be read, or the disk or network fails.
+    """
+    seen = {_identity(folder) for folder in root.resolve().parents}
+    folders, links = [""], []
+    files, left_out = [], []
+    while folders or links:
+        folder = (folders or links).pop()
+        try:
+            if (identity := _identity(root / folder)) in seen:
+                continue
+            seen.add(identity)
+            entries = sorted(_entries(root / folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if not folder:
+                raise OSError(f"The folder {root} cannot be read: {error.strerror}.") from error
+            left_out.append(unreadable(error, folder))
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    files.append(path)
+                elif ending(path) in _MEANT:
+                    left_out.append(LeftOut(path, "unreadable file", _no_file(entry)))
+            except OSError as error:
+                left_out.append(unreadable(error, path))
+    return sorted(files), sorted(left_out, key=lambda row: row.file)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _no_file(entry: os.DirEntry) -> str:
+    """What an entry is that is neither a file nor a folder."""
+    try:
+        return f"it is {kind_of(entry.stat().st_mode)}, not a file"
+    except FileNotFoundError:
+        return "a link to what is not there"
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def stamp(root: Path, files: Iterable[str]) -> str:
+    """A hash of the names, sizes and times of files: it changes when one of them does."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            found = (root / file).stat()
+            line = f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n"
+        except OSError as error:
+            unreadable(error, file)
+            line = f"{file}\0cannot be looked at\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,362 @@
+"""Captioned pictures in .parquet tables, as img2dataset and Hugging Face datasets write them.
+
+A row holds the encoded picture, as bytes or as a struct with "bytes", and its text; a list of texts
+is several captions. In tables of img2dataset, rows of another status than "success" were not
+downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from imagen_jax.prepare import captions, listing, parquet_pages
+from imagen_jax.prepare.captions import CAPTIONS
+from imagen_jax.prepare.limits import Limits
+from imagen_jax.prepare.parts import Part
+from imagen_jax.prepare.pictures import Found
+from imagen_jax.prepare.quarantine import LeftOut, Unusable
+from imagen_jax.storage import input_files
+
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
+PART = 1024  # rows from which on a part is large enough; a row group is never cut
+MAX_ROWS = 2**20  # of a row group
+MAX_TEXTS = 2**23  # of a row group
+TEXT_BYTES = 2**27  # of a row group: as a dictionary they take four times as much
+DICTIONARY_BYTES = 2**27  # the same for pictures, if the table keeps them as a dictionary
+_FOOTER = 2**26  # bytes
+# What Arrow raises for damage and for what it does not know, such as a codec, are among these.
+_ARROW = (OSError, ValueError, ArithmeticError, NotImplementedError, LookupError, TypeError)
+_FEW, _MANY = 16, 1024  # rows whose texts are in memory at once; many if each batch copies a large dictionary
+
+
+class _NoColumnError(ValueError):
+    pass
+
+
+class Columns(NamedTuple):
+    """Names of the columns where pictures and captions may stand, the likeliest first."""
+
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Parquet files in a folder. The keys, if given, are the names of the columns.
+
+    What is in a part: (file, row groups, row number of the first).
+    """
+
+    root: Path
+    image_key: str | None = None
+    caption_key: str | None = None
+    limits: Limits = Limits()
+
+    def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
+        """The row groups of `files` in parts; a file without a readable footer, or without the columns of pictures
+        and captions, is left out.
+
+        Raises:
+          ValueError: of all files that have rows, none has those columns.
+        """
+        parts, left_out, without = [], [], []
+        for file in files:
+            try:
+                metadata = _metadata(self.root / file)
+                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+                if any(rows):
+                    self.columns(metadata.schema.to_arrow_schema(), file)
+            except _NoColumnError as error:
+                without.append(error)
+                left_out.append(LeftOut(file, "no column", f"no row is read: {error}"))
+                continue
+            except Exception as error:  # whatever Arrow makes of damage
+                left_out.append(_damage(error, file, "no row is read"))
+                continue
+            for groups in _gathered(rows):
+                first, num = sum(rows[: groups[0]]), sum(rows[i] for i in groups)
+                parts.append(Part(f"{file}, row {first} and on", num, (file, groups, first)))
+        if without and not parts:
+            raise without[0]
+        return parts, left_out
+
+    def columns(self, schema, file: str) -> Columns:
+        """The columns of pictures and of captions; raises ValueError if there are none, or two have one name."""
+        kinds = {field.name: _storage(field.type) for field in schema}
+        wanted = (self.image_key,) if self.image_key else IMAGES
+        images = [name for name in captions.columns(kinds, wanted) if _holds_pictures(kinds[name])]
+        if not images:
+            raise self._missing(file, kinds, f"pictures called {' or '.join(wanted)}", "--image-key")
+        wanted = (self.caption_key,) if self.caption_key else CAPTIONS
+        # The text of a table that has no type for it may be bytes, where it is asked for.
+        texts = [
+            name
+            for name in captions.columns(kinds, wanted)
+            if _holds_text(kinds[name]) or (self.caption_key and _is_bytes(kinds[name]))
+        ]
+        if not texts and not any(map(_holds_text, kinds.values())):
+            raise _NoColumnError(
+                f"{self.root / file} has no text at all; its columns are: {listing.told(kinds)}. If the captions are "
+                "bytes, name their column with --caption-key."
+            )
+        if not texts:
+            raise self._missing(file, kinds, f"captions called {' or '.join(wanted)}", "--caption-key")
+        for name in (*images, *texts):
+            if (num := schema.names.count(name)) > 1:
+                raise _NoColumnError(
+                    f"{self.root / file} has {num} columns called {name}: rename all but one."
+                )
+        return Columns(tuple(images), tuple(texts))
+
+    def _missing(self, file: str, kinds: dict, what: str, option: str) -> _NoColumnError:
+        return _NoColumnError(
+            f"{self.root / file} has no column of {what}; it has: {listing.told(kinds)}. "
+            f"Name the right one with {option}."
+        )
+
+    def read(self, part: Part) -> Iterator[Found | LeftOut]:
+        file, groups, row = part.what
+        try:
+            with input_files.open_file(self.root / file) as opened:
+                metadata = _metadata(self.root / file)
+                schema = metadata.schema.to_arrow_schema()
+                columns = self.columns(schema, file)
+                status = _status(schema.names)
+                for number in groups:
+                    group = metadata.row_group(number)
+                    end = row + group.num_rows
+                    try:
+                        batches, texts = self._check(opened, group, schema, columns, status)
+                        for values in _rows(self.root / file, metadata, number, batches, texts):
+                            yield self._found(f"{file}:{row}", columns, status, values)
+                            row += 1
+                    except Unusable as error:
+                        detail = f"rows {row} to {end - 1} are not read: {error.detail}"
+                        yield LeftOut(f"{file}:{row}", error.reason, detail)
+                    except _ARROW as error:
+                        yield _damage(error, f"{file}:{row}", f"rows {row} to {end - 1} are not read")
+                    row = end
+        except _ARROW as error:
+            yield _damage(error, f"{file}:{row}", f"no row from {row} on is read")
+
+    def _check(self, file, group, schema, columns: Columns, status: list[str]) -> tuple[dict, list]:
+        """How many rows of each column of a row group to read at once, and which columns as dictionaries.
+
+        Raises:
+          Unusable: it has more in it than can be read.
+        """
+        if group.num_rows > MAX_ROWS:
+            raise Unusable("too large", f"{group.num_rows} rows in a row group, more than {MAX_ROWS}")
+        fix = "write the table with smaller row groups"
+        texts = parquet_pages.look(file, group, [*columns.captions, *status])
+        if texts.total > TEXT_BYTES or texts.values > MAX_TEXTS:
+            num, limit = f"{texts.values} texts of {texts.total} bytes", f"{MAX_TEXTS} or {TEXT_BYTES} bytes"
+            raise Unusable("too large", f"{num} in a row group, more than {limit}: {fix}")
+        batches = dict.fromkeys(columns.images, 1)
+        many = _MANY if texts.as_dictionary else 1
+        batches |= dict.fromkeys((*columns.captions, *status), many if texts.largest > 2**22 else _FEW)
+        for column in columns.images:
+            pages = parquet_pages.look(file, group, [column])
+            if pages.cost > (most := self.limits.page_bytes):
+                sizes = f"a page of {pages.largest} bytes, which takes {pages.cost} bytes of memory, more than {most}"
+                raise Unusable("too large", f"{sizes}: {fix}, or raise --max-page-bytes")
+            if _is_dictionary(schema.field(column).type) and pages.total > DICTIONARY_BYTES:
+                most = f"{pages.total} bytes of pictures in a dictionary, more than {DICTIONARY_BYTES}"
+                raise Unusable("too large", f"{most}: {fix}, or the pictures as plain bytes")
+            if _is_dictionary(schema.field(column).type):
+                batches[column] = _MANY
+        return batches, [*columns.captions, *status] if texts.as_dictionary else []
+
+    def _found(self, where: str, columns: Columns, status: list[str], values: dict) -> Found | LeftOut:
+        try:
+            for name in status:
+                if (state := _value(values[name])) != "success":
+                    raise Unusable("download failed", f"status {str(state)[:100]}")
+            given = self._captions(values[name] for name in columns.captions)
+            picture = next(filter(None, (_bytes(values[name]) for name in columns.images)), None)
+            if picture is None:
+                raise Unusable("no picture", "no bytes in this row")
+            self.limits.check_image(picture.size)
+            return Found(where, picture.to_pybytes(), given)
+        except Unusable as error:
+            return error.of(where)
+
+    def _captions(self, scalars) -> tuple[str, ...]:
+        """Those in the first column that has any."""
+        for scalar in scalars:
+            texts = self._texts(scalar)
+            if not captions.is_empty(texts):
+                return tuple(text for text in texts if text is not None)
+        return ()
+
+    def _texts(self, scalar) -> list[str | None]:
+        scalar = _plain(scalar)
+        values = getattr(scalar, "values", None)  # of a list
+        if values is None:
+            return [self._text(scalar)]
+        if len(values) > self.limits.captions:
+            values = values.unique()
+        if len(values) > self.limits.captions:
+            raise Unusable("too many captions", f"{len(values)}, more than {self.limits.captions}")
+        return [self._text(_plain(value)) for value in values]
+
+    def _text(self, scalar) -> str | None:
+        if not scalar.is_valid:
+            return None
+        if (num := scalar.as_buffer().size) > self.limits.caption_bytes:
+            raise Unusable("caption too long", f"{num} bytes, more than {self.limits.caption_bytes}")
+        try:
+            value = scalar.as_py()
+            return value.decode("utf-8") if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
+
+
+def holds_pictures(path: Path, image_key: str | None) -> bool:
+    """Whether a file is a table with pictures in it; one that cannot be read is taken for one."""
+    try:
+        kinds = {field.name: _storage(field.type) for field in _metadata(path).schema.to_arrow_schema()}
+    except Exception:
+        return True
+    # A column without any value has no type; that of a table of links is called otherwise.
+    return any(
+        _holds_pictures(kinds[name])
+        for name in captions.columns(kinds, (image_key,) if image_key else IMAGES)
+    )
+
+
+def _metadata(path: Path):
+    """The footer of a table; raises ValueError if it is too large, or whatever Arrow makes of damage."""
+    import pyarrow.parquet
+
+    with input_files.open_file(path) as file:
+        if file.seek(0, os.SEEK_END) >= 8:
+            file.seek(-8, os.SEEK_END)
+            if (num := int.from_bytes(file.read(4), "little")) > _FOOTER and file.read(4) == b"PAR1":
+                raise ValueError(f"its footer has {num} bytes, more than {_FOOTER}")
+    return pyarrow.parquet.read_metadata(path)
+
+
+def _rows(path: Path, metadata, group: int, batches: dict[str, int], texts: list[str]) -> Iterator[dict]:
+    """The values of each row of a row group by column. In memory are the pages that the row lies in, its pictures
+    and the texts of a batch, each different one once, if they are read as a dictionary."""
+    import pyarrow.parquet
+
+    leaves = [metadata.row_group(group).column(i).path_in_schema for i in range(metadata.num_columns)]
+    dictionary = [
+        leaf for leaf in leaves if any(leaf == name or leaf.startswith(f"{name}.") for name in texts)
+    ]
+    # Without memory maps, threads and reading ahead, memory is a batch and the pages it lies in.
+    options = {"buffer_size": 2**20, "pre_buffer": False, "metadata": metadata}
+
+    def values(num: int) -> Iterator[dict]:
+        names = [name for name, those in batches.items() if those == num]
+        # A file for each: all iterators over one have the same size of batches, that of the last.
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=dictionary, **options) as table:
+            for batch in table.iter_batches(num, [group], names, use_threads=False):
+                columns = [batch.column(name) for name in names]
+                yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+    for rows in zip(*map(values, set(batches.values())), strict=True):
+        yield {name: value for row in rows for name, value in row.items()}
+
+
+def _damage(error: Exception, where: str, lost: str) -> LeftOut:
+    """What is left out where Arrow fails. It raises OSError for damage too, but then with no number."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, input_files.NoFileError) or (isinstance(error, OSError) and error.errno is not None):
+        return listing.unreadable(error, where)
+    return LeftOut(where, "damaged archive", f"{lost}: {error}")
+
+
+def _status(names: list[str]) -> list[str]:
+    """The column that says what was downloaded, in a table of img2dataset; others may call anything so."""
+    return ["status"] if "status" in names and {"error_message", "key"} & set(names) else []
+
+
+def _plain(scalar):
+    """The value of a scalar of a dictionary or of an extension type."""
+    while hasattr(scalar, "value") and (
+        hasattr(scalar, "dictionary") or hasattr(scalar.type, "storage_type")
+    ):
+        scalar = scalar.value
+    return scalar
+
+
+def _bytes(scalar):
+    """pyarrow's buffer of a picture; None if there is none."""
+    scalar = _plain(scalar)
+    if scalar is None or not scalar.is_valid:
+        return None
+    if hasattr(scalar, "keys"):
+        return _bytes(scalar["bytes"])
+    return scalar.as_buffer()
+
+
+def _value(scalar):
+    scalar = _plain(scalar)
+    return scalar.as_py() if scalar is not None else None
+
+
+def _storage(kind):
+    """What a type is stored as: dictionaries and extension types hold others."""
+    import pyarrow as pa
+
+    while pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
+    return kind
+
+
+def _is_dictionary(kind) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _is_dictionary(kind.field(place).type)
+    return pa.types.is_dictionary(kind)
+
+
+def _holds_pictures(kind) -> bool:
+    """Whether a column may hold pictures; one without any value has the type null."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_pictures(_storage(kind.field(place).type))
+    return pa.types.is_null(kind) or _is_bytes(kind)
+
+
+def _is_bytes(kind) -> bool:
+    return _is_any(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
+
+
+def _holds_text(kind) -> bool:
+    if _is_any(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view"):
+        kind = _storage(kind.value_type)
+    return _is_any(kind, "string", "large_string", "string_view", "null")
+
+
+def _is_any(kind, *names: str) -> bool:
+    import pyarrow as pa
+
+    tests: list[Callable] = [getattr(pa.types, f"is_{name}") for name in names]
+    return any(test(kind) for test in tests)
+
+
+def _gathered(rows: list[int]) -> Iterator[tuple[int, ...]]:
+    """Neighbouring row groups in bundles of PART rows or more (but the last); those without rows are passed over."""
+    bundle: list[int] = []
+    num = 0
+    for group, num_rows in enumerate(rows):
+        bundle.append(group)
+        num += num_rows
+        if num >= PART:
+            yield tuple(bundle)
+            bundle, num = [], 0
+    if num:
+        yield tuple(bundle)

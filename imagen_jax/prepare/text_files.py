@@ -1,0 +1,121 @@
+"""Text files as people save them: captions, prompts, tables and JSON, in one encoding or another."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from imagen_jax.storage import input_files
+
+MAX_BYTES = 2**23  # of one file of captions or prompts
+# Not what str.splitlines takes for one: form feeds, U+0085 and U+2028 stand inside of captions.
+LINE_END = re.compile("\r\n|\r|\n")
+
+# UTF-32 first: its mark begins as that of UTF-16 does.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+class NotTextError(ValueError):
+    """Bytes that are not text; `detail` is the message without the name of the file."""
+
+    def __init__(self, where: str, detail: str):
+        super().__init__(f"{where} {detail}")
+        self.detail = detail
+
+
+def encoding(content: bytes) -> tuple[str, int]:
+    """The encoding that the byte order mark at the start of a file tells, UTF-8 without one; and the mark's length."""
+    return next(((name, len(mark)) for mark, name in _MARKS if content.startswith(mark)), ("utf-8", 0))
+
+
+def decode(content: bytes, where: str = "The file") -> str:
+    """Decodes a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is left out.
+
+    Raises:
+      NotTextError: one line: which line of `where` is not text, and what to do.
+    """
+    name, length = encoding(content)
+    try:
+        text = str(memoryview(content)[length:], name)
+    except UnicodeDecodeError as error:
+        before = str(error.object[: error.start], name, "replace")
+        byte = f" (byte 0x{error.object[error.start]:02x})" if name == "utf-8" else ""
+        detail = f"must be UTF-8; line {_count(before)} is not {name.upper()}{byte}: save the file as UTF-8."
+        raise NotTextError(where, detail) from error
+    if (place := text.find("\0")) >= 0:
+        line = _count(text[:place])
+        raise NotTextError(where, f"must be text; line {line} has a NUL character: save the file as UTF-8.")
+    return text
+
+
+def split(text: str) -> list[str]:
+    """The lines of a text, which end with CR LF, LF or a lone CR and with nothing else."""
+    return LINE_END.split(text)
+
+
+def read_lines(path: Path, option: str = "the file") -> list[str]:
+    """The lines of a text file that a user names, such as prompts; empty ones are among them.
+
+    Args:
+      path: a file, or a pipe of this process as the shell's <(command) or /dev/stdin; of at most MAX_BYTES.
+      option: how the user named it, such as "--prompts-file", for the messages.
+
+    Raises:
+      ValueError: one line; it is not text (see `decode`), no file, too large, or cannot be read.
+    """
+    fix = "give a text file"
+    content = input_files.read_given(option, path, MAX_BYTES, "a text file", fix, pipes=True)
+    return split(decode(content, f"{option} {path}"))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A text file to be read in pieces, in the encodings that `decode` knows. Of UTF-8, bytes that are not become lone
+    surrogates, so that one line does not spoil the others.
+
+    Raises:
+      UnicodeDecodeError: when it is read, in another encoding.
+      input_files.NoFileError, OSError: it cannot be opened.
+    """
+    with input_files.open_file(path) as file:
+        name, length = encoding(file.read(4))
+        file.seek(length)
+        errors = "surrogateescape" if name == "utf-8" else "strict"
+        with io.TextIOWrapper(file, name, errors, newline="") as text:
+            yield text
+
+
+class Lines:
+    """The lines of an open text with their ends, but of each only the first `most` characters, MAX_BYTES by default.
+
+    `num_cut` is the number of lines so far that were longer, `first` the first one that is not blank.
+    """
+
+    def __init__(self, text: TextIO, most: int | None = None):
+        self.num_cut, self.first = 0, ""
+        self._text, self._most = text, most or MAX_BYTES
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(self._most):
+            rest = "" if len(line) < self._most or line.endswith(("\n", "\r")) else "more"
+            self.num_cut += bool(rest)
+            while rest and not rest.endswith(("\n", "\r")):
+                rest = self._text.readline(self._most)
+            self.first = self.first or line.strip()
+            yield line
+
+
+def _count(before: str) -> int:
+    """The number of the line that goes on after a text."""
+    return len(LINE_END.findall(before)) + 1

@@ -1,0 +1,1 @@
+"""A trained stage or cascade on disk: reading, checking, saving."""

@@ -1,0 +1,54 @@
+"""The sampling options that scripts/sweep.py found best, beside the stages of a cascade."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.checks import require
+from imagen_jax.config import SamplingConfig, from_dict, read_json, to_dict
+from imagen_jax.config.validation import validate_sampling
+from imagen_jax.stage import Stage
+from imagen_jax.stage_dir import checksums
+from imagen_jax.storage import files, locations
+
+SAMPLING_FILE = "sampling.json"
+
+
+def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
+    """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
+    file = locations.location(workdir, "--workdir") / SAMPLING_FILE
+    options = {name: to_dict(sampling) for name, sampling in found.items()}
+    files.write_json(
+        file, {"stages": options, "about": about, "checksum": checksums.of_json(options)}, indent=2
+    )
+    return file
+
+
+def with_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages with the sampling options that `save_best_sampling` stored.
+
+    Raises:
+      ValueError: there are none, or they have changed or do not fit the stages.
+    """
+    file = workdir / SAMPLING_FILE
+    if not files.exists(file):
+        raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
+    data = read_json(file)
+    replaced = []
+    try:
+        found = data.get("stages") if isinstance(data, dict) else None
+        require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
+        if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
+            raise ValueError(
+                "its options have changed since scripts/sweep.py stored them; remove the line of the checksum if you "
+                "did that"
+            )
+        for each in stages:
+            sampling = each.config.sampling
+            if each.config.name in found:
+                sampling = from_dict(found[each.config.name], SamplingConfig, each.config.name)
+            validate_sampling(each.config, sampling, prefix=f"{each.config.name}.")
+            replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
+    except ValueError as error:
+        raise ValueError(f"{file} must hold sampling options, but does not: {error}") from error
+    return tuple(replaced)

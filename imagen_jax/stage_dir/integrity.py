@@ -1,0 +1,126 @@
+"""What a checkpoint records about itself, and whether what is read of it is what was saved."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagen_jax.config import read_json
+from imagen_jax.stage_dir import checksums
+from imagen_jax.storage import files, locations
+
+_ADVICE = "Move the checkpoint away to continue from the one before."
+_MAX_METADATA_BYTES = 2**28  # of thousands of arrays it is some MiB
+_KEYS = {"step", "position", "arrays", "checksum"}
+
+
+class ChangedError(ValueError):
+    """Something of a checkpoint is not what was saved; one line that names it."""
+
+
+class Record(NamedTuple):
+    """The data position, and the checksums of all arrays by item and name; None of a version that made none."""
+
+    position: dict[str, Any]
+    arrays: dict[str, int] | None
+
+
+def make_record(step: int, position: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that goes into a checkpoint beside `tree`, its arrays by item; called by every process of a run."""
+    content = {"step": step, "position": position, "arrays": checksums.of_arrays(tree)}
+    return content | {"checksum": checksums.of_json(content)}
+
+
+def read_record(file: Path, step: int) -> Record:
+    """What `make_record` made for the checkpoint of `step`, or a version before it.
+
+    Raises:
+      ChangedError: it has changed, or is another checkpoint's.
+    """
+    content = read_json(file)
+    if isinstance(content, dict) and set(content) <= {"next_index", "data_set"}:
+        record = Record(content, None)
+    else:
+        is_whole = isinstance(content, dict) and set(content) == _KEYS
+        kept = {key: value for key, value in content.items() if key != "checksum"} if is_whole else None
+        if not is_whole or checksums.of_json(kept) != content["checksum"]:
+            raise ChangedError(f"{file} must be as it was saved, but has changed. {_ADVICE}")
+        if content["step"] != step:
+            raise ChangedError(f"{file} must be of step {step}; it is of step {content['step']}. {_ADVICE}")
+        record = Record(content["position"], content["arrays"])
+    if record.position.get("next_index") != step:  # one batch a step
+        raise ChangedError(
+            f"{file} must hold the position of step {step} in the data; got {record.position}. {_ADVICE}"
+        )
+    return record
+
+
+def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
+    """Compares the arrays of some of a checkpoint's items with its record; called by every process of a run.
+
+    Args:
+      folder: of the checkpoint.
+      tree: restored arrays by item.
+      record: of the same checkpoint.
+
+    Raises:
+      ChangedError: names the arrays that have changed and the files that they were read from.
+    """
+    if record.arrays is None:
+        return
+    found = checksums.of_arrays(tree)
+    expected = {name: value for name, value in record.arrays.items() if name.partition("/")[0] in tree}
+    changed = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
+    if changed:
+        shown = ", ".join(f"{name} (in {_where(folder, name)})" for name in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ChangedError(
+            f"checkpoint {folder} must hold what was saved, but {shown}{more} changed since. {_ADVICE}"
+        )
+
+
+def check_files(folder: Path) -> None:
+    """Raises an OSError for what would never answer or fill the memory: a pipe or device, or metadata far too long."""
+    if locations.is_remote(folder):
+        return
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            files.check_regular(path)
+            if path.parent.name != "d" and path.stat().st_size > _MAX_METADATA_BYTES:  # d: where the arrays are
+                raise OSError(
+                    f"{path} must have at most {_MAX_METADATA_BYTES} bytes; got {path.stat().st_size}. {_ADVICE}"
+                )
+
+
+def _where(folder: Path, name: str) -> str:
+    """The files that hold an array, below the checkpoint's folder; the item if they cannot be told."""
+    item, _, array = name.partition("/")
+    with contextlib.suppress(Exception):  # the index may be what is damaged
+        import tensorstore as ts
+
+        url = f"{folder / item}/"
+        store = ts.KvStore.open(
+            locations.kvstore(url) if locations.is_remote(folder) else {"driver": "file", "path": url}
+        ).result()
+        key = array.replace("/", ".") + "/"
+        version = ts.ocdbt.dump(store).result()["versions"][-1]
+        found = set()
+        for entry, value in _entries(ts, store, version["root"]["location"], ""):
+            if entry.startswith(key) and value is not None:  # else it lies in the index itself
+                _, directory, file = value.split(":")[:3]
+                found.add(f"{item}/{directory}{file}")
+        if found:
+            return ", ".join(sorted(found))
+    return item
+
+
+def _entries(ts: Any, store: Any, node: str, prefix: str):
+    """(key, where its value lies) for all keys below a node of an OCDBT index."""
+    found = ts.ocdbt.dump(store, node=node).result()
+    for entry in found["entries"]:
+        if found["height"]:
+            below = prefix + entry["subtree_common_prefix"].decode()
+            yield from _entries(ts, store, entry["location"], below)
+        else:
+            yield prefix + entry["key"].decode(), entry.get("indirect_value")

@@ -1,0 +1,122 @@
+"""Trained stages and cascades, ready to sample."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from imagen_jax import stage
+from imagen_jax.checks import whole
+from imagen_jax.config import StageConfig
+from imagen_jax.config.validation import validate_cascade
+from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir.best_sampling import with_best_sampling
+from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
+from imagen_jax.storage import files, locations
+
+_REMOVED_WITHIN_S = 5  # a checkpoint whose removal has begun
+
+
+def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
+    """A stage with its averaged parameters, ready to sample.
+
+    Args:
+      directory: of one stage, as scripts/train.py writes it.
+      step: which checkpoint; the newest if None.
+
+    Raises:
+      ValueError: there is no such stage or checkpoint, or it cannot be read.
+    """
+    return _load_stage(directory, step)[0]
+
+
+def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
+    """`load_stage`, and the step of the checkpoint that was loaded."""
+    directory = absolute(directory)
+    if step is not None:
+        whole("step", step)
+    config = read_config(directory)
+    shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+    while True:
+        steps = sorted(checkpoint.steps_on_disk(directory))
+        if not steps or step not in (None, *steps):
+            wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise ValueError(
+                f"{directory / 'checkpoints'} must hold {wanted}; found steps {steps}. Train longer with "
+                "scripts/train.py."
+            )
+        chosen = steps[-1] if step is None else step
+        try:
+            params = checkpoint.averaged_params(directory, chosen, shapes, config)
+        except ValueError:
+            # A run that goes on removes its older checkpoints, file by file, when it has newer ones.
+            if not _is_superseded(directory, chosen, step):
+                raise
+        else:
+            return stage.Stage(params=params, config=config), chosen
+
+
+def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
+    """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
+    wanted."""
+    if max(checkpoint.steps_on_disk(directory), default=chosen) == chosen:
+        return False
+    if wanted is None:
+        return True
+    end = time.monotonic() + _REMOVED_WITHIN_S
+    while time.monotonic() < end:
+        if wanted not in checkpoint.steps_on_disk(directory):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def load_cascade(
+    workdir: str | Path,
+    *,
+    best: bool = False,
+    steps: Mapping[str, int] | None = None,
+    return_steps: bool = False,
+) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int]]:
+    """All trained stages in `workdir`, base first, from the newest checkpoint of each.
+
+    Args:
+      workdir: with a directory for each stage, as scripts/train.py writes it.
+      best: sampling starts from the options that scripts/sweep.py stored as the best.
+      steps: by the name of the stage, the checkpoint to load instead of the newest.
+      return_steps: also return which checkpoint of each stage was loaded, by its name.
+
+    Raises:
+      ValueError: there is no stage, one cannot be read, or they do not follow each other.
+    """
+    stages, loaded = read_cascade(workdir, best=best), {}
+    for directory, config in _stage_configs(workdir).items():
+        loaded[config.name] = _load_stage(directory, (steps or {}).get(config.name))
+    stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
+    return (stages, {name: step for name, (_, step) in loaded.items()}) if return_steps else stages
+
+
+def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
+    """As `load_cascade`, without parameters (they are None): enough to check a request before anything is loaded."""
+    stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
+    return with_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
+
+
+def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
+    """The configuration of each trained stage in `workdir` by its directory, base first."""
+    workdir = locations.location(workdir, "--workdir")
+    with files.naming_errors(workdir, "listed"):
+        directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
+    if not directories:
+        fix = "train one with scripts/train.py"
+        if files.exists(workdir / CONFIG_FILE):
+            parent = workdir.parent if workdir.name else workdir / ".."
+            fix = f"it is a stage itself; give the directory of its cascade, {parent}"
+        raise ValueError(f"workdir must hold trained stages, but has none; got {workdir}: {fix}.")
+    configs = {directory: read_config(directory) for directory in directories}
+    ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
+    validate_cascade(tuple(configs[directory] for directory in ordered))
+    return {directory: configs[directory] for directory in ordered}

@@ -1,0 +1,1 @@
+"""Reading and writing files, on disks and in buckets."""

@@ -1,0 +1,287 @@
+"""Files that appear whole or not at all: the one way in which this package writes a file.
+
+The content goes to a temporary file in the same folder, onto the disk, and only then to its name. A full disk, an
+exception or a signal in between leaves what stood under the name before, and no temporary file; a power cut or a
+SIGKILL may leave a `.tmp-*`, never half a file under a final name. Objects in a bucket (paths of
+`locations.location`) are put there as a whole by the bucket itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imagen_jax import signals
+from imagen_jax.storage import locations
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file; never waits for a pipe.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: it is no regular file, or cannot be read.
+      UnicodeDecodeError: it is not UTF-8.
+    """
+    if not locations.is_remote(path):
+        check_regular(path)
+        return Path(path).read_text(encoding="utf-8")
+    with naming_errors(path, "read"):
+        return path.read_bytes().decode("utf-8")
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is anything of this name, be it a link that leads nowhere."""
+    if not locations.is_remote(path):
+        return os.path.lexists(path)
+    with naming_errors(path, "read"):
+        return path.exists()
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises an OSError if `path` is no regular file: reading a pipe, for example, may block for ever."""
+    mode = os.stat(path).st_mode
+    kinds = {
+        stat.S_ISDIR: "directory", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device",
+        stat.S_ISBLK: "device",
+    }  # fmt: skip
+    kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), None)
+    if kind is not None:
+        raise OSError(f"{path} must be a regular file; it is a {kind}: remove it, or put the file back.")
+
+
+def write(path: str | os.PathLike, content: bytes | str) -> None:
+    """Writes a file, in place of the one that is there; a str as UTF-8.
+
+    Raises:
+      OSError: one line that names the file and the reason; the file is as it was before.
+    """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike, content: Any, *, indent: int | None = None) -> None:
+    """Writes a JSON file as `write` does, with a line break at its end."""
+    write(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_new(path: str | os.PathLike, content: bytes | str) -> Path:
+    """Writes NAME.EXT, or the first of NAME-2.EXT, NAME-3.EXT, ... that does not exist.
+
+    No file is ever replaced, also if several processes write to one folder at the same time.
+
+    Returns:
+      The path that was written.
+
+    Raises:
+      OSError: as for `write`.
+    """
+    path, number = path if locations.is_remote(path) else Path(path), 1
+    free = path
+    while not create(free, content):
+        while exists(free):
+            number += 1
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def create(path: str | os.PathLike, content: bytes | str) -> bool:
+    """Writes a file unless something of this name exists already; returns whether it did.
+
+    Of several processes that create one file at the same time, exactly one succeeds.
+
+    Raises:
+      OSError: as for `write`.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    if locations.is_remote(path):
+        return _create_object(path, content)
+    if os.path.lexists(path):
+        return False
+    with _temporary(Path(path)) as (temporary, file):
+        file.write(content)
+        _finish(file)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            return _claim(temporary, path)
+        sync_directory(Path(path).parent)
+    return True
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """An open file whose content takes the place of `path` when the block ends without an exception.
+
+    A symbolic link is followed: the file that it leads to is replaced.
+
+    Raises:
+      OSError: as for `write`.
+    """
+    if locations.is_remote(path):
+        buffer = io.BytesIO()
+        yield buffer
+        with naming_errors(path, "written"):
+            path.write_bytes(buffer.getvalue())
+        return
+    target = Path(os.path.realpath(path))
+    # A link that is left is one to itself. Replacing a device as root would remove it from the system.
+    if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
+        raise OSError(f"{path} cannot be written: it is there already and no regular file.")
+    with _temporary(target) as (temporary, file):
+        yield file
+        _finish(file)
+        os.replace(temporary, target)
+        sync_directory(target.parent)
+
+
+def check_directory(
+    path: str | os.PathLike, option: str, *, needed: int = 0, names: Iterable[str] = ()
+) -> None:
+    """Checks, before anything is computed, that a directory can be made or written to, and has room.
+
+    Args:
+      path: of the directory; it need not exist.
+      option: how the user named it, such as "--output".
+      needed: bytes that will be written, as far as they can be estimated.
+      names: of the files that will be replaced there.
+
+    Raises:
+      ValueError: one line: it is no directory, cannot be made or written to, holds something else than a file under
+        one of the names, or the disk has too little room.
+    """
+    if locations.is_remote(path):  # what a bucket allows is known when something is put there
+        bucket = list(path.parents)[-3] if len(path.parents) > 2 else path  # below "/" and the scheme
+        if not exists(bucket):  # its library would make one
+            raise ValueError(f"{option} must be in a bucket that exists and can be read; got {path}.")
+        return
+    for link in (Path(path), *Path(path).parents):
+        if os.path.islink(link) and not os.path.isdir(link):
+            what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"
+            raise ValueError(f"{option} must be a directory; {link} is {what}: name another.")
+    place = Path(os.path.realpath(path))
+    parent, missing = place, []
+    while not os.path.lexists(parent):
+        parent, missing = parent.parent, [parent.name, *missing]
+    if not parent.is_dir():
+        what = "a file" if parent.is_file() else "no directory"
+        told = f"{path} is {what}" if parent == place else f"{parent}, above {path}, is {what}"
+        raise ValueError(f"{option} must be a directory; {told}: name another.")
+    longest = os.pathconf(parent, "PC_NAME_MAX")
+    too_long = [name for name in missing if len(os.fsencode(name)) > longest]
+    if too_long or len(os.fsencode(place)) + longest >= os.pathconf(parent, "PC_PATH_MAX"):
+        name = too_long[0] if too_long else str(place)
+        raise ValueError(
+            f"{option} must have names of at most {longest} bytes in a path that leaves room for a file's; got "
+            f"{name[:40]}... of {len(os.fsencode(name))} bytes: shorten it."
+        )
+    probe = parent / f".tmp-{uuid.uuid4().hex}"
+    try:  # Only this tells what a read-only mount, a quota, /proc or another user's permissions allow.
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as error:
+        where = path if parent == place else f"{parent}, where {path} would be made,"
+        raise ValueError(
+            f"{option} must be writable; {where} is not ({error.strerror}): name another."
+        ) from error
+    for name in names:
+        if os.path.exists(place / name) and not os.path.isfile(place / name):
+            raise ValueError(
+                f"{option} must be a place for the file {name}; {place / name} is none: move it away, or name another."
+            )
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ValueError(
+            f"{option} must have room for about {needed / 2**20:.4g} MiB; the disk of {path} has "
+            f"{free / 2**20:.4g} MiB free: free some space, or name a directory on another disk."
+        )
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content is on the disk: what is called finished survives a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """The same for the names in a directory, where the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in the folder of `target`, removed at the end if it still has its name."""
+    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")  # its length does not depend on the target's
+    try:
+        with signals.clean_up(lambda: temporary.unlink(missing_ok=True)), temporary.open("xb") as file:
+            yield temporary, file
+    except OSError as error:
+        # Errors of an open file have no file name, and the user does not know the temporary one.
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        told = type(error)(f"{target} cannot be written: {error.strerror}.")
+        told.errno = error.errno
+        raise told from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _claim(temporary: Path, path: str | os.PathLike) -> bool:
+    """Renames to a name that this process alone has made; an empty file has it until then."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return True
+
+
+def _create_object(path: Any, content: bytes) -> bool:
+    from fsspec.core import url_to_fs
+
+    fs, key = url_to_fs(os.fspath(path))
+    with naming_errors(path, "written"):
+        try:
+            fs.pipe_file(key, content, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def naming_errors(path: str | os.PathLike, done: str) -> Iterator[None]:
+    """What a bucket's library raises becomes an OSError of one line: "PATH cannot be DONE: ..."."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist, or its bucket does not.") from error
+    except UnicodeDecodeError:
+        raise
+    except Exception as error:  # botocore's and google's own kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{path} cannot be {done}: {reason}.") from error

@@ -1,0 +1,149 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from imagen_jax import config as C
+from imagen_jax import stage
+from imagen_jax.config.presets import load_preset
+from imagen_jax.config.validation import validate, validate_cascade
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_survive_json(preset):
+    for config in load_preset(preset):
+        again = C.from_dict(json.loads(json.dumps(C.to_dict(config))))
+        assert again == config and hash(again) == hash(config)
+        assert jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
+
+
+def replace(config, path, value):
+    head, _, tail = path.partition(".")
+    return dataclasses.replace(
+        config, **{head: replace(getattr(config, head), tail, value) if tail else value}
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage_index", "field", "value", "message"),
+    [
+        (0, "image_size", 9, "image_size must be a positive multiple of the network's total stride 2"),
+        (1, "image_size", 18, "total stride 4"),
+        (1, "low_res_size", None, "low_res_size must be set for a super-resolution stage"),
+        (1, "low_res_size", 16, "smaller than image_size 16"),
+        (0, "optim.accumulation", 3, "multiple of optim.accumulation 3; got 8"),
+        (0, "network.attention", (True,), "one entry for each of the 2 levels"),
+        (0, "network.head_dim", 5, "multiples of head_dim 5"),
+        (1, "network.num_heads", 3, "multiples of num_heads 3"),
+        (1, "network.cross_attention", (False, True), "off where self_attention is on"),
+        (0, "process.cond_drop_prob", 1.0, r"in \[0, 1\)"),
+        (0, "process.cond_drop_prob", 0.0, r"guidance_scale must be 1 \(off\)"),
+        (1, "sampling.aug_level", 1.1, r"aug_level must be in \[0, 1.0\]"),
+        (0, "sampling.sampler", "euler", "sampling.sampler must be one of"),
+        (0, "process.min_snr_floor", 6.0, "process.min_snr_floor must be from 0 to min_snr_gamma, 5; got 6"),
+        (0, "process.prediction", "flow", "process.prediction must be one of"),
+        (0, "optim.optimizer", "sgd", "optim.optimizer must be one of"),
+        (0, "run.num_steps", 0, "run.num_steps must be at least 1; got 0"),
+        (0, "name", "64/base", "name must be an identifier"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(tiny_configs, stage_index, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        validate(replace(tiny_configs[stage_index], field, value))
+
+
+def test_stages_must_follow_each_other(tiny_configs):
+    base, super_resolution = tiny_configs
+    with pytest.raises(
+        ValueError, match="low_res_size of stage sr16 must be 8, the image_size of the stage base"
+    ):
+        validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
+    with pytest.raises(ValueError, match="stage names must be distinct"):
+        validate_cascade((base, dataclasses.replace(super_resolution, name="base")))
+
+
+def test_json_of_another_version_is_refused(tiny_configs):
+    data = C.to_dict(tiny_configs[0])
+    with pytest.raises(ValueError, match=r"unknown: \['colour'\]"):
+        C.from_dict(data | {"colour": 1})
+    del data["seed"]
+    with pytest.raises(ValueError, match=r"missing: \['seed'\]"):
+        C.from_dict(data)
+
+
+def test_differences_are_named(tiny_configs):
+    other = replace(replace(tiny_configs[0], "optim.b2", 0.5), "seed", 4)
+    assert C.differences(tiny_configs[0], other) == ["optim.b2: 0.999 -> 0.5", "seed: 0 -> 4"]
+
+
+def test_files_of_earlier_versions():
+    settings = load_preset("quickstart")[0]
+    data = C.to_dict(settings)
+    for field in ("dtype", "output", "clean_captions"):
+        del data["text"][field]
+    assert C.from_dict(data) == settings
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
+        load_preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("base64:300m", 320.5),
+        ("base64:500m", 568.2),
+        ("base64:1b", 1089.4),
+        ("base64:2b", 2263.4),
+        ("sr256", 583.3),
+        ("sr1024", 574.9),
+        ("sr1024:400m", 417.6),
+    ],
+)
+def test_paper_sizes(preset, millions):
+    """Both recipes of a preset have the same network."""
+    for recipe in ("improved", "paper"):
+        words = f"{preset}{',' if ':' in preset else ':'}{recipe}"
+        (config,) = load_preset(words)
+        shapes = jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
+        assert config.optim.batch_size == 2048
+    assert config.process.prediction == "eps" and config.process.loss_weight == "plain"
+
+
+def test_paper_size_stages_make_a_cascade():
+    names = ("base64", "sr256", "sr1024")
+    stages = [load_preset(f"{name}:{recipe}") for recipe in ("paper", "improved") for name in names]
+    for three in (stages[:3], stages[3:]):
+        assert [c.image_size for c in validate_cascade(tuple(c for (c,) in three))] == [64, 256, 1024]
+    assert stages[2][0].process.schedule == "linear" and stages[2][0].train_size == 256
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("base64:3b", "size: 300m, 500m, 1b, 2b; recipe: improved, paper"),
+        ("base64:2b,1b", "at most one word each"),
+        ("quickstart:paper", "it has none"),
+    ],
+)
+def test_unknown_variants_are_refused(preset, message):
+    with pytest.raises(ValueError, match=message):
+        load_preset(preset)
+
+
+def test_crops_must_fit_the_network_and_the_low_res_grid():
+    (config,) = load_preset("sr1024")
+    with pytest.raises(ValueError, match="crop_size must be at least 1; got 0"):
+        validate(dataclasses.replace(config, crop_size=0))
+    for size in (250, 2048):
+        with pytest.raises(ValueError, match="crop_size must be a multiple of 16"):
+            validate(dataclasses.replace(config, crop_size=size))
+    (base,) = load_preset("base64")
+    with pytest.raises(ValueError, match="crop_size must be None for a stage without low_res_size"):
+        validate(dataclasses.replace(base, crop_size=32))
