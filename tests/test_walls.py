@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {
         "arrays", "checks", "compilation", "grid", "processes", "progress",
-        "resize", "sharding", "signals", "storage", "structs",
+        "registry", "resize", "sharding", "signals", "storage", "structs",
     },
     {"data", "diffusion", "models"},
     {"config", "prepare"},
