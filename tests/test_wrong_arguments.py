@@ -138,7 +138,7 @@ def test_pictures_from_0_to_1_are_warned_of(tiny_stages, tiny_text, checked_only
 def test_values_are_not_looked_at_inside_jit(tiny_stages, tiny_text, monkeypatch):
     """They are not known there, and nothing is added to the program."""
     monkeypatch.setattr(
-        stage, "_sample", lambda *_, inputs=None, size=None, **__: (jnp.zeros((7, *size, 3)), None)
+        one_stage, "_sample", lambda *_, inputs=None, size=None, **__: (jnp.zeros((7, *size, 3)), None)
     )
     monkeypatch.setattr("imagen_jax.sampling.cascade.raise_if_any_broken", lambda *_: None)
     run = jax.jit(lambda image: sample_cascade(tiny_stages, tiny_text, KEYS, image=image, **MASK))
