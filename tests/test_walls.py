@@ -1,37 +1,32 @@
 """The walls of the package: which room may import which, held by a walk over all imports, lazy ones too.
 
-A room is a folder of the package, or a file beside the folders. Rooms stand on floors. A file may import from rooms on
-floors below its own and from its own room; the ground floor is of single files, and counts as one room. Run
-`python tests/test_walls.py` to print the floors.
+A room is a folder of the package, or a file beside the folders. scripts/draw_floors.py has the floors, prints
+and draws them. The ground floor counts as one room.
 """
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "imagen_jax"
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# From the ground up.
-FLOORS = (
-    {
-        "arrays", "checks", "compilation", "grid", "processes", "progress",
-        "registry", "resize", "sharding", "signals", "storage", "structs",
-    },
-    {"data", "diffusion", "models"},
-    {"config", "prepare"},
-    {"stage", "text"},
-    {"sampling", "stage_dir"},
-    {"generate", "training"},
-    {"evaluation", "planning"},
-    {"cli"},
+sys.path.insert(0, str(ROOT / "scripts"))
+import draw_floors  # noqa: E402
+from draw_floors import (  # noqa: E402
+    FLOORS,
+    GROUND,
+    PACKAGE,
+    files_imported,
+    floor_of,
+    imported,
+    module_of,
+    room_of,
+    rooms_imported,
 )
-GROUND = FLOORS[0]
+
+FILES = draw_floors.source_files()
 # (file, room that it imports although the wall forbids it): the reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("training/meter.py", "planning"): "the share of the peak is reckoned by planning, which traces the train step",
@@ -48,36 +43,6 @@ HOMES = {
     "torch": set(),
     "jax._src": {"processes"},
 }
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The dotted names of all modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path} has a relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            if name in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
-                yield node.args[0].value
-
-
-def rooms_imported(path: Path) -> set[str]:
-    """The rooms that a file imports from."""
-    names = {name.split(".")[1] for name in imported(path) if name.startswith("imagen_jax.")}
-    rooms = {room_of(file) for file in FILES}
-    return names & rooms
-
-
-def floor_of(room: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
@@ -99,19 +64,8 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def files_imported(path: Path) -> set[str]:
-    """The files of the package that a file imports, as dotted names; a package stands for its __init__.py."""
-    modules = {module_of(file) for file in FILES}
-    return {name for name in imported(path) if name in modules} - {"imagen_jax", module_of(path)}
-
-
-def module_of(path: Path) -> str:
-    parts = ("imagen_jax", *path.relative_to(PACKAGE).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def test_every_room_stands_on_one_floor():
-    rooms = {room_of(path) for path in FILES} - {"__init__"}
+    rooms = {room_of(path) for path in FILES} 
     standing = [room for rooms_of_floor in FLOORS for room in rooms_of_floor]
     assert sorted(standing) == sorted(rooms)
     assert len(FLOORS) <= 8
@@ -119,8 +73,6 @@ def test_every_room_stands_on_one_floor():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_import_goes_up(path):
-    if path == PACKAGE / "__init__.py":
-        return  # loads each public name from its home when it is first used
     own = room_of(path)
     for room in rooms_imported(path) - {own}:
         is_ground = own in GROUND and room in GROUND
@@ -134,7 +86,7 @@ def test_exceptions_are_needed():
 
 
 def test_no_circle_among_files():
-    edges = {module_of(path): files_imported(path) for path in FILES if path != PACKAGE / "__init__.py"}
+    edges = {module_of(path): files_imported(path) for path in FILES}
     # A package's __init__ names what is inside; a file inside does not depend on it by that.
     inits = {module_of(path) for path in FILES if path.name == "__init__.py"}
     edges = {module: targets - inits for module, targets in edges.items() if module not in inits}
@@ -202,10 +154,10 @@ def test_public_names():
         imagen_jax.Imagen  # noqa: B018
 
 
-def main() -> None:
-    for i, rooms in reversed(list(enumerate(FLOORS))):
-        print(f"{i}  {'  '.join(sorted(rooms))}")
-
-
-if __name__ == "__main__":
-    main()
+def test_floors_are_printed_and_drawn(tmp_path):
+    shown = draw_floors.text().splitlines()
+    print("\n".join(shown))
+    assert [line.split()[1] for line in shown] == [room for rooms in FLOORS[::-1] for room in sorted(rooms)]
+    draw_floors.draw(tmp_path / "floors.svg")
+    drawn = (tmp_path / "floors.svg").read_text()
+    assert all(f"<!-- {room}" in drawn for rooms in FLOORS[1:] for room in rooms), drawn[:500]
