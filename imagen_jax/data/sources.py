@@ -75,7 +75,7 @@ def open_source(
     """
     directory = locate(directory)
     builder = read_builder(directory)
-    _check_format(directory, builder)
+    check_format(directory, builder)
     _check_features(directory, builder.info.features, image_key, caption_key)
     if split.split("[")[0] not in builder.info.splits:
         have = ", ".join(f"{s.name} ({s.num_examples})" for s in builder.info.splits.values())
@@ -113,7 +113,7 @@ def splits(directory: str | os.PathLike) -> list[str]:
     """The names of the splits that have records; raises as `open_source` does."""
     directory = locate(directory)
     builder = read_builder(directory)
-    _check_format(directory, builder)
+    check_format(directory, builder)
     return [name for name, split in builder.info.splits.items() if split.num_examples]
 
 
@@ -334,12 +334,13 @@ def told(kinds: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "none"
 
 
-def _check_format(directory: Path, builder) -> None:
+def check_format(directory: Path, builder) -> None:
+    """Raises ValueError unless the records are ArrayRecord. TFDS itself reads TFRecord only with TensorFlow."""
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format != "array_record":
         raise ValueError(
-            f"{directory} is stored as {file_format}; random access needs array_record: "
-            f"prepare it with scripts/prepare_data.py --input {directory}."
+            f"{directory} must be stored as array_record; got {file_format}: convert it where TensorFlow is installed, "
+            f"by `tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record --out_dir=NEW`."
         )
 
 

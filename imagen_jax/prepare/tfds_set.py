@@ -1,16 +1,14 @@
-"""Captioned pictures in a TFDS data set, as ArrayRecord or TFRecord files, read without TensorFlow."""
+"""Captioned pictures of a TFDS data set in ArrayRecord files."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.data import shards, sources
-from imagen_jax.prepare import crc32c, listing, text_files
+from imagen_jax.prepare import listing
 from imagen_jax.prepare.captions import CAPTIONS, columns
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
@@ -19,14 +17,14 @@ from imagen_jax.prepare.quarantine import LeftOut, Unusable
 from imagen_jax.storage import input_files
 
 _TEXTS = ("Text", "Sequence(Text)")
-_NAMES = ("caption", "captions/text", "captions", "text", "captions/caption")  # looked for in this order
+_NAMES = ("caption", "captions/text", "captions", "text", "captions/caption")  # the first that exists is used
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSet:
-    """A TFDS data set; the keys name its features. Its splits are kept.
+    """A TFDS data set, whose splits are kept. The keys, if given, are the names of its features.
 
-    What is in a part: (split, file, its format, number of records, image feature, caption feature).
+    Contents of a part: (split, file, number of records, image feature, caption feature).
     """
 
     directory: Path
@@ -35,17 +33,15 @@ class TfdsSet:
     limits: Limits = Limits()
 
     def plan(self) -> tuple[list[Part], tuple[str, ...]]:
-        """A part for each file, and the names of the splits that have records.
+        """Return a part for each file, and the names of the splits that have records.
 
         Raises:
-          ValueError: damaged metadata, another format, a feature or file is missing.
+          ValueError: the metadata are damaged, the records are not ArrayRecord, or a feature or file is missing.
         """
         builder = sources.read_builder(self.directory)
+        sources.check_format(self.directory, builder)
         info = builder.info
-        kind = getattr(info.file_format, "value", None)
-        if kind not in ("array_record", "tfrecord"):
-            raise ValueError(f"{self.directory} is stored as {kind}; expected array_record or tfrecord.")
-        image, caption = self._features(sources.feature_kinds(info.features))
+        features = self._features(sources.feature_kinds(info.features))
         splits = tuple(name for name, split in info.splits.items() if split.num_examples)
         if not splits:
             raise ValueError(f"{self.directory} has no records in any split.")
@@ -55,27 +51,27 @@ class TfdsSet:
             for file, length in zip(map(os.fspath, files), lengths, strict=True):
                 if not os.path.exists(file):
                     raise ValueError(f"{self.directory} is incomplete: {file} is missing.")
-                what = (split, file, kind, length, image, caption)
-                parts.append(Part(os.path.basename(file), length, what))
+                parts.append(Part(os.path.basename(file), length, (split, file, length, *features)))
         return parts, splits
 
     def _features(self, kinds: dict[str, str]) -> tuple[str, str]:
-        """The names of the features of pictures and of captions."""
-        images = [name for name, kind in kinds.items() if kind == "Image"]
-        texts = [name for name, kind in kinds.items() if kind in _TEXTS]
+        """Return the names of the image and the caption feature."""
         if not any("Text" in kind for kind in kinds.values()):
             raise ValueError(
                 f"{self.directory} has no text at all, so no captions; its features are: {sources.told(kinds)}."
             )
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        texts = [name for name, kind in kinds.items() if kind in _TEXTS]
         likely = columns(images, (self.image_key or "image",))
         if not likely and not self.image_key and len(images) == 1:
             likely = images
-        image = likely[0] if likely else self.image_key or "image"
-        caption = next(iter(columns(texts, (self.caption_key,) if self.caption_key else _NAMES)), None)
-        caption = caption or self.caption_key or CAPTIONS[0]
+        image = (likely or [self.image_key or "image"])[0]
+        caption = (columns(texts, (self.caption_key,) if self.caption_key else _NAMES) or [self.caption_key])[
+            0
+        ]
         for option, key, fitting, what in (
             ("--image-key", image, images, "Image"),
-            ("--caption-key", caption, texts, "Text"),
+            ("--caption-key", caption or CAPTIONS[0], texts, "Text"),
         ):
             if key not in fitting:
                 raise ValueError(
@@ -85,16 +81,14 @@ class TfdsSet:
         return image, caption
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
-        split, file, kind, length, image, caption = part.what
-        most = self.limits.image_bytes + text_files.MAX_BYTES
-        read = functools.partial(tfrecords, most=most) if kind == "tfrecord" else shards.read_sound
+        split, file, length, image, caption = part.what
         done = 0
         try:
-            input_files.open_file(Path(file)).close()  # refuses what is no file
-            for record in read(Path(file)):
+            input_files.open_file(Path(file)).close()  # refuses what is not a regular file
+            for record in shards.read_sound(Path(file)):
                 where = f"{part.name}:{done}"
                 try:
-                    found = _found(record, where, split, image, caption)
+                    found = Found(where, *_parsed(record, image, caption), split)
                     self.limits.check_image(len(found.image))
                 except Unusable as error:
                     found = error.of(where)
@@ -102,65 +96,32 @@ class TfdsSet:
                 done += 1
         except (OSError, input_files.NoFileError) as error:
             yield listing.unreadable(error, f"{part.name}:{done}")
-            return
-        except (RuntimeError, ValueError, _DamagedError) as error:
+        except (RuntimeError, ValueError) as error:
             yield LeftOut(f"{part.name}:{done}", "damaged archive", f"the rest is not read: {error}")
-            return
-        if done != length:
-            detail = f"{length} records are promised, {done} are there"
-            yield LeftOut(part.name, "damaged archive", detail)
+        else:
+            if done != length:
+                detail = f"{length} records are promised, {done} are there"
+                yield LeftOut(part.name, "damaged archive", detail)
 
 
-class _DamagedError(Exception):
-    pass
+def _parsed(record: bytes | Exception, image: str, caption: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return the encoded picture and the captions of a tf.train.Example; nested names are joined by "/".
 
-
-def _found(record: bytes | Exception, where: str, split: str, image: str, caption: str) -> Found:
-    if isinstance(record, Unusable):
-        raise record
-    if isinstance(record, Exception):
-        raise Unusable("damaged archive", f"this record is not read: {record}")
-    values = _parsed(record)
-    pictures = values[image].bytes_list.value if image in values else ()
-    if not pictures:
-        raise Unusable("no picture", f"no {image} in this record")
-    texts = values[caption].bytes_list.value if caption in values else ()
-    try:
-        captions = tuple(text.decode("utf-8") for text in texts)
-    except UnicodeDecodeError as error:
-        raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
-    return Found(where, pictures[0], captions, split)
-
-
-def _parsed(record: bytes):
-    """The features of a tf.train.Example by their names, those in dicts as "captions/text"."""
+    Raises:
+      Unusable: the record is damaged or has no picture, or a caption is not UTF-8.
+    """
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
-        return tf_example_pb2.Example.FromString(record).features.feature
-    except DecodeError as error:
-        raise Unusable("damaged archive", f"not a tf.train.Example: {error}") from error
-
-
-def tfrecords(path: Path, most: int = 2**62) -> Iterator[bytes | Exception]:
-    """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4). In the place of one
-    that is damaged, or of more than `most` bytes, why it is not read.
-
-    Raises _DamagedError where the file is cut off or a length is wrong.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        while head := file.read(12):
-            if len(head) < 12 or crc32c.masked(head[:8]) != struct.unpack("<I", head[8:])[0]:
-                raise _DamagedError("the length of a record is damaged")
-            (length,) = struct.unpack("<Q", head[:8])
-            if file.tell() + length + 4 > size:
-                raise _DamagedError("a record is cut off")
-            if length > most:
-                yield Unusable("too large", f"a record of {length} bytes, more than {most}")
-                file.seek(length + 4, os.SEEK_CUR)
-                continue
-            record = file.read(length)
-            is_sound = crc32c.masked(record) == struct.unpack("<I", file.read(4))[0]
-            yield record if is_sound else _DamagedError("it does not have its checksum")
+        if isinstance(record, Exception):
+            raise record
+        values = tf_example_pb2.Example.FromString(record).features.feature
+        pictures, texts = (values[key].bytes_list.value if key in values else () for key in (image, caption))
+        if not pictures:
+            raise Unusable("no picture", f"no {image} in this record")
+        return pictures[0], tuple(text.decode("utf-8") for text in texts)
+    except UnicodeDecodeError as error:
+        raise Unusable("unreadable caption", f"not UTF-8: {error}") from error
+    except (DecodeError, RuntimeError) as error:
+        raise Unusable("damaged archive", f"this record is not read: {error}") from error

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import shards, sources
-from imagen_jax.prepare import crc32c, parquet, pictures, webdataset
+from imagen_jax.prepare import parquet, pictures, webdataset
 
 
 @pytest.fixture(scope="module")
@@ -413,12 +413,6 @@ def tfds_records(num, first=0):
     return features, records, truth
 
 
-def framed(records):
-    """A TFRecord file."""
-    pieces = [piece for record in records for piece in (struct.pack("<Q", len(record)), record)]
-    return b"".join(piece + struct.pack("<I", crc32c.masked(piece)) for piece in pieces)
-
-
 def make_tfds(directory, features, kind, files):
     """Metadata for {split: numbers of records}, as TFDS writes it; returns the paths by split."""
     import tensorflow_datasets as tfds
@@ -445,20 +439,11 @@ def make_tfds(directory, features, kind, files):
     return {split.name: split.filepaths for split in splits}
 
 
-def test_damaged_records_of_tfrecord_files_are_lost_alone(tmp_path, script):
-    features, records, truth = tfds_records(6)
-    path = Path(make_tfds(tmp_path / "in", features, "tfrecord", {"train": [6]})["train"][0])
-    content = framed(records)
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        damaged = bytearray(content)
-        start = sum(len(record) + 16 for record in records[:number]) + 12
-        place = start + int(rng.integers(len(records[number]) + 4))  # in the record or in its checksum
-        damaged[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        kept, left_out = prepare(script, tmp_path / "in", tmp_path / f"out{number}")
-        assert left_out == [(f"{path.name}:{number}", "damaged archive")]
-        assert kept == [pair for pair in truth if int(pair[0].split()[0]) != number]
+def write_records(path, records):
+    writer = shards.SplitWriter(lambda i: path)
+    for record in records:
+        writer.add(record)
+    writer.close()
 
 
 def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monkeypatch):
@@ -477,7 +462,7 @@ def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monk
     paths = make_tfds(
         tmp_path / "home" / "toy_set" / "1.0.0",
         features,
-        "tfrecord",
+        "array_record",
         {k: [len(v)] for k, v in captions.items()},
     )
     for split, those in captions.items():
@@ -485,7 +470,7 @@ def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monk
             {"image": encoded(1), "caption": each, "lines": {"en": "en", "de": "de"}} for each in those
         ]
         records = [serializer.serialize_example(features.encode_example(each)) for each in examples]
-        paths[split][0].write_bytes(framed(records))
+        write_records(paths[split][0], records)
     with pytest.raises(ValueError, match=f"nor is there a TFDS data set of that name in {tmp_path / 'home'}"):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
         prepare(script, Path("toy_sett"), tmp_path / "out")
@@ -494,35 +479,26 @@ def test_tfds_data_sets_of_any_splits_and_strings_by_name(tmp_path, script, monk
         assert [caption for caption, _ in contents(tmp_path / name, "train-clean")] == ["two", "three"]
         assert [caption for caption, _ in contents(tmp_path / name, "testA")] == ["one"]
         assert sources.splits(tmp_path / name) == ["testA", "train-clean"]
-        assert rows(tmp_path / name) == [("coco-val.tfrecord-00000-of-00001:0", "no caption")]
+        assert rows(tmp_path / name) == [("coco-val.array_record-00000-of-00001:0", "no caption")]
     script.main(
         script.Options(output=tmp_path / "de", input=Path("toy_set"), min_size=8, caption_key="lines/de")
     )
     assert contents(tmp_path / "de", "val") == [("de", encoded(1))]
 
     path = make_tfds(tmp_path / "strings", features, "array_record", {"train": [1]})["train"][0]
-    writer = shards.SplitWriter(lambda i: path)
-    writer.add(records[0])
-    writer.close()
+    write_records(path, records[:1])
     assert sources.open_source(tmp_path / "strings")[0]["image"] == encoded(1)
 
 
-@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
-def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
+def test_tfds_data_sets_keep_their_splits(tmp_path, script):
     features, records, truth = tfds_records(9)
     _, held_out, held_out_truth = tfds_records(2, first=20)
     root = tmp_path / "coco"
-    paths = make_tfds(root / "1.0.0", features, kind, {"train": [6, 3], "val": [2]})
+    paths = make_tfds(root / "1.0.0", features, "array_record", {"train": [6, 3], "val": [2]})
     for path, part in zip(
         [*paths["train"], *paths["val"]], [records[:6], records[6:], held_out], strict=True
     ):
-        if kind == "tfrecord":
-            path.write_bytes(framed(part))
-        else:
-            writer = shards.SplitWriter(lambda i, path=path: path)
-            for record in part:
-                writer.add(record)
-            writer.close()
+        write_records(path, part)
     kept, left_out = prepare(script, root, tmp_path / "out")
     assert kept == truth and left_out == []
     assert contents(tmp_path / "out", "val") == held_out_truth
@@ -534,8 +510,8 @@ def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
         ValueError, match=r"no Text feature 'alt'; it has: .*captions/text \(Sequence\(Text\)"
     ):
         prepare(script, root, tmp_path / "no", caption_key="alt")
-    message = "captions/text' of .* is Sequence" if kind == "array_record" else "stored as tfrecord"
-    with pytest.raises(ValueError, match=f"{message}.*prepare it with scripts/prepare_data.py --input"):
+    message = "captions/text' of .* is Sequence.*prepare it with scripts/prepare_data.py --input"
+    with pytest.raises(ValueError, match=message):
         sources.open_source(root, "train", caption_key="captions/text")
 
     first = paths["train"][0]
@@ -545,14 +521,12 @@ def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
     after = [pair for pair in truth if pair[0].split()[0] in "678"]
     assert kept == truth[: len(kept) - len(after)] + after
     assert [reason for _, reason in left_out] == ["damaged archive"]
-    if kind == "tfrecord":
-        assert len(kept) > len(after)
-        first.write_bytes(framed(records[:5]))  # cut off between two records
-        kept, left_out = prepare(script, root, tmp_path / "short")
-        assert [caption.split()[0] for caption, _ in kept] == [
-            i for i in "01234678" for _ in range(1 + int(i) % 2)
-        ]
-        assert left_out == [(first.name, "damaged archive")]
+    write_records(first, records[:5])  # one record fewer than the metadata promise
+    kept, left_out = prepare(script, root, tmp_path / "short")
+    assert [caption.split()[0] for caption, _ in kept] == [
+        i for i in "01234678" for _ in range(1 + int(i) % 2)
+    ]
+    assert left_out == [(first.name, "damaged archive")]
     first.unlink()
     with pytest.raises(ValueError, match=r"is incomplete: .*coco-train"):
         prepare(script, root, tmp_path / "no")
@@ -561,10 +535,7 @@ def test_tfds_data_sets_keep_their_splits(tmp_path, script, kind):
 def test_of_a_damaged_record_file_the_other_records_stay(tmp_path, script):
     features, records, truth = tfds_records(9)
     path = make_tfds(tmp_path / "in", features, "array_record", {"train": [9]})["train"][0]
-    writer = shards.SplitWriter(lambda i: path)
-    for record in records:
-        writer.add(record)
-    writer.close()
+    write_records(path, records)
     content = bytearray(path.read_bytes())
     content[content.find(records[4][:20]) + 60 if records[4][:20] in content else len(content) // 3] ^= 0xFF
     path.write_bytes(content)
@@ -573,6 +544,18 @@ def test_of_a_damaged_record_file_the_other_records_stay(tmp_path, script):
     lost = where.rpartition(":")[2]
     assert reason == "damaged archive"
     assert kept == [pair for pair in truth if pair[0].split()[0] != lost] and len(kept) < len(truth)
+
+
+def test_tfrecord_is_refused_with_the_command_that_converts_it(tmp_path, script):
+    make_tfds(tmp_path / "in", tfds_records(1)[0], "tfrecord", {"train": [1]})
+    for call in (
+        lambda: prepare(script, tmp_path / "in", tmp_path / "out"),
+        lambda: sources.open_source(tmp_path / "in"),
+    ):
+        with pytest.raises(
+            ValueError, match="in must be stored as array_record; got tfrecord: .*tfds convert_format"
+        ):
+            call()
 
 
 def test_the_configuration_of_a_tfds_data_set_is_pointed_at(tmp_path, script):
