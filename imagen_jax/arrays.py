@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.checks import Said, is_whole, require
+from imagen_jax.checks import Verbatim, is_whole, require
 
 # Values beyond 1 that rounding makes: bfloat16 has steps of 0.0078 there.
 _ROUNDING = 0.01
@@ -56,7 +56,7 @@ def array(
     is_kind = any(jnp.issubdtype(value.dtype, each) for each in wanted)
     has_axes = value.ndim >= least_ndim if ndim is None else value.ndim == ndim
     require(
-        is_kind and has_axes, name, f"be {what}", Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix
+        is_kind and has_axes, name, f"be {what}", Verbatim(f"{value.dtype} of shape {tuple(value.shape)}"), fix
     )
     return value
 
@@ -74,7 +74,7 @@ def real(name: str, value: Any) -> Any:
 def held(name: str, tree: Any, what: str) -> None:
     """Raises a ValueError unless all leaves of `tree` are arrays, and not mere shapes; `what` they are."""
     wrong = [leaf for leaf in jax.tree.leaves(tree) if not has_values(leaf)]
-    got = Said("jax.ShapeDtypeStruct") if wrong and is_array(wrong[0]) else wrong and wrong[0]
+    got = Verbatim("jax.ShapeDtypeStruct") if wrong and is_array(wrong[0]) else wrong and wrong[0]
     require(not wrong, name, f"hold arrays, {what}", got)
 
 
@@ -82,7 +82,7 @@ def like(name: str, value: Any, other_name: str, other: Any) -> Any:
     """Return `value`, if it is an array of the shape of `other`, which is one."""
     array(name, value)
     rule = f"have the shape of {other_name}, {list(other.shape)}"
-    require(value.shape == other.shape, name, rule, Said(tuple(value.shape)))
+    require(value.shape == other.shape, name, rule, Verbatim(tuple(value.shape)))
     return value
 
 
@@ -91,7 +91,7 @@ def one_each(name: str, value: Any, images_name: str, images: Any) -> Any:
     real(name, value)
     shape = np.shape(value) if not is_array(value) else tuple(value.shape)
     rule = f"be a number or have one for each row of {images_name}, [{images.shape[0]}]"
-    require(shape in ((), (images.shape[0],)), name, rule, Said(shape))
+    require(shape in ((), (images.shape[0],)), name, rule, Verbatim(shape))
     return value
 
 
@@ -122,7 +122,7 @@ def finite(name: str, value: Any, what: str = "") -> None:
         with np.errstate(over="ignore"):
             bad = ~np.isfinite(values.astype(np.float32))
         rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if bad.ndim else np.array([0])
-        got = Said(f"{bad.sum()} of {bad.size} that are NaN or infinite, the first in row {rows[0]}")
+        got = Verbatim(f"{bad.sum()} of {bad.size} that are NaN or infinite, the first in row {rows[0]}")
         require(False, name, f"hold finite numbers{f' ({what})' if what else ''}", got)
 
 
@@ -131,7 +131,7 @@ def pictures(name: str, value: Any) -> None:
     finite(name, value, "a picture in [-1, 1]")
     low, high = _known_ends(value)
     fix = "x / 127.5 - 1 of 0..255" if low >= -_ROUNDING and high > 2 else "clip it, or scale it"
-    got = Said(f"values from {low:g} to {high:g}")
+    got = Verbatim(f"values from {low:g} to {high:g}")
     require(-1 - _ROUNDING <= low and high <= 1 + _ROUNDING, name, "be in [-1, 1]", got, fix)
     if low >= 0 and high - low > 0.25:
         warnings.warn(
@@ -145,7 +145,7 @@ def noise(name: str, value: Any) -> None:
     """Raises a ValueError if `value`, an array of floats, is known to be no standard normal noise."""
     finite(name, value, "standard normal noise")
     low, high = _known_ends(value)
-    got = Said(f"values from {low:g} to {high:g}")
+    got = Verbatim(f"values from {low:g} to {high:g}")
     require(-_MOST_NOISE <= low and high <= _MOST_NOISE, name, "be standard normal noise", got)
 
 
@@ -154,7 +154,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
     values = known(value) if is_array(value) else np.asarray(value)
     if values is not None and values.size:
         least, largest = _ends(values)
-        got = Said(f"{least:g}" if values.size == 1 else f"values from {least:g} to {largest:g}")
+        got = Verbatim(f"{least:g}" if values.size == 1 else f"values from {least:g} to {largest:g}")
         require(low <= least and largest <= high, name, f"be in [{low:g}, {high:g}]", got)
 
 
@@ -162,7 +162,7 @@ def floats_of_pictures(name: str, value: Any) -> Any:
     """Return `value`, if it is an array of floats; integers of 0 to 255 would be read as out-of-range values."""
     require(has_values(value), name, "be an array of floats in [-1, 1]", value)
     is_float = jnp.issubdtype(value.dtype, jnp.floating)
-    got = Said(f"{value.dtype} of shape {tuple(value.shape)}")
+    got = Verbatim(f"{value.dtype} of shape {tuple(value.shape)}")
     require(is_float, name, "be float in [-1, 1]", got, "x / 127.5 - 1 of 0..255")
     return value
 
@@ -177,7 +177,7 @@ def keys(name: str, value: Any) -> Any:
     is_raw = value.dtype == raw.dtype and value.ndim == 2 and value.shape[1:] == raw.shape
     is_right = is_raw or (is_typed and value.ndim == 1)
     require(
-        is_right and value.shape[0] > 0, name, rule, Said(f"{value.dtype} of shape {tuple(value.shape)}"), fix
+        is_right and value.shape[0] > 0, name, rule, Verbatim(f"{value.dtype} of shape {tuple(value.shape)}"), fix
     )
     return value
 

@@ -29,8 +29,11 @@ def error(name: str, rule: str, got: Any, fix: str = "") -> ValueError:
     return ValueError(f"{name} must {rule}; got {shown(got)}{f': {fix}' if fix else ''}.")
 
 
-class Said(str):
-    """A value in words, which messages show without quotes."""
+class Verbatim(str):
+    """Text that messages show as it is, without quotes."""
+
+
+Said = Verbatim  # the former name, while code that uses it is being moved
 
 
 def plain(value: Any) -> Any:
@@ -43,7 +46,7 @@ def plain(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """`value` in one short line, whatever it is."""
-    if isinstance(value, Said):
+    if isinstance(value, Verbatim):
         return str(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays, checks, resize, sharding
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import EfficientUNetConfig, StageConfig
 from imagen_jax.diffusion import (
     augmentation,
@@ -57,8 +57,8 @@ class Stage:
         image's share of the first layer), computed once for all steps."""
         checks.instance("cond", cond, Cond, "a Cond").check()
         batch, size = len(cond.text.mask), (self.config.image_size,) * 2
-        beside = [image for image in (cond.low_res, cond.image) if image is not None]
-        shape = (batch, *(beside[0].shape[1:3] if beside else size), self.config.image_channels)
+        images = [image for image in (cond.low_res_noised, cond.control) if image is not None]
+        shape = (batch, *(images[0].shape[1:3] if images else size), self.config.image_channels)
         # Nothing of the forward pass but the features is used, so the compiler leaves the rest out.
         _, made = _apply(
             self.config, {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
@@ -88,7 +88,7 @@ def _apply(config: StageConfig, variables: Any, *inputs: Any, **options: Any) ->
     except flax.errors.FlaxError as error:
         reason = " ".join(str(error).split())[:200]
         rule = f"be the parameters of the network of stage {config.name}"
-        raise checks.error("params", rule, Said(f"others ({reason})")) from error
+        raise checks.error("params", rule, Verbatim(f"others ({reason})")) from error
 
 
 def compute_dtype(config: StageConfig) -> jnp.dtype:
@@ -138,8 +138,8 @@ def init(config: StageConfig, key: jax.Array) -> Any:
         jnp.zeros((1, config.text.length, config.text.width)), jnp.ones((1, config.text.length), bool)
     )
     cond = Cond(text, image, level) if config.is_super_resolution else Cond(text)
-    if config.cond_image_channels:
-        cond = cond.replace(image=jnp.zeros((1, size, size, config.cond_image_channels)))
+    if config.control_channels:
+        cond = cond.replace(control=jnp.zeros((1, size, size, config.control_channels)))
     return network(config).init(key, image, level, cond)["params"]
 
 
@@ -198,8 +198,8 @@ def image_losses(
       params: of the network.
       config: of the stage.
       batch: "x" [B, H, W, C] float in [-1, 1], H and W of config.train_size; "text" [B, L, D] float and "text_mask"
-        [B, L] bool, of all captions, for `draws` say which are dropped; "cond_image" [B, H, W, C'] in [-1, 1] for a
-        stage with cond_image_channels. The low-res image of super-resolution is made of "x".
+        [B, L] bool, of all captions, for `draws` say which are dropped; "control" [B, H, W, C'] in [-1, 1] for a
+        stage with control_channels. The low-res image of super-resolution is made of "x".
       draws: as from `draw`, for B images.
       train: False turns dropout off.
     """
@@ -213,8 +213,8 @@ def image_losses(
     if config.is_super_resolution:
         low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
         cond = condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
-    if config.cond_image_channels:
-        cond = cond.replace(image=jnp.asarray(batch["cond_image"], jnp.float32))
+    if config.control_channels:
+        cond = cond.replace(control=jnp.asarray(batch["control"], jnp.float32))
     rngs = {"dropout": named_key(draws.keys[0], "dropout")}
     prediction = config.process.prediction
     z_in = network_input(z_t, logsnr_t, prediction)
@@ -229,18 +229,18 @@ def image_losses(
 def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
     """Raises a ValueError for a batch that the stage cannot be trained with; for its values too, outside jit."""
     checks.instance("config", config, StageConfig, "a StageConfig")
-    names = ["x", "text", "text_mask", *(["cond_image"] if config.cond_image_channels else [])]
+    names = ["x", "text", "text_mask", *(["control"] if config.control_channels else [])]
     has_all = isinstance(batch, Mapping) and not set(names) - set(batch)
     got = sorted(map(str, batch)) if isinstance(batch, Mapping) else batch
     require(has_all, "batch", f"be a dict of {', '.join(names)}", got)
     checks.instance("draws", draws, Draws, "Draws, as from draw")
     text = TextCond(batch["text"], batch["text_mask"]).check('batch["text"], batch["text_mask"]')
     size, rows = config.train_size, len(text.mask)
-    for name, channels in (("x", config.image_channels), ("cond_image", config.cond_image_channels)):
+    for name, channels in (("x", config.image_channels), ("control", config.control_channels)):
         if name in names:
             named, shape = f'batch["{name}"]', (rows, size, size, channels)
             value = arrays.floats_of_pictures(named, batch[name])
-            require(tuple(value.shape) == shape, named, f"be {list(shape)}", Said(tuple(value.shape)))
+            require(tuple(value.shape) == shape, named, f"be {list(shape)}", Verbatim(tuple(value.shape)))
             arrays.pictures(named, value)
     text.check_values('batch["text"]')
     arrays.held('batch["text"], batch["text_mask"]', text, "one row for each image")
@@ -266,11 +266,19 @@ def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.
 def condition_on_low_res(
     config: StageConfig, cond: Cond, low_res: jax.Array, aug_level: jax.Array, keys: jax.Array
 ) -> Cond:
-    """Up-samples low_res by the stage's factor, noises it, and says how much: for training and sampling."""
-    low_res = resize.bilinear(low_res, output_size(config, low_res.shape[1:3]))
-    eps = image_noise(keys, "aug", low_res.shape[1:])
-    low_res, aug_logsnr = augmentation.augment(low_res, aug_level, eps)
-    return cond.replace(low_res=low_res, aug_logsnr=aug_logsnr)
+    """Return `cond` with the low-res image enlarged and noised, and with its log-SNR, as in training and sampling.
+
+    Args:
+      config: of a super-resolution stage.
+      cond: of B captions.
+      low_res: [B, h, w, C] in [-1, 1].
+      aug_level: [B] in [0, 1], sigma of the noise.
+      keys: [B], one for each image.
+    """
+    enlarged = resize.bilinear(low_res, output_size(config, low_res.shape[1:3]))
+    eps = image_noise(keys, "aug", enlarged.shape[1:])
+    low_res_noised, aug_logsnr = augmentation.augment(enlarged, aug_level, eps)
+    return cond.replace(low_res_noised=low_res_noised, aug_logsnr=aug_logsnr)
 
 
 def image_noise(keys: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:

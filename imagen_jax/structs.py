@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 
 
 @flax.struct.dataclass
@@ -41,7 +41,7 @@ class TextCond:
         dtypes = [f"{getattr(value, 'dtype', '')} " for value in (self.embeddings, self.mask)]
         require(
             is_right, name, "have embeddings [B, L, D] of floats and a bool mask [B, L]",
-            Said(f"{dtypes[0]}{got[0]} and {dtypes[1]}{got[1]}"),
+            Verbatim(f"{dtypes[0]}{got[0]} and {dtypes[1]}{got[1]}"),
         )  # fmt: skip
         return self
 
@@ -50,7 +50,7 @@ class TextCond:
         arrays.finite(f"{name}.embeddings", self.embeddings)
         mask = arrays.known(self.mask)
         empty = [] if mask is None else [int(row) for row in (~mask.any(axis=1)).nonzero()[0]]
-        require(not empty, f"{name}.mask", "have a True in every row", Said(f"none in row {empty[:1]}"))
+        require(not empty, f"{name}.mask", "have a True in every row", Verbatim(f"none in row {empty[:1]}"))
 
     def drop(self, dropped: jax.Array) -> "TextCond":
         """Replaces the captions where `dropped` [B] is True by the null caption of guidance.
@@ -71,26 +71,27 @@ class Cond:
 
     Attributes:
       text: encoded captions.
-      low_res: [B, H, W, C] the noise-augmented low-res image, already at the network's resolution;
-        None in a base stage.
-      aug_logsnr: [B] log-SNR of the noise that `low_res` carries; None in a base stage.
-      image: [B, H, W, C'] a further image in [-1, 1] at the network's resolution, if it was trained with one.
+      low_res_noised: [B, H, W, C] the low-res image, enlarged to the network's resolution and noised; None in a base
+        stage.
+      aug_logsnr: [B] log-SNR of the noise in `low_res_noised`; None in a base stage.
+      control: [B, H, W, C'] a further image in [-1, 1] at the network's resolution, if it was trained with one.
       features: what the network made of the rest, as from `Stage.prepare`; None: it is made at every call.
     """
 
     text: TextCond
-    low_res: jax.Array | None = None
+    low_res_noised: jax.Array | None = None
     aug_logsnr: jax.Array | None = None
-    image: jax.Array | None = None
+    control: jax.Array | None = None
     features: Any = None
 
     def check(self, name: str = "cond") -> "Cond":
         """Return this, if its parts are arrays of one batch; `name` is for messages."""
         require(isinstance(self.text, TextCond), f"{name}.text", "be a TextCond", self.text)
         rows = self.text.check(f"{name}.text").mask.shape[0]
-        rule = "be given with low_res, and only then"
-        require((self.low_res is None) == (self.aug_logsnr is None), f"{name}.aug_logsnr", rule, self.aug_logsnr)
-        for part, ndim in (("low_res", 4), ("image", 4), ("aug_logsnr", 1)):
+        rule = "be given with low_res_noised, and only then"
+        has_both_or_none = (self.low_res_noised is None) == (self.aug_logsnr is None)
+        require(has_both_or_none, f"{name}.aug_logsnr", rule, self.aug_logsnr)
+        for part, ndim in (("low_res_noised", 4), ("control", 4), ("aug_logsnr", 1)):
             value = getattr(self, part)
             if value is not None:
                 shape = arrays.array(f"{name}.{part}", value, "floats", ndim=ndim).shape

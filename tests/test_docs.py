@@ -32,8 +32,8 @@ from imagen_jax.config.validation import validate
 from imagen_jax.data import sources, transforms
 from imagen_jax.diffusion import samplers, schedules
 from imagen_jax.evaluation import sweep
-from imagen_jax.models.conditioning import images_beside
-from imagen_jax.models.layers import once
+from imagen_jax.models.conditioning import conditioning_images
+from imagen_jax.models.layers import cached
 from imagen_jax.planning import chips
 from imagen_jax.prepare import parts, shapes
 from imagen_jax.sampling.cascade import sampling_by_stage
@@ -88,9 +88,9 @@ class OneLayer(nn.Module):
             weight = cond.text.mask[..., None] / cond.text.mask.sum(axis=1)[:, None, None]
             return nn.Dense(self.out_channels, name="text")((cond.text.embeddings * weight).sum(axis=1))
 
-        beside = images_beside(cond)
-        h = z_t if beside is None else jnp.concatenate([z_t, beside], axis=-1)
-        return nn.Dense(self.out_channels, name="image")(h) + once(self, "text", of_text)[:, None, None]
+        images = conditioning_images(cond)
+        h = z_t if images is None else jnp.concatenate([z_t, images], axis=-1)
+        return nn.Dense(self.out_channels, name="image")(h) + cached(self, "text", of_text)[:, None, None]
 
 
 @pytest.fixture

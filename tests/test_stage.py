@@ -63,7 +63,7 @@ def test_training_and_sampling_condition_alike(tiny_stages, tiny_batch):
     level = jnp.linspace(0, 0.7, 8)
     cond = stage.condition_on_low_res(config, stage.Cond(text=None), low_res, level, keys)
     clean = resize.bilinear(low_res, config.image_size)
-    noise = np.asarray(cond.low_res - jnp.sqrt(1 - level**2)[:, None, None, None] * clean)
+    noise = np.asarray(cond.low_res_noised - jnp.sqrt(1 - level**2)[:, None, None, None] * clean)
     np.testing.assert_allclose(noise.std(axis=(1, 2, 3)), level, atol=0.06)
     np.testing.assert_allclose(noise[0], np.zeros_like(noise[0]), atol=1e-3)
 

@@ -687,12 +687,12 @@ def test_wrong_arguments_of_functions(name, changes, message):
         ({"cond": Cond("a red star")}, "cond.text must be a TextCond; got 'a red star'"),
         ({"cond": Cond(text(rows=3))}, "cond must have one row for each row of z_t, 7; got 3"),
         (
-            {"cond": Cond(text(), low_res=jnp.zeros((7, 8, 8, 3)))},
-            "cond.aug_logsnr must be given with low_res",
+            {"cond": Cond(text(), low_res_noised=jnp.zeros((7, 8, 8, 3)))},
+            "cond.aug_logsnr must be given with low_res_noised",
         ),
         (
-            {"cond": Cond(text(), image=jnp.zeros((7, 4, 4, 3)))},
-            r"cond.image must have the size of z_t, \[7, 8, 8\]",
+            {"cond": Cond(text(), control=jnp.zeros((7, 4, 4, 3)))},
+            r"cond.control must have the size of z_t, \[7, 8, 8\]",
         ),
     ],
 )

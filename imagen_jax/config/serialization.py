@@ -20,6 +20,7 @@ from imagen_jax.config.stage import (
 )
 from imagen_jax.storage import files, locations
 
+_FORMER_NAMES = {"cond_image_channels": "control_channels"}
 MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
 
 
@@ -38,14 +39,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
-    """A dict of an earlier version with what it lacks, which is what that version did."""
+    """Return the dict of an earlier version with current names, and the values of that version for what it lacks."""
+    former = {old: new for old, new in _FORMER_NAMES.items() if new not in data}
+    data = {former.get(name, name): value for name, value in data.items()}
     if cls is SamplingConfig and "spacing" not in data:
         unused = [n for n, (field, values) in USED_BY.items() if data.get(field) not in values]
         return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
     added = {
         TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
         ProcessConfig: {"zero_terminal_snr": False},
-        StageConfig: {"cond_image_channels": 0, "crop_size": None},
+        StageConfig: {"control_channels": 0, "crop_size": None},
         DataConfig: {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
         RunConfig: {
             "remat": "none",

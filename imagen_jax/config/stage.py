@@ -219,8 +219,8 @@ class StageConfig:
     """Super-resolution only: side of the random crops that are trained on; None: whole images."""
     image_channels: int = 3
     """Channels of the images."""
-    cond_image_channels: int = 0
-    """Channels of a further picture that the network is given beside z_t, such as a sketch; 0: none."""
+    control_channels: int = 0
+    """Channels of a further image that is concatenated to z_t, such as edges or depth; 0: none."""
     network: UNetConfig | EfficientUNetConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()

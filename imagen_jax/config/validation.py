@@ -23,7 +23,7 @@ _RANGES: dict[str, dict[str, Any]] = {
         "low_res_size": (1, 2**14),
         "crop_size": (1, 2**14),
         "image_channels": (1, 1024),
-        "cond_image_channels": (0, 1024),
+        "control_channels": (0, 1024),
         "seed": (0, MAX_SEED),
     },
     "process.": {
@@ -161,9 +161,9 @@ def validate_for_training(config: StageConfig) -> StageConfig:
         config.image_channels, fix,
     )  # fmt: skip
     require(
-        config.cond_image_channels == 0, "cond_image_channels",
-        "be 0 to train on a data set, which holds no such image", config.cond_image_channels,
-        f'{fix}, which has "cond_image"',
+        config.control_channels == 0, "control_channels",
+        "be 0 to train on a data set, which holds no such image", config.control_channels,
+        f'{fix}, which has "control"',
     )  # fmt: skip
     return config
 

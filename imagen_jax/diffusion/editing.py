@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays, checks
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.diffusion import guidance
 
 
@@ -54,4 +54,4 @@ def _check(image: jax.Array, mask: jax.Array) -> None:
     arrays.array("image", image, ndim=4)
     require(arrays.is_array(mask), "mask", "be an array [B, H, W, 1] of 1 and 0", mask)
     shape = (*image.shape[:3], 1)
-    require(tuple(mask.shape) == shape, "mask", f"have the image's size, {list(shape)}", Said(tuple(mask.shape)))
+    require(tuple(mask.shape) == shape, "mask", f"have the image's size, {list(shape)}", Verbatim(tuple(mask.shape)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, is_finite, number, plain, require, shown, whole
+from imagen_jax.checks import Verbatim, is_finite, number, plain, require, shown, whole
 from imagen_jax.diffusion.process import expand
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -153,7 +153,7 @@ def rescaled(rule: Rule, share: float = 0.7) -> Rule:
     def combine(x_cond: jax.Array, x_null: jax.Array, w: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         x_hat, state = rule.combine(x_cond, x_null, w, state)
         is_alone = not isinstance(x_hat, Estimate)
-        require(is_alone, "rescaled", "be of a rule that returns x_hat alone", Said("plus_plus()"))
+        require(is_alone, "rescaled", "be of a rule that returns x_hat alone", Verbatim("plus_plus()"))
         factor = _std(x_cond) / jnp.maximum(_std(x_hat), 1e-12)
         return x_hat * (share * factor + 1 - share), state
 
@@ -279,7 +279,7 @@ def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     weights = [plain(weight) for weight in arrays.sequence("weights", weights, "numbers")]
     rule = "be one for each text or condition, finite, and sum to 1 (guidance_scale is the strength of all)"
     is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
-    require(is_right, "weights", rule, Said(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
+    require(is_right, "weights", rule, Verbatim(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
     return tuple(map(float, weights))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, boolean, choice, error, instance, number, require, whole
+from imagen_jax.checks import Verbatim, boolean, choice, error, instance, number, require, whole
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import DenoiseFn, Denoiser, Estimate, Stateful, check_denoiser
 from imagen_jax.diffusion.schedules import alpha_sigma
@@ -115,7 +115,7 @@ def sample(
         why = "a stochastic sampler" if sampler.is_stochastic else "resample > 1"
         require(keys is not None, "keys", f"be given to {why}: one for each image, [B]", keys)
         arrays.keys("keys", keys)
-        got = Said(f"shape {tuple(keys.shape)}")
+        got = Verbatim(f"shape {tuple(keys.shape)}")
         require(keys.shape[0] == z_1.shape[0], "keys", f"be one for each image, [{z_1.shape[0]}]", got)
     if isinstance(denoise, Stateful):
         first_state, call = denoise.init(z_1), denoise.call
@@ -183,12 +183,12 @@ def check_grid(logsnr_grid: jax.Array) -> None:
     fix = "make it with schedules.grid"
     array = arrays.array("logsnr_grid", logsnr_grid, fix=fix)
     is_row = array.ndim == 1 and array.shape[0] > 1
-    require(is_row, "logsnr_grid", "be [T+1] with steps T >= 1", Said(f"shape {tuple(array.shape)}"), fix)
+    require(is_row, "logsnr_grid", "be [T+1] with steps T >= 1", Verbatim(f"shape {tuple(array.shape)}"), fix)
     levels = arrays.known(logsnr_grid)
     wrong = [] if levels is None else np.flatnonzero(~(np.diff(levels) > 0))
     if len(wrong):
         i = int(wrong[0])
-        got = Said(f"{levels[i]:g} then {levels[i + 1]:g} at step {i + 1}")
+        got = Verbatim(f"{levels[i]:g} then {levels[i + 1]:g} at step {i + 1}")
         raise error("logsnr_grid", "decrease in noise (logsnr must increase) at every step", got, fix)
 
 
@@ -211,7 +211,7 @@ def make(name: str, **options: float) -> Sampler:
     make_it = SAMPLERS[choice("sampler", name, SAMPLERS)]
     known = list(inspect.signature(make_it).parameters)
     unknown = sorted(set(options) - set(known))
-    require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Said(", ".join(unknown)))
+    require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Verbatim(", ".join(unknown)))
     return make_it(**options)
 
 
@@ -300,7 +300,7 @@ def heun(
     churn = number("churn", churn, "[0, inf)")
     churn_min, churn_max = number("churn_min", churn_min), number("churn_max", churn_max)
     is_right = 0 < churn_min < churn_max
-    require(is_right, "churn_min", "be positive and below churn_max", Said(f"{churn_min} and {churn_max}"))
+    require(is_right, "churn_min", "be positive and below churn_max", Verbatim(f"{churn_min} and {churn_max}"))
     churn_noise = number("churn_noise", churn_noise, "(0, inf)")
 
     def add_noise(z_t, logsnr_t, noise, steps):

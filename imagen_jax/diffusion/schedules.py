@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import MAX_STEPS, Said, choice, is_finite, number, require, shown, whole
+from imagen_jax.checks import MAX_STEPS, Verbatim, choice, is_finite, number, require, shown, whole
 
 # sigma (or alpha) is 4.5e-5 at the ends: below the step of 8-bit pixels, far above float32's underflow.
 LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
@@ -52,10 +52,10 @@ def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
     clipped = lambda t: _clip(_reals("logsnr(t)", logsnr(_reals("t", t))))
     with jax.ensure_compile_time_eval():
         values = np.asarray(clipped(jnp.linspace(0, 1, 257)))
-    require(values.shape == (257,), "logsnr(t)", "have the shape of t, [257]", Said(values.shape))
+    require(values.shape == (257,), "logsnr(t)", "have the shape of t, [257]", Verbatim(values.shape))
     is_falling = np.isfinite(values).all() and (np.diff(values) <= 0).all() and values[0] > values[-1]
     rule = "be finite and decrease from t = 0 to t = 1 (1 is noise)"
-    require(bool(is_falling), "logsnr(t)", rule, Said(f"{values[0]:g} to {values[-1]:g}"))
+    require(bool(is_falling), "logsnr(t)", rule, Verbatim(f"{values[0]:g} to {values[-1]:g}"))
     return Schedule(clipped, partial(_bisect, clipped))
 
 
@@ -173,7 +173,7 @@ def _edm_ends(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, fl
 def _check_sigmas(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float, float]:
     _positive("sigma_max", sigma_max)
     is_right = is_finite(sigma_min) and 0 < sigma_min < sigma_max
-    got = Said(f"{shown(sigma_min)} and {shown(sigma_max)}")
+    got = Verbatim(f"{shown(sigma_min)} and {shown(sigma_max)}")
     require(is_right, "sigma_min", "be positive and below sigma_max", got)
     return float(sigma_min), float(sigma_max), number("rho", rho, "[0.1, 1000]")
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from imagen_jax import arrays, checks, sharding
-from imagen_jax.checks import Said, error, require
+from imagen_jax.checks import Verbatim, error, require
 from imagen_jax.generate import pmapped
 from imagen_jax.sampling.cascade import (
     between,
@@ -74,7 +74,7 @@ def generate(
         require(arrays.is_array(rows) and rows.ndim > 0, name, "be an array of one row for each prompt", rows)
     counts = {"seeds": len(seeds), **{name: len(rows) for name, rows in images.items()}}
     wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
-    got = Said(f"{len(prompts)} prompts and {', '.join(wrong)}")
+    got = Verbatim(f"{len(prompts)} prompts and {', '.join(wrong)}")
     require(not wrong, "prompts", "have one row of everything else each", got)
     batch_size = checks.whole("batch_size", batch_size, 1)
     for name in {"text", "keys", "may_be_shapes"} & set(options):
@@ -170,16 +170,16 @@ def compile_cascade(
             check_params(f"stages[{i}]", stage)
         got = tuple(stage.config for stage in stages)
         rule = "have the configurations that the program was compiled for"
-        require(got == configs, "stages", rule, Said(f"others ({', '.join(c.name for c in got)})"))
+        require(got == configs, "stages", rule, Verbatim(f"others ({', '.join(c.name for c in got)})"))
         (text,), _ = check_request(text, keys, None, Inputs())
         if keys.dtype == np.uint32:  # raw bits
             keys = jax.random.wrap_key_data(keys)
         is_right = keys.dtype == keys_shape.dtype
-        require(is_right, "keys", f"be of {keys_shape.dtype}, as from image_keys", Said(str(keys.dtype)))
+        require(is_right, "keys", f"be of {keys_shape.dtype}, as from image_keys", Verbatim(str(keys.dtype)))
         batch = len(keys)
         require(batch <= batch_size, "keys", f"have 1 to {batch_size} rows", batch)
         shape, got = (batch, settings.length, settings.width), text.embeddings.shape
-        require(got == shape, "text", f"have embeddings {list(shape)}, as the program was compiled for", Said(got))
+        require(got == shape, "text", f"have embeddings {list(shape)}, as the program was compiled for", Verbatim(got))
         text = text.replace(embeddings=text.embeddings.astype(np.float32))
         stages = sharding.shard_params(stages, mesh)
         images, infos = program(stages, *sharding.pad_batch((text, keys), batch_size, mesh))
@@ -209,5 +209,5 @@ def _check_encoder(stages: tuple[Stage, ...], encoder: TextEncoder) -> None:
     checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
     settings = stages[0].config.text
     rule = f"be the one of training, {settings.encoder} of width {settings.width}"
-    got = Said(f"{encoder.name} of width {encoder.width}")
+    got = Verbatim(f"{encoder.name} of width {encoder.width}")
     require(encoder.width == settings.width, "encoder", rule, got)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from imagen_jax.models.layers import Dtype, GroupNorm, once, zeros
+from imagen_jax.models.layers import Dtype, GroupNorm, cached, zeros
 from imagen_jax.structs import TextCond
 
 
@@ -34,7 +34,7 @@ class TextAttention(nn.Module):
             tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(text.embeddings)
             return self._heads(nn.Dense(2 * width, dtype=self.dtype, name="text_key_value")(tokens), 2)
 
-        key, value = once(self, "text_key_value", of_text)
+        key, value = cached(self, "text_key_value", of_text)
         mask = text.mask  # [B, L]
         if self.over_pixels:
             own_key, own_value = self._heads(nn.Dense(2 * width, dtype=self.dtype, name="key_value")(h), 2)

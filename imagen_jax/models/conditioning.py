@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.models.attention import AttentionPool
-from imagen_jax.models.layers import Dtype, once
+from imagen_jax.models.layers import Dtype, cached
 from imagen_jax.structs import Cond, TextCond
 
 
@@ -26,17 +26,17 @@ def check_call(z_t: Any, logsnr_t: Any, cond: Any, stride: int) -> None:
     shape = tuple(arrays.array("z_t", z_t, ndim=4).shape)
     is_right = 0 not in shape and shape[1] % stride == shape[2] % stride == 0
     rule = f"be [B, H, W, C] with H and W multiples of {stride}, the network's total stride"
-    require(is_right, "z_t", rule, Said(shape))
+    require(is_right, "z_t", rule, Verbatim(shape))
     rows = arrays.array("logsnr_t", logsnr_t, ndim=1).shape[0]
     require(rows == shape[0], "logsnr_t", f"have one entry for each row of z_t, {shape[0]}", rows)
     require(isinstance(cond, Cond), "cond", "be a Cond", cond)
     rows = len(cond.check().text.mask)
     require(rows == shape[0], "cond", f"have one row for each row of z_t, {shape[0]}", rows)
-    for name in ("low_res", "image"):
+    for name in ("low_res_noised", "control"):
         value = getattr(cond, name)
         if value is not None:
             got = tuple(value.shape[:3])
-            require(got == shape[:3], f"cond.{name}", f"have the size of z_t, {list(shape[:3])}", Said(got))
+            require(got == shape[:3], f"cond.{name}", f"have the size of z_t, {list(shape[:3])}", Verbatim(got))
 
 
 class LevelEmbedding(nn.Module):
@@ -80,12 +80,12 @@ class Conditioning(nn.Module):
                 emb += LevelEmbedding(self.features, self.dtype, name="aug_logsnr")(cond.aug_logsnr)
             return emb
 
-        text = cond.text.replace(embeddings=once(self, "text", project))
+        text = cond.text.replace(embeddings=cached(self, "text", project))
         emb = LevelEmbedding(self.features, self.dtype, name="logsnr")(logsnr_t)
-        return emb + once(self, "condition", of_condition), text
+        return emb + cached(self, "condition", of_condition), text
 
 
-def images_beside(cond: Cond) -> jax.Array | None:
-    """What stands beside z_t in the channels: the low-res image, then the further conditioning image."""
-    images = [image for image in (cond.low_res, cond.image) if image is not None]
+def conditioning_images(cond: Cond) -> jax.Array | None:
+    """Return the images that are concatenated to z_t, [B, H, W, C'], low_res_noised first; None if there are none."""
+    images = [image for image in (cond.low_res_noised, cond.control) if image is not None]
     return jnp.concatenate(images, axis=-1) if images else None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from imagen_jax.models.architecture import check_efficient_unet
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
-from imagen_jax.models.conditioning import Conditioning, check_call, images_beside
+from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
 from imagen_jax.structs import Cond
 
@@ -72,7 +72,7 @@ class EfficientUNet(nn.Module):
             head_dim = 2 * self.channels[level] // self.num_heads
             return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, text)
 
-        stem = InputConv(self.stem_channels, self.dtype, name="stem")(z_t, images_beside(cond))
+        stem = InputConv(self.stem_channels, self.dtype, name="stem")(z_t, conditioning_images(cond))
         h, skips = stem, []
 
         for level, width in enumerate(self.channels):  # DBlocks

@@ -29,11 +29,11 @@ def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: 
     )
 
 
-def once(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
-    """compute(), or its value from an earlier call if that is in the collection "features".
+def cached(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
+    """Return compute(), or its value from an earlier call if the collection "features" holds it.
 
-    For what depends on the condition alone: `apply(..., mutable=["features"])` keeps it, and an `apply` that is given
-    the collection reads it instead of computing it at every step of sampling.
+    For values that depend on the condition alone: `apply(..., mutable=["features"])` stores them, and an `apply` that
+    is given the collection reads them instead of computing them at every step of sampling.
     """
     if module.has_variable("features", name):
         return module.get_variable("features", name)
@@ -44,14 +44,14 @@ def once(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
 
 
 class InputConv(nn.Module):
-    """3x3 convolution of z_t and the images beside it; the share of those images is computed once."""
+    """3x3 convolution of z_t and the conditioning images; the sum over the channels of those images is cached."""
 
     features: int
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, z_t: jax.Array, beside: jax.Array | None) -> jax.Array:
-        channels = z_t.shape[-1] + (0 if beside is None else beside.shape[-1])
+    def __call__(self, z_t: jax.Array, images: jax.Array | None) -> jax.Array:
+        channels = z_t.shape[-1] + (0 if images is None else images.shape[-1])
         kernel_shape = (3, 3, channels, self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, kernel_shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)[None, None, None, :]
@@ -62,11 +62,11 @@ class InputConv(nn.Module):
             )
 
         own, other = kernel[:, :, : z_t.shape[-1]], kernel[:, :, z_t.shape[-1] :]
-        if beside is None:
+        if images is None:
             return conv(z_t, own) + bias
-        if self.has_variable("features", "beside") or self.is_mutable_collection("features"):
-            return conv(z_t, own) + once(self, "beside", lambda: conv(beside, other) + bias)
-        return conv(jnp.concatenate([z_t, beside], axis=-1), kernel) + bias
+        if self.has_variable("features", "images") or self.is_mutable_collection("features"):
+            return conv(z_t, own) + cached(self, "images", lambda: conv(images, other) + bias)
+        return conv(jnp.concatenate([z_t, images], axis=-1), kernel) + bias
 
 
 def downsample(h: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from imagen_jax.models.architecture import check_unet
 from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
-from imagen_jax.models.conditioning import Conditioning, check_call, images_beside
+from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.structs import Cond
 
@@ -70,7 +70,7 @@ class UNet(nn.Module):
                 self, block, names, h, emb, text, skips=skips, rng=rng, scan=self.scan, remat=self.remat
             )
 
-        h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, images_beside(cond))
+        h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, conditioning_images(cond))
         skips = [h]
         last = len(self.channels) - 1
 

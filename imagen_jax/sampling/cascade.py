@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays, checks, resize
-from imagen_jax.checks import Said, error, plain, require
+from imagen_jax.checks import Verbatim, error, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig, override
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.diffusion.samplers import Info
@@ -128,12 +128,12 @@ def check_cascade(
     inputs = []
     for i, stage in enumerate(stages):
         takes_image = image is not None and (mask is not None or settings[i].strength < 1)
-        takes_sketch = cond_image is not None and stage.config.cond_image_channels > 0
+        takes_control = cond_image is not None and stage.config.control_channels > 0
         own = Inputs(
             low_res=low_res if i == 0 else _shape_of_low_res(stage.config, sizes[i], keys.shape[0]),
             image=image if takes_image else None,
             mask=mask,
-            cond_image=cond_image if takes_sketch else None,
+            cond_image=cond_image if takes_control else None,
             z_1=noises[i],
             negative=negative if settings[i].is_guided else None,
             weak=weak_stages[i],
@@ -179,21 +179,21 @@ def _check_pictures(
         sides = tuple(given.image.shape[1:3])
         is_right = given.image.ndim == 4 and sides == size
         rule = f"be [B, H, W, C] of the result's size {size}"
-        require(is_right, "image", rule, Said(tuple(given.image.shape)), "resize it, or give size")
+        require(is_right, "image", rule, Verbatim(tuple(given.image.shape)), "resize it, or give size")
         has_effect = given.mask is not None or any(s.strength < 1 for s in settings)
         rule = "be below 1 for an image without a mask, otherwise the image has no effect"
         require(has_effect, "strength", rule, 1)
     if given.cond_image is not None:
-        require(given.cond_image.ndim == 4, "cond_image", "be [B, H, W, C]", Said(tuple(given.cond_image.shape)))
-        is_used = any(stage.config.cond_image_channels for stage in stages)
-        rule = "be left out: no stage was trained with one (cond_image_channels)"
+        require(given.cond_image.ndim == 4, "cond_image", "be [B, H, W, C]", Verbatim(tuple(given.cond_image.shape)))
+        is_used = any(stage.config.control_channels for stage in stages)
+        rule = "be left out: no stage was trained with one (control_channels)"
         require(is_used, "cond_image", rule, given.cond_image)
     if given.mask is not None:
         shape = None if given.image is None else tuple(given.image.shape)
         whole = None if shape is None else shape[:3]
         is_right = tuple(given.mask.shape) in (whole, (*(whole or ()), 1))
         rule = "have the image's size, [B, H, W] or [B, H, W, 1] (1 = paint here)"
-        require(is_right, "mask", rule, Said(f"{tuple(given.mask.shape)} for image {shape}"))
+        require(is_right, "mask", rule, Verbatim(f"{tuple(given.mask.shape)} for image {shape}"))
 
 
 def _check_order(stages: tuple[Stage, ...]) -> None:
@@ -202,7 +202,7 @@ def _check_order(stages: tuple[Stage, ...]) -> None:
     for i, (before, config) in enumerate(zip(configs, configs[1:], strict=False), 1):
         made, taken = (before.image_size, before.image_channels), (config.low_res_size, config.image_channels)
         rule = f"enlarge the images of stage {before.name}, which have {made[0]} pixels a side and {made[1]} channels"
-        got = Said(f"stage {config.name} with low_res_size {taken[0]} and image_channels {taken[1]}")
+        got = Verbatim(f"stage {config.name} with low_res_size {taken[0]} and image_channels {taken[1]}")
         require(made == taken, f"stages[{i}]", rule, got)
 
 
@@ -220,7 +220,7 @@ def between(stages: tuple[Stage, ...], options: dict[str, Any]) -> tuple[Stage, 
     for i, stage in enumerate(stages):
         require_stage(f"stages[{i}]", stage)
     names = [stage.config.name for stage in stages]
-    require(len(set(names)) == len(names), "stages", "have distinct names", Said(", ".join(names)))
+    require(len(set(names)) == len(names), "stages", "have distinct names", Verbatim(", ".join(names)))
     for end in ("start", "stop"):
         name = options.get(end)
         is_stage = name is None or (isinstance(name, str) and name in names)
@@ -228,7 +228,7 @@ def between(stages: tuple[Stage, ...], options: dict[str, Any]) -> tuple[Stage, 
     first = names.index(options.get("start") or names[0])
     last = names.index(options.get("stop") or names[-1])
     rule = "not come after stop"
-    require(first <= last, "start", rule, Said(f"{names[first]} and {names[last]}"))
+    require(first <= last, "start", rule, Verbatim(f"{names[first]} and {names[last]}"))
     return tuple(stages[first : last + 1])
 
 
@@ -258,7 +258,7 @@ def sampling_by_stage(
     options = {name: v.tolist() if is_row(v) else plain(v) for name, v in options.items()}
     known = [field.name for field in dataclasses.fields(SamplingConfig)]
     unknown = sorted(set(options) - set(known))
-    require(not unknown, "sampling options", f"be among {', '.join(known)}", Said(", ".join(unknown)))
+    require(not unknown, "sampling options", f"be among {', '.join(known)}", Verbatim(", ".join(unknown)))
     for name, value in options.items():
         values = value if isinstance(value, tuple | list) else (value,)
         rule = f"be one value or one for each of the {len(stages)} stages"
@@ -266,7 +266,7 @@ def sampling_by_stage(
         fix = "inside jax.jit close over it" if isinstance(value, jax.core.Tracer) else ""
         require(is_right, name, rule, value, fix)
         is_right = not isinstance(value, tuple | list) or len(value) == len(stages)
-        require(is_right, name, rule, Said(f"{len(values)} values"))
+        require(is_right, name, rule, Verbatim(f"{len(values)} values"))
     settings = []
     for i, stage in enumerate(stages):
         own = {n: v[i] if isinstance(v, tuple | list) else v for n, v in options.items()}
@@ -289,7 +289,7 @@ def _one_each(value: Any, stages: tuple[Stage, ...], name: str) -> tuple[Any, ..
         require(value is None or len(stages) == 1, name, rule, value)
         return (value,) * len(stages)
     rule = f"be one or None for each of the {len(stages)} stages"
-    require(len(value) == len(stages), name, rule, Said(str(len(value))))
+    require(len(value) == len(stages), name, rule, Verbatim(str(len(value))))
     return tuple(value)
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, error, is_whole, plain, require
+from imagen_jax.checks import Verbatim, error, is_whole, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.diffusion import guidance
 from imagen_jax.structs import TextCond
@@ -75,7 +75,7 @@ def check_request(
 
 def _weights(weights: Any, num: int) -> tuple[float, ...] | None:
     if weights is None:
-        require(num == 1, "weights", "be given for several texts, one for each", Said(f"none for {num}"))
+        require(num == 1, "weights", "be given for several texts, one for each", Verbatim(f"none for {num}"))
         return None
     return guidance.check_weights(weights, num)
 
@@ -91,7 +91,7 @@ def _check_mask(mask: Any) -> None:
     values = arrays.known(arrays.array("mask", mask, fix="1 is paint here, 0 is keep"))
     if values is not None and values.size:
         values = np.unique(values.astype(np.float32))
-        got = Said(f"values from {values[0]:g} to {values[-1]:g}")
+        got = Verbatim(f"values from {values[0]:g} to {values[-1]:g}")
         require(bool(np.isin(values, (0, 1)).all()), "mask", "hold 1 (paint here) and 0 (keep) only", got)
 
 
@@ -127,12 +127,12 @@ def check_inputs(
         )
         require(
             text.embeddings.shape[0] == batch, "text and keys", "have one row per image",
-            Said(f"{text.embeddings.shape[0]} and {batch}"),
+            Verbatim(f"{text.embeddings.shape[0]} and {batch}"),
         )  # fmt: skip
     shapes = {text.embeddings.shape[1:] for text in texts}
     if inputs.negative is not None:
         rule = "be left out with a weak stage, which takes the null's place"
-        require(inputs.weak is None, "negative", rule, Said("both"))
+        require(inputs.weak is None, "negative", rule, Verbatim("both"))
         rows = inputs.negative.mask.shape[0]
         require(rows in (1, batch), "negative", f"have 1 or {batch} rows", rows)
         shapes.add(inputs.negative.embeddings.shape[1:])
@@ -146,9 +146,9 @@ def check_inputs(
     )
     if inputs.weak is not None:
         require(len(texts) == 1, "text", "be one batch with a weak stage", len(texts))
-        facts = lambda c: (c.image_channels, c.low_res_size, c.cond_image_channels, c.text.width)
+        facts = lambda c: (c.image_channels, c.low_res_size, c.control_channels, c.text.width)
         if facts(inputs.weak.config) != facts(config):
-            got = Said(f"{inputs.weak.config.name}, which takes others")
+            got = Verbatim(f"{inputs.weak.config.name}, which takes others")
             raise error("weak", f"take the inputs of stage {config.name}", got)
     _check_images(config, batch, inputs, sampling, size)
 
@@ -165,18 +165,18 @@ def _check_images(
         rule = "be given to the super-resolution" if config.is_super_resolution else "be None for the base"
         raise error("low_res", f"{rule} stage {config.name}", inputs.low_res)
     whole = (batch, *size, config.image_channels)
-    expected = {"image": whole, "z_1": whole, "cond_image": (*whole[:3], config.cond_image_channels)}
+    expected = {"image": whole, "z_1": whole, "cond_image": (*whole[:3], config.control_channels)}
     if config.is_super_resolution:
         height, width = (side * config.low_res_size / config.image_size for side in size)
         rule = f"be a multiple of the stage's factor {config.image_size}/{config.low_res_size}"
         require(height % 1 == width % 1 == 0, "size", rule, size)
         expected["low_res"] = (batch, int(height), int(width), config.image_channels)
-    has_sketch = config.cond_image_channels > 0
+    takes_control = config.control_channels > 0
     require(
-        (inputs.cond_image is not None) == has_sketch,
+        (inputs.cond_image is not None) == takes_control,
         "cond_image",
-        f"be {'given' if has_sketch else 'left out'}: stage {config.name} has cond_image_channels "
-        f"{config.cond_image_channels}",
+        f"be {'given' if takes_control else 'left out'}: stage {config.name} has control_channels "
+        f"{config.control_channels}",
         inputs.cond_image,
     )
     fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want"
@@ -184,12 +184,12 @@ def _check_images(
         value = getattr(inputs, name)
         if value is not None:
             rule = f"be {list(shape)} for stage {config.name}"
-            require(tuple(value.shape) == shape, name, rule, Said(tuple(value.shape)), fix)
+            require(tuple(value.shape) == shape, name, rule, Verbatim(tuple(value.shape)), fix)
     if inputs.mask is not None:
-        require(inputs.image is not None, "mask", "come with the image to paint in", Said("image None"))
+        require(inputs.image is not None, "mask", "come with the image to paint in", Verbatim("image None"))
         shape = tuple(inputs.mask.shape)
         rule = f"have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}"
-        require(shape in (whole[:3], (*whole[:3], 1)), "mask", rule, Said(shape))
+        require(shape in (whole[:3], (*whole[:3], 1)), "mask", rule, Verbatim(shape))
     require(
         inputs.image is None or inputs.mask is not None or sampling.strength < 1,
         "strength", "be below 1 for an image without a mask, otherwise the image has no effect", 1,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays, checks, sharding
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.diffusion import (
@@ -58,7 +58,7 @@ def sample_stage(
       weak: a weaker stage to steer away from, in place of the null caption (autoguidance).
       image: [B, H, W, C] to start from (`sampling.strength` below 1) or to paint in (`mask`).
       mask: [B, H, W] or [B, H, W, 1]: 1 = paint here, 0 = keep the image.
-      cond_image: [B, H, W, C'] for a stage with cond_image_channels.
+      cond_image: [B, H, W, C'] for a stage with control_channels.
       z_1: [B, H, W, C] initial noise, standard normal, in place of that of the keys.
       size: (H, W) of the result, if not the stage's own; low_res is smaller by the stage's factor.
       return_info, trajectory, callback: see `samplers.sample`. The callback is static: another one compiles anew.
@@ -84,7 +84,7 @@ def sample_stage(
     is_function = callback is None or (callable(callback) and isinstance(callback, Hashable))
     require(is_function, "callback", "be a function of (step, x_hat) that has a hash", callback)
     rule = "come with return_info, which holds it"
-    require(return_info or not trajectory, "trajectory", rule, Said("return_info False"))
+    require(return_info or not trajectory, "trajectory", rule, Verbatim("return_info False"))
     x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
     raise_if_broken(stage.config, info)
     return (x, info) if return_info else x
@@ -225,11 +225,11 @@ def _sample(
 ) -> tuple[jax.Array, samplers.Info]:
     config = stage.config
     keys = jax.vmap(lambda key: named_key(key, config.name))(keys)
-    cond = Cond(texts[0], image=inputs.cond_image)
+    cond = Cond(texts[0], control=inputs.cond_image)
     if config.is_super_resolution:
         aug_level = jnp.broadcast_to(values["aug_level"], (len(keys),))
         cond = condition_on_low_res(config, cond, inputs.low_res.astype(jnp.float32), aug_level, keys)
-        cond = cond.replace(low_res=sharding.constrain_images(cond.low_res))
+        cond = cond.replace(low_res_noised=sharding.constrain_images(cond.low_res_noised))
     denoise = _denoiser(stage, cond, texts, inputs, grid, values["guidance_scale"], sampling, weights)
     z_1 = inputs.z_1
     if z_1 is None:

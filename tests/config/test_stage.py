@@ -85,7 +85,10 @@ def test_files_of_earlier_versions():
     data = C.to_dict(settings)
     for field in ("dtype", "output", "clean_captions"):
         del data["text"][field]
+    data["cond_image_channels"] = data.pop("control_channels")
     assert C.from_dict(data) == settings
+    with pytest.raises(ValueError, match=r"unknown: \['cond_image_channels'\]"):
+        C.from_dict(data | {"control_channels": 1})
 
 
 def test_unknown_preset():

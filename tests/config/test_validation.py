@@ -61,8 +61,8 @@ def trace(config):
         "text": struct(rows, config.text.length, config.text.width),
         "text_mask": struct(rows, config.text.length, dtype=bool),
     }
-    if config.cond_image_channels:
-        batch["cond_image"] = struct(rows, size, size, config.cond_image_channels)
+    if config.control_channels:
+        batch["control"] = struct(rows, size, size, config.control_channels)
     loss = lambda params, batch: stage.loss(
         params, config, batch, stage.draw(config, jax.random.key(config.seed), rows)
     )
@@ -121,7 +121,7 @@ NO_ATTENTION = {"network.attention": (False, False), "network.num_res_blocks": (
         ("base", {"network.channels": (1,), "network.head_dim": 1, "image_size": 1, "image_channels": 1}),
         ("base", {"network.channels": (8, 18), **NO_ATTENTION}),  # 4 groups of a norm do not divide 18
         ("base", {"network.channels": (2**16,), "image_size": 2**14, "network.dropout": 0.999}),
-        ("base", {"image_channels": 1024, "cond_image_channels": 5, "text.width": 1, "text.length": 2**16}),
+        ("base", {"image_channels": 1024, "control_channels": 5, "text.width": 1, "text.length": 2**16}),
         ("base", {"network.embedding": 12, "text.length": 1, "process.cond_drop_prob": np.float32(0.5)}),
         ("base", {"process.loss_weight": "min_snr", "process.min_snr_gamma": 1e-9, "optim.warmup_steps": 0}),
         (
@@ -209,7 +209,7 @@ def test_only_configurations_are_validated(value):
         ),
         ({"image_channels": 4}, "image_channels must be 3 .* got 4: train with stage.loss"),
         ({"image_channels": 2}, "image_channels must be 3 .* got 2"),
-        ({"cond_image_channels": 1}, 'cond_image_channels must be 0 .* got 1: train with .* "cond_image"'),
+        ({"control_channels": 1}, 'control_channels must be 0 .* got 1: train with .* "control"'),
     ],
 )
 def test_what_no_data_set_holds_is_refused_for_training(changes, message):

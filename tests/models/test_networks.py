@@ -36,7 +36,7 @@ def text_cond(batch=2, length=5, width=12):
 def inputs(name, size=8):
     z_t = jax.random.normal(jax.random.key(2), (2, size, size, 3))
     logsnr = jnp.array([-1.0, 2.0])
-    low_res = {"low_res": z_t * 0.5, "aug_logsnr": logsnr} if name == "efficient" else {}
+    low_res = {"low_res_noised": z_t * 0.5, "aug_logsnr": logsnr} if name == "efficient" else {}
     return z_t, logsnr, Cond(text_cond(), **low_res)
 
 
@@ -73,7 +73,7 @@ def test_every_input_and_every_parameter_matters(name):
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True))
     of_params, (of_z, of_logsnr, of_cond) = gradient(params, args)
     gradients = flatten_dict(of_params, sep="/") | {"z_t": of_z, "logsnr_t": of_logsnr}
-    gradients |= {"text": of_cond.text.embeddings, "low_res": of_cond.low_res, "aug": of_cond.aug_logsnr}
+    gradients |= {"text": of_cond.text.embeddings, "low_res_noised": of_cond.low_res_noised, "aug": of_cond.aug_logsnr}
     # A key's bias shifts all logits alike, so softmax ignores that part; its weights are in one array.
     dead = [k for k, g in gradients.items() if g is not None and not np.abs(g).max() > 0]
     assert all(key.endswith("/key/bias") for key in dead), dead
@@ -99,7 +99,7 @@ def test_images_of_a_batch_are_independent_and_need_not_be_square(name):
     network, (z_t, logsnr, cond) = NETWORKS[name], inputs(name)
     params = perturbed(network, z_t, logsnr, cond)
     wide = lambda a: None if a is None else jnp.concatenate([a, a], axis=2)
-    args = wide(z_t), logsnr, cond.replace(low_res=wide(cond.low_res))
+    args = wide(z_t), logsnr, cond.replace(low_res_noised=wide(cond.low_res_noised))
     out = apply(network, params, *args)
     alone = apply(network, params, *jax.tree.map(lambda a: a[1:], args))
     assert out.shape == (2, 8, 16, 3)

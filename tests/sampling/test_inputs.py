@@ -72,25 +72,25 @@ def test_any_number_of_channels(tiny_configs, tiny_text, channels):
 
 
 @pytest.fixture(scope="module")
-def sketched(tiny_configs):
-    return tuple(with_random_params(dataclasses.replace(c, cond_image_channels=2)) for c in tiny_configs)
+def controlled(tiny_configs):
+    return tuple(with_random_params(dataclasses.replace(c, control_channels=2)) for c in tiny_configs)
 
 
-def test_a_further_image_conditions_every_stage(sketched, tiny_stages, tiny_text):
-    sketch = jax.random.uniform(jax.random.key(0), (7, 16, 16, 2), minval=-1)
-    one, other = (sample_cascade(sketched, tiny_text, KEYS, cond_image=s) for s in (sketch, -sketch))
+def test_control_conditions_every_stage(controlled, tiny_stages, tiny_text):
+    control = jax.random.uniform(jax.random.key(0), (7, 16, 16, 2), minval=-1)
+    one, other = (sample_cascade(controlled, tiny_text, KEYS, cond_image=c) for c in (control, -control))
     assert np.abs(one - other).mean() > 0.01
-    with pytest.raises(ValueError, match="cond_image must be given: stage base has cond_image_channels 2"):
-        sample_cascade(sketched, tiny_text, KEYS)
+    with pytest.raises(ValueError, match="cond_image must be given: stage base has control_channels 2"):
+        sample_cascade(controlled, tiny_text, KEYS)
     with pytest.raises(ValueError, match="cond_image must be left out: no stage"):
-        sample_cascade(tiny_stages, tiny_text, KEYS, cond_image=sketch)
+        sample_cascade(tiny_stages, tiny_text, KEYS, cond_image=control)
 
 
-def test_a_further_image_is_trained_with(sketched, tiny_batch):
-    base = sketched[0]
+def test_training_with_control(controlled, tiny_batch):
+    base = controlled[0]
     batch = tiny_batch | {"x": resize.area(tiny_batch["x"], 8)}
     draws = stage.draw(base.config, jax.random.key(0), 8)
-    loss = jax.jit(lambda image: stage.loss(base.params, base.config, batch | {"cond_image": image}, draws))
+    loss = jax.jit(lambda image: stage.loss(base.params, base.config, batch | {"control": image}, draws))
     assert loss(jnp.zeros((8, 8, 8, 2))) != loss(jnp.ones((8, 8, 8, 2)))
 
 
@@ -102,7 +102,7 @@ def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
         z_t = jax.random.normal(jax.random.key(0), (7, size, size, 3))
         cond = stage.Cond(tiny_text)
         if tiny.config.is_super_resolution:
-            cond = cond.replace(low_res=0.5 * z_t[:, ::-1], aug_logsnr=jnp.linspace(-1, 3, 7))
+            cond = cond.replace(low_res_noised=0.5 * z_t[:, ::-1], aug_logsnr=jnp.linspace(-1, 3, 7))
         logsnr = jnp.linspace(-3, 3, 7)
         denoise = jax.jit(tiny.denoise)
         prepared = jax.jit(tiny.prepare)(cond)
@@ -113,19 +113,19 @@ def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_tex
     """With the features, nothing depends on the embeddings, the aug level or the low-res image any more."""
     tiny = tiny_stages[1]
     z_t = jax.random.normal(jax.random.key(0), (7, 16, 16, 3))
-    cond = stage.Cond(tiny_text, low_res=0.3 * z_t, aug_logsnr=jnp.zeros(7))
+    cond = stage.Cond(tiny_text, low_res_noised=0.3 * z_t, aug_logsnr=jnp.zeros(7))
     prepared = jax.jit(tiny.prepare)(cond)
     denoise = jax.jit(tiny.denoise)
     spoiled = prepared.replace(
         text=prepared.text.replace(embeddings=jnp.full_like(tiny_text.embeddings, jnp.nan)),
-        low_res=jnp.full_like(z_t, jnp.nan),
+        low_res_noised=jnp.full_like(z_t, jnp.nan),
         aug_logsnr=jnp.full((7,), jnp.nan),
     )
     np.testing.assert_array_equal(denoise(z_t, jnp.zeros(7), spoiled), denoise(z_t, jnp.zeros(7), prepared))
     kinds = {
         jax.tree_util.keystr(path).split("'")[-2] for path, _ in jax.tree.leaves_with_path(prepared.features)
     }
-    assert kinds == {"text", "condition", "text_key_value", "beside"}
+    assert kinds == {"text", "condition", "text_key_value", "images"}
 
 
 # --- prompts --------------------------------------------------------------------------------------
