@@ -12,7 +12,7 @@ from imagen_jax.config.stage import StageConfig
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.storage import locations
 
-_PRESETS = Path(__file__).parent.parent / "configs"
+_PRESETS = Path(__file__).parents[2] / "configs"
 _MAX_BYTES = 2**20
 
 
