@@ -13,6 +13,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import dataclasses
 import gc
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import Stage, config, resize, signals, stage
+from imagen_jax.cli.main import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
@@ -59,10 +61,13 @@ def own_signals():
 
 @pytest.fixture(scope="session")
 def load_script():
-    """load(name) -> scripts/name.py as a module."""
+    """load(name) -> the module of the command that scripts/name.py runs, or benchmarks/name.py as a module."""
 
     def load(name: str) -> ModuleType:
-        file = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+        for command, (script, _) in COMMANDS.items():
+            if script == f"{name}.py":
+                return importlib.import_module(f"imagen_jax.cli.{command}")
+        file = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up

@@ -27,6 +27,7 @@ import yaml
 import imagen_jax
 from imagen_jax import TextEncoder, config, sample_stage, stage
 from imagen_jax.cli import program as cli
+from imagen_jax.cli.main import COMMANDS
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
 from imagen_jax.data import sources, transforms
@@ -249,7 +250,8 @@ def parse():
 
     @lru_cache
     def once(script, arguments):
-        path, parsed = ROOT / "scripts" / script, []
+        folder = "scripts" if (ROOT / "scripts" / script).exists() else "benchmarks"
+        path, parsed = ROOT / folder / script, []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(path), *arguments])
             patch.setattr(cli, "run", lambda main, parse: parsed.append(parse()))
@@ -257,6 +259,10 @@ def parse():
         return parsed[0]
 
     return lambda script, arguments: once(script, tuple(arguments))
+
+
+FILE = r"(?:scripts|benchmarks)/\w+\.py"
+CALL = rf"\bpython {FILE}|\bimagen-jax \w"
 
 
 def commands(text):
@@ -278,12 +284,15 @@ def commands(text):
 
 
 def script_calls(text):
-    """(script, arguments) of every `python scripts/NAME.py ...`, also inside quotes, as for ssh."""
+    """(script, arguments) of every `python scripts/NAME.py ...` and `imagen-jax NAME ...`, also inside quotes."""
     for words in commands(text):
         for i, word in enumerate(words):
-            if re.fullmatch(r"scripts/\w+\.py", word) and i and words[i - 1] == "python":
-                yield word.removeprefix("scripts/"), words[i + 1 :]
-            elif "python scripts/" in word:
+            before = words[i - 1] if i else ""
+            if before == "python" and re.fullmatch(FILE, word):
+                yield Path(word).name, words[i + 1 :]
+            elif before == "imagen-jax" and word in COMMANDS:
+                yield COMMANDS[word][0], words[i + 1 :]
+            elif re.search(CALL, word):
                 yield from script_calls(word)
 
 
@@ -295,7 +304,7 @@ def all_calls(path):
             words = yaml.safe_load(found[1])
             yield Path(words[1]).name, list(map(str, words[2:]))
     for code in in_code(path):
-        if code.startswith("python scripts/"):
+        if re.match(CALL, code):
             yield from script_calls(code)
     # Tables whose first column holds the options of the script in their head.
     for table in re.finditer(
@@ -307,13 +316,13 @@ def all_calls(path):
 
 def own_calls():
     """Those that the scripts and presets show themselves, and those of the shell scripts."""
-    folders = (("scripts", "*.py"), ("configs", "*.py"), ("scripts", "*.sh"))
+    folders = (("imagen_jax/cli", "*.py"), ("benchmarks", "*.py"), ("configs", "*.py"), ("scripts", "*.sh"))
     for path in [path for folder, pattern in folders for path in sorted((ROOT / folder).glob(pattern))]:
         text = path.read_text()
         if path.suffix == ".py":
             text = ast.get_docstring(ast.parse(text)) or ""
         text = text.replace("\\\n", " ").replace('"$data"', "d").replace('"$run"', "r").replace("$run", "r")
-        yield from script_calls("\n".join(line for line in text.splitlines() if "python scripts/" in line))
+        yield from script_calls("\n".join(line for line in text.splitlines() if re.search(CALL, line)))
 
 
 def check(parse, script, arguments):
@@ -356,11 +365,12 @@ def test_command_lines_of_the_scripts_own_help_are_accepted(parse):
 def test_command_lines_are_found_in_every_form():
     """Continued, in loops, in quotes, after a pipe: what is not found is not checked."""
     text = "for s in a b; do\n  FOO=1 python scripts/x.py --stage $s \\\n    --n 1 > log  # note\ndone\n"
-    text += "ssh --command \"cd y && nohup python scripts/z.py --p 'q r' 2>&1\" | cat\n"
+    text += "ssh --command \"cd y && nohup python scripts/z.py --p 'q r' 2>&1\" | cat\nimagen-jax plan --preset b\n"
     assert list(script_calls(text)) == [
         ("x.py", ["--stage", "a", "--n", "1"]),
         ("x.py", ["--stage", "b", "--n", "1"]),
         ("z.py", ["--p", "q r", "2"]),
+        ("plan.py", ["--preset", "b"]),
     ]
     assert {script for path in PAGES for script, _ in all_calls(path)} >= {
         "train.py", "sample.py", "prepare_data.py", "embed_text.py", "evaluate.py", "sweep.py", "plan.py", "soak.py",
@@ -374,14 +384,16 @@ def test_command_lines_are_found_in_every_form():
 def options(parse):
     """Every option of every script, with both networks' fields."""
     found = set()
-    for script in sorted((ROOT / "scripts").glob("*.py")):
-        needed = ["--preset", "quickstart", "--stage"] if "parse_stage" in script.read_text() else []
+    sources = {script: ROOT / f"imagen_jax/cli/{command}.py" for command, (script, _) in COMMANDS.items()}
+    sources |= {path.name: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    for script, source in sources.items():
+        needed = ["--preset", "quickstart", "--stage"] if "parse_stage" in source.read_text() else []
         for chosen in ("base", "sr64") if needed else ("",):
             with pytest.MonkeyPatch.context() as patch:
                 printed = io.StringIO()
                 patch.setattr(sys, "stdout", printed)
                 with pytest.raises(SystemExit):
-                    parse(script.name, [*needed, *([chosen] if needed else []), "--help"])
+                    parse(script, [*needed, *([chosen] if needed else []), "--help"])
             found |= set(re.findall(r"--[a-z][\w.-]*", printed.getvalue()))
     return found
 
@@ -391,7 +403,7 @@ OF_OTHERS = {"--requeue", "--recursive"}  # of sbatch and of copying tools
 
 @page
 def test_options_exist(page, options):
-    ours = [code for code in in_code(page) if re.match(r"--|(scripts/)?\w+\.py |python scripts/", code)]
+    ours = [code for code in in_code(page) if re.match(rf"--|(scripts/)?\w+\.py |{CALL}", code)]
     named = {option for code in ours for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", code)}
     assert named - options - OF_OTHERS == set()
 
@@ -410,12 +422,12 @@ def test_files_and_links_exist(page):
                 assert heading in slugs, link
     for code in in_code(page):
         if re.fullmatch(
-            r"(docs|scripts|configs|tests|imagen_jax|diffusion|evaluation|data|text)/[\w./]*", code
+            r"(docs|scripts|benchmarks|configs|tests|imagen_jax|diffusion|evaluation|data|text)/[\w./]*", code
         ):
             assert (ROOT / code).exists() or (ROOT / "imagen_jax" / code).exists(), code
     for command in (words for block in blocks(page, "bash") for words in commands(block.text)):
         for word in command:
-            if re.fullmatch(r"(scripts|tests|configs)/[\w./]+", word):
+            if re.fullmatch(r"(scripts|benchmarks|tests|configs)/[\w./]+", word):
                 assert (ROOT / word).exists(), word
         if command[:2] == ["pip", "install"] and command[-1].startswith(".["):
             setup = configparser.ConfigParser()

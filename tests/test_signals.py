@@ -123,7 +123,7 @@ def test_a_signal_to_a_whole_group_is_one_line(tmp_path, number, moment):
 
 
 def test_commands_end_at_random_moments(load_script, tmp_path):
-    """A short version of scripts/soak_signals.py, over the start of every command."""
+    """A short version of benchmarks/soak_signals.py, over the start of every command."""
     soak, rng = load_script("soak_signals"), random.Random(0)
     place = soak.Place(tmp_path / "place")
     for i, name in enumerate([*soak.COMMANDS, "plan", "prepare", "train"]):

@@ -16,6 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from imagen_jax import signals
+from imagen_jax.cli import main as commands
 from imagen_jax.cli import options
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.config.presets import load_preset
@@ -117,7 +118,7 @@ def parse(kind: type, description: str, args: list[str] | None = None) -> Any:
     """An instance of the dataclass `kind` from the command line; what is wrong there becomes one line."""
     args = sys.argv[1:] if args is None else args
     if options.asks_for_help(args):  # whatever else is there may be incomplete
-        return _tyro(_described(kind), description, ["--help"])
+        return _tyro(_described(kind), commands.examples_as_typed(description), ["--help"])
     options.check(args, options.fields(kind))
     return _located(_tyro(kind, description, args))
 
@@ -148,13 +149,13 @@ def _located(parsed: Any) -> Any:
     return dataclasses.replace(parsed, **changed) if changed else parsed
 
 
-def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:
+def parse_stage(kind: type, description: str, args: list[str] | None = None) -> tuple[Any, StageConfig]:
     """The dataclass `kind` (which has `preset` and `stage`, "" for the first) and the preset's stage, with overrides
     such as --optim.learning-rate applied to it. --text.encoder brings its own width.
 
     --help shows the values of the preset, if one is given that can be read.
     """
-    args = sys.argv[1:]
+    args = sys.argv[1:] if args is None else args
     wants_help = options.asks_for_help(args)
     own = options.fields(kind)
     named = {name: values for name, values in options.given(args) if name in own}
@@ -178,7 +179,7 @@ def parse_stage(kind: type, description: str) -> tuple[Any, StageConfig]:
         kw_only=True,
         frozen=True,
     )
-    parsed = _tyro(both, description, ["--help"] if wants_help else args)
+    parsed = _tyro(both, commands.examples_as_typed(description), ["--help"] if wants_help else args)
     text = parsed.config.text
     if text.encoder != stage.text.encoder and text.width == stage.text.width:
         text = dataclasses.replace(text, width=None)

@@ -12,7 +12,8 @@ from imagen_jax.config.stage import StageConfig
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.storage import locations
 
-_PRESETS = Path(__file__).parents[2] / "configs"
+_PACKAGE = Path(__file__).parent.parent
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # as installed, and in a checkout
 _MAX_BYTES = 2**20
 
 
@@ -29,9 +30,9 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     """
     locations.local(text("--preset", name_or_path), "--preset")
     name_or_path, _, variant = name_or_path.partition(":")
-    path = Path(name_or_path) if name_or_path.endswith(".py") else _PRESETS / f"{name_or_path}.py"
+    path = Path(name_or_path) if name_or_path.endswith(".py") else _folder() / f"{name_or_path}.py"
     if not _is_file(path):
-        known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.py")))
+        known = ", ".join(sorted(file.stem for file in _folder().glob("*.py")))
         raise ValueError(f"--preset must be one of {known}, or the path of a .py file; got {name_or_path!r}.")
     size = path.stat().st_size
     require(size <= _MAX_BYTES, f"--preset {path}", f"have at most {_MAX_BYTES} bytes", size)
@@ -50,6 +51,10 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
         is_list and all(isinstance(stage, StageConfig) for stage in stages), f"--preset {path}", rule, stages
     )
     return validate_cascade(tuple(stages))
+
+
+def _folder() -> Path:
+    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
 
 
 def _is_file(path: Path) -> bool:

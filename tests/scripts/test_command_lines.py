@@ -23,7 +23,7 @@ SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
 def run(monkeypatch, capsys, arguments, tmp_path):
     """Exit status and stderr of a script."""
     script, *rest = (argument.replace("{tmp}", str(tmp_path)) for argument in arguments)
-    path = str(ROOT / "scripts" / script)
+    path = str(ROOT / ("" if "/" in script else "scripts") / script)
     monkeypatch.setattr(sys, "argv", [path, *rest])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -142,7 +142,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         ([*PLAN, "base64:300m", "--topology", "v5e:2x2", "--batch", "63"], "4 x 1; got 63: use 64"),
         ([*PLAN, "sr256", "--topology", "v5e:2x2", "--fsdp", "8"], "run.fsdp must divide the number of devices 4"),
         ([*PLAN, "sr256", "--stage", "base"], "--stage must be one of sr256"),
-        (["benchmark_training.py", "--preset", "quickstart", "--steps", "0"], "--steps must be at least 1; got 0"),
+        (["benchmarks/training.py", "--preset", "quickstart", "--steps", "0"], "--steps must be at least 1; got 0"),
         ([*PLAN, "sr1024", "--run.height", "3"], "run.height must be a divisor of the rows"),
         (["prepare_data.py", "--output", "out"], "Give either --input FOLDER or --shapes"),
         (["prepare_data.py", "--shapes", "round", "--output", "out"], "--shapes must be one of single, full or None"),
@@ -202,9 +202,9 @@ def test_a_step_is_compiled_and_timed(monkeypatch, capsys):
         "--image-size 8 --network.channels 8 --network.num-res-blocks 1 --network.attention False --steps 2"
     )
     arguments = ["--preset", "quickstart", *small.split(), "--run.fsdp", "2", "--run.height", "2"]
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/benchmark_training.py"), *arguments])
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks/training.py"), *arguments])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts/benchmark_training.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "benchmarks/training.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert not stop.value.code and "8 x cpu, fsdp 2, height 2" in out, out
     step, rate = (float(out.split(f"\n{name}")[1].split()[0]) for name in ("step", "throughput"))

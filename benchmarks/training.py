@@ -1,7 +1,7 @@
 """Compile time, step time and memory of a stage's train step on the local devices, on random pictures.
 
-  python scripts/benchmark_training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1
-  python scripts/benchmark_training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1 --run.scan-blocks
+  python benchmarks/training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1
+  python benchmarks/training.py --preset sr256 --optim.batch-size 32 --run.fsdp 1 --run.scan-blocks
 
 plan.py says beforehand what this measures.
 """

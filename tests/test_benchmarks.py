@@ -1,4 +1,4 @@
-"""scripts/benchmark_data.py on pictures so small that the numbers say nothing, but are there."""
+"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there."""
 
 import importlib.util
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = str(Path(__file__).resolve().parents[2] / "scripts/benchmark_data.py")
+SCRIPT = str(Path(__file__).resolve().parents[1] / "benchmarks/data.py")
 SMALL = "--sizes 8 16 --width 40 --height 30 --num-pictures 2 --batch-size 2 --num-batches 2 --rounds 2"
 
 

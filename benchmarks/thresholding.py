@@ -1,7 +1,7 @@
 """Times dynamic thresholding: its exact quantile beside jnp.quantile, which sorts, and its share of a step.
 
-  python scripts/benchmark_thresholding.py
-  python scripts/benchmark_thresholding.py --percentile 0.9 --repeats 20
+  python benchmarks/thresholding.py
+  python benchmarks/thresholding.py --percentile 0.9 --repeats 20
 
 Prints two Markdown tables for batches of the sizes of the three stages. The images are as a guided x_hat is:
 normal, with a few saturated pixels. What is compared takes turns, so that other load on the machine slows both.

@@ -1,8 +1,8 @@
 """Images per second of the input pipeline, from stored JPEGs to batches, on made photographs.
 
-  python scripts/benchmark_data.py
-  python scripts/benchmark_data.py --against-torch --num-threads 2
-  python scripts/benchmark_data.py --memory 1000000
+  python benchmarks/data.py
+  python benchmarks/data.py --against-torch --num-threads 2
+  python benchmarks/data.py --memory 1000000
 
 With --against-torch, a torch.utils.data.DataLoader does the same work on the same bytes, in as many
 processes, turn by turn: Image.open, RGB, the shorter side resized with antialiasing, the central

@@ -1,7 +1,7 @@
 """Times the sampler of a base stage, alone or beside imagen-pytorch's on the same CPU.
 
-  python scripts/benchmark_sampling.py
-  python scripts/benchmark_sampling.py --peer-python ~/imagen-pytorch/bin/python --batch-size 1
+  python benchmarks/sampling.py
+  python benchmarks/sampling.py --peer-python ~/imagen-pytorch/bin/python --batch-size 1
 
 The stage has about eight million parameters, at random: speed does not depend on what they are. Both
 libraries take ancestral steps on the cosine schedule in float32, guided (each step evaluates the network

@@ -1,6 +1,6 @@
 """Sends SIGINT and SIGTERM to every command at random moments, and checks that each ends as it should.
 
-  python scripts/soak_signals.py --workdir /tmp/signals --signals 100
+  python benchmarks/soak_signals.py --workdir /tmp/signals --signals 100
 
 Prepares a small data set of shapes, embeds its captions, trains a tiny stage, samples, evaluates and sweeps it: first
 undisturbed, then with a signal after a random time. A command has to end within 10 seconds with status 130 (SIGINT) or

@@ -1,8 +1,8 @@
 """Kills the processes of a training run at random moments and restarts it, and checks that nothing is lost by it.
 
-  python scripts/soak.py --preset shapes --stage base --workdir /tmp/soak --kills 20 \
+  python benchmarks/soak.py --preset shapes --stage base --workdir /tmp/soak --kills 20 \
       --run.num-steps 60 --run.checkpoint-every 10
-  python scripts/soak.py --preset shapes --stage base --workdir /tmp/elastic --elastic --run.num-steps 50
+  python benchmarks/soak.py --preset shapes --stage base --workdir /tmp/elastic --elastic --run.num-steps 50
 
 Several processes of this machine, each with some simulated CPU devices, train a stage: first without a disturbance,
 then with one of them killed (SIGKILL) after a random time, again and again. All others have to end within a minute;
@@ -70,7 +70,7 @@ class Run:
         }
         if processes > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-        script = Path(__file__).with_name("train.py")
+        script = Path(__file__).resolve().parent.parent / "scripts" / "train.py"
         self.processes = []
         for i in range(processes):
             own = {"JAX_PROCESS_ID": str(i)} if processes > 1 else {}

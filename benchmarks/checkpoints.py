@@ -1,6 +1,6 @@
 """Times saving and restoring a state with and without the checksums of its arrays.
 
-  python scripts/benchmark_checkpoints.py --size-gb 1 --rounds 5
+  python benchmarks/checkpoints.py --size-gb 1 --rounds 5
 
 A round saves a state of random arrays until it is on the disk, and restores it; then once more without checksums. Files
 are in the page cache when they are read, so that the share of the checksums is the largest that it can be. CPU seconds

@@ -1,0 +1,126 @@
+"""Estimate whether a stage fits a TPU slice, or the local devices, and how fast it runs there.
+
+  imagen-jax plan --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
+  imagen-jax plan --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
+
+Compiles the real train step, or sampler, for the chips; no TPU has to be at hand, only libtpu
+(pip install -e '.[tpu]'). --quick estimates from shapes alone. Exit status 1: it does not fit.
+"""
+
+import dataclasses
+from typing import Literal
+
+from imagen_jax.cli import program as cli
+from imagen_jax.config import StageConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: str
+    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
+    stage: str = ""
+    """Name of the stage in the preset; empty: the first."""
+    topology: str | None = None
+    """TPU slice such as v5e:16x16 or v4:4x4x8; None: the local devices."""
+    kind: Literal["train", "sample"] = "train"
+    """What to run there."""
+    batch: int | None = None
+    """Images in a batch, over all devices; None: optim.batch_size."""
+    fsdp: int | None = None
+    """Devices that share each copy of the state; None: run.fsdp."""
+    quick: bool = False
+    """Estimate only, without compiling."""
+
+
+def main(parsed: tuple[Options, StageConfig]) -> int:
+    options, config = parsed
+    if options.topology is not None:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
+    from imagen_jax.config.validation import validate
+    from imagen_jax.planning import chips, fit, program
+    from imagen_jax.planning.estimate import UTILISATION, estimate
+
+    def change(part: str, **values):
+        return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+    if options.batch is not None:
+        config = change("optim", batch_size=options.batch)
+    if options.fsdp is not None:
+        config = change("run", fsdp=options.fsdp)
+    if options.topology is not None and config.compute_dtype == "auto":
+        config = dataclasses.replace(config, compute_dtype="bfloat16")
+    validate(config)
+    if options.quick and options.topology is not None:
+        devices = chips.num_devices(options.topology)
+        chip = chips.CHIPS[options.topology.partition(":")[0]]
+        memory, where = chip.memory, options.topology
+    else:
+        target = chips.target(options.topology)
+        devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
+
+    plan = estimate(config, options.kind, devices)
+    gib = lambda size: f"{size / 2**30:8.2f} GiB"
+    print(
+        f"{config.name} ({options.preset}), {options.kind}, batch {config.optim.batch_size} on {devices} devices "
+        f"({where}): fsdp {config.run.fsdp}, height {config.run.height}, accumulation {config.optim.accumulation}, "
+        f"remat {config.run.remat}, scan_blocks {config.run.scan_blocks}, {config.compute_dtype}"
+    )
+    print(f"parameters           {plan.parameters / 1e6:8.1f} M")
+    print(f"replicated           {100 * plan.replicated:8.2f} % of the state's bytes")
+    print("on each device, from shapes alone:")
+    print(f"  parameters         {gib(plan.params_bytes)}")
+    if options.kind == "train":
+        print(f"  averaged           {gib(plan.ema_bytes)}\n  optimiser          {gib(plan.optimizer_bytes)}")
+    print(f"  batch              {gib(plan.input_bytes)}\n  temporaries        {gib(plan.temporary_bytes)}")
+    print(f"  peak               {gib(plan.peak_bytes)}{f' of {memory / 2**30:.2f}' if memory else ''}")
+    peak, fits = plan.peak_bytes, None if memory is None else plan.peak_bytes <= memory
+    exchanged = plan.collective_bytes
+    if not options.quick:
+        try:
+            compiled = program.compile_for(config, options.kind, target)
+        except program.DoesNotFit as error:
+            fits = False
+            print(f"compiled: {error}")
+            peak = None if error.needed is None else error.needed + plan.peak_bytes - plan.temporary_bytes
+        else:
+            peak = compiled.peak_bytes
+            fits = None if memory is None else peak <= memory
+            print(f"compiled in {compiled.seconds:.0f} s, {compiled.code_bytes / 1e6:.0f} MB of code:")
+            print(f"  arguments          {gib(compiled.argument_bytes)}")
+            print(f"  temporaries        {gib(compiled.temporary_bytes)}")
+            print(f"  peak               {gib(peak)}{f' of {memory / 2**30:.2f}' if memory else ''}")
+            print(f"  estimate / compiled peak {plan.peak_bytes / peak:.2f}")
+            for name, (count, size) in compiled.collectives.items():
+                print(f"  {name:18} {gib(size)} in {count}")
+            if options.kind == "train":
+                exchanged = sum(size for _, size in compiled.collectives.values())
+    print(
+        f"work                 {plan.model_flops_per_image / 1e12:8.2f} TFLOP an image, "
+        f"{plan.flops / 1e12:.1f} TFLOP a device and {'step' if options.kind == 'train' else 'batch'}, "
+        f"{plan.intensity:.0f} FLOP a byte"
+    )
+    if chip is not None:
+        plan = dataclasses.replace(plan, collective_bytes=exchanged)
+        parts = plan.seconds(chip)
+        step = max(parts.values())
+        print(
+            f"time                 {step:8.2f} s, {config.optim.batch_size / step:.3g} images/s (compute "
+            f"{parts['compute']:.2f}, memory {parts['memory']:.2f}, links {parts['links']:.2f} s)\n"
+            f"  assuming {chip.flops / 1e12:.0f} TFLOP/s used at {100 * UTILISATION:.0f} %, "
+            f"{chip.bandwidth / 1e9:.0f} GB/s of memory, {chip.links / 1e9:.0f} GB/s of links, all at the same time"
+        )
+    if fits is None:
+        print("fits                 unknown: the device does not say how much memory it has")
+        return 0
+    if fits:
+        print(f"fits                 yes, with {(memory - peak) / 2**30:.2f} GiB to spare")
+        return 0
+    print("fits                 no")
+    print(fit.advice(config, options.kind, devices, memory, chip))
+    return 1
+
+
+def parse(args: list[str]) -> tuple[Options, StageConfig]:
+    return cli.parse_stage(Options, __doc__, args)

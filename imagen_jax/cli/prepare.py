@@ -1,0 +1,252 @@
+"""Make a data set for training from captioned pictures, or from the built-in shapes.
+
+  imagen-jax prepare --input photos --output datasets/photos
+  imagen-jax prepare --shapes single --output datasets/shapes
+
+The input is recognised by what lies there: a folder of pictures with captions (a .txt beside each
+picture, each line a caption, or a field of a .json, or one table at the top: captions.jsonl,
+captions.csv, metadata.jsonl or metadata.csv), .tar archives as WebDataset and img2dataset write them,
+.parquet tables with pictures in them, or a TFDS data set. What cannot be used is skipped and listed,
+with the reason, in quarantine.jsonl in the data set's directory. After an interruption the same command continues. See
+docs/data.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from imagen_jax import checks, progress
+from imagen_jax.cli import program as cli
+from imagen_jax.data import checksums, opening, sources
+from imagen_jax.prepare import origins, output, parts, text_files
+from imagen_jax.prepare.limits import Limits
+from imagen_jax.prepare.pictures import Rules
+from imagen_jax.storage import files
+
+SETTINGS = "prepared.json"  # in the data set's directory: how it was made
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    output: Path
+    """Directory of the new data set; an existing one is never overwritten."""
+    input: Path | None = None
+    """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
+    or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
+    shapes: Literal["single", "full"] | None = None
+    """Instead of --input: pictures of captioned shapes, made by the program."""
+    name: str | None = None
+    """Name of the data set; by default made from the name of the output directory."""
+    num_workers: int | None = None
+    """Processes that do the work (default: one for each core); the result does not depend on it."""
+    image_key: str | None = None
+    """With --input: column, feature or, in archives, extension of the pictures, if not a usual one."""
+    caption_key: str | None = None
+    """With --input: column, feature, field of .json or, in archives, extension of the captions, if not a usual one."""
+    max_size: int | None = None
+    """With --input: longest side in pixels; larger pictures are reduced (default 2048)."""
+    min_size: int | None = None
+    """With --input: shortest side in pixels; smaller pictures are left out (default 64)."""
+    max_image_bytes: int | None = None
+    """With --input: bytes of an encoded picture; larger ones are left out (default and at most 2^28)."""
+    max_pixels: int | None = None
+    """With --input: pixels of a picture, width times height; larger ones are left out (default and at most 2^27)."""
+    max_seconds: float | None = None
+    """With --input: seconds of processor time to decode a picture; one that takes longer is left out (default and at
+    most 60)."""
+    max_caption_bytes: int | None = None
+    """With --input: bytes of a caption in UTF-8; a picture with a longer one is left out (default 2^20, at most
+    2^23)."""
+    max_captions: int | None = None
+    """With --input: captions of a picture; one with more is left out (default 256)."""
+    max_page_bytes: int | None = None
+    """With --input: bytes that reading a page of pictures of a .parquet table may take; row groups with larger ones
+    are left out (default 2^29)."""
+    validation_fraction: float | None = None
+    """With --input: share of pictures for validation, chosen by their bytes (default 0)."""
+    test_fraction: float | None = None
+    """With --input: share of pictures for testing, chosen by their bytes (default 0)."""
+    num_train: int | None = None
+    """With --shapes: number of training pictures (default 20000)."""
+    num_validation: int | None = None
+    """With --shapes: number of validation pictures (default 1000)."""
+    num_test: int | None = None
+    """With --shapes: number of test pictures, of combinations not in training (default 1000)."""
+
+
+LIMITS = {f"max_{name}": value for name, value in dataclasses.asdict(Limits()).items()}
+PICTURES = {
+    "max_size": 2048,
+    "min_size": 64,
+    **LIMITS,
+    "validation_fraction": 0.0,
+    "test_fraction": 0.0,
+    "image_key": None,
+    "caption_key": None,
+}
+MAX_SHAPES = 10**7  # of a split; some 10 GB
+MAX_WORKERS = 2**12
+SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
+
+
+def settings(options: Options) -> dict:
+    """The checked options with their defaults filled in, as stored with the data set."""
+    if (options.input is None) == (options.shapes is None):
+        raise ValueError("Give either --input FOLDER or --shapes single|full, not both nor none.")
+    used, unused = (PICTURES, SHAPES) if options.shapes is None else (SHAPES, PICTURES)
+    source = "--input" if options.shapes is None else "--shapes"
+    for key in unused:
+        if getattr(options, key) is not None:
+            raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
+    if options.num_workers is not None:
+        checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
+    stem = re.sub(r"[^a-z0-9]+", "_", Path(os.path.realpath(options.output)).name.lower()).strip("_")
+    name = options.name or (stem if stem[:1].isalpha() else f"data_{stem}")
+    values = {key: getattr(options, key) for key in used}
+    values = {key: used[key] if value is None else value for key, value in values.items()}
+    if options.shapes:
+        for key, value in values.items():
+            checks.whole(f"--{key.replace('_', '-')}", value, int(key == "num_train"), MAX_SHAPES)
+        return {"shapes": options.shapes, "name": name, **values}
+    if not 1 <= values["min_size"] <= values["max_size"]:
+        raise ValueError(
+            "--min-size must lie in 1..max-size; got "
+            f"{values['min_size']} with --max-size {values['max_size']}."
+        )
+    for key in LIMITS:
+        if not values[key] >= 1:
+            raise ValueError(f"--{key.replace('_', '-')} must be at least 1; got {values[key]}.")
+    for key, most, why in (
+        ("max_image_bytes", opening.MAX_BYTES, "which training reads"),
+        ("max_pixels", opening.MAX_PIXELS, "which training reads"),
+        ("max_seconds", opening.MAX_SECONDS, "which training waits"),
+        ("max_caption_bytes", text_files.MAX_BYTES, "which a text file may have"),
+    ):
+        if values[key] > most:
+            raise ValueError(f"--{key.replace('_', '-')} must be at most {most}, {why}; got {values[key]}.")
+    fractions = values["validation_fraction"], values["test_fraction"]
+    if not (min(fractions) >= 0 and sum(fractions) < 1):
+        raise ValueError(
+            "--validation-fraction and --test-fraction must be at least 0 and below 1 together; "
+            f"got {fractions[0]} and {fractions[1]}."
+        )
+    return {"input": str(options.input), "name": name, **values}
+
+
+def already_there(directory: Path, wanted: dict) -> bool:
+    """Whether a data set with all these settings has been prepared there before; raises ValueError if it is damaged."""
+    if not sources.is_data_set(directory) or not (directory / SETTINGS).is_file():
+        return False
+    checksums.check(directory, (*checksums.METADATA, parts.QUARANTINE))
+    try:
+        made = json.loads((directory / SETTINGS).read_text())
+    except ValueError:
+        return False
+    # A set that was made before there were limits has none.
+    return isinstance(made, dict) and all(
+        made.get(key, LIMITS.get(key)) == value for key, value in wanted.items()
+    )
+
+
+def plan_shapes(made: dict) -> parts.Plan:
+    nums = {split: made[f"num_{split}"] for split in ("train", "validation", "test")}
+    nums = {split: num for split, num in nums.items() if num}
+    return parts.Plan(
+        job=origins.Shapes(made["shapes"]),
+        parts=origins.shape_parts(nums),
+        splits=tuple(nums),
+        keys=("image", "caption", "claims"),
+        name=made["name"],
+        description=f"Captioned shapes, part {made['shapes']!r}, generated by imagen_jax.",
+        settings=made,
+    )
+
+
+def plan_pictures(made: dict, directory: Path) -> parts.Plan:
+    """What to do with an input; raises ValueError, in one line, if it is none or lacks something."""
+    root = Path(made["input"])
+    if root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve()):
+        raise ValueError(f"--output {directory} lies inside --input {root}; choose a place outside.")
+    limits = Limits(**{key.removeprefix("max_"): made[key] for key in LIMITS})
+    survey = origins.survey(root, made["image_key"], made["caption_key"], limits)
+    rules = Rules(
+        made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"], limits
+    )
+    if survey.splits is not None and len(rules.splits()) > 1:
+        raise ValueError(
+            "--validation-fraction and --test-fraction have no effect with a TFDS data set, whose splits "
+            f"are kept ({', '.join(survey.splits)}); remove them."
+        )
+    return parts.Plan(
+        job=origins.Pictures(survey.origin, rules),
+        parts=survey.parts,
+        splits=survey.splits or rules.splits(),
+        keys=("image", "caption"),
+        name=made["name"],
+        description=f"Captioned pictures from {root.resolve().name!r}.",
+        settings=_without_path(made) | {"files": survey.stamp},
+        left_out=survey.left_out,
+        some_empty=survey.splits is not None,
+    )
+
+
+def _without_path(made: dict) -> dict:
+    """The settings without the path of the input, which may be called otherwise the next time."""
+    return {key: value for key, value in made.items() if key != "input"}
+
+
+def store(directory: Path, made: dict) -> None:
+    files.write_json(directory / SETTINGS, made, indent=2)
+
+
+def shown(done: Iterable, total: int, before: int) -> Iterable:
+    """`done` with its progress."""
+    if before:
+        print(f"Going on: {before} of {total} parts are done.")
+    return progress.over(done, total, "parts", "preparing", done=before)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(options: Options) -> None:
+    made = settings(options)
+    directory = options.output
+    parts.tidy(directory)
+    perhaps_there = already_there(directory, _without_path(made))
+    if not perhaps_there:
+        sources.check_free(directory)
+        output.resolved(directory)  # refuses before any work what would fail at its end
+    plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
+    if already_there(directory, plan.settings):
+        print(f"{directory} is already there, nothing to do.")
+        return
+    if perhaps_there:
+        raise ValueError(
+            f"{directory} already holds a data set made with these settings, but the files of the input have "
+            "changed since; choose another directory, or delete this one first."
+        )
+    counts, left_out = parts.write(
+        plan,
+        directory,
+        num_workers=options.num_workers or num_cores(),
+        finish=lambda unfinished: store(unfinished, made | plan.settings),
+        progress=shown,
+    )
+    if left_out.counts:
+        where = directory / parts.QUARANTINE
+        print(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")
+    records = ", ".join(f"{num} {split}" for split, num in counts.items())
+    print(f"Wrote {directory}: {records} records.")
+
+
+def parse(args: list[str]) -> Options:
+    return cli.parse(Options, __doc__, args)

@@ -1,0 +1,173 @@
+"""Sample pictures from a trained cascade.
+
+  imagen-jax sample --workdir runs/quickstart --prompts "a small red star" "a large blue circle"
+  imagen-jax sample --workdir runs/quickstart --prompts-file prompts.txt --num 4 --guidance-scale 8 2
+  imagen-jax sample --workdir runs/quickstart --prompts "a red star" --image photo.png --strength 0.6
+  imagen-jax sample --workdir runs/quickstart --prompts "a red star" --image photo.png --mask mask.png
+  imagen-jax sample --workdir runs/quickstart --prompts "a red star" --start sr64 --low-res small.png
+  imagen-jax sample --from-png runs/quickstart/samples/a-small-red-star-seed0.png
+
+Every sampling option takes one value for all stages that run or one for each (None: the stage's own). Each picture is
+a PNG that records all it was made from, so that --from-png makes it again; grid.png shows them all. A picture depends
+on its prompt and seed alone, whatever else is asked for.
+"""
+
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+
+from imagen_jax import progress
+from imagen_jax.cli import program as cli
+from imagen_jax.storage import files
+from imagen_jax.storage.locations import Location
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.SamplingOptions):
+    workdir: Location | None = None
+    """Directory of the cascade, as imagen-jax train wrote it. Must be given, except with --from-png."""
+    prompts: tuple[str, ...] = ()
+    """The prompts themselves; or give --prompts-file."""
+    prompts_file: Path | None = None
+    """A text file with one prompt per line; lines that begin with # are comments."""
+    negative: str | None = None
+    """A prompt to steer away from."""
+    output: Location | None = None
+    """Directory for the pictures; by default samples/ in the workdir. Existing pictures stay."""
+    num: int | None = None
+    """Pictures for each prompt, of the seeds seed, seed + 1, ...; by default 1."""
+    seed: int | None = None
+    """First seed, from 0 to 4294967295; by default 0."""
+    batch_size: int | None = None
+    """Pictures computed at once; by default 16."""
+    best: bool = False
+    """Start from the options that imagen-jax sweep found best, instead of the preset's."""
+    start: str | None = None
+    """The first stage to run, by name; a super-resolution stage starts from --low-res."""
+    stop: str | None = None
+    """The last stage to run, by name."""
+    size: tuple[int, int] | None = None
+    """Height and width of the result in pixels, if not square."""
+    low_res: Path | None = None
+    """A picture to enlarge; its middle is fitted to what the stage takes."""
+    image: Path | None = None
+    """A picture to start from (--strength below 1) or to paint in (--mask); its middle is fitted to the result."""
+    mask: Path | None = None
+    """A picture of the same size as --image: white = paint here, black = keep; docs/sampling.md has other kinds."""
+    outpaint: tuple[int, int, int, int] | None = None
+    """Shares in percent of the result to paint around --image: top, bottom, left, right."""
+    fsdp: int | None = None
+    """Devices that share each copy of the parameters; by default 1."""
+    from_png: Path | None = None
+    """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size and the new
+    places of what has been moved: --workdir, --image, --mask, --low-res."""
+
+
+# What may be given beside --from-png.
+BESIDE = ("from_png", "workdir", "output", "batch_size", "image", "mask", "low_res")
+
+
+def main(options: Options) -> None:
+    if options.from_png is not None:
+        repeat(options)
+    else:
+        sample(options)
+
+
+def sample(options: Options) -> None:
+    """Samples what the options ask for and writes it with a grid."""
+    if options.workdir is None:
+        raise ValueError(
+            "--workdir must be given; got no value: name the directory of the cascade, or a picture with --from-png."
+        )
+    prompts = read_prompts(options)
+    output = options.output or options.workdir / "samples"
+    files.check_directory(output, "--output")
+
+    from imagen_jax import compilation, grid
+    from imagen_jax.generate import request
+    from imagen_jax.generate.records import encode_png
+
+    jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
+    same = ("workdir", "best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
+    asked = {key: value for key in same if (value := getattr(options, key)) is not None}
+    prepared = request.prepare(
+        request.Request(jobs=jobs, options=options.sampling(), inputs=inputs(options), **asked)
+    )
+    files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
+    if prepared.report:
+        print(prepared.report)
+    compilation.use_compilation_cache()
+    shown = []
+    for record, x in progress.over(request.draw(prepared), len(jobs), "pictures", "sampling"):
+        output.mkdir(parents=True, exist_ok=True)  # now that all options have proved right
+        files.write_new(output / name(record), encode_png(grid.to_uint8(x), record))
+        if len(shown) < grid.MAX_PICTURES:
+            shown.append(grid.thumbnail(x))
+    sheet = grid.labelled_grid(shown, grid.labels(jobs[: len(shown)]))
+    written = files.write_new(output / "grid.png", grid.encode_png(sheet))
+    height, width = prepared.size
+    print(f"Wrote {len(jobs)} pictures of {width}x{height} to {output}, and {written}{grid.cut(len(jobs))}.")
+
+
+def repeat(options: Options) -> None:
+    """Makes a picture again from the record in its PNG."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    others = [
+        key for key, default in defaults.items() if key not in BESIDE and getattr(options, key) != default
+    ]
+    if others:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
+        raise ValueError(
+            f"--from-png must stand without {names}: the record in the picture has them. Leave them out, or leave "
+            "--from-png out and give all options anew."
+        )
+    if options.output is not None:
+        files.check_directory(options.output, "--output")
+
+    from imagen_jax import compilation
+    from imagen_jax.generate import records, request
+    from imagen_jax.grid import to_uint8
+
+    record, before = records.read(options.from_png)
+    asked = request.repeating(
+        record, workdir=options.workdir, inputs=inputs(options), batch_size=options.batch_size
+    )
+    prepared = request.prepare(asked)
+    output = options.output or asked.workdir / "samples"
+    files.check_directory(output, "--output", needed=before.size)
+    compilation.use_compilation_cache()
+    row = record.row if asked.batch_size == record.batch_size else 0
+    own, x = next(itertools.islice(request.draw(prepared), row, None))
+    pixels = to_uint8(x)
+    output.mkdir(parents=True, exist_ok=True)
+    written = files.write_new(output / name(own), records.encode_png(pixels, own))
+    print(f"Wrote {written}: {records.compare(record, before, own, pixels)}.")
+
+
+def inputs(options: Options) -> dict[str, Path]:
+    """The files to start from or to paint in."""
+    return {key: path for key in ("image", "mask", "low_res") if (path := getattr(options, key)) is not None}
+
+
+def read_prompts(options: Options) -> list[str]:
+    if bool(options.prompts) == (options.prompts_file is not None):
+        raise ValueError('Give either --prompts "..." or --prompts-file FILE.')
+    if options.prompts_file is None:
+        return list(options.prompts)
+    from imagen_jax.prepare import prompts
+
+    found, report = prompts.read(options.prompts_file)
+    print(report)
+    return found
+
+
+def name(record) -> str:
+    """The file name of a picture."""
+    slug = re.sub(r"[^a-z0-9]+", "-", record.prompt.lower()).strip("-")[:60] or "empty"
+    return f"{slug}-seed{record.seed}.png"
+
+
+def parse(args: list[str]) -> Options:
+    return cli.parse(Options, __doc__, args)

@@ -1,0 +1,260 @@
+"""Try combinations of sampling options, score each on the same prompts and seeds, and keep the best.
+
+  imagen-jax sweep --workdir runs/quickstart --data datasets/shapes_single \\
+    --aug-level 0.0 0.1 0.2 0.3 --guidance-scale 2 3 5 --steps 10 32
+  imagen-jax sweep --workdir runs/photos --prompts-file prompts.txt --clip openai/clip-vit-base-patch32 \\
+    --steps 10 20 40 --sampler unipc ddim
+
+Each sampling option takes the values to try; all combinations are sampled, in every stage or in --stage alone.
+Scores: "alignment", the share of the claims of a caption of shapes that its picture fulfils (--data); "clip", the
+cosine of picture and caption (--clip); "consistency", the PSNR of the result averaged down against the stage before
+in dB. With --data also "frechet", the distance of the results to the pictures of the split (evaluation/frechet.py; it
+is one number for a setting and decides nothing). Cost: images put through the networks for one result. Writes to the
+output directory:
+
+  sweep.md, sweep.json  the whole table
+  pareto.png            score against cost, with the settings that none beats in both
+  best/*.png, best.png  for each prompt the picture that scored highest
+  WORKDIR/sampling.json the setting with the highest mean score, for imagen-jax sample --best
+"""
+
+import dataclasses
+import io
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from imagen_jax import progress
+from imagen_jax.cli import program as cli
+from imagen_jax.config import SamplingConfig
+from imagen_jax.storage import files
+from imagen_jax.storage.locations import Location
+
+MAX_SETTINGS = 10_000
+FILES = ("sweep.md", "sweep.json", "pareto.png", "best.png")
+ROOM = 2**23  # bytes that they need at most
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.SamplingOptions):
+    workdir: Location
+    """Directory of the cascade, as imagen-jax train wrote it."""
+    data: Path | None = None
+    """A data set of shapes, for its captions and what they claim."""
+    split: str = "test"
+    """Split of the data set."""
+    prompts_file: Path | None = None
+    """A text file with one prompt per line, instead of --data; lines that begin with # are comments."""
+    clip: str | None = None
+    """A CLIP by its directory or name: scores pictures of any prompts."""
+    score: Literal["alignment", "clip", "consistency"] | None = None
+    """What decides; by default alignment with --data, else clip with --clip, else consistency."""
+    stage: str | None = None
+    """The stage whose options are swept; the others keep theirs."""
+    num: int = 64
+    """Prompts, from the start."""
+    seed: int = 0
+    """Seed of the first prompt; the next have the seeds after it."""
+    batch_size: int = 32
+    """Pictures computed at once."""
+    output: Location | None = None
+    """By default sweep/ in the workdir."""
+
+
+def main(options: Options) -> None:
+    output = options.output or options.workdir / "sweep"
+    files.check_directory(output, "--output", names=FILES)
+    files.check_directory(output / "best", "--output")
+
+    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade, resize
+    from imagen_jax.data import transforms
+    from imagen_jax.evaluation import frechet, sweep
+    from imagen_jax.generate import generate
+    from imagen_jax.generate.records import MAX_BATCH
+    from imagen_jax.sampling.cascade import sampling_by_stage, sizes_by_stage
+    from imagen_jax.sampling.one_stage import evaluations
+    from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
+    from imagen_jax.stage_dir.loading import read_cascade
+
+    checks.whole("--num", options.num, 1)
+    checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
+    checks.seed(options.seed, name="--seed")
+    prompts, claims, reference = read_prompts(options)
+    score_name = options.score or ("alignment" if claims else "clip" if options.clip else "consistency")
+    for name, given in {"alignment": claims, "clip": options.clip}.items():
+        if score_name == name and not given:
+            raise ValueError(f"--score {name} needs --{'data' if name == 'alignment' else 'clip'}.")
+    checks.seed(options.seed, len(prompts), "--seed")
+    stages = read_cascade(options.workdir)
+    files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
+    if options.stage is not None:
+        checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
+    if score_name == "consistency" and len(stages) == 1:
+        raise ValueError("--score consistency needs a super-resolution stage; the cascade has one stage.")
+    choices = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(SamplingConfig)
+        if getattr(options, field.name)
+    }
+    if not choices:
+        raise ValueError(
+            "Give at least one sampling option with the values to try, such as --aug-level 0 0.1 0.3."
+        )
+    num = math.prod(map(len, choices.values()))
+    checks.require(
+        num <= MAX_SETTINGS,
+        "settings",
+        f"be at most {MAX_SETTINGS}",
+        num,
+        "give fewer values, or sweep in turns",
+    )
+    settings = sweep.combinations(choices)
+    per_stage = [
+        {name: for_stages(value, name, options, stages) for name, value in s.items()} for s in settings
+    ]
+    by_stage = [sampling_by_stage(stages, s) for s in per_stage]
+    height, width = sizes_by_stage([stage.config for stage in stages])[-1]
+    files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
+    clip = None
+    if options.clip:
+        from imagen_jax.evaluation.clip_score import ClipScorer
+
+        clip = ClipScorer.from_pretrained(options.clip)
+    stages = load_cascade(options.workdir)
+    compilation.use_compilation_cache()
+    encoder = TextEncoder.from_config(stages[0].config.text)
+    seeds = range(options.seed, options.seed + len(prompts))
+    rows, scores, pictures, chosen, top = [], [], None, None, None
+    tried = progress.over(zip(settings, per_stage, by_stage, strict=True), len(settings), "settings", "sweep")
+    for setting, given, sampling in tried:
+        results = list(
+            generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)
+        )
+        images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
+        measured = {}
+        if claims:
+            measured["alignment"] = fulfilled(images[-1], claims, reference.shape[1:3])
+        if clip is not None:
+            measured["clip"] = clip.score(images[-1], prompts)
+        if len(images) > 1:
+            measured["consistency"] = sweep.consistency(images[-2], images[-1])
+        row = {name: float(values.mean()) for name, values in measured.items()}
+        if reference is not None:
+            row["frechet"] = frechet.distance(images[-1], resize.area(reference, images[-1].shape[1:3]))
+        row["cost"] = sum(evaluations(stage.config, own) for stage, own in zip(stages, sampling, strict=True))
+        rows.append(setting | row)
+        scores.append(measured)
+        # By what decides, then by consistency: only the best pictures so far are kept.
+        marks = np.stack([measured[score_name], measured.get("consistency", measured[score_name])], axis=1)
+        if pictures is None:
+            pictures, chosen, top = images[-1].copy(), np.zeros(len(prompts), int), marks
+        is_better = np.array([tuple(new) > tuple(old) for new, old in zip(marks, top, strict=True)])
+        pictures[is_better], chosen[is_better], top[is_better] = (
+            images[-1][is_better],
+            len(rows) - 1,
+            marks[is_better],
+        )
+
+    means, costs = np.array([row[score_name] for row in rows]), np.array([row["cost"] for row in rows])
+    front = sweep.pareto(costs, means)
+    for i, row in enumerate(rows):
+        row["front"] = "*" if i in front else ""
+    best = min(range(len(rows)), key=lambda i: (-round(means[i], 6), costs[i]))
+    (output / "best").mkdir(parents=True, exist_ok=True)
+    files.write(output / "sweep.md", sweep.format_table(rows) + "\n")
+    files.write_json(output / "sweep.json", rows, indent=2)
+    files.write(output / "pareto.png", plot(costs, means, front, score_name, [label(s) for s in settings]))
+    for i, (prompt, x) in enumerate(zip(prompts, pictures, strict=True)):
+        stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+        files.write(output / "best" / f"{i:04d}-{stem}.png", transforms.encode_png(grid.to_uint8(x)))
+    named = grid.labels(list(zip(prompts, seeds, strict=True)))
+    labels = [f"{name} ({label(settings[c])})" for name, c in zip(named, chosen, strict=True)]
+    files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
+    found = {stage.config.name: own for stage, own in zip(stages, by_stage[best], strict=True)}
+    file = save_best_sampling(
+        options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
+    )
+    print(sweep.format_table(rows))
+    kept = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])
+    print(
+        f"\nBest setting: {label(settings[best])} ({score_name} {means[best]:.4g}); best of all per prompt: {kept:.4g}."
+    )
+    print(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
+
+
+def for_stages(value: object, name: str, options: Options, stages: tuple) -> object:
+    """The value for all stages that have this option, or for --stage alone."""
+    if options.stage is None:
+        return value
+    return tuple(value if stage.config.name == options.stage else None for stage in stages)
+
+
+def fulfilled(images: np.ndarray, claims: list, size: tuple[int, int]) -> np.ndarray:
+    """[N] the share of each caption's claims that its picture, enlarged to the data's size, fulfils."""
+    from imagen_jax import resize
+    from imagen_jax.evaluation import alignment
+
+    if images.shape[1] < size[0]:  # a cascade without its last stage
+        images = resize.bilinear(images, size)
+
+    answers = [
+        alignment.score(alignment.read(image), claim) for image, claim in zip(images, claims, strict=True)
+    ]
+    return np.array([np.mean([right for name, right in a.items() if name != "all"]) for a in answers])
+
+
+def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:
+    """(prompts, what they claim, the pictures they belong to); the latter two if a data set says."""
+    if (options.data is None) == (options.prompts_file is None):
+        raise ValueError("Give either --data or --prompts-file.")
+    if options.data is None:
+        from imagen_jax.prepare import prompts
+
+        found, report = prompts.read(options.prompts_file)
+        print(report)
+        return found[: options.num], None, None
+    from imagen_jax.data import pipeline, sources, transforms
+
+    source = sources.open_source(options.data, options.split)
+    examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
+    if not examples:
+        raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
+    claims = [example["claims"] for example in examples]
+    pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
+    return [example["caption"] for example in examples], None if claims[0] is None else claims, pictures
+
+
+def label(setting: dict) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in setting.items()
+    )
+
+
+def plot(costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, labels: list[str]) -> bytes:
+    """A PNG of score against cost."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.scatter(costs, means, s=18, color="tab:gray", label="settings")
+    axes.plot(costs[front], means[front], "o-", color="tab:red", label="Pareto front")
+    for i in front:
+        axes.annotate(labels[i], (costs[i], means[i]), fontsize=7, xytext=(4, -9), textcoords="offset points")
+    axes.set(xlabel="images through the networks for one result", ylabel=f"mean {score}", xscale="log")
+    axes.set_xticks(np.unique(costs), [f"{cost:g}" for cost in np.unique(costs)])
+    axes.minorticks_off()
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def parse(args: list[str]) -> Options:
+    return cli.parse(Options, __doc__, args)

@@ -1,0 +1,79 @@
+"""Train one stage of a preset, from the start or from its newest checkpoint.
+
+  imagen-jax train --preset quickstart --stage base --workdir runs/quickstart
+  imagen-jax train --preset quickstart --stage base --workdir runs/mine --data.path datasets/mine
+
+Every option of the preset can be changed, for example --optim.batch-size 64 (see --help). Ctrl-C
+leaves a checkpoint, and the same command continues from it. On several hosts start it on each: see
+docs/pods.md.
+"""
+
+import dataclasses
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from imagen_jax.cli import main as commands
+from imagen_jax.cli import program as cli
+from imagen_jax.cli.options import given as options_given
+from imagen_jax.config import StageConfig
+from imagen_jax.config.presets import load_preset
+from imagen_jax.storage.locations import Location, location
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: str
+    """Name of a file in configs/ without .py, or the path of such a file."""
+    stage: str
+    """Name of the stage in the preset."""
+    workdir: Location
+    """Directory of the cascade, also gs:// or s3://; the stage goes to a sub-directory of its name."""
+
+
+def main(parsed: tuple[Options, StageConfig]) -> int:
+    options, config = parsed
+    from imagen_jax import compilation, processes
+
+    processes.initialize()
+    compilation.use_compilation_cache()  # a run that was ended need not compile again
+    from imagen_jax.training.loop import train
+
+    result = train(config, options.workdir)
+    import jax
+
+    if result.stopped_by is None:
+        if jax.process_index() == 0:
+            print("\n".join(["Next:", *next_commands(options, sys.argv[1:])]))
+        return 0
+    if jax.process_index() == 0:
+        print(
+            f"{Path(sys.argv[0]).name}: ended by {signal.Signals(result.stopped_by).name}: {config.name} stopped at "
+            f"step {int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues",
+            file=sys.stderr,
+        )
+    return 128 + result.stopped_by
+
+
+def next_commands(options: Options, args: list[str]) -> list[str]:
+    """Commands for the stages of the preset that are not trained yet, and one that samples."""
+    kept = [
+        word
+        for name, values in options_given(args)
+        if name.startswith(("data.", "text."))
+        for word in (f"--{name}", *values)
+    ]
+    workdir = location(options.workdir, "--workdir")
+    where = ["--workdir", str(options.workdir)]
+    following = [
+        ("train", ["--preset", options.preset, "--stage", stage.name, *where, *kept])
+        for stage in load_preset(options.preset)
+        if not (workdir / stage.name).exists()
+    ]
+    following.append(("sample", [*where, "--prompts", "a caption"]))
+    return [f"  {commands.typed(command)} {shlex.join(words)}" for command, words in following]
+
+
+def parse(args: list[str]) -> tuple[Options, StageConfig]:
+    return cli.parse_stage(Options, __doc__, args)
