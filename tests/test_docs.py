@@ -384,10 +384,10 @@ def test_command_lines_are_found_in_every_form():
 def options(parse):
     """Every option of every script, with both networks' fields."""
     found = set()
-    sources = {script: ROOT / f"imagen_jax/cli/{command}.py" for command, (script, _) in COMMANDS.items()}
-    sources |= {path.name: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
-    for script, source in sources.items():
-        needed = ["--preset", "quickstart", "--stage"] if "parse_stage" in source.read_text() else []
+    homes = {script: ROOT / f"imagen_jax/cli/{command}.py" for command, (script, _) in COMMANDS.items()}
+    homes |= {path.name: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    for script, home in homes.items():
+        needed = ["--preset", "quickstart", "--stage"] if "parse_stage" in home.read_text() else []
         for chosen in ("base", "sr64") if needed else ("",):
             with pytest.MonkeyPatch.context() as patch:
                 printed = io.StringIO()
