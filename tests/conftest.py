@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import Stage, config, resize, signals, stage
-from imagen_jax.cli.main import COMMANDS
+from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes

@@ -27,7 +27,7 @@ import yaml
 import imagen_jax
 from imagen_jax import TextEncoder, config, sample_stage, stage
 from imagen_jax.cli import program as cli
-from imagen_jax.cli.main import COMMANDS
+from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
 from imagen_jax.data import sources, transforms

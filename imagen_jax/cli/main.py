@@ -6,22 +6,7 @@ Nothing slow is imported before signals are handled.
 import sys
 
 from imagen_jax import signals
-
-_CONTINUES = "the same command continues"
-# The module of each command, in the order of --help: the script that runs it too, and what its user can do after an
-# interruption.
-COMMANDS = {
-    "prepare": ("prepare_data.py", _CONTINUES),
-    "embed": ("embed_text.py", _CONTINUES),
-    "train": ("train.py", _CONTINUES),
-    "sample": ("sample.py", ""),
-    "evaluate": ("evaluate.py", ""),
-    "sweep": ("sweep.py", ""),
-    "plan": ("plan.py", ""),
-    "convert": ("convert_weights.py", ""),
-    "emoji": ("prepare_emoji.py", ""),
-}
-PROGRAM = "imagen-jax"
+from imagen_jax.cli.commands import COMMANDS, PROGRAM
 
 
 def main() -> None:
@@ -57,21 +42,6 @@ def run(command: str) -> None:
 
     load = lambda: importlib.import_module(f"imagen_jax.cli.{command}")
     program.run(lambda parsed: load().main(parsed), lambda: load().parse(sys.argv[1:]))
-
-
-def typed(command: str) -> str:
-    """Return how the user runs `command`, in the same way as the command that is running."""
-    from pathlib import Path
-
-    path = Path(sys.argv[0])
-    return f"python {path.with_name(COMMANDS[command][0])}" if path.suffix == ".py" else f"{PROGRAM} {command}"
-
-
-def examples_as_typed(text: str) -> str:
-    """Return a description with its examples in the form in which the user runs commands."""
-    for command in COMMANDS:
-        text = text.replace(f"  {PROGRAM} {command} ", f"  {typed(command)} ")
-    return text
 
 
 def _overview() -> str:

@@ -16,8 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from imagen_jax import signals
-from imagen_jax.cli import main as commands
-from imagen_jax.cli import options
+from imagen_jax.cli import commands, options
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.config.presets import load_preset
 from imagen_jax.storage import locations

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from imagen_jax.cli import main as commands
+from imagen_jax.cli import commands
 from imagen_jax.cli import program as cli
 from imagen_jax.cli.options import given as options_given
 from imagen_jax.config import StageConfig

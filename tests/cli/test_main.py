@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.cli import main
+from imagen_jax.cli import commands, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_the_overview_has_one_line_for_each_command_and_imports_nothing_slow():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     lines = out.stdout.splitlines()
     assert lines[-1] == "[]"
-    for command in main.COMMANDS:
+    for command in commands.COMMANDS:
         (line,) = [line for line in lines if line.startswith(f"  {command} ")]
         assert line.endswith(".") and len(line) <= 120
 
@@ -73,9 +73,9 @@ def test_help_shows_examples_as_they_are_typed(run):
 
 
 def test_every_command_has_a_script(monkeypatch):
-    for command, (script, _) in main.COMMANDS.items():
+    for command, (script, _) in commands.COMMANDS.items():
         assert f'main.run("{command}")' in (ROOT / "scripts" / script).read_text()
         monkeypatch.setattr(sys, "argv", [f"scripts/{script}"])
-        assert main.typed("sample") == "python scripts/sample.py"
+        assert commands.typed("sample") == "python scripts/sample.py"
         monkeypatch.setattr(sys, "argv", [f"imagen-jax {command}"])
-        assert main.typed("sample") == "imagen-jax sample"
+        assert commands.typed("sample") == "imagen-jax sample"
