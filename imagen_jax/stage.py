@@ -1,6 +1,5 @@
 """One diffusion stage: the only place where a network and a diffusion process meet."""
 
-import dataclasses
 import zlib
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from imagen_jax import arrays, checks, resize, sharding
 from imagen_jax.checks import Verbatim, require
-from imagen_jax.config import EfficientUNetConfig, StageConfig
+from imagen_jax.config import StageConfig
 from imagen_jax.diffusion import (
     augmentation,
     losses,
@@ -22,8 +21,6 @@ from imagen_jax.diffusion import (
     samplers,
     schedules,
 )
-from imagen_jax.models.efficient_unet import EfficientUNet
-from imagen_jax.models.unet import UNet
 from imagen_jax.structs import Cond, TextCond
 
 Batch = dict[str, jax.Array]
@@ -53,38 +50,40 @@ class Stage:
         return process.x_from(z_t, out, logsnr_t, prediction)
 
     def prepare(self, cond: Cond) -> Cond:
-        """`cond` with all that depends on it alone (the keys and values of the text, its pooled vector, the low-res
-        image's share of the first layer), computed once for all steps."""
+        """Return `cond` with the features that the network computes from it alone, to compute them once for all steps.
+
+        They are what its modules store in the collection "features": in a U-Net the keys and values of the text, its
+        pooled vector, and the first layer's convolution of the conditioning images.
+        """
         checks.instance("cond", cond, Cond, "a Cond").check()
         batch, size = len(cond.text.mask), (self.config.image_size,) * 2
         images = [image for image in (cond.low_res_noised, cond.control) if image is not None]
         shape = (batch, *(images[0].shape[1:3] if images else size), self.config.image_channels)
-        # Nothing of the forward pass but the features is used, so the compiler leaves the rest out.
+        # Only the features are used, so the compiler removes the rest of the forward pass.
         _, made = _apply(
             self.config, {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
         )
-        return cond.replace(features=made["features"])
+        return cond.replace(features=made.get("features"))
 
 
 def network(config: StageConfig) -> nn.Module:
-    """The denoising network that `config` describes, a Linen module: (z_t, logsnr_t, cond) -> out [B, H, W, C]."""
-    options = {
-        field.name: getattr(config.network, field.name) for field in dataclasses.fields(config.network)
-    }
-    cls = EfficientUNet if isinstance(config.network, EfficientUNetConfig) else UNet
-    return cls(
-        **options,
-        out_channels=config.image_channels,
+    """Return the denoising network of a stage, a Linen module; see `NetworkConfig` for how it is called."""
+    return config.network.build(
+        out_channels=config.image_channels * (2 if config.network.predicts_variance else 1),
         dtype=compute_dtype(config),
         scan=config.run.scan_blocks,
         remat=config.run.remat,
     )
 
 
-def _apply(config: StageConfig, variables: Any, *inputs: Any, **options: Any) -> Any:
-    """The network's `apply`; parameters that are not its own are a ValueError."""
+def _apply(
+    config: StageConfig, variables: Any, z_in: jax.Array, logsnr_t: jax.Array, cond: Cond, **options: Any
+) -> Any:
+    """Return what the network's `apply` returns; raises a ValueError for parameters of another network."""
+    is_time = config.network.noise_level == "time"
+    level = schedule(config).inverse(logsnr_t) if is_time else logsnr_t
     try:
-        return network(config).apply(variables, *inputs, **options)
+        return network(config).apply(variables, z_in, level, cond, **options)
     except flax.errors.FlaxError as error:
         reason = " ".join(str(error).split())[:200]
         rule = f"be the parameters of the network of stage {config.name}"
@@ -306,35 +305,3 @@ def image_keys(seed: int, num: int) -> jax.Array:
 def output_size(config: StageConfig, low_res_size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of what a super-resolution stage makes of a low-res image of (h, w)."""
     return tuple(side * config.image_size // config.low_res_size for side in low_res_size)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -75,7 +75,7 @@ class Cond:
         stage.
       aug_logsnr: [B] log-SNR of the noise in `low_res_noised`; None in a base stage.
       control: [B, H, W, C'] a further image in [-1, 1] at the network's resolution, if it was trained with one.
-      features: what the network made of the rest, as from `Stage.prepare`; None: it is made at every call.
+      features: what the network computes from the rest, as from `Stage.prepare`; None: computed at every call.
     """
 
     text: TextCond

@@ -1,12 +1,18 @@
 import dataclasses
+import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from imagen_jax import config as C
 from imagen_jax import resize, stage
+from imagen_jax.config.validation import validate
 from imagen_jax.diffusion import schedules
-from imagen_jax.structs import TextCond
+from imagen_jax.models.network import NETWORKS, NetworkConfig
+from imagen_jax.structs import Cond, TextCond
 
 loss_of = jax.jit(stage.loss, static_argnums=1)
 
@@ -96,3 +102,78 @@ def test_denoise_returns_x_hat(tiny_stages, tiny_text):
         zero, z_t, logsnr, stage.Cond(TextCond(tiny_text.embeddings, tiny_text.mask))
     )
     np.testing.assert_allclose(x_hat, schedules.alpha_sigma(1.0)[0] * z_t, rtol=1e-5)
+
+
+# --- a network from outside the package -----------------------------------------------------------
+
+
+class Pixelwise(nn.Module):
+    width: int
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, z_t, noise_level, cond, *, train=False):
+        level = jnp.broadcast_to(noise_level[:, None, None, None], (*z_t.shape[:3], 1))
+        h = nn.Dense(self.width)(jnp.concatenate([z_t, level], axis=-1))
+        return nn.Dense(self.out_channels)(nn.silu(h))
+
+
+@NETWORKS.register("pixelwise")
+@dataclasses.dataclass(frozen=True)
+class PixelwiseConfig(NetworkConfig):
+    width: int = 4
+    noise_level = "time"
+    inputs = frozenset()
+
+    def build(self, *, out_channels, dtype, scan, remat):
+        return Pixelwise(self.width, out_channels)
+
+
+@pytest.fixture(scope="module")
+def pixelwise(tiny_configs):
+    base = tiny_configs[0]
+    process = dataclasses.replace(base.process, cond_drop_prob=0.0)
+    sampling = C.SamplingConfig(steps=2, guidance_scale=1.0)
+    return dataclasses.replace(base, image_size=5, network=PixelwiseConfig(), process=process, sampling=sampling)
+
+
+def test_a_network_from_outside_the_package(pixelwise, tiny_batch, tiny_text):
+    assert validate(pixelwise) is pixelwise
+    stored = json.loads(json.dumps(C.to_dict(pixelwise)))
+    assert stored["network"] == {"kind": "pixelwise", "width": 4} and C.from_dict(stored) == pixelwise
+    params = jax.jit(stage.init, static_argnums=0)(pixelwise, jax.random.key(0))
+    assert params["Dense_0"]["kernel"].shape == (4, 4)
+    draws = stage.draw(pixelwise, jax.random.key(0), 8)
+    gradient = jax.jit(jax.grad(stage.loss), static_argnums=1)(params, pixelwise, batch_of(tiny_batch, 5), draws)
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradient))
+    from imagen_jax import image_keys, sample_cascade
+
+    images = sample_cascade((stage.Stage(params, pixelwise),), tiny_text, image_keys(0, 7))
+    assert images.shape == (7, 5, 5, 3) and np.isfinite(images).all()
+
+
+def test_a_network_is_given_the_noise_level_that_it_asks_for(pixelwise, tiny_text):
+    """log-SNR 0 is t = 1/2 of the cosine schedule; a network whose output is the level shows which it got."""
+    params = jax.jit(stage.init, static_argnums=0)(pixelwise, jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["Dense_0"]["kernel"] = params["Dense_0"]["kernel"].at[-1].set(1)
+    params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[0].set(1)
+    process = dataclasses.replace(pixelwise.process, prediction="x")
+    made = stage.Stage(params, dataclasses.replace(pixelwise, process=process))
+    x_hat = made.denoise(jnp.zeros((7, 5, 5, 3)), jnp.zeros(7), Cond(tiny_text))
+    np.testing.assert_allclose(x_hat, 0.5 * jax.nn.sigmoid(0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low_res_size": 1}, "low_res_size must be None with network pixelwise, which takes no low_res_noised; got 1"),
+        ({"control_channels": 1}, "control_channels must be 0 with network pixelwise, which takes no control; got 1"),
+        ({"process": C.ProcessConfig()}, "process.cond_drop_prob must be 0 with network pixelwise, which .* got 0.1"),
+        ({"network": PixelwiseConfig(-1)}, "network.width must be at least 0; got -1"),
+        ({"network": NetworkConfig()}, "network must be a registered network, .* got a NetworkConfig: register it"),
+    ],
+)  # fmt: skip
+def test_what_a_network_does_not_take_is_refused(pixelwise, changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate(dataclasses.replace(pixelwise, **changes))

@@ -3,16 +3,16 @@
 from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig, override
 from imagen_jax.config.serialization import MAX_JSON, differences, flat, from_dict, read_json, to_dict
 from imagen_jax.config.stage import (
-    NETWORKS,
     DataConfig,
-    EfficientUNetConfig,
     OptimConfig,
     ProcessConfig,
     RunConfig,
     StageConfig,
     TextConfig,
-    UNetConfig,
 )
+from imagen_jax.models.efficient_unet import EfficientUNetConfig
+from imagen_jax.models.network import NETWORKS, NetworkConfig
+from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
     "MAX_JSON",
@@ -22,6 +22,7 @@ __all__ = [
     "USED_BY",
     "DataConfig",
     "EfficientUNetConfig",
+    "NetworkConfig",
     "OptimConfig",
     "ProcessConfig",
     "RunConfig",

@@ -6,18 +6,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.checks import choice, plain, require, shown
+from imagen_jax.checks import plain, require, shown
 from imagen_jax.config.sampling import USED_BY, SamplingConfig
 from imagen_jax.config.stage import (
-    NETWORKS,
     DataConfig,
-    EfficientUNetConfig,
     ProcessConfig,
     RunConfig,
     StageConfig,
     TextConfig,
-    UNetConfig,
 )
+from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.storage import files, locations
 
 _FORMER_NAMES = {"cond_image_channels": "control_channels"}
@@ -30,7 +28,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            kind = {cls: {"kind": name} for name, cls in NETWORKS.items()}.get(type(value), {})
+            kind = {"kind": NETWORKS.name_of(value)} if isinstance(value, NetworkConfig) else {}
             value = kind | to_dict(value)
         elif isinstance(value, tuple):
             value = [plain(entry) for entry in value]
@@ -95,9 +93,11 @@ def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> 
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:
-    if hint == UNetConfig | EfficientUNetConfig:
+    if hint is NetworkConfig:
         kind = value.get("kind") if isinstance(value, dict) else None
-        choice(f"{name}.kind", kind, tuple(NETWORKS))
+        is_known = isinstance(kind, str) and kind in NETWORKS
+        fix = "import the code that registers it" if isinstance(kind, str) else ""
+        require(is_known, f"{name}.kind", f"be one of {', '.join(NETWORKS)}", kind, fix)
         return from_dict({key: own for key, own in value.items() if key != "kind"}, NETWORKS[kind], name)
     if dataclasses.is_dataclass(hint):
         return from_dict(value, hint, name)

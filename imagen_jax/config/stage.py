@@ -9,58 +9,8 @@ import math
 from typing import Literal
 
 from imagen_jax.config.sampling import SamplingConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """The base network (paper F.1). Lists have one entry for each resolution, highest first."""
-
-    channels: tuple[int, ...] = (512, 1024, 1536, 2048)
-    """Channels at each resolution."""
-    num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
-    """Residual blocks at each resolution, on the way down and on the way up."""
-    attention: tuple[bool, ...] = (False, True, True, True)
-    """Whether blocks of a resolution attend to the image and to the text."""
-    embedding: int = 2048
-    """Width of the conditioning vector and of the text tokens in the network; ADM uses 4 times the first channels."""
-    head_dim: int = 64
-    """Channels of each attention head."""
-    dropout: float = 0.0
-    """Dropout rate inside residual blocks while training, in [0, 1)."""
-
-    @property
-    def stride(self) -> int:
-        return 2 ** (len(self.channels) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class EfficientUNetConfig:
-    """The super-resolution network (paper F.2). Lists have one entry for each level; every level halves the resolution
-    before its blocks."""
-
-    stem_channels: int = 128
-    """Channels of the first convolution, at full resolution."""
-    channels: tuple[int, ...] = (128, 256, 512, 1024)
-    """Channels at each level."""
-    num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
-    """Residual blocks at each level, on the way down and on the way up."""
-    self_attention: tuple[bool, ...] = (False, False, False, True)
-    """Whether a level attends to the image and to the text after its blocks."""
-    cross_attention: tuple[bool, ...] = (False, False, False, False)
-    """Whether a level attends to the text alone after its blocks."""
-    embedding: int = 512
-    """Width of the conditioning vector and of the text tokens inside the network."""
-    num_heads: int = 8
-    """Heads of each attention layer."""
-    dropout: float = 0.0
-    """Dropout rate inside residual blocks while training, in [0, 1)."""
-
-    @property
-    def stride(self) -> int:
-        return 2 ** len(self.channels)
-
-
-NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
+from imagen_jax.models.network import NetworkConfig, Remat
+from imagen_jax.models.unet import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +36,6 @@ class ProcessConfig:
     """Share of captions dropped in training, for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
     max_aug_level: float = 1.0
     """Super-resolution only: noise levels of the low-res image are uniform in [0, this] in training."""
-
-
-
-
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +138,7 @@ class RunConfig:
     """Devices over which parameters and optimiser are sharded; the rest is data parallel."""
     height: int = 1
     """Devices over which the rows of each image are split, for images too large for one."""
-    remat: Literal["none", "save_convs", "full"] = "none"
+    remat: Remat = "none"
     """What the backward pass computes again to save memory: nothing, all but each block's first convolution, or whole
     blocks."""
     scan_blocks: bool = False
@@ -221,7 +165,7 @@ class StageConfig:
     """Channels of the images."""
     control_channels: int = 0
     """Channels of a further image that is concatenated to z_t, such as edges or depth; 0: none."""
-    network: UNetConfig | EfficientUNetConfig = UNetConfig()
+    network: NetworkConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
     text: TextConfig = TextConfig()
@@ -246,24 +190,3 @@ class StageConfig:
     @property
     def is_super_resolution(self) -> bool:
         return self.low_res_size is not None
-
-
-# --- JSON ---------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

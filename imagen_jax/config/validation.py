@@ -10,8 +10,8 @@ from typing import Any
 from imagen_jax import checks
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
 from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig
-from imagen_jax.config.stage import EfficientUNetConfig, StageConfig, UNetConfig
-from imagen_jax.models import architecture
+from imagen_jax.config.stage import StageConfig
+from imagen_jax.models.network import NETWORKS
 from imagen_jax.storage import locations
 
 TRAILING_TIMES = 1000  # of the discretely trained networks that the spacing is for
@@ -100,7 +100,9 @@ def validate(config: StageConfig) -> StageConfig:
         "have at most 100 characters, since it names a directory",
         config.name,
     )
-    _validate_network(config.network)
+    kind = NETWORKS.name_of(config.network)
+    config.network.check("network.")
+    _validate_inputs(config, kind)
     _validate_sizes(config)
     process, optim, run = config.process, config.optim, config.run
     _schedule_name("process.schedule", process.schedule)
@@ -269,10 +271,23 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
     return stages
 
 
-def _validate_network(network: UNetConfig | EfficientUNetConfig) -> None:
-    options = {name: getattr(network, name) for name in type(network).__dataclass_fields__}
-    check = architecture.check_unet if isinstance(network, UNetConfig) else architecture.check_efficient_unet
-    check(**options, prefix="network.")
+def _validate_inputs(config: StageConfig, kind: str) -> None:
+    """The stage has the inputs that its network takes."""
+    network = config.network
+    require(
+        config.is_super_resolution or not network.needs_low_res,
+        "low_res_size",
+        f"be set for a super-resolution stage (one with network {kind})",
+        config.low_res_size,
+        "give the image size of the stage before",
+    )
+    for name, value, off, part in (
+        ("low_res_size", config.low_res_size, None, "low_res_noised"),
+        ("control_channels", config.control_channels, 0, "control"),
+        ("process.cond_drop_prob", config.process.cond_drop_prob, 0, "text"),
+    ):
+        is_taken = part in network.inputs
+        require(is_taken or value == off, name, f"be {off} with network {kind}, which takes no {part}", value)
 
 
 def _validate_sizes(config: StageConfig) -> None:
@@ -281,16 +296,8 @@ def _validate_sizes(config: StageConfig) -> None:
     require(
         config.image_size % network.stride == 0,
         "image_size",
-        f"be a positive multiple of the network's total stride {network.stride} "
-        f"(the network has {len(network.channels)} levels)",
+        f"be a positive multiple of the network's total stride {network.stride}",
         config.image_size,
-    )
-    require(
-        config.low_res_size is not None or isinstance(network, UNetConfig),
-        "low_res_size",
-        "be set for a super-resolution stage (an EfficientUNet)",
-        config.low_res_size,
-        "give the image size of the stage before",
     )
     require(
         config.low_res_size is None or config.low_res_size < config.image_size,

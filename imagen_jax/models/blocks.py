@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.layers import Dtype, GroupNorm, conv3x3, downsample, upsample
+from imagen_jax.models.network import Remat
 from imagen_jax.sharding import constrain_activations
 from imagen_jax.structs import TextCond
-
-Remat = Literal["none", "save_convs", "full"]
 
 
 class Block(nn.Module):

@@ -1,17 +1,66 @@
 """The super-resolution network: Efficient U-Net (paper appendix B and F.2, figures A.27 to A.30)."""
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.architecture import check_efficient_unet
+from imagen_jax import checks
+from imagen_jax.checks import require
+from imagen_jax.models.architecture import MAX_CHANNELS, check_levels
 from imagen_jax.models.attention import TextAttention
-from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
+from imagen_jax.models.blocks import Block, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
+from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
 from imagen_jax.structs import Cond
+
+
+@NETWORKS.register("efficient_unet")
+@dataclasses.dataclass(frozen=True)
+class EfficientUNetConfig(NetworkConfig):
+    """The super-resolution network (paper F.2). Lists have one entry for each level; every level halves the resolution
+    before its blocks."""
+
+    stem_channels: int = 128
+    """Channels of the first convolution, at full resolution."""
+    channels: tuple[int, ...] = (128, 256, 512, 1024)
+    """Channels at each level."""
+    num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
+    """Residual blocks at each level, on the way down and on the way up."""
+    self_attention: tuple[bool, ...] = (False, False, False, True)
+    """Whether a level attends to the image and to the text after its blocks."""
+    cross_attention: tuple[bool, ...] = (False, False, False, False)
+    """Whether a level attends to the text alone after its blocks."""
+    embedding: int = 512
+    """Width of the conditioning vector and of the text tokens inside the network."""
+    num_heads: int = 8
+    """Heads of each attention layer."""
+    dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.channels)
+
+    needs_low_res = True
+
+    def check(self, prefix: str = "") -> None:
+        """Raises a ValueError for fields that `EfficientUNet` cannot be built with; their names begin with `prefix`."""
+        checks.whole(f"{prefix}stem_channels", self.stem_channels, 1, MAX_CHANNELS)
+        check_levels(self, ("self_attention", "cross_attention"), prefix)
+        checks.whole(f"{prefix}num_heads", self.num_heads, 1, MAX_CHANNELS)
+        wrong = [c for c in self.channels if c % self.num_heads]
+        require(not wrong, f"{prefix}channels", f"be multiples of num_heads {self.num_heads}", wrong)
+        is_twice = any(s and c for s, c in zip(self.self_attention, self.cross_attention, strict=True))
+        rule = "be off where self_attention is on, which attends to the text already"
+        require(not is_twice, f"{prefix}cross_attention", rule, self.cross_attention)
+
+    def build(self, *, out_channels: int, dtype: Dtype, scan: bool, remat: Remat) -> nn.Module:
+        """Return an `EfficientUNet`; see `NetworkConfig.build`."""
+        return EfficientUNet(**vars(self), out_channels=out_channels, dtype=dtype, scan=scan, remat=remat)
 
 
 class EfficientUNet(nn.Module):
@@ -48,12 +97,9 @@ class EfficientUNet(nn.Module):
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^levels; logsnr_t [B]."""
-        check_efficient_unet(
-            stem_channels=self.stem_channels, channels=self.channels, num_res_blocks=self.num_res_blocks,
-            self_attention=self.self_attention, cross_attention=self.cross_attention, embedding=self.embedding,
-            num_heads=self.num_heads, dropout=self.dropout,
-        )  # fmt: skip
-        check_call(z_t, logsnr_t, cond, 2 ** len(self.channels))
+        config = EfficientUNetConfig.of(self)
+        config.check()
+        check_call(z_t, logsnr_t, cond, config.stride)
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         use_dropout = train and self.dropout > 0
 

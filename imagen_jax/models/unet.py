@@ -1,16 +1,55 @@
 """The base network: an ADM U-Net that attends to the text (paper section 2.4 and F.1)."""
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.architecture import check_unet
-from imagen_jax.models.blocks import Block, Remat, output_layers, run_blocks
+from imagen_jax import checks
+from imagen_jax.checks import require
+from imagen_jax.models.architecture import MAX_CHANNELS, check_levels
+from imagen_jax.models.blocks import Block, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv
+from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
 from imagen_jax.structs import Cond
+
+
+@NETWORKS.register("unet")
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(NetworkConfig):
+    """The base network (paper F.1). Lists have one entry for each resolution, highest first."""
+
+    channels: tuple[int, ...] = (512, 1024, 1536, 2048)
+    """Channels at each resolution."""
+    num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    """Residual blocks at each resolution, on the way down and on the way up."""
+    attention: tuple[bool, ...] = (False, True, True, True)
+    """Whether blocks of a resolution attend to the image and to the text."""
+    embedding: int = 2048
+    """Width of the conditioning vector and of the text tokens in the network; ADM uses 4 times the first channels."""
+    head_dim: int = 64
+    """Channels of each attention head."""
+    dropout: float = 0.0
+    """Dropout rate inside residual blocks while training, in [0, 1)."""
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+    def check(self, prefix: str = "") -> None:
+        """Raises a ValueError for fields that `UNet` cannot be built with; their names begin with `prefix`."""
+        check_levels(self, ("attention",), prefix)
+        checks.whole(f"{prefix}head_dim", self.head_dim, 1, MAX_CHANNELS)
+        wrong = [c for c, is_on in zip(self.channels, self.attention, strict=True) if is_on and c % self.head_dim]
+        rule = f"be multiples of head_dim {self.head_dim} where attention is on"
+        require(not wrong, f"{prefix}channels", rule, wrong)
+
+    def build(self, *, out_channels: int, dtype: Dtype, scan: bool, remat: Remat) -> nn.Module:
+        """Return a `UNet`; see `NetworkConfig.build`."""
+        return UNet(**vars(self), out_channels=out_channels, dtype=dtype, scan=scan, remat=remat)
 
 
 class UNet(nn.Module):
@@ -44,11 +83,9 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """See the class. z_t [B, H, W, C] with H and W multiples of 2^(levels - 1); logsnr_t [B]."""
-        check_unet(
-            channels=self.channels, num_res_blocks=self.num_res_blocks, attention=self.attention,
-            embedding=self.embedding, head_dim=self.head_dim, dropout=self.dropout,
-        )  # fmt: skip
-        check_call(z_t, logsnr_t, cond, 2 ** (len(self.channels) - 1))
+        config = UNetConfig.of(self)
+        config.check()
+        check_call(z_t, logsnr_t, cond, config.stride)
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
         use_dropout = train and self.dropout > 0
 

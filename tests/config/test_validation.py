@@ -162,7 +162,7 @@ def test_extreme_values_that_pass_work(kind, changes):
         ("base", "network.channels", (), r"network.channels must have at least one level; got \(\)"),
         ("base", "network.channels", (8.0,), r"network.channels\[0\] must be a whole number from 1 to 65536; got 8.0"),
         ("base", "network.attention", (1,), r"network.attention\[0\] must be True or False; got 1"),
-        ("base", "network", None, "network must be a UNetConfig or EfficientUNetConfig; got None"),
+        ("base", "network", None, "network must be a NetworkConfig; got None"),
         ("sr", "network.num_heads", 0, "network.num_heads must be at least 1; got 0"),
         ("base", "name", "a" * 300, "name must have at most 100 characters"),
         ("base", "optim", {}, r"optim must be a OptimConfig; got \{\}"),
