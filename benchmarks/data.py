@@ -241,7 +241,7 @@ def embedding(caption: str) -> np.ndarray:
 
 def write_pictures(options: Options, directory: Path) -> list[bytes]:
     """Writes the photographs as a data set, records/, and as files, files/; returns their bytes."""
-    from imagen_jax.data import sources
+    from imagen_jax.prepare.records import write_records
 
     encoded = [
         photograph(i, options.height, options.width, options.quality) for i in range(options.num_pictures)
@@ -251,7 +251,7 @@ def write_pictures(options: Options, directory: Path) -> list[bytes]:
     for name, data in zip(names, encoded, strict=True):
         (directory / "files" / f"{name}.jpg").write_bytes(data)
     records = ({"image": data, "caption": name} for name, data in zip(names, encoded, strict=True))
-    sources.write({"train": records}, directory / "records", name="photographs", description="Made.")
+    write_records({"train": records}, directory / "records", name="photographs", description="Made.")
     return encoded
 
 

@@ -30,13 +30,14 @@ from imagen_jax.cli import program as cli
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import transforms
 from imagen_jax.diffusion import samplers, schedules
 from imagen_jax.evaluation import sweep
 from imagen_jax.models.conditioning import conditioning_images
 from imagen_jax.models.layers import cached
 from imagen_jax.planning import chips
-from imagen_jax.prepare import parts, shapes
+from imagen_jax.prepare import output, parts, shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.sampling.cascade import sampling_by_stage
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
@@ -126,7 +127,7 @@ def place(tmp_path_factory):
         }
         for e in shapes.examples("test", "single", 64)
     ]
-    sources.write({"test": records}, root / "datasets/shapes_single", name="shapes", description="Shapes.")
+    write_records({"test": records}, root / "datasets/shapes_single", name="shapes", description="Shapes.")
     return root
 
 
@@ -558,8 +559,8 @@ def test_every_reason_of_quarantine_is_documented_and_every_documented_one_is_gi
         (r"row groups of (\d+) rows", lambda: importlib.import_module("imagen_jax.prepare.parquet").PART),
         (r"; (\d+) shapes\.", lambda: importlib.import_module("imagen_jax.prepare.origins").SHAPES_PART),
         (r"so (\d+) pictures or fewer are done without", lambda: parts.FEW),
-        (r"files of (\d+) MiB or", lambda: parts.JOINED_BYTES // 2**20),
-        (r"MiB or (\d+) records", lambda: parts.JOINED_RECORDS),
+        (r"files of (\d+) MiB or", lambda: output.JOINED_BYTES // 2**20),
+        (r"MiB or (\d+) records", lambda: output.JOINED_RECORDS),
         (r"`--run.keep-checkpoints` \((\d+)\)", lambda: config.RunConfig().keep_checkpoints),
         (r"`--run.log-every` \((\d+)\)", lambda: config.RunConfig().log_every),
         (r"`--run.validation-images` \((\d+)\)", lambda: config.RunConfig().validation_images),

@@ -131,19 +131,6 @@ def _as_os_error(path: Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def read(path: Path) -> Iterator[bytes]:
-    """The records of a shard in order, few at a time. Raises RuntimeError where it is damaged."""
-    from array_record.python import array_record_module
-
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        total = reader.num_records()
-        for start in range(0, total, _READ):
-            yield from reader.read(start, min(start + _READ, total))
-    finally:
-        reader.close()
-
-
 def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
     """As `read`, but a record that is damaged comes as the error, and the others after it.
 

@@ -8,17 +8,14 @@ plain TFDS one: `tfds.builder_from_directory(directory).as_data_source("train")`
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imagen_jax.data import checksums, shards
+from imagen_jax.data import checksums
 
 
 class Source:
@@ -169,7 +166,7 @@ def tfds_directory() -> str:
 
 
 def is_data_set(directory: str | os.PathLike) -> bool:
-    """Whether a complete data set lies there; `write` makes it appear only when complete."""
+    """Whether a directory holds a complete data set."""
     return (Path(directory) / "dataset_info.json").is_file()
 
 
@@ -183,98 +180,6 @@ def check_free(directory: str | os.PathLike) -> None:
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} already exists and is not empty; choose another directory.")
-
-
-def write(
-    examples_by_split: dict[str, Iterable[dict]],
-    directory: str | os.PathLike,
-    *,
-    name: str,
-    description: str,
-    records_per_shard: int = shards.RECORDS_PER_SHARD,
-    finish: Callable[[Path], None] | None = None,
-) -> dict[str, int]:
-    """Writes a TFDS data set: all of it, or nothing.
-
-    The files grow in a sibling directory that takes the final name when everything is written; it
-    is removed if anything fails. An existing data set is never touched.
-
-    Args:
-      examples_by_split: for each split the records, streamed once, in order of the splits:
-        {"image": encoded bytes, "caption": str[, "claims": JSON str]}, all with the same keys.
-      directory: the data set's directory; must not exist or be empty.
-      name: of the data set, also of its files: lower-case letters, digits, underscores.
-      description: a sentence for dataset_info.json.
-      records_per_shard: the most records in one file.
-      finish: called with the unfinished directory at the end, to add files of one's own.
-
-    Returns:
-      The number of records of each split.
-
-    Raises:
-      ValueError: one line; the directory is taken, a name is unfit, a split is empty, a record
-        lacks something.
-      OSError: the disk is full, or the like.
-    """
-    directory = Path(directory)
-    check_free(directory)
-    shards.check_names(name, examples_by_split)
-    if not examples_by_split:
-        raise ValueError("A data set needs at least one split; got none.")
-    with _complete_or_nothing(directory) as unfinished:
-        written, keys = {}, None
-        for split, examples in examples_by_split.items():
-            examples = iter(examples)
-            first = next(examples, None)
-            if first is None:
-                raise ValueError(f"Split {split!r} would be empty; leave it out or give it records.")
-            keys = keys or set(first)
-            writer = shards.SplitWriter(
-                functools.partial(_shard_path, unfinished, name, split), records_per_shard
-            )
-            for example in _checked(itertools.chain([first], examples), split, keys):
-                writer.add(shards.encode(example))
-            writer.close()
-            written[split] = writer.shards
-        shards.write_metadata(unfinished, name, description, keys, written)
-        if finish is not None:
-            finish(unfinished)
-    return {split: sum(shard.records for shard in files) for split, files in written.items()}
-
-
-def _shard_path(directory: Path, name: str, split: str, index: int) -> Path:
-    return directory / shards.file_name(name, split, index)
-
-
-@contextlib.contextmanager
-def _complete_or_nothing(directory: Path) -> Iterator[Path]:
-    """A sibling directory that becomes `directory` at the end, or vanishes on any exception."""
-    directory = Path(os.path.abspath(directory))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        os.rename(unfinished, directory)  # fails if somebody else has filled it meanwhile
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _checked(examples: Iterable[dict], split: str, keys: set[str]) -> Iterator[dict]:
-    for i, example in enumerate(examples):
-        where = f"Record {i} of split {split!r}"
-        if set(example) != keys or keys - {"claims"} != {"image", "caption"}:
-            raise ValueError(
-                f"{where} has the keys {sorted(example)}; expected image and caption, and claims "
-                "in all records or in none."
-            )
-        if not isinstance(example["image"], bytes) or not example["image"]:
-            raise ValueError(f"{where}: image must be encoded bytes, got {type(example['image'])}.")
-        for key in keys - {"image"}:
-            if not isinstance(example[key], str) or not example[key].strip():
-                raise ValueError(f"{where}: {key} must be text, got {example[key]!r}.")
-        yield example
 
 
 def read_builder(directory: Path):

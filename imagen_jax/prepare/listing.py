@@ -19,10 +19,6 @@ UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dn
 _MEANT = (*PICTURES, *UNREAD, ".txt", ".json", ".jsonl", ".csv", ".tar", ".parquet")
 
 
-
-
-
-
 def ending(file: str) -> str:
     """The lower-case ending of a name, with its dot."""
     return PurePosixPath(file).suffix.lower()
@@ -39,14 +35,6 @@ def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
     if error.errno in OWN_ERRORS:
         return LeftOut(file, "unreadable file", error.strerror or "")
     raise error
-
-
-
-
-
-
-
-
 
 
 def told(kinds: Mapping[str, object]) -> str:

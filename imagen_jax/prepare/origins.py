@@ -14,7 +14,7 @@ from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import folder, listing, parquet, shapes, webdataset
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
-from imagen_jax.prepare.pictures import Rules
+from imagen_jax.prepare.pictures import Pictures as Pictures
 from imagen_jax.prepare.quarantine import LeftOut
 from imagen_jax.prepare.tfds_set import TfdsSet
 
@@ -31,17 +31,6 @@ class Survey:
     left_out: list[LeftOut]
     splits: tuple[str, ...] | None
     stamp: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """The job of making records of found pictures, see `parts.Job`."""
-
-    origin: folder.Folder | webdataset.Archives | parquet.Tables | TfdsSet
-    rules: Rules
-
-    def examples(self, part: Part) -> Iterator[tuple[str, dict] | LeftOut]:
-        return self.rules.records(self.origin.read(part))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,30 @@
-"""Where a data set is written: its place on the disk, and the unfinished work beside it."""
+"""Directories of data sets that are being written: lock, plan of the unfinished work, final files."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.data import shards
 from imagen_jax.storage import files
 from imagen_jax.storage.locks import lock
 
+# Files of parts are joined until they have so many records or bytes; each joined record is copied once more.
+JOINED_RECORDS = 4096
+JOINED_BYTES = 2**25
 _LOCK, _PLAN = "lock", "plan.json"
 
 
 def resolved(directory: str | os.PathLike) -> Path:
-    """The directory that is meant, links followed.
+    """Follow links to the directory of a data set.
 
     Raises:
-      ValueError: one line; it could not take its place at the end, where a finished directory is
-        renamed to it: it is a mount point, or lies where nothing may be written.
+      ValueError: the finished directory could not be renamed to it: it is a mount point, a link to itself, or in a
+        directory that cannot be written to.
     """
     place = Path(os.path.realpath(directory))
     if os.path.ismount(place):
@@ -33,28 +38,38 @@ def resolved(directory: str | os.PathLike) -> Path:
     return place
 
 
+def name_of(directory: str | os.PathLike) -> str:
+    """Return a name for the data set in a directory: lower-case letters, digits and underscores."""
+    stem = re.sub(r"[^a-z0-9]+", "_", Path(os.path.realpath(directory)).name.lower()).strip("_")
+    return stem if stem[:1].isalpha() else f"data_{stem}"
+
+
 def unfinished(directory: Path) -> Path:
-    """Where the parts of a data set lie until it is complete."""
+    """Return the directory of the parts of an incomplete data set."""
     return directory.with_name(f".{directory.name}.unfinished")
 
 
 @contextlib.contextmanager
 def held(place: Path, directory: Path) -> Iterator[None]:
-    """Keeps other runs out of the unfinished directory, however this one ends."""
+    """Lock the unfinished directory against other runs, until this block or this process ends."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = (place / _LOCK).open("w")
     except OSError as error:
         raise OSError(f"--output {directory} cannot be created: {error}.") from error
     with file:
-        # Whoever held it may have removed the directory while this process opened the file.
+        # The previous holder may have removed the directory while this process opened the file.
         if not lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
             raise ValueError(f"{directory} is being written by another run: wait for its end.")
         yield
 
 
 def begin(place: Path, settings: dict) -> None:
-    """Makes the unfinished directory this plan's, or finds that it is; clears away what is half done."""
+    """Store the settings of the plan in the unfinished directory and remove incomplete files.
+
+    Raises:
+      ValueError: the directory holds the work of another plan.
+    """
     settings = json.loads(json.dumps(settings))
     if (place / _PLAN).is_file():
         begun = _read_plan(place)
@@ -82,6 +97,58 @@ def _read_plan(place: Path) -> dict:
 
 
 def _changes(begun: dict, settings: dict, differs: list[str]) -> str:
-    """The old and new values, but not the hash of the files, which tells nobody anything."""
+    """Return the old and new values, except the hash of the files."""
     told = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
     return f" ({'; '.join(told)})" if told else ""
+
+
+def assemble(
+    rows: dict[str, list[dict]], place: Path, data: Path, name: str
+) -> dict[str, list[shards.Shard]]:
+    """Move the files of the parts of each split from `place` to `data`, small neighbours joined; return the shards."""
+    final: dict[str, list[shards.Shard]] = {}
+    for split, those in rows.items():
+        for index, bundle in enumerate(_bundles(those)):
+            target = data / shards.file_name(name, split, index)
+            if not target.exists():
+                _join([place / row["file"] for row in bundle], target)
+            final.setdefault(split, []).append(
+                shards.Shard(target, total(bundle, "records"), total(bundle, "bytes"))
+            )
+    return final
+
+
+def total(rows: list[dict], key: str) -> int:
+    return sum(row[key] for row in rows)
+
+
+def _bundles(rows: list[dict]) -> Iterator[list[dict]]:
+    bundle: list[dict] = []
+    for row in rows:
+        bundle.append(row)
+        if total(bundle, "records") >= JOINED_RECORDS or total(bundle, "bytes") >= JOINED_BYTES:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
+
+
+def _join(members: list[Path], target: Path) -> None:
+    if len(members) == 1:
+        os.rename(members[0], target)
+        return
+    temporary = target.with_name(f"{target.name}.tmp")
+    writer = shards.SplitWriter(lambda index: temporary, max_records=2**62, max_bytes=2**62)
+    for file in members:
+        try:
+            for record in shards.read_sound(file):
+                if isinstance(record, RuntimeError):
+                    raise record
+                writer.add(record)
+        except RuntimeError as error:
+            raise OSError(f"{file} is damaged ({error}); delete {file.parent} to start anew.") from error
+    writer.close()
+    os.replace(temporary, target)
+    files.sync_directory(target.parent)
+    for file in members:
+        file.unlink()

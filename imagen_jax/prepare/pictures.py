@@ -7,10 +7,12 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from imagen_jax.data import colors, opening, transforms
 from imagen_jax.prepare.captions import stripped
 from imagen_jax.prepare.limits import Limits
+from imagen_jax.prepare.parts import Part
 from imagen_jax.prepare.quarantine import LeftOut, Unusable
 
 MAX_EXTRA = 2**20  # bytes around the pixels, such as texts, of a picture that is stored as it is
@@ -37,6 +39,14 @@ class Rules:
     test_fraction: float = 0.0
     limits: Limits = Limits()
 
+    def __post_init__(self):
+        fractions = self.validation_fraction, self.test_fraction
+        if not (min(fractions) >= 0 and sum(fractions) < 1):
+            raise ValueError(
+                "--validation-fraction and --test-fraction must be at least 0 and below 1 together; "
+                f"got {fractions[0]} and {fractions[1]}: lower them."
+            )
+
     def splits(self) -> tuple[str, ...]:
         held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
         return ("train", *(split for split, fraction in held_out.items() if fraction))
@@ -57,6 +67,24 @@ class Rules:
                 continue
             split = item.split or split_of(item.image, self.validation_fraction, self.test_fraction)
             yield from ((split, {"image": image, "caption": caption}) for caption in captions)
+
+
+class Origin(Protocol):
+    """A source of captioned pictures: a folder, archives, tables or a font."""
+
+    def read(self, part: Part) -> Iterator[Found | LeftOut]:
+        """Yield what a part of the input holds, in order; the same at each call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The job of making records of an origin's pictures, see `parts.Job`."""
+
+    origin: Origin
+    rules: Rules
+
+    def examples(self, part: Part) -> Iterator[tuple[str, dict] | LeftOut]:
+        return self.rules.records(self.origin.read(part))
 
 
 def split_of(image: bytes, validation_fraction: float, test_fraction: float) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import opening, pipeline, reader, sources, transforms
+from imagen_jax.prepare.records import write_records
 
 NUM = 23
 
@@ -26,7 +27,7 @@ def source(tmp_path_factory):
         return {"image": transforms.encode_png(image), "caption": str(i), "claims": claims}
 
     records = (record(i) for i in range(NUM))
-    sources.write({"train": records}, directory, name="toy", description="")
+    write_records({"train": records}, directory, name="toy", description="")
     return sources.open_source(directory, "train")
 
 
@@ -242,7 +243,7 @@ def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_picture
     images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(NUM)]
     images[10] = images[10][:40]
     records = ({"image": image, "caption": f"{i} and more"} for i, image in enumerate(images))
-    sources.write({"train": records}, tmp_path / "toy", name="toy", description="")
+    write_records({"train": records}, tmp_path / "toy", name="toy", description="")
     (file,) = (tmp_path / "toy").glob("*array_record*")
     content = bytearray(file.read_bytes())
     content[content.index(images[4]) + 20] ^= 255

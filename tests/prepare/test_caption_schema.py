@@ -283,9 +283,14 @@ CAPTION_TABLES = {
 def test_a_key_twice_is_the_reason(tmp_path):
     row = '{"file": "a.png", "caption": "a", "caption": "c"}'
     put(tmp_path, {"a.png": png(), "captions.jsonl": row})
-    with pytest.raises(ValueError, match="line 1 has a key twice with different values: leave one of them out"):
+    with pytest.raises(
+        ValueError, match="line 1 has a key twice with different values: leave one of them out"
+    ):
         prepared(tmp_path)
-    put(tmp_path, {"b.png": png(), "captions.jsonl": row + '\n{"file": "b.png", "file": "b.png", "caption": "b"}'})
+    put(
+        tmp_path,
+        {"b.png": png(), "captions.jsonl": row + '\n{"file": "b.png", "file": "b.png", "caption": "b"}'},
+    )
     (row,) = [row for row in origins.survey(tmp_path).left_out if row.file == "captions.jsonl:1"]
     assert row.detail == "a key twice with different values: leave one of them out"
 

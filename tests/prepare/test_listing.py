@@ -91,7 +91,7 @@ def test_a_failing_disk_fails_the_part_and_a_closed_file_is_listed(tmp_path, mon
         fails(patch, (os, "open"), "1.png", errno.EIO)
         with (
             pytest.raises(OSError, match="The part 1.png and on failed.*the same command"),
-            parts._told(part),
+            parts._in_one_line(part),
         ):
             list(origin.read(part))
 

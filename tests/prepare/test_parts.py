@@ -1,4 +1,4 @@
-"""Parts: the same data set for any number of workers, kills and failures; what is finished stays."""
+"""Parts: the same data set for any number of workers, kills and failures; finished parts are kept."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import sources
-from imagen_jax.prepare import folder, parts, pictures
+from imagen_jax.prepare import folder, output, parts, pictures
 from imagen_jax.storage.locks import lock
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(folder, "PART", 4)
-    monkeypatch.setattr(parts, "JOINED_RECORDS", 10)
+    monkeypatch.setattr(output, "JOINED_RECORDS", 10)
     monkeypatch.setattr(parts, "FEW", 0)
 
 
@@ -53,10 +53,10 @@ def whole(script, photos, tmp_path_factory):
     """What an uninterrupted run in one process makes of the photos."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "PART", 4)
-        patch.setattr(parts, "JOINED_RECORDS", 10)
-        output = tmp_path_factory.mktemp("whole") / "out"
-        prepare(script, photos, output)
-    return files(output)
+        patch.setattr(output, "JOINED_RECORDS", 10)
+        directory = tmp_path_factory.mktemp("whole") / "out"
+        prepare(script, photos, directory)
+    return files(directory)
 
 
 def prepare(script, root, output, num_workers=1, **options):
@@ -71,8 +71,8 @@ def killed(photos, output, before, num_workers=1):
     """Starts the script in a process of its own, with `before` run in it first."""
     code = f"""
 import os, runpy, signal, sys
-from imagen_jax.prepare import folder, parts
-folder.PART, parts.JOINED_RECORDS, parts.FEW = 4, 10, 0
+from imagen_jax.prepare import folder, output, parts
+folder.PART, output.JOINED_RECORDS, parts.FEW = 4, 10, 0
 {before}
 if __name__ == "__main__":
     sys.argv = ["prepare_data.py", "--input", {str(photos)!r}, "--output", {str(output)!r}, "--name", "photos",
@@ -188,7 +188,7 @@ def test_a_failure_stops_in_one_line_and_keeps_what_is_finished(script, photos, 
 
     monkeypatch.setattr(folder.Folder, "read", broken)
     with pytest.raises(
-        OSError, match="The part 08.png and on failed, KeyError: 'a bug'; what is finished stays"
+        OSError, match="The part 08.png and on failed, KeyError: 'a bug'; finished parts are kept"
     ):
         prepare(script, photos, output)
     monkeypatch.setattr(folder.Folder, "read", read)
@@ -233,10 +233,14 @@ def test_other_work_is_refused_and_left_alone(script, photos, tmp_path, monkeypa
 
 def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path, monkeypatch):
     output, place = tmp_path / "out", parts.unfinished(tmp_path / "out")
-    with pytest.raises(ValueError, match="'test' would be empty: --test-fraction 0.001 of 24 .* example 0.12,"):
+    with pytest.raises(
+        ValueError, match="'test' would be empty: --test-fraction 0.001 of 24 .* example 0.12,"
+    ):
         prepare(script, photos, output, test_fraction=0.001)
     assert not place.exists()
-    message = f"none of 44 captioned pictures .* --test-fraction 0.03: give for example 0.068.*delete {place}.*Left"
+    message = (
+        f"none of 44 captioned pictures .* --test-fraction 0.03: give for example 0.068.*delete {place}.*Left"
+    )
     split_of = pictures.split_of
     monkeypatch.setattr(pictures, "split_of", lambda image, validation, test: split_of(image, validation, 0))
     write = parts._write_part

@@ -9,7 +9,8 @@ import pytest
 
 from imagen_jax import config
 from imagen_jax.cli import options
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import transforms
+from imagen_jax.prepare.records import write_records
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["train.py", "--preset", "quickstart", "--stage", "base", "--workdir", "{tmp}/run"]
@@ -170,7 +171,7 @@ def test_a_wrong_encoder_stops_before_the_workdir_is_made(monkeypatch, capsys, t
     import numpy as np
 
     record = {"image": transforms.encode_png(np.zeros((64, 64, 3), np.uint8)), "caption": "black"}
-    sources.write(
+    write_records(
         {"train": [record] * 8}, tmp_path / "data", name="data", description="Eight black pictures."
     )
     (tmp_path / "encoder").mkdir()

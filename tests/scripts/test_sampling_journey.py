@@ -16,8 +16,9 @@ from PIL import Image
 
 from imagen_jax import TextEncoder, load_cascade, stage
 from imagen_jax import config as C
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
@@ -62,7 +63,7 @@ def data(tmp_path_factory):
         }
         for e in shapes.examples("test", "single", 6)
     ]
-    sources.write({"test": records}, directory, name="data", description="Six shapes.")
+    write_records({"test": records}, directory, name="data", description="Six shapes.")
     return directory
 
 

@@ -16,6 +16,7 @@ import pytest
 from imagen_jax import TextEncoder, load_cascade
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.text import cache, pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def data(tmp_path_factory):
         for e in shapes.examples("train", "full", 40)
     ]
     parts = {"train": records[:32], "test": records[32:]}
-    sources.write(parts, directory, name="data", description="Forty shapes.")
+    write_records(parts, directory, name="data", description="Forty shapes.")
     return directory
 
 
@@ -112,7 +113,7 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     data = tmp_path / "data"
     picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
     records = [{"image": picture, "caption": caption} for caption in captions]
-    sources.write({"train": records}, data, name="data", description="Many captions.")
+    write_records({"train": records}, data, name="data", description="Many captions.")
     command = [
         sys.executable, ROOT / "scripts/embed_text.py", "--preset", "shapes", "--data.path", data,
         "--text.encoder", GOLDENS / "tiny_bert", "--batch-size", "8",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from imagen_jax import config, load_cascade, load_stage
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import best_sampling, checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations, locks
@@ -49,7 +50,7 @@ def preset(tmp_path_factory):
         {"image": transforms.encode_png(e["image"]), "caption": e["caption"], "claims": json.dumps(e["claims"])}
         for e in shapes.examples("train", "single", 16)
     ]
-    sources.write({"train": records}, folder / "data", name="data", description="Sixteen.")
+    write_records({"train": records}, folder / "data", name="data", description="Sixteen.")
     encoder = str(loop.Path(__file__).parents[1] / "goldens/tiny_bert")
     return config.StageConfig(
         image_size=8,

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -47,7 +48,7 @@ def setup(tmp_path_factory, soak):
             for e in shapes.examples("train", "single", 30)
         ]
         splits = {"train": records, "validation": records[:8]}
-        sources.write(splits, folder / "data", name="data", description="Thirty shapes.")
+        write_records(splits, folder / "data", name="data", description="Thirty shapes.")
         preset = folder / "preset.py"
         encoder = str(ROOT / "tests/goldens/tiny_bert")
         preset.write_text(PRESET.format(encoder=encoder, data=str(folder / "data"), steps=STEPS))

@@ -16,6 +16,7 @@ from imagen_jax.data import sources, transforms
 from imagen_jax.diffusion import losses
 from imagen_jax.planning import chips, estimate
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.training import meter as meters
 from imagen_jax.training import monitor as monitors
 from imagen_jax.training import state as states
@@ -102,7 +103,7 @@ def directory(tmp_path_factory):
         {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
         for e in shapes.examples("validation", "single", 12)
     ]
-    sources.write({"validation": records}, directory, name="data", description="Twelve shapes.")
+    write_records({"validation": records}, directory, name="data", description="Twelve shapes.")
     return directory
 
 
@@ -174,7 +175,7 @@ def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source
 def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(tiny_stages, source, tmp_path):
     records = [source[i] for i in range(8)]
     records[2]["image"] = b"no picture"
-    sources.write({"validation": records}, tmp_path / "data", name="data", description="Eight.")
+    write_records({"validation": records}, tmp_path / "data", name="data", description="Eight.")
     damaged = sources.open_source(tmp_path / "data", "validation")
     _, _, values, _ = look(tiny_stages[0], damaged, 1)
     assert values["validation_undecodable"] == 1 and "caption_gap" in values

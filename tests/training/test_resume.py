@@ -19,6 +19,7 @@ from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.config.presets import load_preset
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop
 
@@ -47,7 +48,7 @@ def setup(tmp_path_factory):
         {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
         for e in shapes.examples("train", "single", 30)
     ]
-    sources.write({"train": records}, folder / "data", name="data", description="Thirty shapes.")
+    write_records({"train": records}, folder / "data", name="data", description="Thirty shapes.")
     encoder = str(ROOT / "tests/goldens/tiny_bert")
     preset = folder / "preset.py"
     preset.write_text(PRESET.format(encoder=encoder, steps=STEPS, data=str(folder / "data")))
@@ -184,7 +185,7 @@ def test_another_data_set_at_the_path_is_refused(setup, uninterrupted):
     records = [sources.open_source(data)[i] for i in range(29)]
     data.rename(folder / "kept")
     try:
-        sources.write({"train": records}, data, name="data", description="One less.")
+        write_records({"train": records}, data, name="data", description="One less.")
         code, _, err = finish(start(preset, workdir))
     finally:
         shutil.rmtree(data)
@@ -277,7 +278,7 @@ def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
     _, preset = setup
     black = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
     records = [{"image": black, "caption": f"picture {i}"} for i in range(8)]
-    sources.write({"train": records}, tmp_path / "data", name="data", description="Eight.")
+    write_records({"train": records}, tmp_path / "data", name="data", description="Eight.")
     (settings,) = load_preset(str(preset))
     directory = loop.cache.directory_of(tmp_path / "data")
     encoder = loop.TextEncoder.from_config(settings.text)
