@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import sources
-from imagen_jax.prepare import folder, output, parts, pictures
+from imagen_jax.prepare import folder, parts, pictures
 from imagen_jax.storage.locks import lock
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(folder, "PART", 4)
-    monkeypatch.setattr(output, "JOINED_RECORDS", 10)
+    monkeypatch.setattr("imagen_jax.prepare.output.JOINED_RECORDS", 10)
     monkeypatch.setattr(parts, "FEW", 0)
 
 
@@ -53,7 +53,7 @@ def whole(script, photos, tmp_path_factory):
     """What an uninterrupted run in one process makes of the photos."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "PART", 4)
-        patch.setattr(output, "JOINED_RECORDS", 10)
+        patch.setattr("imagen_jax.prepare.output.JOINED_RECORDS", 10)
         directory = tmp_path_factory.mktemp("whole") / "out"
         prepare(script, photos, directory)
     return files(directory)
