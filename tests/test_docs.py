@@ -173,6 +173,7 @@ def traced_cascade(stages, text, keys, **options):
     return jnp.zeros(jax.eval_shape(sample, stages, text, keys).shape)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:caption .* is cut", "ignore:.* captions consist mostly of")
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.stem)
 def test_snippets_run(path, names, capsys, monkeypatch):

@@ -16,6 +16,8 @@ from imagen_jax import image_keys, processes, resize, sample_cascade, sample_sta
 from imagen_jax.generate import compile_cascade, pmapped
 from imagen_jax.sampling.cascade import run_cascade
 
+pytestmark = pytest.mark.slow
+
 SEED = 3
 
 

@@ -122,6 +122,7 @@ def test_a_signal_to_a_whole_group_is_one_line(tmp_path, number, moment):
     assert (process.returncode, out, err) == (128 + number, "", LINE.format(number.name))
 
 
+@pytest.mark.slow
 def test_commands_end_at_random_moments(load_script, tmp_path):
     """A short version of benchmarks/soak_signals.py, over the start of every command."""
     soak, rng = load_script("soak_signals"), random.Random(0)

@@ -780,6 +780,7 @@ def is_clear(function, arguments):
     return True
 
 
+@pytest.mark.slow
 def test_no_call_ends_in_anything_but_a_clear_error(
     tiny_stages, tiny_text, checked_only, tmp_path, monkeypatch
 ):

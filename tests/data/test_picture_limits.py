@@ -327,6 +327,7 @@ def test_passes_of_a_jpeg_take_memory_for_each_pixel(data, monkeypatch):
         pictures.normalized(data, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_memory_of_a_worker_stays_below_1_gib():
     """All of the above, and a large picture, in one process."""

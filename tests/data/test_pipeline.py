@@ -86,6 +86,7 @@ def test_batches_span_epochs_and_may_exceed_the_data(source):
     np.testing.assert_array_equal(order, ids(load(source, num_epochs=4, batch_size=5))[:90])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads, num_workers", [(1, 0), (3, 0), (1, 2)])
 def test_threads_and_workers_change_nothing(source, num_threads, num_workers):
     expected = load(source, 9, flip=True, crop="aspect")
@@ -326,6 +327,7 @@ def test_a_data_set_without_pictures_ends_the_run(num, more):
         load(Memory([b"not a picture"], num), 1, batch_size=1, shuffle=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_records_read():
     def resident():

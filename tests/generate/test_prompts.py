@@ -33,6 +33,7 @@ def stages(tiny_stages, encoder):
     return (Stage(params=params, config=config),)
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_prompt_and_seed_alone(stages, encoder):
     seeds = [5, 6, 7, 8, 9, 10, 11]
     seven = [images[-1] for images in generate(stages, encoder, PROMPTS, seeds=seeds, batch_size=8)]

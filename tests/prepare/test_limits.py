@@ -302,6 +302,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_small_whatever_a_file_promises(tmp_path):
     put(tmp_path / "a", {"a.png": png(), "a.txt": "", "b.png": png(), "b.txt": "b"})
     for name in ("a.txt", "b.png"):

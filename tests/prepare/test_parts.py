@@ -98,6 +98,7 @@ def test_any_number_of_workers_makes_the_same(script, photos, whole, tmp_path, c
     assert sorted(captions) == sorted(f"{i} {word}" for i in kept for word in ("one", "two"))
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_where_it_was(script, photos, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
     before = """
@@ -121,6 +122,7 @@ parts._write_part = kill
     assert files(output) == whole and os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(script, photos, whole, tmp_path):
     output = tmp_path / "out"
     # In a file of its own, as workers import the class of the job.

@@ -24,6 +24,7 @@ def test_shape_and_range(tiny_stages, tiny_text):
     assert np.isfinite(final).all() and np.abs(final).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "unipc"])
 def test_an_image_is_the_same_alone_and_in_a_batch(tiny_stages, tiny_text, sampler):
     keys = image_keys(SEED, 7)
@@ -34,6 +35,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(tiny_stages, tiny_text, sampl
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_on_one_and_on_eight_devices(tiny_stages, tiny_text):
     assert jax.device_count() == 8
     keys = image_keys(SEED, 7)
@@ -63,6 +65,7 @@ def test_compiled_once_for_equal_configurations(tiny_stages, tiny_text):
     assert _sample._cache_size() == before
 
 
+@pytest.mark.slow
 def test_text_key_and_seed_matter(tiny_stages, tiny_text):
     keys = image_keys(SEED, 7)
     first = sample(tiny_stages, tiny_text, keys)
@@ -71,6 +74,7 @@ def test_text_key_and_seed_matter(tiny_stages, tiny_text):
     assert np.abs(first - sample(tiny_stages, tiny_text, image_keys(SEED + 1, 7))).mean() > 1e-2
 
 
+@pytest.mark.slow
 def test_options_reach_their_stage(tiny_stages, tiny_text):
     keys = image_keys(SEED, 7)
     base = tiny_stages[0]
@@ -161,6 +165,7 @@ def test_an_option_of_another_method_goes_with_it(tiny_stages, tiny_text):
     assert kept == dataclasses.replace(preset, steps=7)
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_scales_levels_and_grids(tiny_stages, tiny_text):
     keys = image_keys(SEED, 7)
     sample(tiny_stages, tiny_text, keys, spacing="t", steps=3)

@@ -49,6 +49,7 @@ def test_an_image_of_the_wrong_size_to_start_from(tiny_stages, tiny_text):
             sample_cascade(tiny_stages, tiny_text, KEYS, start="sr16", low_res=jnp.zeros((7, size, size, 3)))
 
 
+@pytest.mark.slow
 def test_other_shapes_keep_their_share_at_every_stage(tiny_stages, tiny_text):
     base, final = sample_cascade(tiny_stages, tiny_text, KEYS, return_all=True, size=(16, 32))
     assert base.shape == (7, 8, 16, 3) and final.shape == (7, 16, 32, 3)
@@ -65,6 +66,7 @@ def test_given_noise_takes_the_place_of_that_of_the_keys(tiny_stages, tiny_text)
         sample_cascade(tiny_stages, tiny_text, KEYS, z_1=noise[:, :4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels(tiny_configs, tiny_text, channels):
     stages = tuple(with_random_params(dataclasses.replace(c, image_channels=channels)) for c in tiny_configs)
@@ -76,6 +78,7 @@ def controlled(tiny_configs):
     return tuple(with_random_params(dataclasses.replace(c, control_channels=2)) for c in tiny_configs)
 
 
+@pytest.mark.slow
 def test_control_conditions_every_stage(controlled, tiny_stages, tiny_text):
     control = jax.random.uniform(jax.random.key(0), (7, 16, 16, 2), minval=-1)
     one, other = (sample_cascade(controlled, tiny_text, KEYS, cond_image=c) for c in (control, -control))
@@ -86,6 +89,7 @@ def test_control_conditions_every_stage(controlled, tiny_stages, tiny_text):
         sample_cascade(tiny_stages, tiny_text, KEYS, cond_image=control)
 
 
+@pytest.mark.slow
 def test_training_with_control(controlled, tiny_batch):
     base = controlled[0]
     batch = tiny_batch | {"x": resize.area(tiny_batch["x"], 8)}
@@ -109,6 +113,7 @@ def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
         np.testing.assert_allclose(denoise(z_t, logsnr, prepared), denoise(z_t, logsnr, cond), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_text):
     """With the features, nothing depends on the embeddings, the aug level or the low-res image any more."""
     tiny = tiny_stages[1]
@@ -131,6 +136,7 @@ def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_tex
 # --- prompts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_negative_prompts(tiny_stages, tiny_text):
     plain = sample_cascade(tiny_stages[:1], tiny_text, KEYS)
     other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
@@ -156,6 +162,7 @@ def test_a_negative_prompt_is_for_the_guided_stages(tiny_stages, tiny_text):
     np.testing.assert_allclose(small, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_prompts_with_weights(tiny_stages, tiny_text):
     other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
     run = lambda *weights: sample_cascade(tiny_stages[:1], (tiny_text, other), KEYS, weights=weights)
@@ -168,6 +175,7 @@ def test_several_prompts_with_weights(tiny_stages, tiny_text):
         sample_cascade(tiny_stages[:1], (tiny_text, other), KEYS)
 
 
+@pytest.mark.slow
 def test_a_weaker_stage_takes_the_place_of_the_null(tiny_stages, tiny_text):
     """Against itself guidance does nothing, whatever the scale."""
     free = sample_cascade(tiny_stages[:1], tiny_text, KEYS, guidance_scale=1.0)
@@ -177,6 +185,7 @@ def test_a_weaker_stage_takes_the_place_of_the_null(tiny_stages, tiny_text):
     assert np.abs(sample_cascade(tiny_stages[:1], tiny_text, KEYS, weak=weaker) - free).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_autoguidance_needs_no_dropped_captions(tiny_stages, tiny_text):
     process = dataclasses.replace(tiny_stages[0].config.process, cond_drop_prob=0.0)
     base = Stage(tiny_stages[0].params, dataclasses.replace(tiny_stages[0].config, process=process))
@@ -188,6 +197,7 @@ def test_autoguidance_needs_no_dropped_captions(tiny_stages, tiny_text):
 # --- image to image -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.25, 0.6, 0.95])
 def test_image_to_image_starts_at_the_closed_form_level(
     tiny_stages, tiny_text, picture, strength, monkeypatch
@@ -213,6 +223,7 @@ def test_image_to_image_starts_at_the_closed_form_level(
     assert np.abs(np.corrcoef(noise.ravel(), picture.ravel())[0, 1]) < 4 / noise.size**0.5
 
 
+@pytest.mark.slow
 def test_less_strength_stays_nearer(tiny_stages, tiny_text, picture):
     distance = [
         np.abs(
@@ -228,6 +239,7 @@ def test_less_strength_stays_nearer(tiny_stages, tiny_text, picture):
 # --- inpainting -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "resample"), [("ddim", 1), ("ddpm", 2), ("unipc", 2)])
 def test_the_mask_is_honoured_at_every_stage(tiny_stages, tiny_text, picture, sampler, resample):
     """1 = paint here: the rest is the image itself, at the small stage too."""
@@ -246,6 +258,7 @@ def test_the_mask_is_honoured_at_every_stage(tiny_stages, tiny_text, picture, sa
     np.testing.assert_allclose(everything, sample_cascade(tiny_stages, tiny_text, KEYS), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_known_part_has_the_exact_marginal_at_every_level():
     """N(alpha x, sigma^2), by a deterministic and by a stochastic sampler, with resampling too."""
     num, x = 20_000, 0.6
@@ -332,6 +345,7 @@ def test_nan_and_infinity_are_named_with_stage_and_step(tiny_stages, tiny_text, 
     assert np.isnan(run(stages)).all()  # inside jit nothing can be raised, but nothing is hidden
 
 
+@pytest.mark.slow
 def test_every_stage_takes_edm_and_zero_terminal_snr(tiny_configs, tiny_text):
     for prediction, is_stretched, sampler in (
         ("edm", False, "heun"),

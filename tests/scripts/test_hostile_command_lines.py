@@ -127,6 +127,7 @@ def run(script: str, args: list[str], place: Path) -> tuple[int, str]:
     return stop.value.code or 0
 
 
+@pytest.mark.slow
 def test_hostile_command_lines(place, load_script, capsys):
     known_by_script = {script: known(script, load_script) for script in SCRIPTS}
     before = sorted(place.rglob("*"))

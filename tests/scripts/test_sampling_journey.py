@@ -24,6 +24,8 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
 from tests.conftest import random_array
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HUNDRED = [str(i / 100) for i in range(1, 101)]
 MANY = ["--percentile", *HUNDRED, "--ddpm-gamma", *HUNDRED, "--guidance-rescale", *HUNDRED]

@@ -49,6 +49,7 @@ def run(script, *arguments):
     return stop.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypatch, name):
     text = ["--data.path", data, "--text.encoder", GOLDENS / name, *ENCODERS[name]]
@@ -105,6 +106,7 @@ def test_training_refuses_a_data_set_with_embeddings_of_another_encoder(data, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     """Hard kills, then two processes side by side: every caption is embedded once."""
     captions = [

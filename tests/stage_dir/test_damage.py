@@ -156,6 +156,7 @@ def damage(workdir, seed, num, caplog):
     return rows
 
 
+@pytest.mark.slow
 def test_random_damage_is_named_or_without_effect(workdir, caplog):
     rows = damage(workdir, 0, NUM_IN_SUITE, caplog)
     bad = [row for row in rows if not {row[2], row[3]} <= {"named", "no effect"}]

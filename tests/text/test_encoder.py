@@ -251,6 +251,7 @@ print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params
 """
 
 
+@pytest.mark.slow
 def test_loading_holds_one_tensor_at_a_time(tmp_path):
     config = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
     config |= {"vocab_size": 4000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}

@@ -77,6 +77,7 @@ def names(url):
     return {path.removeprefix(key + "/") for path in fs.find(key)}
 
 
+@pytest.mark.slow
 def test_everything_of_a_run_lies_in_the_bucket(trained):
     workdir, state = trained
     found = names(f"{workdir}/base")
@@ -93,6 +94,7 @@ def test_everything_of_a_run_lies_in_the_bucket(trained):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [False, True])
 def test_sampling_options_are_kept_in_the_bucket(trained, best):
     workdir, _ = trained
@@ -116,6 +118,7 @@ def run(load_script, monkeypatch, trained):
     return call
 
 
+@pytest.mark.slow
 def test_pictures_are_written_into_the_bucket(trained, run):
     workdir, _ = trained
     run("sample", "--prompts", "a red star")
@@ -125,6 +128,7 @@ def test_pictures_are_written_into_the_bucket(trained, run):
     assert names(f"{workdir}/samples") == found | {"grid-2.png", "a-red-star-seed0-2.png"}
 
 
+@pytest.mark.slow
 def test_evaluate_and_sweep_write_into_the_bucket(trained, preset, run, capsys):
     workdir, _ = trained
     data = ["--data", preset.data.path, "--split", "train", "--num", "3"]

@@ -15,6 +15,8 @@ from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 PRESET = """

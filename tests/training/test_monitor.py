@@ -147,6 +147,7 @@ def look(stage, source, num_devices, **run):
     return monitor, state, monitor.look(state, writer), writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_look_is_the_same_again_and_on_other_devices(tiny_stages, source, index):
     monitor, state, values, writer = look(tiny_stages[index], source, 1)
@@ -159,6 +160,7 @@ def test_a_look_is_the_same_again_and_on_other_devices(tiny_stages, source, inde
         np.testing.assert_allclose([others[k] for k in keys], [values[k] for k in keys], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source, monkeypatch):
     """Every caption has the same embedding, so a wrong one is as good as the right one."""
     loud = jax.tree.map(lambda leaf: 3 * leaf, tiny_stages[0])  # random parameters react to text, but little
@@ -172,6 +174,7 @@ def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source
     assert abs(values["caption_gap"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(tiny_stages, source, tmp_path):
     records = [source[i] for i in range(8)]
     records[2]["image"] = b"no picture"
@@ -321,6 +324,7 @@ with Watchdog(4) as watchdog:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stuck_ends_itself():
     done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1 and done.stdout == "alive\n"

@@ -23,6 +23,8 @@ from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 24
 PRESET = """

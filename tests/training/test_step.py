@@ -47,6 +47,7 @@ def assert_same(a, b, tolerance):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
     config, batch = tiny_configs[index], batches[index]
@@ -57,6 +58,7 @@ def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
     assert float(loss_of(after.params)) < 0.85 * float(loss_of(before.params))
 
 
+@pytest.mark.slow
 def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     state, _ = run(change(tiny_configs[1], eps=1e-3), batches[1], num_devices=8, fsdp=4)
@@ -66,6 +68,7 @@ def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
     assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "ways"),
     [(0, {"fsdp": 2, "height": 2}), (1, {}), (1, {"fsdp": 8}), (1, {"fsdp": 4})],
@@ -96,6 +99,7 @@ def test_crops_train_on_a_part_of_the_image(tiny_configs, batches):
     np.testing.assert_allclose(of(config), of(same), rtol=1e-6)  # the cosine schedule is not shifted
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(tiny_configs, batches):
     config = change(tiny_configs[0], optimizer="adafactor")
     whole, losses = run(config, batches[0], steps=2)
