@@ -169,12 +169,12 @@ def fields(config: Any, intervals: Mapping[str, Any], prefix: str = "") -> None:
         numbers without one are from 0 to MAX_COUNT.
       prefix: of the names in messages, such as "optim.".
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in hints(type(config)).items():
         _field(f"{prefix}{name}", getattr(config, name), hint, intervals.get(name))
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "imagen_jax"
 # From the ground up.
 FLOORS = (
     {
-        "arrays", "checks", "compilation", "grid", "processes", "progress",
+        "arrays", "checks", "compilation", "grid", "methods", "processes", "progress",
         "registry", "resize", "sharding", "signals", "storage", "structs",
     },
     {"data", "diffusion", "models"},

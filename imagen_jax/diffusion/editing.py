@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays, checks
-from imagen_jax.checks import Verbatim, require
-from imagen_jax.diffusion import guidance
+from imagen_jax.checks import Said, require
+from imagen_jax.diffusion import denoisers
 
 
-def inpainting(denoise: guidance.Denoiser, image: jax.Array, mask: jax.Array) -> guidance.Denoiser:
+def inpainting(denoise: denoisers.Denoiser, image: jax.Array, mask: jax.Array) -> denoisers.Denoiser:
     """`denoise`, but its estimate is `image` [B, H, W, C] where `mask` [B, H, W, 1] is 0."""
     _check(image, mask)
-    return guidance.then(denoise, lambda x_hat: merge(x_hat, image, mask), noise_too=True)
+    return denoisers.then(denoise, lambda x_hat: merge(x_hat, image, mask), noise_too=True)
 
 
 def merge(x: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:

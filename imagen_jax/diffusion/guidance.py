@@ -14,32 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Verbatim, is_finite, number, plain, require, shown, whole
+from imagen_jax.checks import Said, is_finite, number, plain, require, shown, whole
+from imagen_jax.diffusion.denoisers import DenoiseFn, Denoiser, Estimate, Stateful, then
 from imagen_jax.diffusion.process import expand
 
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 CondDenoiseFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Scale = float | jax.Array | Callable[[jax.Array], jax.Array]  # a function takes logsnr_t [B]
-
-
-class Estimate(NamedTuple):
-    """What a denoiser may return instead of x_hat: `x`, and `noise_x` from which ddim takes eps_hat."""
-
-    x: jax.Array
-    noise_x: jax.Array
-
-
-class Stateful(NamedTuple):
-    """A denoiser that remembers: `init(z_1)` is its first state, `call(z_t, logsnr_t, state)` -> (x_hat, state).
-
-    Samplers carry the state from step to step.
-    """
-
-    init: Callable[[jax.Array], Any]
-    call: Callable[[jax.Array, jax.Array, Any], tuple[Any, Any]]
-
-
-Denoiser = DenoiseFn | Stateful
 
 
 class Rule(NamedTuple):
@@ -245,35 +225,6 @@ def autoguidance(
     return _guided(only_cond, both, guidance_scale, rule or linear(), threshold)
 
 
-def then(
-    denoise: Denoiser, function: Callable[[jax.Array], jax.Array], *, noise_too: bool = False
-) -> Denoiser:
-    """The denoiser that applies `function`, such as a threshold, to what `denoise` returns.
-
-    Args:
-      denoise: (z_t, logsnr_t) -> x_hat [B, H, W, C] or `Estimate`, or a `Stateful`.
-      function: x_hat -> x_hat, [B, H, W, C].
-      noise_too: apply it to `noise_x` of an `Estimate` as well.
-    """
-
-    check_denoiser(denoise)
-    require(callable(function), "function", "be a function of x_hat", function)
-
-    def apply(out: Any) -> Any:
-        if isinstance(out, Estimate) and not noise_too:
-            return out._replace(x=function(out.x))
-        return jax.tree.map(function, out)
-
-    if isinstance(denoise, Stateful):
-
-        def call(z_t: jax.Array, logsnr_t: jax.Array, state: Any) -> tuple[Any, Any]:
-            out, state = denoise.call(z_t, logsnr_t, state)
-            return apply(out), state
-
-        return Stateful(denoise.init, call)
-    return lambda z_t, logsnr_t: apply(denoise(z_t, logsnr_t))
-
-
 def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     """Return `weights` as floats, if they are one for each of `num` conditions, finite, and sum to 1."""
     weights = [plain(weight) for weight in arrays.sequence("weights", weights, "numbers")]
@@ -281,13 +232,6 @@ def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
     require(is_right, "weights", rule, Verbatim(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
     return tuple(map(float, weights))
-
-
-def check_denoiser(denoise: Denoiser) -> None:
-    """Raises a ValueError for what is no denoiser."""
-    functions = denoise if isinstance(denoise, Stateful) else (denoise,)
-    is_right = all(map(callable, functions))
-    require(is_right, "denoise", "be a function of (z_t, logsnr_t), or Stateful with two functions", denoise)
 
 
 def _check_method(functions: dict[str, Any], scale: Scale, rule: Any, threshold: Any) -> None:

@@ -181,9 +181,7 @@ def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
         weight = np.asarray(scale(jnp.asarray(grid))) if callable(scale) else weight
     images = np.where((weight != 1) | (sampling.guidance == "cfg++"), 2, 1)
     total = images[:-1].sum()
-    if sampling.sampler == "heun":  # a second evaluation at the level that a step leads to
-        corrected = (np.diff(grid) / 2 <= samplers.LONGEST_HEUN) & (np.arange(len(grid) - 1) < len(grid) - 2)
-        total += images[1:][corrected].sum()
+    total += images[1:][_sampler(sampling).corrected(grid)].sum()
     return int(total) * sampling.resample
 
 

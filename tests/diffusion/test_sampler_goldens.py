@@ -8,27 +8,28 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import process, samplers, schedules
+from tests.diffusion.test_samplers import WithNoise
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "samplers.npz")
 RUNS = {  # sampler, what the network predicts
-    "ddim": (samplers.ddim(), "eps"),
-    "ddim_eta": (samplers.ddim(0.7), "eps"),
-    "ddim_v": (samplers.ddim(), "v"),
-    "ddim_v_to_alpha_0": (samplers.ddim(), "v"),
-    "ddpm_small": (samplers.ddpm(0.0), "eps"),
-    "ddpm_small_linspace": (samplers.ddpm(0.0), "eps"),
-    "ddpm_large_linspace": (samplers.ddpm(1.0), "eps"),
-    "dpmpp_2m": (samplers.dpmpp_2m(), "eps"),
-    "dpmpp_2m_to_sigma_min": (samplers.dpmpp_2m(), "eps"),
-    "dpmpp_2m_sde": (samplers.dpmpp_2m(1.0), "eps"),
-    "heun": (samplers.heun(), "eps"),
-    "heun_linspace": (samplers.heun(), "eps"),
-    "heun_rho": (samplers.heun(), "eps"),
-    "heun_churn": (samplers.heun(churn=3.0, churn_noise=1.003), "eps"),
-    "unipc_2": (samplers.unipc(2), "eps"),
-    "unipc_3": (samplers.unipc(3), "eps"),
-    "unipc_3_v_long": (samplers.unipc(3), "v"),
-    "unipc_3_to_sigma_min": (samplers.unipc(3), "eps"),
+    "ddim": (samplers.DDIM(), "eps"),
+    "ddim_eta": (samplers.DDIM(0.7), "eps"),
+    "ddim_v": (samplers.DDIM(), "v"),
+    "ddim_v_to_alpha_0": (samplers.DDIM(), "v"),
+    "ddpm_small": (samplers.DDPM(0.0), "eps"),
+    "ddpm_small_linspace": (samplers.DDPM(0.0), "eps"),
+    "ddpm_large_linspace": (samplers.DDPM(1.0), "eps"),
+    "dpmpp_2m": (samplers.DPMpp2M(), "eps"),
+    "dpmpp_2m_to_sigma_min": (samplers.DPMpp2M(), "eps"),
+    "dpmpp_2m_sde": (samplers.DPMpp2MSDE(1.0), "eps"),
+    "heun": (samplers.Heun(), "eps"),
+    "heun_linspace": (samplers.Heun(), "eps"),
+    "heun_rho": (samplers.Heun(), "eps"),
+    "heun_churn": (samplers.Heun(churn=3.0, churn_noise=1.003), "eps"),
+    "unipc_2": (samplers.UniPC(2), "eps"),
+    "unipc_3": (samplers.UniPC(3), "eps"),
+    "unipc_3_v_long": (samplers.UniPC(3), "v"),
+    "unipc_3_to_sigma_min": (samplers.UniPC(3), "eps"),
 }
 
 
@@ -40,14 +41,8 @@ def network(z_t, logsnr_t):
 
 def with_noise(inner, noise, logsnr_grid):
     """`inner`, which in step i adds noise[i] whatever the keys."""
-
-    def churn(z_t, logsnr_t, _, steps):
-        return inner.churn(z_t, logsnr_t, noise[jnp.searchsorted(logsnr_grid, logsnr_t)], steps)
-
-    return inner._replace(
-        step=lambda s, carry: inner.step(s._replace(noise=noise[s.index]), carry),
-        churn=churn if inner.churn else None,
-    )
+    at_level = lambda z_t, logsnr_t: noise[jnp.searchsorted(logsnr_grid, logsnr_t)]
+    return WithNoise(inner, lambda s: s._replace(noise=noise[s.index]), at_level)
 
 
 def test_every_golden_is_compared():

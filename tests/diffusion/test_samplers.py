@@ -1,29 +1,33 @@
 """Samplers against closed forms: Gaussian data, whose exact denoiser is known, and mixtures of them."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import guidance, samplers, schedules
+from imagen_jax.diffusion import denoisers, samplers, schedules
+from imagen_jax.diffusion.samplers import scan
 
 COSINE = schedules.make("cosine")
 MEAN, VAR = 0.3, 0.25
 DETERMINISTIC = {  # sampler, order of convergence
-    "ddim": (samplers.ddim(), 1),
-    "dpmpp_2m": (samplers.dpmpp_2m(), 2),
-    "heun": (samplers.heun(), 2),
-    "unipc order 1": (samplers.unipc(1), 2),  # its corrector lifts it by one
-    "unipc order 2": (samplers.unipc(2), 3),
+    "ddim": (samplers.DDIM(), 1),
+    "dpmpp_2m": (samplers.DPMpp2M(), 2),
+    "heun": (samplers.Heun(), 2),
+    "unipc order 1": (samplers.UniPC(1), 2),  # its corrector lifts it by one
+    "unipc order 2": (samplers.UniPC(2), 3),
 }
 STOCHASTIC = {
-    "ddpm gamma 0": samplers.ddpm(0.0),
-    "ddpm gamma 0.3": samplers.ddpm(0.3),
-    "ddpm gamma 1": samplers.ddpm(1.0),
-    "ddim eta 0.6": samplers.ddim(0.6),
-    "dpmpp_2m_sde": samplers.dpmpp_2m(1.0),
-    "dpmpp_2m_sde eta 0.5": samplers.dpmpp_2m(0.5),
-    "heun with churn": samplers.heun(churn=40.0, churn_noise=1.0),
+    "ddpm gamma 0": samplers.DDPM(0.0),
+    "ddpm gamma 0.3": samplers.DDPM(0.3),
+    "ddpm gamma 1": samplers.DDPM(1.0),
+    "ddim eta 0.6": samplers.DDIM(0.6),
+    "dpmpp_2m_sde": samplers.DPMpp2MSDE(1.0),
+    "dpmpp_2m_sde eta 0.5": samplers.DPMpp2MSDE(0.5),
+    "heun with churn": samplers.Heun(churn=40.0, churn_noise=1.0),
 }
 ALL = {name: sampler for name, (sampler, _) in DETERMINISTIC.items()} | STOCHASTIC
 
@@ -50,6 +54,28 @@ def error(sampler, grid):
     return np.abs(samplers.sample(denoise, z_1, grid, sampler=sampler) - exact).max()
 
 
+@dataclasses.dataclass(frozen=True)
+class WithNoise(samplers.Sampler):
+    """A sampler from outside the package: `inner` with given noise in place of that of the keys."""
+
+    inner: Any
+    replaced: Any  # Step -> Step
+    noise: Any  # (z_t, logsnr_t) -> noise
+    is_stochastic = True
+
+    def check(self):
+        pass
+
+    def init(self, z_1, logsnr_grid):
+        return self.inner.init(z_1, logsnr_grid)
+
+    def step(self, s, carry):
+        return self.inner.step(self.replaced(s), carry)
+
+    def add_noise(self, z_t, logsnr_t, noise, steps):
+        return self.inner.add_noise(z_t, logsnr_t, self.noise(z_t, logsnr_t), steps)
+
+
 def many(num, seed=1):
     return jax.random.split(jax.random.key(seed), num), samplers.normal(
         jax.random.split(jax.random.key(seed + 1), num), (1, 1, 1)
@@ -72,7 +98,7 @@ def test_order_of_convergence(name):
 
 
 def test_unipc_order_3_is_at_the_limit_of_float32_in_few_steps():
-    errors = [error(samplers.unipc(order), jnp.linspace(-6, 6, 21)) for order in (1, 2, 3)]
+    errors = [error(samplers.UniPC(order), jnp.linspace(-6, 6, 21)) for order in (1, 2, 3)]
     assert errors[2] < 5e-4 and errors[1] < errors[0] / 5
 
 
@@ -150,7 +176,7 @@ def test_schedules_reach_the_data(sampler, bound, name, is_stretched):
 @pytest.mark.parametrize("spacing", ["logsnr", "rho"])
 def test_heun_reaches_the_data_on_the_grids_of_sigma(spacing):
     grid = schedules.grid(COSINE, 32, spacing)
-    assert error(samplers.heun(), grid) < 0.03
+    assert error(samplers.Heun(), grid) < 0.03
 
 
 def moments(sampler, steps):
@@ -163,11 +189,11 @@ def moments(sampler, steps):
 
     def last(z_1, noise):
         at = lambda logsnr: noise[jnp.argmin(jnp.abs(grid - logsnr))]
-        churn = lambda z, logsnr, _, steps: sampler.churn(z, logsnr, jnp.full_like(z, at(logsnr)), steps)
-        fed = samplers.Sampler(
-            lambda s, carry: sampler.step(s._replace(noise=jnp.full_like(s.z_t, noise[s.index])), carry),
-            sampler.init, is_stochastic=True, churn=churn if sampler.churn else None,
-        )  # fmt: skip
+        fed = WithNoise(
+            sampler,
+            lambda s: s._replace(noise=jnp.full_like(s.z_t, noise[s.index])),
+            lambda z, logsnr: jnp.full_like(z, at(logsnr)),
+        )
         keys = jax.random.split(jax.random.key(0), 1)
         return samplers.sample(denoise, z_1.reshape(1, 1, 1, 1), grid, sampler=fed, keys=keys)[0, 0, 0, 0]
 
@@ -212,9 +238,23 @@ def test_eta_0_is_deterministic_and_eta_1_is_ddpm():
     run = lambda sampler: samplers.sample(
         denoise, z_1, schedules.grid(COSINE, 20), sampler=sampler, keys=keys
     )
-    np.testing.assert_allclose(run(samplers.ddim(1.0)), run(samplers.ddpm(0.0)), atol=2e-5)
-    np.testing.assert_array_equal(run(samplers.dpmpp_2m(0.0)), run("dpmpp_2m"))
-    assert not samplers.ddim().is_stochastic and samplers.make("dpmpp_2m_sde").is_stochastic
+    np.testing.assert_allclose(run(samplers.DDIM(1.0)), run(samplers.DDPM(0.0)), atol=2e-5)
+    np.testing.assert_array_equal(run(samplers.DPMpp2MSDE(0.0)), run("dpmpp_2m"))
+    assert not samplers.DDIM().is_stochastic and samplers.make("dpmpp_2m_sde").is_stochastic
+
+
+def test_an_estimated_variance_takes_the_place_of_gamma():
+    """Its share between the bounds is the network's, value by value."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    z_1 = samplers.normal(keys, (1, 2, 1))
+    run = lambda denoise, gamma: samplers.sample(
+        denoise, z_1, schedules.grid(COSINE, 5), sampler=samplers.DDPM(gamma), keys=keys
+    )
+    shares = jnp.broadcast_to(jnp.array([0.3, 1.0])[None, None, :, None], z_1.shape)
+    estimating = lambda z_t, logsnr_t: denoisers.Estimate(denoise(z_t, logsnr_t), log_variance=shares)
+    got = run(estimating, 0.7)
+    for column, gamma in enumerate((0.3, 1.0)):
+        np.testing.assert_allclose(got[:, :, column], run(denoise, gamma)[:, :, column], rtol=1e-5, atol=1e-5)
 
 
 def test_churn_raises_the_level_and_adds_the_missing_variance():
@@ -230,7 +270,7 @@ def test_churn_raises_the_level_and_adds_the_missing_variance():
     grid = jnp.array([0.0, 3.0])
     alpha, sigma = schedules.alpha_sigma(0.0)
     x = MEAN + VAR**0.5 * samplers.normal(jax.random.split(jax.random.key(7), num), (1, 1, 1))
-    sampler = samplers.heun(churn=0.3, churn_noise=1.0)
+    sampler = samplers.Heun(churn=0.3, churn_noise=1.0)
     jax.block_until_ready(
         samplers.sample(recorded, alpha * x + sigma * eps, grid, sampler=sampler, keys=keys)
     )
@@ -346,7 +386,7 @@ def test_calls_of_the_model():
 
 
 def test_resampling_visits_the_levels_in_the_published_order():
-    number, place, before, is_first, back_to = samplers._itinerary(steps=5, resample=3, jump=2)
+    number, place, before, is_first, back_to = scan._itinerary(steps=5, resample=3, jump=2)
     assert place.tolist() == [0, 1] * 3 + [2, 3] * 3 + [4] * 3
     assert before.tolist() == [0, *place.tolist()[:-1]]
     assert back_to.tolist() == [-1, 0, -1, 0, -1, -1, -1, 2, -1, 2, -1, -1, 4, 4, -1]
@@ -420,15 +460,15 @@ def test_wrong_grids(grid, message):
 
 
 def test_unknown_sampler_and_order():
-    with pytest.raises(ValueError, match="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, heun, unipc; got 'euler'"):
+    with pytest.raises(ValueError, match="ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, unipc; got 'euler'"):
         samplers.sample(denoise, jnp.zeros((1, 1, 1, 1)), schedules.grid(COSINE, 2), sampler="euler")
     with pytest.raises(ValueError, match="order must be at most 3; got 4"):
-        samplers.unipc(4)
+        samplers.UniPC(4)
 
 
 def test_a_denoiser_with_memory_keeps_it_from_step_to_step():
     grid = schedules.grid(COSINE, 5)
-    counting = guidance.Stateful(
+    counting = denoisers.Stateful(
         lambda z_1: jnp.zeros(()), lambda z_t, logsnr_t, count: (0 * z_t + count, count + 1)
     )
     _, info = samplers.sample(counting, jnp.zeros((1, 1, 1, 1)), grid, return_info=True, trajectory=True)

@@ -268,7 +268,7 @@ def test_the_known_part_has_the_exact_marginal_at_every_level():
         jnp.broadcast_to(jnp.array([0.0, 1.0])[None, None, :, None], (num, 1, 2, 1)),
     )
     keys = jax.random.split(jax.random.key(0), num)
-    for sampler, resample in (("dpmpp_2m", 1), (samplers.ddpm(0.0), 1), (samplers.ddim(0.6), 1), ("ddim", 3)):
+    for sampler, resample in (("dpmpp_2m", 1), (samplers.DDPM(0.0), 1), (samplers.DDIM(0.6), 1), ("ddim", 3)):
         seen = []
 
         def watched(z_t, logsnr_t, seen=seen):
