@@ -735,7 +735,7 @@ HOSTILE = (
     jnp.zeros((7, 8, 8, 3)), jax.random.key(0), KEYS, jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32), COSINE,
     text(), text(mask=None), Cond(text()), Cond(None), TextCond(None, None), Stage(None, None), guidance.linear(),
     samplers.DDIM(), guidance.Estimate(None, None), guidance.Stateful(None, None), samplers.Sampler,
-    schedules.Schedule(None, None), guidance.Rule(None),
+    schedules.Schedule(None, None), guidance.Rule,
 )  # fmt: skip
 
 

@@ -15,14 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import arrays
-from imagen_jax.checks import MAX_STEPS, Verbatim, choice, is_finite, number, require, shown, whole
+from imagen_jax import arrays, methods
+from imagen_jax.checks import MAX_STEPS, Said, instance, is_finite, number, require, shown, whole
+from imagen_jax.diffusion.spacings import SPACINGS, Spacing
+from imagen_jax.registry import Registry
 
 # sigma (or alpha) is 4.5e-5 at the ends: below the step of 8-bit pixels, far above float32's underflow.
 LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
 
 # Integral of beta(t) = 0.1 + 19.9 t: the paper's 1000 steps of beta from 1e-4 to 0.02, in continuous time.
 _BETA_MIN, _BETA_SPAN = 0.1, 19.9
+
+
+# Each a function of the image side in pixels. `@SCHEDULES.register("mine")` makes a name for configurations.
+SCHEDULES = Registry("schedule")
 
 
 class Schedule(NamedTuple):
@@ -34,16 +40,14 @@ class Schedule(NamedTuple):
 
 def make(name: str, size: int = 64) -> Schedule:
     """The schedule called `name` in `SCHEDULES`; `size` is the image side in pixels that some are shifted for."""
-    is_known = isinstance(name, str) and name in SCHEDULES
-    require(is_known, "schedule", f"be one of {', '.join(SCHEDULES)}", name)
     return SCHEDULES[name](_positive("size", size))
 
 
 def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
     """A schedule from any decreasing function logsnr(t), elementwise, jittable; its inverse is found by bisection.
 
-    Values are clipped to [LOGSNR_MIN, LOGSNR_MAX]. `SCHEDULES["mine"] = lambda size: from_function(f)` makes it a name
-    that configurations can use.
+    Values are clipped to [LOGSNR_MIN, LOGSNR_MAX]. `SCHEDULES.register("mine")(lambda size: from_function(f))` makes
+    it a name that configurations can use.
 
     Raises:
       ValueError: logsnr(t) is not finite, or does not decrease from t = 0 to t = 1.
@@ -166,16 +170,12 @@ def edm_inverse(
 
 
 def _edm_ends(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float]:
-    sigma_min, sigma_max, rho = _check_sigmas(sigma_min, sigma_max, rho)
-    return sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-
-
-def _check_sigmas(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float, float]:
     _positive("sigma_max", sigma_max)
     is_right = is_finite(sigma_min) and 0 < sigma_min < sigma_max
     got = Verbatim(f"{shown(sigma_min)} and {shown(sigma_max)}")
     require(is_right, "sigma_min", "be positive and below sigma_max", got)
-    return float(sigma_min), float(sigma_max), number("rho", rho, "[0.1, 1000]")
+    rho = number("rho", rho, "[0.1, 1000]")
+    return float(sigma_min) ** (1 / rho), float(sigma_max) ** (1 / rho)
 
 
 def lognormal(t: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
@@ -224,75 +224,43 @@ def _logsnr(*, alpha: jax.Array, missing: jax.Array) -> jax.Array:
     return jnp.minimum(2 * jnp.log(alpha) - jnp.log(missing) - jnp.log1p(alpha), LOGSNR_MAX)
 
 
-SPACINGS = ("t", "logsnr", "rho", "trailing")
-
-
 def grid(
-    schedule: Schedule,
-    steps: int,
-    spacing: str = "t",
-    *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    start: float = 1.0,
+    schedule: Schedule, steps: int, spacing: str | Spacing = "t", *, start: float = 1.0, **options: float
 ) -> jax.Array:
-    """Levels to sample on: logsnr [steps + 1], noisiest first.
+    """Levels to sample on: logsnr [steps + 1], noisiest first, ending at a clean level.
 
     Args:
       schedule: of the process.
       steps: T, from 1 to 10,000.
-      spacing: "t" equal steps of t from 1 on, the last of which goes to a clean level;
-        "trailing" the same on the 1000 times of a discretely trained network, rounded to them (Lin et al. 2023);
-        "logsnr" T equally spaced logsnr and then a clean level;
-        "rho" T levels with S^(1/rho) equally spaced and then a clean level (Karras et al. 2022, equation 5).
-      sigma_min, sigma_max: bounds of S = sigma / alpha for "logsnr" and "rho", inside the schedule's own range.
-      rho: 7 is EDM's; larger puts more steps at low noise.
+      spacing: a name in `SPACINGS`, or a `Spacing`.
       start: time to start from in (0, 1]; below 1 for image-to-image.
+      **options: of the spacing called by its name: sigma_min and sigma_max of "logsnr" and "rho", and rho.
     """
     _check_schedule(schedule)
     steps = whole("steps", steps, 1, MAX_STEPS)
-    choice("spacing", spacing, SPACINGS)
+    spacing = methods.make(SPACINGS, spacing, options) if isinstance(spacing, str) else spacing
+    instance("spacing", spacing, Spacing, f"a Spacing or one of {', '.join(SPACINGS)}")
     start = number("start", start, "(0, 1]")
-    sigma_min, sigma_max, rho = _check_sigmas(sigma_min, sigma_max, rho)
-    if spacing == "t":
-        times = jnp.linspace(start, 0, steps + 1, dtype=jnp.float32)
-        return jnp.append(schedule.logsnr(times[:-1]), LOGSNR_MAX)
-    if spacing == "trailing":
-        times = np.round(1000 * start * np.arange(steps, -1, -1) / steps) / 1000
-        num = round(1000 * start)  # times up to the start
-        rule = "be at least 0.001 with trailing spacing, which stops at whole thousandths"
-        require(num > 0, "start", rule, start)
-        require(steps <= num, "steps", f"be at most {num} with trailing spacing", steps)
-        return jnp.append(schedule.logsnr(jnp.asarray(times[:-1], jnp.float32)), LOGSNR_MAX)
-    first, last = schedule.logsnr(jnp.float32(start)), schedule.logsnr(jnp.float32(0))
-    low = jnp.maximum(first, -2 * np.log(sigma_max))
-    high = jnp.maximum(jnp.minimum(last, -2 * np.log(sigma_min)), low)
-    place = jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)
-    if spacing == "logsnr":
-        levels = low + place * (high - low)
-    else:
-        noisy, clean = jnp.exp(-low / (2 * rho)), jnp.exp(-high / (2 * rho))
-        levels = -2 * rho * jnp.log(noisy + place * (clean - noisy))
-    # A schedule that reaches pure noise was trained to be started there.
-    levels = levels.at[0].set(jnp.where(jnp.isneginf(first) | (start < 1), first, levels[0]))
-    return jnp.append(levels, LOGSNR_MAX)
+    spacing.check_range(steps, start)
+    return jnp.append(spacing.levels(schedule, steps, start), LOGSNR_MAX)
 
 
-# Names that configurations use: each a function of the image side in pixels.
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {
-    "cosine": lambda size: Schedule(cosine, cosine_inverse),
-    "linear": lambda size: Schedule(linear, linear_inverse),
-    "shifted_cosine": lambda size: Schedule(
-        partial(shifted_cosine, size=size), partial(shifted_cosine_inverse, size=size)
-    ),
-    "interpolated_cosine": lambda size: Schedule(
-        partial(interpolated_cosine, size=size), partial(interpolated_cosine_inverse, size=size)
-    ),
-    "sigmoid": lambda size: Schedule(sigmoid, sigmoid_inverse),
-    "edm": lambda size: Schedule(edm, edm_inverse),
-    "lognormal": lambda size: Schedule(lognormal, lognormal_inverse),
-}
+def from_table(logsnr: jax.Array) -> Schedule:
+    """A schedule from the levels of a discretely trained network.
+
+    Args:
+      logsnr: [N] decreasing; entry i is the level at t = (i + 1) / N. Of a table of products of alphas it is
+        log(product) - log(1 - product). In between it is interpolated linearly; below t = 1 / N it is the first entry.
+    """
+    levels = arrays.known(arrays.array("logsnr", logsnr, "floats", ndim=1, fix="give an array, not a traced one"))
+    is_falling = levels is not None and len(levels) > 1 and np.isfinite(levels).all() and (np.diff(levels) < 0).all()
+    require(bool(is_falling), "logsnr", "be at least 2 finite levels that decrease (t = 1 is noise)", logsnr)
+    levels = np.clip(np.asarray(levels, np.float32), LOGSNR_MIN, LOGSNR_MAX)
+    times = (np.arange(len(levels), dtype=np.float32) + 1) / len(levels)
+    return Schedule(
+        lambda t: jnp.interp(_reals("t", t), times, levels),
+        lambda logsnr: jnp.interp(-_reals("logsnr", logsnr), -levels, times),
+    )
 
 
 def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
@@ -326,3 +294,18 @@ def _check_schedule(schedule: Schedule) -> None:
 
 def _clip(logsnr: jax.Array) -> jax.Array:
     return jnp.clip(logsnr, LOGSNR_MIN, LOGSNR_MAX)
+
+
+for _name, _pair in {
+    "cosine": (cosine, cosine_inverse),
+    "linear": (linear, linear_inverse),
+    "sigmoid": (sigmoid, sigmoid_inverse),
+    "edm": (edm, edm_inverse),
+    "lognormal": (lognormal, lognormal_inverse),
+}.items():
+    SCHEDULES.register(_name)(lambda size, pair=_pair: Schedule(*pair))
+for _name, _pair in {
+    "shifted_cosine": (shifted_cosine, shifted_cosine_inverse),
+    "interpolated_cosine": (interpolated_cosine, interpolated_cosine_inverse),
+}.items():
+    SCHEDULES.register(_name)(lambda size, pair=_pair: Schedule(*(partial(each, size=size) for each in pair)))
