@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from imagen_jax import checks
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 
 
 def option(default: Any, interval: Any = None, *, flat: str | None = None, needs: str | None = None) -> Any:
@@ -108,5 +108,5 @@ def make(methods: Mapping[str, type], name: str, options: Mapping[str, Any]) -> 
     cls = methods[name]
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(options) - set(known))
-    require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Said(", ".join(unknown)))
+    require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Verbatim(", ".join(unknown)))
     return cls(**options)

@@ -589,12 +589,12 @@ FUNCTIONS = {
         (
             "schedules.grid",
             {"spacing": "trailing", "start": 4e-4},
-            "start must be at least 0.001 with trailing spac",
+            "start must be at least 0.001 with spacing 'trailing'",
         ),
         (
             "schedules.grid",
             {"spacing": "trailing", "start": 0.0126, "steps": 14},
-            "steps must be at most 13 with trai",
+            "steps must be at most 13 with spac",
         ),
         ("schedules.grid", {"rho": 0.0}, r"rho must be in \[0.1, 1000\]; got 0.0"),
         ("schedules.shifted_cosine", {"size": 0}, "size must be positive; got 0"),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import arrays, checks
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.diffusion import denoisers
 
 

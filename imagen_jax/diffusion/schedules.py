@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays, methods
-from imagen_jax.checks import MAX_STEPS, Said, instance, is_finite, number, require, shown, whole
+from imagen_jax.checks import MAX_STEPS, Verbatim, instance, is_finite, number, require, shown, whole
 from imagen_jax.diffusion.spacings import SPACINGS, Spacing
 from imagen_jax.registry import Registry
 

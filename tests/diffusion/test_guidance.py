@@ -136,7 +136,7 @@ def reference_apg(x_cond, x_null, w, eta, norm):
     return np.stack(out)
 
 
-@pytest.mark.parametrize(("eta", "norm"), [(0.0, None), (0.3, None), (0.0, 0.2), (1.0, 1e9)])
+@pytest.mark.parametrize(("eta", "norm"), [(0.0, None), (0.3, None), (0.0, 0.2), (1.0, 1e6)])
 def test_projected_guidance_is_the_published_algorithm(eta, norm):
     x_cond, x_null = jax.random.normal(jax.random.key(1), (2, 3, 4, 4, 2))
     got, _ = guidance.projected(eta, norm).combine(x_cond, x_null, 6.0, ())

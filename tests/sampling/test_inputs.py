@@ -367,7 +367,7 @@ def test_every_stage_takes_edm_and_zero_terminal_snr(tiny_configs, tiny_text):
 
 def test_a_user_schedule_by_name(tiny_stages, tiny_text, monkeypatch):
     mine = schedules.from_function(lambda t: 9 - 18 * t)
-    monkeypatch.setitem(schedules.SCHEDULES, "mine", lambda size: mine)
+    monkeypatch.setitem(schedules.SCHEDULES._entries, "mine", lambda size: mine)
     x = sample_cascade(tiny_stages, tiny_text, KEYS, schedule="mine", sampler="unipc")
     assert np.isfinite(x).all()
     assert WIDTH == tiny_text.embeddings.shape[-1]

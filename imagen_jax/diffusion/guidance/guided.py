@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, instance, is_finite, plain, require, shown
+from imagen_jax.checks import Verbatim, instance, is_finite, plain, require, shown
 from imagen_jax.diffusion.denoisers import Denoiser, Estimate, Stateful, as_estimate
 from imagen_jax.diffusion.guidance.cfg import CFG
 from imagen_jax.diffusion.guidance.rule import Rule
@@ -99,7 +99,7 @@ def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     weights = [plain(weight) for weight in arrays.sequence("weights", weights, "numbers")]
     rule = "be one for each text or condition, finite, and sum to 1 (guidance_scale is the strength of all)"
     is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
-    require(is_right, "weights", rule, Said(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
+    require(is_right, "weights", rule, Verbatim(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
     return tuple(map(float, weights))
 
 

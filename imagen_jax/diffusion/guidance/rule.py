@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.checks import Said, instance, require
+from imagen_jax.checks import Verbatim, instance, require
 from imagen_jax.diffusion.denoisers import Estimate
 from imagen_jax.methods import Method, option
 from imagen_jax.registry import Registry
@@ -49,7 +49,7 @@ class Rescaled(Rule):
     def check(self) -> None:
         instance("rule", self.rule, Rule, "a Rule, such as CFG()")
         rule = "be one that returns x_hat alone"
-        require(not self.rule.gives_noise_x, "rule", rule, Said(type(self.rule).__name__))
+        require(not self.rule.gives_noise_x, "rule", rule, Verbatim(type(self.rule).__name__))
         super().check()
 
     @property

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.diffusion.samplers.sampler import SAMPLERS, Sampler, Step
 from imagen_jax.diffusion.schedules import alpha_sigma
 from imagen_jax.methods import option
@@ -36,7 +36,7 @@ class Heun(Sampler):
 
     def check(self) -> None:
         super().check()
-        got = Said(f"{self.churn_min} and {self.churn_max}")
+        got = Verbatim(f"{self.churn_min} and {self.churn_max}")
         require(self.churn_min < self.churn_max, "churn_min", "be below churn_max", got)
 
     @property

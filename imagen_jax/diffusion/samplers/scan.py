@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Said, boolean, error, instance, require, whole
+from imagen_jax.checks import Verbatim, boolean, error, instance, require, whole
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.denoisers import Denoiser, Stateful, as_estimate, check_denoiser
 from imagen_jax.diffusion.samplers.sampler import SAMPLERS, Sampler, Step
@@ -76,7 +76,7 @@ def sample(
         why = "a stochastic sampler" if sampler.is_stochastic else "resample > 1"
         require(keys is not None, "keys", f"be given to {why}: one for each image, [B]", keys)
         arrays.keys("keys", keys)
-        got = Said(f"shape {tuple(keys.shape)}")
+        got = Verbatim(f"shape {tuple(keys.shape)}")
         require(keys.shape[0] == z_1.shape[0], "keys", f"be one for each image, [{z_1.shape[0]}]", got)
     if isinstance(denoise, Stateful):
         first_state, call = denoise.init(z_1), denoise.call
@@ -144,12 +144,12 @@ def check_grid(logsnr_grid: jax.Array) -> None:
     fix = "make it with schedules.grid"
     array = arrays.array("logsnr_grid", logsnr_grid, fix=fix)
     is_row = array.ndim == 1 and array.shape[0] > 1
-    require(is_row, "logsnr_grid", "be [T+1] with steps T >= 1", Said(f"shape {tuple(array.shape)}"), fix)
+    require(is_row, "logsnr_grid", "be [T+1] with steps T >= 1", Verbatim(f"shape {tuple(array.shape)}"), fix)
     levels = arrays.known(logsnr_grid)
     wrong = [] if levels is None else np.flatnonzero(~(np.diff(levels) > 0))
     if len(wrong):
         i = int(wrong[0])
-        got = Said(f"{levels[i]:g} then {levels[i + 1]:g} at step {i + 1}")
+        got = Verbatim(f"{levels[i]:g} then {levels[i + 1]:g} at step {i + 1}")
         raise error("logsnr_grid", "decrease in noise (logsnr must increase) at every step", got, fix)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.methods import Method, option
 from imagen_jax.registry import Registry
 
@@ -44,7 +44,7 @@ class SigmaSpacing(Spacing):
 
     def check(self) -> None:
         super().check()
-        got = Said(f"{self.sigma_min:g} and {self.sigma_max:g}")
+        got = Verbatim(f"{self.sigma_min:g} and {self.sigma_max:g}")
         require(self.sigma_min < self.sigma_max, "sigma_min", "be positive and below sigma_max", got)
 
     @abc.abstractmethod
