@@ -1,4 +1,4 @@
-"""Compiling programs: on disk between processes, in all processes at once, and cancelled by a signal."""
+"""Compilation: cached on disk, finished in all processes before any continues, and cancelled by a signal."""
 
 import concurrent.futures
 import os
@@ -9,42 +9,47 @@ from typing import Any, TypeVar
 
 import jax
 
-from imagen_jax.processes import meet
-
-
-class Cancelled(Exception):
-    """A compilation is no longer wanted."""
-
-
-_cancelled: list[threading.Thread] = []
-
-
-def compiles_in_vain() -> bool:
-    """Whether a compilation that was cancelled still runs: C++ cannot be stopped, nor can Python end in order then."""
-    return any(thread.is_alive() for thread in _cancelled)
-
-
-def compiled(function: Any, *args: Any, cancelled: Callable[[], Any] | None = None) -> Any:
-    """A jitted function compiled for arguments like these, once every process has its program.
-
-    Args:
-      cancelled: asked now and then, where this is the only process: others would wait for one that gives up.
-
-    Raises:
-      Cancelled: `cancelled` returned something true; the compilation goes on in vain.
-    """
-    if cancelled is None or jax.process_count() > 1:
-        program = function.lower(*args).compile()
-    else:
-        program = _in_a_thread(lambda: function.lower(*args).compile(), cancelled)
-    meet()
-    return program
-
+from imagen_jax.processes import barrier
 
 T = TypeVar("T")
 
 
-def _in_a_thread(call: Callable[[], T], cancelled: Callable[[], Any]) -> T:
+class Cancelled(Exception):
+    """The caller no longer wants the program being compiled."""
+
+
+_abandoned: list[threading.Thread] = []
+
+
+def has_abandoned_compilation() -> bool:
+    """Whether a cancelled compilation still runs: it cannot be stopped, and Python cannot exit normally meanwhile."""
+    return any(thread.is_alive() for thread in _abandoned)
+
+
+def compile_jitted(function: Any, *args: Any, cancelled: Callable[[], Any] | None = None) -> Any:
+    """Compile a jitted function for arguments like these; return when every process has compiled it.
+
+    Args:
+      function: as `jax.jit` returns it.
+      *args: arrays, or their shapes.
+      cancelled: polled while compiling. Ignored with several processes, where the others would wait for one that
+        gives up.
+
+    Returns:
+      the compiled program, to be called with such arguments.
+
+    Raises:
+      Cancelled: `cancelled` returned something true; the compilation continues in the background.
+    """
+    if cancelled is None or jax.process_count() > 1:
+        program = function.lower(*args).compile()
+    else:
+        program = _call_in_thread(lambda: function.lower(*args).compile(), cancelled)
+    barrier()
+    return program
+
+
+def _call_in_thread(call: Callable[[], T], cancelled: Callable[[], Any]) -> T:
     done: concurrent.futures.Future = concurrent.futures.Future()
 
     def work() -> None:
@@ -59,17 +64,22 @@ def _in_a_thread(call: Callable[[], T], cancelled: Callable[[], Any]) -> T:
         try:
             return done.result(timeout=0.1)
         except TimeoutError:
-            if done.done():  # the call's own
+            if done.done():  # raised by `call`
                 raise
         if cancelled():
-            _cancelled.append(thread)
+            _abandoned.append(thread)
             raise Cancelled
 
 
 def use_compilation_cache(directory: str | Path | None = None) -> Path:
-    """Keeps compiled programs on disk, so that another process with the same ones compiles nothing.
+    """Keep compiled programs on disk, so that a later process with the same programs compiles nothing.
 
-    In `directory`; else where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
+    Args:
+      directory: of the cache; None takes JAX_COMPILATION_CACHE_DIR, else imagen_jax/compiled in the user's cache
+        directory.
+
+    Returns:
+      the directory.
     """
     given = directory or jax.config.jax_compilation_cache_dir
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

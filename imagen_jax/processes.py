@@ -1,4 +1,4 @@
-"""The processes of a run: joining, waiting for each other, agreeing, and leaving."""
+"""The processes of a run: join them, wait at a barrier, share results and errors, and abort."""
 
 import contextlib
 import errno
@@ -18,34 +18,35 @@ from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
-
+STATUS_PROCESS_LOST = 134  # JAX itself exits with it when it loses another process
+_RUN_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_HEARTBEAT_TIMEOUT_S = 30
+_BARRIER_TIMEOUT_S = 7 * 24 * 3600
+_barrier_numbers = itertools.count()
 
 
 def initialize(timeout_s: int | None = None) -> None:
-    """Joins the processes of a run, as the environment says. The first thing that a program does.
+    """Join the processes of a run, as the environment describes it. Call it before any device is used.
 
-    From then on a process that dies, or stops answering, ends the others within half a minute. Signals stay with the
-    program: JAX's own service would take SIGTERM, and forget it if it comes before the first step.
+    TPU pod slices (also under Kubernetes), SLURM, Open MPI and JobSets are recognised by JAX itself. Elsewhere, set
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of these, the process runs
+    alone. Where devices are in use already and the variables are not set, nothing happens.
 
-    Where devices are in use already, it is too late, and nothing happens unless the variables below are set.
-
-    TPU pod slices (also under Kubernetes), SLURM, Open MPI and JobSets are recognised by JAX itself. Anything else
-    sets JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process, with none of
-    these, joins nothing.
+    Afterwards, when a process ends or stops answering, the others end within half a minute. JAX's preemption service
+    is turned off: it would take SIGTERM from the program, and drop one that arrives before the first step.
 
     Args:
-      timeout_s: within which all have to join, or those that wait end themselves; None: what IMAGEN_JAX_JOIN_TIMEOUT
-        says, or 45. More where hosts start at different times.
+      timeout_s: seconds within which all processes must join; None reads IMAGEN_JAX_JOIN_TIMEOUT, 45 by default.
 
     Raises:
-      ValueError: only some of the three variables are set, or they are no numbers; or the time limit is none.
+      ValueError: the variables are incomplete or no numbers, or the time limit is none.
     """
     timeout_s = timeout_s or _join_timeout()
     jax.config.update("jax_enable_preemption_service", False)
     limits = {
         "initialization_timeout": timeout_s,
-        "heartbeat_timeout_seconds": _DEAD_AFTER_S,
-        "shutdown_timeout_seconds": _DEAD_AFTER_S,
+        "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S,
+        "shutdown_timeout_seconds": _HEARTBEAT_TIMEOUT_S,
     }
     given = {name: os.environ.get(name) for name in _RUN_VARIABLES}
     if any(given.values()):
@@ -59,28 +60,34 @@ def initialize(timeout_s: int | None = None) -> None:
             )
         if not int(index) < int(num):
             raise ValueError(f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {num}; got {index}.")
-        with _saying_that_it_waits(timeout_s):
+        with _announce_wait(timeout_s):
             if int(index) == 0:
-                limits["initialization_timeout"] -= _await_port(int(port), timeout_s)
+                limits["initialization_timeout"] -= wait_for_port(int(port), timeout_s)
             jax.distributed.initialize(address, int(num), int(index), **limits)
         return
     try:
-        with _saying_that_it_waits(timeout_s):
+        with _announce_wait(timeout_s):
             jax.distributed.initialize(**limits)
     except KeyError as error:
         raise ValueError(
-            f"the environment of a cluster must be complete, but lacks {error}: start all processes with its own "
-            f"launcher, or set {', '.join(_RUN_VARIABLES)}."
+            f"the environment of a cluster must be complete; got none of {error}: start all processes with the "
+            f"cluster's launcher, or set {', '.join(_RUN_VARIABLES)}."
         ) from error
     except (ValueError, RuntimeError) as error:
-        # JAX found no cluster around it, so there is this process alone; or it is in use already.
+        # JAX found no cluster, so this process runs alone; or its devices are in use already.
         if not any(words in str(error) for words in ("coordinator_address", "must be called before")):
             raise
 
 
-def _await_port(port: int, timeout_s: int) -> int:
-    """Waits until a port of this machine is free, which an earlier run that ends may still hold: gRPC would fail.
-    Returns the seconds that it took, below `timeout_s`."""
+def wait_for_port(port: int, timeout_s: int) -> int:
+    """Wait until a port of this machine is free: an earlier run that is ending may still hold it, and gRPC would fail.
+
+    Returns:
+      the seconds waited, below `timeout_s`.
+
+    Raises:
+      ValueError: the port cannot be used, or is still in use after `timeout_s` seconds.
+    """
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     for waited in itertools.count():
@@ -104,8 +111,8 @@ def _join_timeout() -> int:
 
 
 @contextlib.contextmanager
-def _saying_that_it_waits(timeout_s: int) -> Iterator[None]:
-    """JAX ends a process that waits in vain with a stack, not with a word about why."""
+def _announce_wait(timeout_s: int) -> Iterator[None]:
+    """Print after ten seconds what the process waits for: on timeout JAX prints only a stack trace."""
     line = (
         f"waiting for the other processes of the run, up to {timeout_s} s (IMAGEN_JAX_JOIN_TIMEOUT): all of them must "
         "be started, with one address"
@@ -119,32 +126,77 @@ def _saying_that_it_waits(timeout_s: int) -> Iterator[None]:
         timer.cancel()
 
 
-_RUN_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_DEAD_AFTER_S = 30  # without a sign of life a process counts as dead
+def barrier() -> None:
+    """Wait until every process of the run has called this, however long that takes. Uses no device.
 
-
-def meet() -> None:
-    """Waits until every process of the run has come here, however long that takes; needs no device.
-
-    Whatever takes processes unequally long, such as compiling, comes before it: collectives between CPUs give up after
-    half a minute, and those between accelerators keep them busy.
+    Place it after work whose duration differs between processes, such as compiling: collectives between CPUs give up
+    after half a minute, and those between accelerators keep them busy.
     """
     if jax.process_count() > 1:
-        from jax._src import distributed  # JAX has no public barrier without devices
+        # Not sync_global_devices of JAX or Orbax, which are collectives on devices and have a time limit.
+        from orbax.checkpoint import multihost
 
-        name = f"imagen_jax {next(_meetings)}"
-        distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=1000 * _NEVER_S)
-
-
-_meetings = itertools.count()  # the name of a barrier can be used once
-_NEVER_S = 7 * 24 * 3600
+        key = f"imagen_jax {next(_barrier_numbers)}"  # the name of a barrier can be used once
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _BARRIER_TIMEOUT_S)
 
 
-LOST = 134  # the status with which JAX, too, ends a process that has lost another one
+def all_gather_int(value: int) -> np.ndarray:
+    """Return the value of every process, int32 [processes]. Every process calls it."""
+    barrier()
+    return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
 
 
-def lost_another(error: BaseException) -> bool:
-    """Whether an error says that another process of the run has ended or cannot be reached."""
+def check_on_all_processes(check: Callable[[], T]) -> T:
+    """Return check(), or raise in every process if it raises in one of them. Every process calls it.
+
+    Otherwise the processes in which it succeeds would wait for the others in the next collective.
+
+    Raises:
+      Exception: the error of `check`; in processes without one, a ValueError that names those with one.
+    """
+    found = error = None
+    try:
+        found = check()
+    except Exception as raised:
+        error = raised
+    failed = all_gather_int(error is not None)
+    if error is not None:
+        raise error
+    if failed.any():
+        which = ", ".join(map(str, np.flatnonzero(failed)[:8]))
+        raise ValueError(
+            f"every process must be able to continue; process {which} of {len(failed)} cannot: see its log."
+        )
+    return found
+
+
+def require_same(texts: dict[str, str]) -> None:
+    """Check that all processes hold the same texts under the same names. Every process calls it.
+
+    Call it before any other collective: processes with different code or options would hang in the first step, or
+    train on different batches.
+
+    Raises:
+      ValueError: in every process; names the texts that differ and the processes that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    barrier()
+    digests = np.array([list(hashlib.sha256(text.encode()).digest()) for text in texts.values()], np.uint8)
+    everywhere = np.asarray(multihost_utils.process_allgather(digests))  # [processes, names, 32]
+    differs = (everywhere != everywhere[0]).any(axis=-1)  # [processes, names]
+    if differs.any():
+        names = [name for name, is_other in zip(texts, differs.any(axis=0), strict=True) if is_other]
+        which = np.flatnonzero(differs.any(axis=1))
+        raise ValueError(
+            f"{', '.join(names[:8])} must be the same in every process; process{'es' if len(which) > 1 else ''} "
+            f"{', '.join(map(str, which[:8]))} of {len(everywhere)} {'differ' if len(which) > 1 else 'differs'} "
+            f"from process 0: start all of them with one version of the code and one command."
+        )
+
+
+def is_process_lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the run has ended or is unreachable."""
     words = (
         "gloo",
         "barrier",
@@ -158,132 +210,13 @@ def lost_another(error: BaseException) -> bool:
     return is_of_jax and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leave(status: int) -> None:
-    """Ends this process of a run that has failed here, without waiting for the others, which may never come to the end.
+def abort(status: int) -> None:
+    """End this process without waiting for the others, which may never finish.
 
-    Where all have failed they get the time to say why: the first process takes the others with it.
+    It waits three seconds, so that processes that failed together can all print why: when the first process ends, JAX
+    ends the others.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(3)
     os._exit(status)
-
-
-def from_all(value: int) -> np.ndarray:
-    """The value of every process, [processes]; called by all of them."""
-    meet()
-    return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
-
-
-
-
-
-
-
-
-
-
-
-
-def agree(check: Callable[[], T]) -> T:
-    """check(), which every process of a run calls. If it raises in one of them, all of them raise.
-
-    Else those in which it did not would wait for the others in the next collective.
-
-    Raises:
-      that of `check`; elsewhere a ValueError that names the processes in which it failed.
-    """
-    found = error = None
-    try:
-        found = check()
-    except Exception as raised:
-        error = raised
-    failed = from_all(error is not None)
-    if error is not None:
-        raise error
-    if failed.any():
-        which = ", ".join(map(str, np.flatnonzero(failed)[:8]))
-        raise ValueError(
-            f"every process must be able to go on; process {which} of {len(failed)} cannot, and says why."
-        )
-    return found
-
-
-def require_same(what: dict[str, str]) -> None:
-    """Raises a ValueError in every process unless all of them hold the same texts under the same names.
-
-    Called by every process, before any other collective: processes of different code or options would hang in
-    the first step, or train on different batches.
-    """
-    if jax.process_count() == 1:
-        return
-    meet()
-    digests = np.array([list(hashlib.sha256(text.encode()).digest()) for text in what.values()], np.uint8)
-    everywhere = np.asarray(multihost_utils.process_allgather(digests))  # [processes, names, 32]
-    differs = (everywhere != everywhere[0]).any(axis=-1)  # [processes, names]
-    if differs.any():
-        names = [name for name, is_other in zip(what, differs.any(axis=0), strict=True) if is_other]
-        which = np.flatnonzero(differs.any(axis=1))
-        raise ValueError(
-            f"{', '.join(names[:8])} must be the same in every process; process{'es' if len(which) > 1 else ''} "
-            f"{', '.join(map(str, which[:8]))} of {len(everywhere)} {'have' if len(which) > 1 else 'has'} "
-            f"another than process 0. Start all of them with one version of the code and one command."
-        )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

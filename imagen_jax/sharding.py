@@ -1,4 +1,4 @@
-"""The mesh of devices, and how states, batches and large images lie on it. The only file that names a mesh."""
+"""The device mesh, and the shardings of states, batches and large images. The only file that names mesh axes."""
 
 import math
 from functools import lru_cache
@@ -9,49 +9,60 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Smaller leaves than this are not worth the collectives that sharding them costs.
+# Sharding smaller leaves costs more in collectives than it saves in memory.
 _MIN_SHARDED_BYTES = 2**20
 _AXES = ("data", "fsdp", "height")
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height: int = 1) -> Mesh:
-    """A (data, fsdp, height) mesh over all devices.
+    """Return a (data, fsdp, height) mesh.
 
     Args:
-      fsdp: devices that share each copy of the parameters.
-      devices: all unless given.
-      height: devices that share the rows of each image, inside `jax.set_mesh(mesh)`.
+      fsdp: number of devices over which each copy of the parameters is sharded.
+      devices: None takes all devices of the run.
+      height: number of devices over which the rows of each image are sharded, inside `jax.set_mesh(mesh)`.
+
+    Raises:
+      ValueError: `fsdp` x `height` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    _check_ways(len(devices), fsdp, height)
+    _check_axis_sizes(len(devices), fsdp, height)
     shape = (len(devices) // (fsdp * height), fsdp, height)
     return jax.make_mesh(shape, _AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def abstract_mesh(num_devices: int, fsdp: int = 1, *, height: int = 1) -> AbstractMesh:
-    """The mesh that `make_mesh` would make of so many devices, without them."""
-    _check_ways(num_devices, fsdp, height)
+    """Return the mesh that `make_mesh` would make of `num_devices` devices, without needing them."""
+    _check_axis_sizes(num_devices, fsdp, height)
     return AbstractMesh(
         (num_devices // (fsdp * height), fsdp, height), _AXES, axis_types=(AxisType.Auto,) * 3
     )
 
 
-def _check_ways(num_devices: int, fsdp: int, height: int) -> None:
-    for name, ways in {"run.fsdp": fsdp, "run.height": height, "run.fsdp x run.height": fsdp * height}.items():
+def _check_axis_sizes(num_devices: int, fsdp: int, height: int) -> None:
+    for name, ways in {
+        "run.fsdp": fsdp,
+        "run.height": height,
+        "run.fsdp x run.height": fsdp * height,
+    }.items():
         if isinstance(ways, bool) or not isinstance(ways, int | np.integer) or ways < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {ways!r}.")
         if num_devices % ways:
             raise ValueError(f"{name} must divide the number of devices {num_devices}; got {ways}.")
 
 
-def batch_ways(mesh: Mesh) -> int:
-    """The number of parts that a batch is split into."""
+def num_batch_shards(mesh: Mesh) -> int:
+    """Return the number of shards of a batch: the product of the mesh axes that split it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Every device gets the same number of images in every part of a batch."""
-    ways = batch_ways(mesh)
+    """Check that each part of an accumulated batch splits evenly over the devices.
+
+    Raises:
+      ValueError: it does not; names the nearest batch size that does.
+    """
+    ways = num_batch_shards(mesh)
     parts = ways * accumulation
     if batch_size % parts:
         raise ValueError(
@@ -61,17 +72,18 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Return the sharding of arrays with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
+    """Return the sharding of arrays [B, ...] whose leading axis is split over "data" and "fsdp"."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(shapes: Any, mesh: Mesh) -> Any:
-    """Shardings for a state's shapes: the largest divisible axis of each large leaf over "fsdp"."""
+    """Return a sharding for each leaf of `shapes`: leaves of at least 1 MiB are split over "fsdp" along their largest
+    divisible axis, the others are replicated."""
 
     def leaf(shape: jax.ShapeDtypeStruct) -> NamedSharding:
         spec: list[str | None] = [None] * len(shape.shape)
@@ -84,10 +96,18 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(leaf, shapes)
 
 
-def shares(abstract: Any) -> "Shares":
-    """How the bytes of a tree of arrays (or their shapes), each with its sharding, lie on the devices."""
+class ByteCounts(NamedTuple):
+    """Bytes of one copy of a tree, bytes on each device, and the fraction of the former that is replicated."""
+
+    total: int
+    per_device: int
+    replicated: float
+
+
+def byte_counts(tree: Any) -> ByteCounts:
+    """Count the bytes of a tree of arrays, or of shapes, each with its sharding."""
     total = per_device = whole = 0
-    for leaf in jax.tree.leaves(abstract):
+    for leaf in jax.tree.leaves(tree):
         size = (
             np.dtype(leaf.dtype).itemsize if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else 8
         )
@@ -95,21 +115,13 @@ def shares(abstract: Any) -> "Shares":
         per_device += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
         if leaf.sharding.is_fully_replicated and leaf.sharding.mesh.size > 1:
             whole += leaf.size * size
-    return Shares(total, per_device, whole / max(1, total))
+    return ByteCounts(total, per_device, whole / max(1, total))
 
 
-class Shares(NamedTuple):
-    """Bytes of a tree: of one copy, on each device, and the share of the first that lies whole on each device."""
+def shard_array(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """Put a host array, equal in every process, on the devices with the sharding of `state_sharding`.
 
-    total: int
-    per_device: int
-    replicated: float
-
-
-def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    """A whole host array, the same in every process, laid on the mesh as a state's leaf is.
-
-    None: on the default device.
+    Without a mesh it goes to the default device.
     """
     if mesh is None:
         return jax.device_put(array)
@@ -118,30 +130,35 @@ def place(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 @lru_cache(maxsize=32)
-def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """The rows of a global batch of `size` that lie on this process's devices, in order; not to be written to.
+def local_batch_indices(mesh: Mesh, size: int) -> np.ndarray:
+    """Return the indices into a global batch of `size` of the examples on this process's devices: sorted, read-only.
 
-    They need not be neighbours: a mesh on a TPU slice follows the slice's links, not the processes. Processes whose
-    devices share the rows of an image have the same ones.
+    They need not be contiguous: a mesh on a TPU slice follows the slice's links, not the processes. Processes whose
+    devices split the rows of the same images have the same indices.
     """
     blocks = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    rows = np.unique(np.concatenate([np.arange(size)[index] for index in blocks]))
-    rows.setflags(write=False)  # the same array is handed out at every step
-    return rows
+    indices = np.unique(np.concatenate([np.arange(size)[block] for block in blocks]))
+    indices.setflags(write=False)  # the cache returns the same array at every step
+    return indices
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
-    """This process's `local_rows` of a global batch of `size` (None: all of it) as global arrays [size, ...], the rows
-    split over all devices of `mesh`."""
+    """Assemble global arrays [size, ...], split over the devices of `mesh`, from each process's part of a batch.
+
+    Args:
+      batch: a tree of host arrays [b, ...]: the examples of this process's `local_batch_indices`, in order.
+      mesh: the device mesh.
+      size: of the global batch; None where each process holds all of it.
+    """
     sharding = batch_sharding(mesh)
 
     def leaf(local: np.ndarray) -> jax.Array:
         total = len(local) if size is None else size
-        rows, local = local_rows(mesh, total), np.asarray(local)
+        indices, local = local_batch_indices(mesh, total), np.asarray(local)
 
         def block(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
-            first = np.searchsorted(rows, start)  # a device's rows are neighbours, also among this process's
+            first = np.searchsorted(indices, start)  # a device's examples are contiguous, also in `local`
             return local[first : first + stop - start]
 
         return jax.make_array_from_callback((total, *local.shape[1:]), sharding, block)
@@ -149,54 +166,59 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
     return jax.tree.map(leaf, batch)
 
 
-def flag_of_all(value: bool, mesh: Mesh) -> jax.Array:
-    """Starts to find out whether `value` is True in any process; called by all of them. Read it later: it is there when
-    all that the devices were given before is done."""
-    mine = jax.make_array_from_callback(
-        (mesh.size,), _one_each(mesh), lambda index: np.full(1, value, np.int32)
+def any_process(value: bool, mesh: Mesh) -> jax.Array:
+    """Return an array that tells whether `value` is True in any process. Every process calls it.
+
+    It does not block: the array is ready once the devices have done all earlier work.
+    """
+    local = jax.make_array_from_callback(
+        (mesh.size,), _one_per_device(mesh), lambda index: np.full(1, value, np.int32)
     )
-    return _largest(mesh)(mine)
+    return _max_over_devices(mesh)(local)
 
 
-def _one_each(mesh: Mesh) -> NamedSharding:
+def _one_per_device(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(_AXES))
 
 
 @lru_cache(maxsize=8)
-def _largest(mesh: Mesh) -> Any:
-    return jax.jit(jnp.max, in_shardings=_one_each(mesh), out_shardings=replicated(mesh))
+def _max_over_devices(mesh: Mesh) -> Any:
+    return jax.jit(jnp.max, in_shardings=_one_per_device(mesh), out_shardings=replicated(mesh))
 
 
 def constrain_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Inside jit: keeps `axis` of every leaf split over all devices."""
+    """Inside jit: constrain `axis` of every leaf to be split over "data" and "fsdp"."""
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
     return jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A whole copy of every leaf on every device."""
+    """Put a full copy of every leaf on every device."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
-    """A tree of parameters (or stages) on the mesh: large leaves over its "fsdp" devices, the rest whole on each."""
+    """Put a tree of parameters (or stages) on the mesh with the sharding of `state_sharding`."""
     return jax.device_put(tree, state_sharding(tree, mesh))
 
 
 def sampling_shardings(stages: Any, mesh: Mesh) -> tuple[Any, NamedSharding, NamedSharding]:
-    """Of (stages, text, keys): parameters as in `shard_params`, the rest split over the batch."""
+    """Return the shardings of (stages, text, keys): parameters as in `shard_params`, the others split by example."""
     return state_sharding(stages, mesh), batch_sharding(mesh), batch_sharding(mesh)
 
 
 def use_mesh(mesh: Mesh) -> Any:
-    """A context in which functions that jit traces split their images over `mesh`."""
+    """Return a context in which traced functions constrain their images to `mesh`."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def constrain_images(images: jax.Array) -> jax.Array:
-    """Inside jit and a mesh: [B, H, W, C] with B over "data" and "fsdp", and H over "height".
+    """Inside jit: constrain images [B, H, W, C] to B split over "data" and "fsdp", and H over "height".
 
     The mesh is that of `use_mesh` or `jax.set_mesh`; without one nothing is constrained.
+
+    Raises:
+      ValueError: H is not divisible by the size of "height".
     """
     ways = jax.sharding.get_abstract_mesh().shape.get("height", 1)
     if images.shape[1] % ways:
@@ -207,25 +229,25 @@ def constrain_images(images: jax.Array) -> jax.Array:
 
 
 def constrain_activations(h: jax.Array) -> jax.Array:
-    """`constrain_images` for what a network makes of them; an axis that does not divide stays whole.
+    """Inside jit: constrain feature maps [B, H, W, C] as `constrain_images` does; axes that do not divide stay whole.
 
-    Left to itself, the compiler might follow the parameters' sharding instead of the batch's. (Kernels are left to it:
-    forced to be gathered whole, they cost the 2B base half as many bytes of exchange again, and 3 GiB of each chip.)
+    Without this the compiler may propagate the parameters' sharding instead of the batch's. Kernels are not
+    constrained: gathering them explicitly adds half again to the 2B base's exchanged bytes, and 3 GiB to each chip.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "height" not in mesh.shape:
         return h
-    batch = ("data", "fsdp") if h.shape[0] % batch_ways(mesh) == 0 else None
+    batch = ("data", "fsdp") if h.shape[0] % num_batch_shards(mesh) == 0 else None
     rows = "height" if h.shape[1] % mesh.shape["height"] == 0 else None
     return jax.lax.with_sharding_constraint(h, PartitionSpec(batch, rows))
 
 
-def whole_with_split_rows(kernel: jax.Array) -> jax.Array:
-    """A convolution's kernel, gathered whole where images are split by rows as well.
+def gather_kernel_if_height_sharded(kernel: jax.Array) -> jax.Array:
+    """Inside jit: gather a convolution's kernel on every device if the mesh splits the rows of images.
 
-    XLA's partitioner (jax 0.10.2) can compute wrong sums from a kernel whose input channels are split over "fsdp" and
-    images whose batch is split over the same axis, and rows over another. Seen at up to four rows a device: at one with
-    8 channels, at four with 64.
+    XLA's partitioner (jax 0.10.2) can compute wrong sums when a kernel's input channels are split over "fsdp", and
+    images by example over the same axis and by rows over another. Seen with up to four rows a device: with one at 8
+    channels, with four at 64.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("height", 1) == 1:
@@ -234,17 +256,21 @@ def whole_with_split_rows(kernel: jax.Array) -> jax.Array:
 
 
 def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
-    """The leaves [B, ...] of `tree` on the mesh as [size, ...], B <= size: the last row is repeated to fill up.
+    """Pad the leaves [B, ...] of `tree` to [size, ...] with `pad_rows`, and split them over the mesh.
 
-    Crop the result to the first B rows afterwards. `size` is a multiple of the number of devices.
+    Args:
+      tree: arrays [B, ...] with B <= size.
+      size: a multiple of `num_batch_shards(mesh)`.
+      mesh: the device mesh.
     """
 
     def leaf(rows: jax.Array) -> jax.Array:
-        return jax.device_put(padded(rows, size), batch_sharding(mesh))
+        return jax.device_put(pad_rows(rows, size), batch_sharding(mesh))
 
     return jax.tree.map(leaf, tree)
 
 
-def padded(rows: jax.Array, size: int) -> jax.Array:
+def pad_rows(rows: jax.Array, size: int) -> jax.Array:
+    """Repeat the last entry of an array [B, ...] up to [size, ...]."""
     missing = size - len(rows)
     return jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, axis=0)]) if missing else rows

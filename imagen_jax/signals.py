@@ -92,14 +92,14 @@ class starting_processes:
             _watch.park()
 
 
-def settle() -> None:
+def wait_for_signals() -> None:
     """Gives a signal that was sent to several processes at once the time to arrive here, before this process takes the
     end of another for an error."""
     if _watch is not None:
         time.sleep(0.1)
 
 
-def leave(status: int) -> None:
+def exit_immediately(status: int) -> None:
     """Ends the process at once, without waiting for threads; what was printed is flushed."""
     _thread.start_new_thread(_after, (_CLEAN_UP_S, status))
     for stream in (sys.stdout, sys.stderr):
@@ -189,4 +189,4 @@ class _Watch:
                 callback()
             except Exception:
                 pass
-        leave(status)
+        exit_immediately(status)

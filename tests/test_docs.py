@@ -114,7 +114,7 @@ def place(tmp_path_factory):
             settings = dataclasses.replace(settings, text=text, sampling=few)
             params = jax.jit(stage.init, static_argnums=0)(settings, jax.random.key(0))
             directory = root / "runs/quickstart" / settings.name
-            stage_dir.claim(directory, settings)
+            stage_dir.write_config(directory, settings)
             with checkpoint.Checkpoints(directory, settings) as saved:
                 saved.save(
                     TrainState(jnp.int32(1), params, params, {"none": jnp.zeros(1)}), {"next_index": 1}

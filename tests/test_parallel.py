@@ -121,12 +121,12 @@ order = [jax.devices()[i] for i in (0, 2, 1, 3)]
 meshes = [sharding.make_mesh(devices=order, **ways) for ways in ({}, {"fsdp": 2}, {"height": 2})]
 for mesh in meshes:
     whole = np.arange(8 * 3).reshape(8, 3)
-    rows = sharding.local_rows(mesh, 8)
+    rows = sharding.local_batch_indices(mesh, 8)
     placed = sharding.shard_batch(whole[rows], mesh, 8)
     found = jax.device_get(jax.jit(lambda a: a, out_shardings=sharding.replicated(mesh))(placed))
     np.testing.assert_array_equal(found, whole)
-assert list(sharding.local_rows(meshes[0], 8)) == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
-assert [bool(sharding.flag_of_all(jax.process_index() == 1 and flag, mesh)) for flag in (True, False)] == [True, False]
+assert list(sharding.local_batch_indices(meshes[0], 8)) == [[0, 1, 4, 5], [2, 3, 6, 7]][jax.process_index()]
+assert [bool(sharding.any_process(jax.process_index() == 1 and flag, mesh)) for flag in (True, False)] == [True, False]
 processes.require_same({"the seed": "0", "the configuration": sys.argv[1]})
 print("the same")
 """
@@ -151,7 +151,7 @@ def run_two(texts):
 
 def test_processes_agree_or_stop():
     assert all("the same" in out for out in run_two(["a", "a"]))
-    rule = "the configuration must be the same in every process; process 1 of 2 has another than process 0"
+    rule = "the configuration must be the same in every process; process 1 of 2 differs from process 0"
     assert all(rule in out and "the same\n" not in out for out in run_two(["a", "b"]))
 
 
@@ -191,7 +191,7 @@ def test_shares_of_a_state():
         tree,
         sharding.state_sharding(tree, mesh),
     )
-    total, per_device, replicated = sharding.shares(placed)
+    total, per_device, replicated = sharding.byte_counts(placed)
     assert total == 4 * (512 * 1024 + 1024) and per_device == 4 * (512 * 1024 // 4 + 1024)
     assert replicated == pytest.approx(4096 / total)
 

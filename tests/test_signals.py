@@ -44,7 +44,8 @@ CASES = {
     "with stdout to flush": ("print('half a line', end=''); GO; SLEEP", "INT", 130, LINE),
     "with something to tidy up": ("with signals.clean_up(lambda: print('tidy')): GO; SLEEP", "INT", 130, LINE),
     "writing a file": (
-        "from imagen_jax import files\nwith files.replacing('{tmp}/file') as file: file.write(b'half'); GO; SLEEP",
+        "from imagen_jax.storage import files\n"
+        "with files.replacing('{tmp}/file') as file: file.write(b'half'); GO; SLEEP",
         "INT", 130, LINE,
     ),
     "with stderr elsewhere": (
@@ -148,12 +149,12 @@ def test_a_compilation_that_is_no_longer_wanted_is_not_waited_for():
 
     asked = iter([None, None, signal.SIGTERM])
     with pytest.raises(compilation.Cancelled):
-        compilation.compiled(Jitted(), 1, cancelled=lambda: next(asked))
-    assert compilation.compiles_in_vain()
+        compilation.compile_jitted(Jitted(), 1, cancelled=lambda: next(asked))
+    assert compilation.has_abandoned_compilation()
     ended.set()
-    assert compilation.compiled(Jitted(), 1, cancelled=lambda: None) == "program"
-    compilation._cancelled.pop().join(10)
-    assert not compilation.compiles_in_vain()
+    assert compilation.compile_jitted(Jitted(), 1, cancelled=lambda: None) == "program"
+    compilation._abandoned.pop().join(10)
+    assert not compilation.has_abandoned_compilation()
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), TimeoutError("slow"), KeyboardInterrupt()])
@@ -163,7 +164,7 @@ def test_an_error_in_a_compilation_is_its_own(error):
             raise error
 
     with pytest.raises(type(error)):
-        compilation.compiled(Jitted(), cancelled=lambda: None)
+        compilation.compile_jitted(Jitted(), cancelled=lambda: None)
 
 
 def test_without_an_installation_nothing_is_deferred():

@@ -33,7 +33,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 # Packages that only these rooms may import; all others may be imported anywhere.
 HOMES = {
-    "orbax": {"stage_dir"},
+    "orbax": {"stage_dir", "processes"},  # processes: the barrier alone
     "tyro": {"cli"},
     "grain": {"data"},
     "transformers": {"text"},
@@ -41,7 +41,7 @@ HOMES = {
     "matplotlib": {"evaluation", "cli"},
     "tensorflow": set(),
     "torch": set(),
-    "jax._src": {"processes"},
+    "jax._src": set(),
 }
 
 

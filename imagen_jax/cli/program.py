@@ -73,16 +73,16 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
         known = options.names(parsed)
         status = main(parsed)
         compilation = sys.modules.get("imagen_jax.compilation")
-        if compilation is not None and compilation.compiles_in_vain():
-            signals.leave(status)
+        if compilation is not None and compilation.has_abandoned_compilation():
+            signals.exit_immediately(status)
         sys.exit(status)
     except (ValueError, OSError, FloatingPointError) as error:
-        signals.settle()
+        signals.wait_for_signals()
         print(f"{name}: {options.as_typed(' '.join(str(error).split()), known)}", file=sys.stderr)
         _leave(2)
     except RuntimeError as error:
         processes = sys.modules.get("imagen_jax.processes")
-        if processes is None or not processes.lost_another(error):
+        if processes is None or not processes.is_process_lost(error):
             raise
         reason = " ".join(str(error).split())[:200]
         print(
@@ -90,7 +90,7 @@ def run(main: Callable[[Any], int | None], parse: Callable[[], Any]) -> None:
             "command continues",
             file=sys.stderr,
         )
-        _leave(processes.LOST)
+        _leave(processes.STATUS_PROCESS_LOST)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -109,7 +109,7 @@ def _leave(status: int) -> None:
     if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
         from imagen_jax import processes
 
-        processes.leave(status)
+        processes.abort(status)
     sys.exit(status)
 
 

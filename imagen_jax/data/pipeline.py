@@ -132,7 +132,7 @@ def make_loader(
       num_threads: batches made at the same time in each process; 0 makes them when asked.
       num_workers: extra processes; worth it when pictures are large and cores many.
       shard_index, shard_count: this host's contiguous block of rows of each global batch; or else
-      rows: which rows this host takes, as `sharding.local_rows` gives them.
+      rows: which rows this host takes, as `sharding.local_batch_indices` gives them.
 
     Returns:
       A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in

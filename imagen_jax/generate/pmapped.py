@@ -31,7 +31,7 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     rows = -(-batch // devices)
 
     def split(leaf: jax.Array) -> jax.Array:
-        return sharding.padded(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
+        return sharding.pad_rows(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
 
     by_image = {name: options.pop(name) for name in BY_IMAGE if options.get(name) is not None}
     negative, weak = options.pop("negative", None), options.pop("weak", None)

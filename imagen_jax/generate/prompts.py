@@ -119,7 +119,7 @@ def generate(
 def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
     """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
     rows = min(checks.whole("batch_size", batch_size, 1), checks.whole("num", num, 1))
-    return rows + -rows % sharding.batch_ways(sharding.make_mesh(fsdp))
+    return rows + -rows % sharding.num_batch_shards(sharding.make_mesh(fsdp))
 
 
 def compile_cascade(
@@ -140,7 +140,7 @@ def compile_cascade(
       images up to batch_size; program is the `jax.stages.Compiled`, with its cost and memory analysis.
     """
     mesh = sharding.make_mesh(fsdp)
-    ways = sharding.batch_ways(mesh)
+    ways = sharding.num_batch_shards(mesh)
     batch_size = checks.whole("batch_size", batch_size, 1)
     require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
     return_all = checks.boolean("return_all", return_all)

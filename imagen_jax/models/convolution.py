@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.sharding import whole_with_split_rows
+from imagen_jax.sharding import gather_kernel_if_height_sharded
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _ROWS = 2048  # output pixels per matrix product; measured: 1024 to 4096 are equal within the noise
@@ -29,7 +29,7 @@ def conv_general_dilated(
       window_strides: (s, s).
       padding: ((low, high), (low, high)).
     """
-    kernel = whole_with_split_rows(kernel)
+    kernel = gather_kernel_if_height_sharded(kernel)
     return _conv(x, kernel, tuple(window_strides), tuple(tuple(pair) for pair in padding))
 
 

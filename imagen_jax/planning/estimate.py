@@ -105,12 +105,12 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     sharding.check_batch(optim.batch_size, parts, mesh)
     # A device that has half of the rows of each image holds and does as much as one with half as many images.
     # Less than a whole image in each part is reckoned as one.
-    share = optim.batch_size / (sharding.batch_ways(mesh) * run.height)
+    share = optim.batch_size / (sharding.num_batch_shards(mesh) * run.height)
     rows = math.ceil(share / parts) * parts
     alone = sharding.make_mesh(devices=jax.local_devices()[:1])
     small = dataclasses.replace(config, optim=dataclasses.replace(optim, batch_size=rows))
     state = states.abstract_state(config, mesh)
-    bytes_of = lambda tree: sharding.shares(tree).per_device
+    bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
         inputs = train_inputs(config, rows)
         program = trace.trace(
@@ -133,7 +133,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         temporary += int(GATHERED_AHEAD * 2 * parameters)
     return Plan(
         parameters=parameters,
-        replicated=sharding.shares(state if kind == "train" else state.params).replicated,
+        replicated=sharding.byte_counts(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
         # Inputs arrive whole on all devices that share their rows.
         input_bytes=int(sum(map(trace.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),

@@ -44,7 +44,7 @@ def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iter
 
     def state_bytes(fsdp: int) -> int:
         state = abstract_state(config, sharding.abstract_mesh(devices, fsdp, height=config.run.height))
-        return sharding.shares(state if kind == "train" else state.params).per_device
+        return sharding.byte_counts(state if kind == "train" else state.params).per_device
 
     fsdps = [
         ways

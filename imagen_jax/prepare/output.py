@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imagen_jax.data import shards
 from imagen_jax.storage import files
-from imagen_jax.storage.locks import lock
+from imagen_jax.storage.locks import acquire_file_lock
 
 # Files of parts are joined until they have so many records or bytes; each joined record is copied once more.
 JOINED_RECORDS = 4096
@@ -59,7 +59,7 @@ def held(place: Path, directory: Path) -> Iterator[None]:
         raise OSError(f"--output {directory} cannot be created: {error}.") from error
     with file:
         # The previous holder may have removed the directory while this process opened the file.
-        if not lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
+        if not acquire_file_lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
             raise ValueError(f"{directory} is being written by another run: wait for its end.")
         yield
 

@@ -24,7 +24,7 @@ def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], ab
     return file
 
 
-def with_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The stages with the sampling options that `save_best_sampling` stored.
 
     Raises:

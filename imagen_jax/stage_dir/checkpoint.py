@@ -21,7 +21,7 @@ from imagen_jax import processes
 from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.progress import logger
 from imagen_jax.stage_dir import integrity
-from imagen_jax.stage_dir.directory import CONFIG_FILE, Hold, absolute
+from imagen_jax.stage_dir.directory import CONFIG_FILE, DirectoryLock, absolute
 from imagen_jax.storage import locations
 from imagen_jax.structs import TrainState
 
@@ -35,12 +35,12 @@ class Checkpoints:
     Saving is asynchronous; leaving the context waits until everything is on disk.
     """
 
-    def __init__(self, directory: str | Path, config: StageConfig, hold: Hold | None = None):
-        self._config, self._hold = config, hold
+    def __init__(self, directory: str | Path, config: StageConfig, directory_lock: DirectoryLock | None = None):
+        self._config, self._lock = config, directory_lock
         self._failed = False
         self._directory = absolute(directory)
-        first = jax.process_index() == 0
-        processes.agree(lambda: integrity.check_files(self._directory / "checkpoints") if first else None)
+        if_first = integrity.check_files if jax.process_index() == 0 else lambda folder: None
+        processes.check_on_all_processes(lambda: if_first(self._directory / "checkpoints"))
         # What a killed run left half-written would take up the disk for ever.
         options = {"max_to_keep": config.run.keep_checkpoints, "cleanup_tmp_directories": True}
         try:
@@ -66,9 +66,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        if self._hold is not None:
+        if self._lock is not None:
             try:
-                processes.agree(self._hold.check)
+                processes.check_on_all_processes(self._lock.check)
             except (OSError, ValueError):
                 self._failed = True
                 raise
@@ -93,9 +93,9 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax and tensorstore raise whatever they like for a full disk
             self._failed = True
-            if processes.lost_another(error):
+            if processes.is_process_lost(error):
                 raise
-            whole = sorted(steps_on_disk(self._directory))
+            whole = sorted(list_steps(self._directory))
             reason = _first_line(error)
             is_full = any(words in reason for words in ("No space", "quota", "too large"))
             raise OSError(
@@ -117,10 +117,10 @@ class Checkpoints:
             folder = _folder(self._directory, step)
             found, error = _attempt(_restored, folder, step, abstract)
             # Every process goes on with the same step.
-            if processes.from_all(error is None).all():
+            if processes.all_gather_int(error is None).all():
                 state, record = found
                 _, error = _attempt(integrity.verify, folder, _items(state), record)  # they add up their parts of it
-                if processes.from_all(error is None).all():
+                if processes.all_gather_int(error is None).all():
                     _say_if_unverified(folder, record)
                     self._move_away(damaged)
                     return state, record.position
@@ -147,7 +147,7 @@ class Checkpoints:
                     f"{error or 'another process could not read it'}"
                 )
 
-        processes.agree(lambda: move() if jax.process_index() == 0 else None)
+        processes.check_on_all_processes(lambda: move() if jax.process_index() == 0 else None)
         self._manager.reload()
 
     def __enter__(self) -> "Checkpoints":
@@ -161,7 +161,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def averaged_params(directory: Path, step: int, shapes: Any, config: StageConfig) -> Any:
+def read_ema_params(directory: Path, step: int, shapes: Any, config: StageConfig) -> Any:
     """Reads the averaged parameters of a checkpoint.
 
     Args:
@@ -247,7 +247,7 @@ def _rename(folder: Path, target: Path) -> None:
         fs.rm_file(name)
 
 
-def steps_on_disk(directory: Path) -> list[int]:
+def list_steps(directory: Path) -> list[int]:
     """The steps of complete checkpoints, whatever state Orbax is in."""
     try:
         folders = [path for path in (directory / "checkpoints").iterdir() if path.name.isdigit()]

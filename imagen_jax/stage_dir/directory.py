@@ -1,10 +1,10 @@
-"""A stage's directory: which configuration it belongs to, and which run holds it.
+"""A stage's directory: its configuration, and the lock of the run that trains in it.
 
     config.json                the stage's configuration
-    .lock                      held by the run that trains here
+    .lock                      locked by the run that trains here
     checkpoints/, damaged/     see `checkpoint`
 
-It is a path of `locations.location`, so it may lie in a bucket.
+Directories are paths of `locations.location`, so they may be in a bucket.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from imagen_jax import processes, sharding
 from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.config.validation import validate
 from imagen_jax.storage import files, locations
-from imagen_jax.storage.locks import BucketLock, lock
+from imagen_jax.storage.locks import BucketLock, acquire_file_lock
 from imagen_jax.structs import TrainState
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-_SEEN_WITHIN_S = 30  # a network file system may show a new file late
+_VISIBLE_WITHIN_S = 30  # a network file system may show a new file late
 
 
-class Hold:
-    """One process's lock on a stage's directory; `alone` acquires it."""
+class DirectoryLock:
+    """One process's lock on a stage's directory; `lock_directory` acquires it for a whole run."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -38,7 +38,7 @@ class Hold:
         self._identity: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
-        """Creates the directory and takes its lock; False if another run has it."""
+        """Create the directory and acquire its lock; return False if another run holds it."""
         if locations.is_remote(self._directory):
             self._lock = BucketLock(str(self._directory / LOCK_FILE))
             return self._lock.acquire()
@@ -48,11 +48,14 @@ class Hold:
             files.check_regular(file)
         self._file = file.open("w")
         self._identity = _identity(self._directory)
-        return lock(self._file, if_unsupported=True)
+        return acquire_file_lock(self._file, if_unsupported=True)
 
     def check(self) -> None:
-        """Raises an OSError if the directory was moved, removed or taken by another run since; otherwise Orbax would
-        create it anew, without its configuration."""
+        """Check that the directory still is this run's. Orbax would create a missing one again, without config.json.
+
+        Raises:
+          OSError: it was moved, removed or locked by another run.
+        """
         if self._lock is not None:
             self._lock.check()
         is_moved = self._identity is not None and self._identity != _identity(self._directory)
@@ -63,6 +66,7 @@ class Hold:
             )
 
     def release(self) -> None:
+        """Release the lock, if it is held."""
         if self._file is not None:
             self._file.close()
         if self._lock is not None:
@@ -78,33 +82,38 @@ def _identity(directory: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def alone(directory: str | Path) -> Iterator[Hold | None]:
-    """Keeps other runs out of a stage's directory; called by every process of a run.
+def lock_directory(directory: str | Path) -> Iterator[DirectoryLock]:
+    """Keep other runs out of a stage's directory. Every process of a run calls it.
 
-    Yields the first process's `Hold`, for `Checkpoints`; in others one that holds nothing.
+    Yields:
+      the lock, for `Checkpoints`; only process 0 acquires it.
 
     Raises:
-      ValueError: another run is in there.
+      ValueError: another run holds it.
     """
     directory = locations.location(directory, "--workdir")
-    hold = Hold(directory)
-    # All processes learn it, or those that wait for the first would never end.
+    directory_lock = DirectoryLock(directory)
+    # All processes raise, otherwise the others would wait for process 0 for ever.
     try:
-        is_free = processes.agree(lambda: jax.process_index() > 0 or hold.acquire())
-        if not processes.from_all(is_free).all():
+        is_free = processes.check_on_all_processes(lambda: jax.process_index() > 0 or directory_lock.acquire())
+        if not processes.all_gather_int(is_free).all():
             raise ValueError(
                 f"{directory} is in use by another run: wait for its end, or give another --workdir."
             )
-        yield hold
+        yield directory_lock
     finally:
-        hold.release()
+        directory_lock.release()
 
 
 def check_space(directory: Path, abstract: TrainState) -> None:
-    """Raises a ValueError if the disk of `directory` has no room for even one checkpoint of the state."""
+    """Check that the disk of `directory` has room for a checkpoint of a state of the shapes `abstract`.
+
+    Raises:
+      ValueError: it has not.
+    """
     if locations.is_remote(directory):
         return
-    needed, free = sharding.shares(abstract).total, shutil.disk_usage(directory).free
+    needed, free = sharding.byte_counts(abstract).total, shutil.disk_usage(directory).free
     if free < needed:
         raise ValueError(
             f"the disk of {directory} must have room for a checkpoint, {needed / 2**20:.4g} MiB; "
@@ -112,12 +121,13 @@ def check_space(directory: Path, abstract: TrainState) -> None:
         )
 
 
-def claim(directory: str | Path, config: StageConfig) -> None:
-    """Makes the directory the stage's own, or checks that it already is.
+def write_config(directory: str | Path, config: StageConfig) -> None:
+    """Write config.json, or check that the one there is of the same stage. Every process of a run calls it.
 
-    Called by every process of a run. Raises a ValueError that lists the differences if it holds a stage of
-    another configuration; `config.run` and `config.sampling` may differ, since no parameter's value depends on
-    them.
+    `config.run` and `config.sampling` may differ from those there, and replace them: no parameter depends on them.
+
+    Raises:
+      ValueError: the directory holds a stage of another configuration; lists the differences.
     """
     file = locations.location(directory, "--workdir") / CONFIG_FILE
     found = _stored_config(file)
@@ -135,9 +145,13 @@ def claim(directory: str | Path, config: StageConfig) -> None:
         files.write_json(file, to_dict(config), indent=2)
 
 
-def check_shared(directory: str | Path, config: StageConfig) -> None:
-    """Raises a ValueError in a process that does not see what the first one has written by `claim`."""
-    end = time.monotonic() + _SEEN_WITHIN_S
+def check_visible_everywhere(directory: str | Path, config: StageConfig) -> None:
+    """Check that this process sees what process 0 wrote by `write_config`, within half a minute.
+
+    Raises:
+      ValueError: it does not.
+    """
+    end = time.monotonic() + _VISIBLE_WITHIN_S
     while jax.process_count() > 1:
         if _stored_config(locations.location(directory, "--workdir") / CONFIG_FILE) == config:
             return
@@ -150,7 +164,11 @@ def check_shared(directory: str | Path, config: StageConfig) -> None:
 
 
 def read_config(directory: str | Path) -> StageConfig:
-    """The configuration of the stage in `directory`."""
+    """Return the configuration of the stage in `directory`.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
     found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
     if found is None:
         raise ValueError(
@@ -160,7 +178,7 @@ def read_config(directory: str | Path) -> StageConfig:
 
 
 def _stored_config(file: Path) -> StageConfig | None:
-    """The configuration in a file, None if there is no such file."""
+    """Return the configuration in a file; None if there is no such file."""
     if not files.exists(file):
         return None
     data = read_json(file)

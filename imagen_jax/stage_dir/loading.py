@@ -11,7 +11,7 @@ from imagen_jax.checks import whole
 from imagen_jax.config import StageConfig
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.stage_dir import checkpoint
-from imagen_jax.stage_dir.best_sampling import with_best_sampling
+from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files, locations
 
@@ -41,7 +41,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
     while True:
-        steps = sorted(checkpoint.steps_on_disk(directory))
+        steps = sorted(checkpoint.list_steps(directory))
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise ValueError(
@@ -50,7 +50,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
             )
         chosen = steps[-1] if step is None else step
         try:
-            params = checkpoint.averaged_params(directory, chosen, shapes, config)
+            params = checkpoint.read_ema_params(directory, chosen, shapes, config)
         except ValueError:
             # A run that goes on removes its older checkpoints, file by file, when it has newer ones.
             if not _is_superseded(directory, chosen, step):
@@ -62,13 +62,13 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
 def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
     """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
     wanted."""
-    if max(checkpoint.steps_on_disk(directory), default=chosen) == chosen:
+    if max(checkpoint.list_steps(directory), default=chosen) == chosen:
         return False
     if wanted is None:
         return True
     end = time.monotonic() + _REMOVED_WITHIN_S
     while time.monotonic() < end:
-        if wanted not in checkpoint.steps_on_disk(directory):
+        if wanted not in checkpoint.list_steps(directory):
             return True
         time.sleep(0.2)
     return False
@@ -102,13 +102,13 @@ def load_cascade(
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
     """As `load_cascade`, without parameters (they are None): enough to check a request before anything is loaded."""
     stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
-    return with_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
+    return apply_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
 
 
 def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
     """The configuration of each trained stage in `workdir` by its directory, base first."""
     workdir = locations.location(workdir, "--workdir")
-    with files.naming_errors(workdir, "listed"):
+    with files.one_line_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
         fix = "train one with scripts/train.py"

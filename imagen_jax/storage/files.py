@@ -34,7 +34,7 @@ def read_text(path: str | os.PathLike) -> str:
     if not locations.is_remote(path):
         check_regular(path)
         return Path(path).read_text(encoding="utf-8")
-    with naming_errors(path, "read"):
+    with one_line_errors(path, "read"):
         return path.read_bytes().decode("utf-8")
 
 
@@ -42,7 +42,7 @@ def exists(path: str | os.PathLike) -> bool:
     """Whether there is anything of this name, be it a link that leads nowhere."""
     if not locations.is_remote(path):
         return os.path.lexists(path)
-    with naming_errors(path, "read"):
+    with one_line_errors(path, "read"):
         return path.exists()
 
 
@@ -131,7 +131,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     if locations.is_remote(path):
         buffer = io.BytesIO()
         yield buffer
-        with naming_errors(path, "written"):
+        with one_line_errors(path, "written"):
             path.write_bytes(buffer.getvalue())
         return
     target = Path(os.path.realpath(path))
@@ -265,7 +265,7 @@ def _create_object(path: Any, content: bytes) -> bool:
     from fsspec.core import url_to_fs
 
     fs, key = url_to_fs(os.fspath(path))
-    with naming_errors(path, "written"):
+    with one_line_errors(path, "written"):
         try:
             fs.pipe_file(key, content, mode="create")
         except FileExistsError:
@@ -274,7 +274,7 @@ def _create_object(path: Any, content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def naming_errors(path: str | os.PathLike, done: str) -> Iterator[None]:
+def one_line_errors(path: str | os.PathLike, done: str) -> Iterator[None]:
     """What a bucket's library raises becomes an OSError of one line: "PATH cannot be DONE: ..."."""
     try:
         yield

@@ -14,7 +14,7 @@ from typing import IO, Any
 from imagen_jax.storage import locations
 
 
-def lock(file: IO, *, if_unsupported: bool = False) -> bool:
+def acquire_file_lock(file: IO, *, if_unsupported: bool = False) -> bool:
     """Locks an open file until it is closed, however its process ends; False if another process has it.
 
     `if_unsupported` is the answer on a file system that has no locks.

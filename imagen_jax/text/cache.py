@@ -40,7 +40,7 @@ import numpy as np
 from imagen_jax import checks
 from imagen_jax.progress import Progress, logger
 from imagen_jax.storage import files
-from imagen_jax.storage.locks import lock
+from imagen_jax.storage.locks import acquire_file_lock
 from imagen_jax.text import cache_format, cleaning, model_files
 from imagen_jax.text.encoder import UnknownTokensWarning, shorten, unknown_message
 
@@ -362,7 +362,7 @@ def _write_shard(
     temporary.mkdir()
     start = 0
     with (temporary / "tokens.bin").open("w+b") as tokens, (temporary / "index.bin").open("w+b") as index:
-        lock(index)
+        acquire_file_lock(index)
         try:
             for i, embedding in encoder.encode_ragged([caption for _, caption in batch], batch_size):
                 digest, caption = batch[i]
@@ -393,7 +393,7 @@ def _take_over(root: Path, token: np.dtype) -> None:
                     shutil.rmtree(left)
                 continue
             with (left / "tokens.bin").open("r+b") as tokens, (left / "index.bin").open("r+b") as index:
-                if (has_begun or os.fstat(index.fileno()).st_size) and lock(index):  # else it is at work
+                if (has_begun or os.fstat(index.fileno()).st_size) and acquire_file_lock(index):  # else it is at work
                     _cut_to_whole(tokens, index, token)
                     _publish(left, root, tokens, index)
 
@@ -425,7 +425,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     with file:
-        if not lock(file):
+        if not acquire_file_lock(file):
             with contextlib.suppress(OSError):  # no locks on this file system
                 logger.info(f"Waiting for another process that embeds into {path.parent}.")
                 fcntl.flock(file, fcntl.LOCK_EX)

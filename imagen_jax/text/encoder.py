@@ -296,7 +296,7 @@ class TextEncoder:
         if self.mesh is None:
             return function(self.module, self.params, input_ids, attention_mask)
         num = len(input_ids)
-        size = num + -num % sharding.batch_ways(self.mesh)
+        size = num + -num % sharding.num_batch_shards(self.mesh)
         ids_and_mask = jax.tree.map(jnp.asarray, (input_ids, attention_mask))
         return function(self.module, self.params, *sharding.pad_batch(ids_and_mask, size, self.mesh))[:num]
 

@@ -303,7 +303,7 @@ def load_params(
         axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
         cast = _caster(tensor.transposed, dtype, axis, tuple(shardings[path] for path in paths))
         with np.errstate(over="ignore"):  # of float64; told below
-            *parameters, is_finite = cast(sharding.place(_read(tensor), mesh))
+            *parameters, is_finite = cast(sharding.shard_array(_read(tensor), mesh))
         if not is_finite:  # Waited for in any case, or many tensors would be on their way at once.
             raise ValueError(
                 f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}; got NaN or "

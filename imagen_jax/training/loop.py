@@ -60,10 +60,10 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     stopped.
     """
     # --- check everything before anything is written -------------------------------------------
-    processes.agree(lambda: validate_for_training(config))
+    processes.check_on_all_processes(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
-        place = processes.agree(lambda: locations.location(workdir, "--workdir"))
-        processes.agree(lambda: files.check_directory(place / config.name, "--workdir"))
+        place = processes.check_on_all_processes(lambda: locations.location(workdir, "--workdir"))
+        processes.check_on_all_processes(lambda: files.check_directory(place / config.name, "--workdir"))
         options = flat(config)
         processes.require_same(
             {
@@ -74,17 +74,17 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         )
         processes.require_same({name: json.dumps(value) for name, value in options.items()})
         mesh = sharding.make_mesh(config.run.fsdp, height=config.run.height)
-        data = processes.agree(lambda: _open(config, mesh))
+        data = processes.check_on_all_processes(lambda: _open(config, mesh))
         processes.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
-        with stage_dir.alone(directory) as hold:
-            processes.agree(lambda: stage_dir.claim(directory, config))
-            processes.agree(lambda: stage_dir.check_shared(directory, config))
+        with stage_dir.lock_directory(directory) as directory_lock:
+            processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
+            processes.check_on_all_processes(lambda: stage_dir.check_visible_everywhere(directory, config))
             embeddings = embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
-            return _Run(config, directory, hold, mesh, source, held_out, embeddings, watchdog).train()
+            return _Run(config, directory, directory_lock, mesh, source, held_out, embeddings, watchdog).train()
 
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
@@ -129,14 +129,14 @@ class _Run:
         self,
         config: StageConfig,
         directory: Path,
-        hold: stage_dir.Hold,
+        directory_lock: stage_dir.DirectoryLock,
         mesh: Mesh,
         source: sources.Source,
         held_out: sources.Source | None,
         embeddings: cache.EmbeddingCache,
         watchdog: Watchdog,
     ):
-        self._config, self._directory, self._hold, self._mesh = config, directory, hold, mesh
+        self._config, self._directory, self._lock, self._mesh = config, directory, directory_lock, mesh
         self._source, self._held_out, self._watchdog = source, held_out, watchdog
         self._replaced: set[int] = set()
         self._signature = _signature(source)
@@ -154,7 +154,7 @@ class _Run:
             flip=config.data.flip,
             num_threads=config.run.data_threads,
             num_workers=config.run.data_workers,
-            rows=sharding.local_rows(mesh, config.optim.batch_size),
+            rows=sharding.local_batch_indices(mesh, config.optim.batch_size),
         )
         shown = source if held_out is None else held_out
         self._monitor = Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
@@ -162,12 +162,12 @@ class _Run:
     def train(self) -> Result:
         with (
             StopRequests(self._mesh) as stops,
-            checkpoint.Checkpoints(self._directory, self._config, self._hold) as checkpoints,
+            checkpoint.Checkpoints(self._directory, self._config, self._lock) as checkpoints,
         ):
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(self._config, self._mesh)
             state = self._state(checkpoints, abstract)
-            processes.agree(lambda: stage_dir.check_space(self._directory, abstract))
+            processes.check_on_all_processes(lambda: stage_dir.check_space(self._directory, abstract))
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 writer.say(self._describe(abstract, int(state.step)))
@@ -249,7 +249,7 @@ class _Run:
         return state
 
     def _describe(self, abstract: TrainState, first: int) -> str:
-        config, spread = self._config, sharding.shares(abstract)
+        config, spread = self._config, sharding.byte_counts(abstract)
         line = (
             f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(self._source)} pictures, "
             f"{self._mesh.size} x {jax.devices()[0].device_kind}, step {first} of {config.run.num_steps}"
@@ -286,7 +286,7 @@ class _Run:
         writer.say(f"{self._config.name}: compiling the train step, which can take some minutes")
         begin = time.perf_counter()
         with meter.paused():
-            program = compilation.compiled(step, state, batch)
+            program = compilation.compile_jitted(step, state, batch)
         writer.say(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
         writer.resume()
         self._watchdog.alive()
@@ -385,9 +385,9 @@ def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cach
         cache.build(watched, data.encoder, directory, share=share, total=total, on_embedded=watchdog.alive)
         watchdog.rest()  # other processes may have a larger share
 
-    processes.agree(build)
+    processes.check_on_all_processes(build)
     watchdog.alive()
-    return processes.agree(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
+    return processes.check_on_all_processes(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
 
 
 def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, directory: Path) -> Iterator[str]:

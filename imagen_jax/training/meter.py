@@ -86,7 +86,7 @@ class Meter:
         return values
 
     def _data(self) -> dict[str, float]:
-        return {"undecodable": int(processes.from_all(self._undecodable).sum())}
+        return {"undecodable": int(processes.all_gather_int(self._undecodable).sum())}
 
     def _speed(self, num_steps: int) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)

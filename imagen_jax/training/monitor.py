@@ -102,7 +102,7 @@ class Monitor:
             seed=config.seed,
             shuffle=False,
             num_threads=config.run.data_threads,
-            rows=sharding.local_rows(self._mesh, batch_size),
+            rows=sharding.local_batch_indices(self._mesh, batch_size),
         )
         num = min(batch_size, len(self._held_out))
         apart = np.int32(_apart(batch_size, len(self._held_out)) if num > 1 else 0)
@@ -122,7 +122,7 @@ class Monitor:
         values = {
             "validation_loss": float(right),
             **by_bucket("validation_loss", sums, counts),
-            "validation_undecodable": int(processes.from_all(replaced).sum()),
+            "validation_undecodable": int(processes.all_gather_int(replaced).sum()),
         }
         if num > 1:
             values |= {
@@ -135,7 +135,7 @@ class Monitor:
         """function(config, mesh, *args) as one program, compiled when first used."""
         if function not in self._programs:
             jitted = jax.jit(partial(function, self._config, self._mesh))
-            self._programs[function] = compilation.compiled(jitted, *args, cancelled=self.cancelled)
+            self._programs[function] = compilation.compile_jitted(jitted, *args, cancelled=self.cancelled)
         found = jax.device_get(self._programs[function](*args))
         self._alive()
         return found
@@ -153,14 +153,14 @@ class Monitor:
             records, pictures = reader.usable(self._shown, num, size)
             captions = [record["caption"] for record in records]
             num = len(records)
-        ways = sharding.batch_ways(self._mesh)
+        ways = sharding.num_batch_shards(self._mesh)
         rows = -(-num // ways) * ways  # the same number on every device
         captions = [captions[i % len(captions)] for i in range(rows)]
         text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
         low_res = None
         if config.is_super_resolution:
             low_res = resize.area(pictures[np.arange(rows) % num], config.low_res_size)
-        mine = sharding.local_rows(self._mesh, rows)
+        mine = sharding.local_batch_indices(self._mesh, rows)
         inputs = jax.tree.map(lambda leaf: leaf[mine], (TextCond(text["text"], text["text_mask"]), low_res))
         images = self._run(_samples, params, *sharding.shard_batch(inputs, self._mesh, rows))[:num]
         if not np.isfinite(images).all():

@@ -64,7 +64,7 @@ def _asked_of_any(received: list[int], mesh: Mesh) -> Callable[[], int | None]:
     told: collections.deque[jax.Array] = collections.deque()
 
     def asked() -> int | None:
-        told.append(sharding.flag_of_all(bool(received), mesh))
+        told.append(sharding.any_process(bool(received), mesh))
         if len(told) <= _LATER or not np.asarray(told.popleft()):
             return None
         return next(iter(received), signal.SIGTERM)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from imagen_jax.data import sources
 from imagen_jax.prepare import folder, parts, pictures
-from imagen_jax.storage.locks import lock
+from imagen_jax.storage.locks import acquire_file_lock
 
 ROOT = Path(__file__).parents[2]
 NUM = 24
@@ -227,7 +227,7 @@ def test_other_work_is_refused_and_left_alone(script, photos, tmp_path, monkeypa
     (photos / "04.txt").write_text("4 one\n4 two")
     os.utime(photos / "04.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
     with (place / "lock").open("w") as file:
-        assert lock(file)
+        assert acquire_file_lock(file)
         with pytest.raises(ValueError, match="out is being written by another run"):
             prepare(script, photos, output)
     assert {path.name: path.stat().st_mtime_ns for path in place.glob("0*")} == before

@@ -46,7 +46,7 @@ def workdir(tmp_path_factory, tiny_configs):
         shapes_ = jax.eval_shape(lambda config=config: stage.init(config, jax.random.key(0)))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda leaf: random_array(rng, leaf.shape), shapes_)  # noqa: B023
-        stage_dir.claim(directory / config.name, config)
+        stage_dir.write_config(directory / config.name, config)
         with checkpoint.Checkpoints(directory / config.name, config) as saved:
             saved.save(
                 TrainState(jax.numpy.int32(1), params, params, {"none": jax.numpy.zeros(1)}), {"next_index": 1}

@@ -57,7 +57,7 @@ def original(tmp_path_factory):
     """A cascade of one stage with checkpoints of steps 5 and 10."""
     workdir = tmp_path_factory.mktemp("original")
     directory = workdir / "base"
-    stage_dir.claim(directory, CONFIG)
+    stage_dir.write_config(directory, CONFIG)
     (directory / "metrics.jsonl").write_text('{"step": 5, "loss": 0.5}\n{"step": 10, "loss": 0.25}\n')
     (directory / stage_dir.LOCK_FILE).touch()
     with checkpoint.Checkpoints(directory, CONFIG) as checkpoints:
@@ -283,7 +283,7 @@ def test_what_does_not_belong_together_is_named(workdir, caplog, change, noticed
 PIPES = {
     "base/config.json": lambda w: load_cascade(w),
     "sampling.json": lambda w: load_cascade(w, best=True),
-    "base/.lock": lambda w: stage_dir.Hold(w / "base").acquire(),
+    "base/.lock": lambda w: stage_dir.DirectoryLock(w / "base").acquire(),
     "base/checkpoints/10/_CHECKPOINT_METADATA": lambda w: checkpoint.Checkpoints(w / "base", CONFIG),
     "base/checkpoints/5/config/metadata": lambda w: checkpoint.Checkpoints(w / "base", CONFIG),
 }
@@ -393,7 +393,7 @@ def test_a_directory_that_was_moved_is_not_made_anew(workdir, move):
     directory = workdir / "base"
     with (
         pytest.raises(OSError, match="must stay where it is while a run trains in it"),
-        stage_dir.alone(directory) as hold,
+        stage_dir.lock_directory(directory) as hold,
         checkpoint.Checkpoints(directory, CONFIG, hold) as checkpoints,
     ):
         move(directory)

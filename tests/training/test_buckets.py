@@ -187,7 +187,7 @@ def test_checkpoints_are_kept_damaged_and_continued_as_on_a_disk(bucket, preset)
     from fsspec.core import url_to_fs
 
     place = locations.location(f"{bucket}/runs/c/base", "")
-    with stage_dir.alone(place), checkpoint.Checkpoints(place, preset) as checkpoints:
+    with stage_dir.lock_directory(place), checkpoint.Checkpoints(place, preset) as checkpoints:
         for step in (1, 2, 3):  # two are kept
             checkpoints.save(state_of(step), {"next_index": step})
     with checkpoint.Checkpoints(place, preset) as checkpoints:
@@ -216,7 +216,7 @@ def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
             checkpoints.save(state_of(step), {"next_index": step})
     fs, key = url_to_fs(f"{place}/checkpoints/2/commit_success.txt")
     fs.rm(key)
-    assert checkpoint.steps_on_disk(place) == [1]
+    assert checkpoint.list_steps(place) == [1]
     with checkpoint.Checkpoints(place, preset) as checkpoints:
         assert checkpoints.latest_step == 1
     assert not any(name.startswith("checkpoints/2/") for name in names(str(place)))  # removed, as on a disk
@@ -282,7 +282,7 @@ def test_a_lock_with_any_content_is_taken_over(bucket, content, holder, capsys):
 
 def test_a_bucket_that_is_not_there_is_one_line_and_is_not_made(bucket):
     for call in (
-        lambda: stage_dir.Hold(locations.location("s3://nowhere/run", "")).acquire(),
+        lambda: stage_dir.DirectoryLock(locations.location("s3://nowhere/run", "")).acquire(),
         lambda: files.write(locations.location("s3://nowhere/a", ""), "x"),
     ):
         with pytest.raises(OSError, match="s3://nowhere/.*") as error:

@@ -234,7 +234,7 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
 
 def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path):
     _, preset = setup
-    with stage_dir.alone(tmp_path / "base"):
+    with stage_dir.lock_directory(tmp_path / "base"):
         code, _, err = finish(start(preset, tmp_path))
     assert code == 2 and "is in use by another run" in err and len(err.strip().splitlines()) == 1, err
     assert [path.name for path in (tmp_path / "base").iterdir()] == [stage_dir.LOCK_FILE]
