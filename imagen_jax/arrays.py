@@ -1,7 +1,7 @@
-"""Checks of arrays that a user gives: kind and shape, which tracers have too, and values where they are known.
+"""Checks of arrays that a user gives: kind and shape, also of tracers, and values where they are known.
 
-Errors have the form of `checks`. Values are looked at on the host, and only those of arrays that lie whole in this
-process; inside `jax.jit` nothing is added to the program.
+Errors have the form of `checks`. Values are checked on the host, and only those of arrays that are fully addressable
+by this process; inside `jax.jit` nothing is added to the program.
 """
 
 import numbers
@@ -15,10 +15,10 @@ import numpy as np
 
 from imagen_jax.checks import Verbatim, is_whole, require
 
-# Values beyond 1 that rounding makes: bfloat16 has steps of 0.0078 there.
+# Rounding may exceed 1 by this: bfloat16 has steps of 0.0078 there.
 _ROUNDING = 0.01
 _LARGEST = float(np.finfo(np.float32).max)
-_MOST_NOISE = 20.0  # standard normal numbers in float32 stay below 6
+_MAX_NOISE = 20.0  # standard normal numbers in float32 stay below 6
 _KINDS = {"floats": jnp.floating, "whole numbers": jnp.integer, "bool": jnp.bool_}
 
 
@@ -28,21 +28,21 @@ def is_array(value: Any) -> bool:
 
 
 def has_values(value: Any) -> bool:
-    """Whether `value` is an array or a tracer, and not the mere shape of one."""
+    """Whether `value` is an array or a tracer, and not a `jax.ShapeDtypeStruct`."""
     return is_array(value) and not isinstance(value, jax.ShapeDtypeStruct)
 
 
 def array(
     name: str, value: Any, kind: str = "real", *, ndim: int | None = None, least_ndim: int = 0, fix: str = ""
 ) -> Any:
-    """Return `value`, if it is an array.
+    """Return `value` after checking that it is an array.
 
     Args:
-      name: in messages.
+      name: of the value in messages.
       value: anything.
       kind: "floats", "whole numbers", "bool", or "real" for all of these.
-      ndim, least_ndim: how many axes it has; how many at least.
-      fix: what to do about it.
+      ndim, least_ndim: exact and least number of axes.
+      fix: the end of the message.
 
     Raises:
       ValueError: it is no array, or of another kind.
@@ -62,7 +62,7 @@ def array(
 
 
 def real(name: str, value: Any) -> Any:
-    """Return `value`, if it is a real number or an array of them."""
+    """Return `value` after checking that it is a real number or an array of them."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool | np.generic):
         is_too_large = is_whole(value) and abs(value) > 2**127
         require(not is_too_large, name, "be a number that float32 holds", value)
@@ -71,23 +71,23 @@ def real(name: str, value: Any) -> Any:
     return array(name, value)
 
 
-def held(name: str, tree: Any, what: str) -> None:
-    """Raises a ValueError unless all leaves of `tree` are arrays, and not mere shapes; `what` they are."""
+def leaves(name: str, tree: Any, what: str) -> None:
+    """Raise a ValueError unless all leaves of `tree` are arrays or tracers; `what` describes them in the message."""
     wrong = [leaf for leaf in jax.tree.leaves(tree) if not has_values(leaf)]
     got = Verbatim("jax.ShapeDtypeStruct") if wrong and is_array(wrong[0]) else wrong and wrong[0]
     require(not wrong, name, f"hold arrays, {what}", got)
 
 
 def like(name: str, value: Any, other_name: str, other: Any) -> Any:
-    """Return `value`, if it is an array of the shape of `other`, which is one."""
+    """Return `value` after checking that it is an array of the shape of the array `other`."""
     array(name, value)
     rule = f"have the shape of {other_name}, {list(other.shape)}"
     require(value.shape == other.shape, name, rule, Verbatim(tuple(value.shape)))
     return value
 
 
-def one_each(name: str, value: Any, images_name: str, images: Any) -> Any:
-    """Return `value`, if it is a number or an array [B] of one for each of `images` [B, ...]."""
+def per_image(name: str, value: Any, images_name: str, images: Any) -> Any:
+    """Return `value` after checking that it is a number or an array [B], for `images` [B, ...]."""
     real(name, value)
     shape = np.shape(value) if not is_array(value) else tuple(value.shape)
     rule = f"be a number or have one for each row of {images_name}, [{images.shape[0]}]"
@@ -96,9 +96,9 @@ def one_each(name: str, value: Any, images_name: str, images: Any) -> Any:
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The values of an array, or None where they are not known here: in tracers, shapes, and parts on other hosts.
+    """Return the values of an array; None for tracers, shapes, random keys and arrays with parts on other hosts.
 
-    Of images that are one, repeated by numpy's broadcasting, only the first.
+    For one image repeated by numpy's broadcasting, return the first row only.
     """
     if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
         return None
@@ -112,8 +112,13 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def finite(name: str, value: Any, what: str = "") -> None:
-    """Raises a ValueError if `value` is known to hold NaN, infinity or what is infinite in float32; `what` it is, for
-    the message."""
+    """Raise a ValueError if `value` is known to hold NaN or what is infinite in float32.
+
+    Args:
+      name: of the value in messages.
+      value: an array.
+      what: describes the value in the message, such as "a picture in [-1, 1]".
+    """
     values = known(value)
     if values is None or values.size == 0:
         return
@@ -127,7 +132,7 @@ def finite(name: str, value: Any, what: str = "") -> None:
 
 
 def pictures(name: str, value: Any) -> None:
-    """Raises a ValueError if `value`, an array of floats, is known to hold what no picture in [-1, 1] does."""
+    """Raise a ValueError if `value`, an array of floats, is known to have values outside [-1, 1]."""
     finite(name, value, "a picture in [-1, 1]")
     low, high = _known_ends(value)
     fix = "x / 127.5 - 1 of 0..255" if low >= -_ROUNDING and high > 2 else "clip it, or scale it"
@@ -142,15 +147,15 @@ def pictures(name: str, value: Any) -> None:
 
 
 def noise(name: str, value: Any) -> None:
-    """Raises a ValueError if `value`, an array of floats, is known to be no standard normal noise."""
+    """Raise a ValueError if `value`, an array of floats, is known not to be standard normal noise."""
     finite(name, value, "standard normal noise")
     low, high = _known_ends(value)
     got = Verbatim(f"values from {low:g} to {high:g}")
-    require(-_MOST_NOISE <= low and high <= _MOST_NOISE, name, "be standard normal noise", got)
+    require(-_MAX_NOISE <= low and high <= _MAX_NOISE, name, "be standard normal noise", got)
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
-    """Raises a ValueError if `value`, a number or an array of them, is known to be outside [low, high]."""
+    """Raise a ValueError if `value`, a number or an array of them, is known to be outside [low, high]."""
     values = known(value) if is_array(value) else np.asarray(value)
     if values is not None and values.size:
         least, largest = _ends(values)
@@ -159,7 +164,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 
 def floats_of_pictures(name: str, value: Any) -> Any:
-    """Return `value`, if it is an array of floats; integers of 0 to 255 would be read as out-of-range values."""
+    """Return `value` after checking that it is an array of floats; pictures in 0..255 have to be scaled first."""
     require(has_values(value), name, "be an array of floats in [-1, 1]", value)
     is_float = jnp.issubdtype(value.dtype, jnp.floating)
     got = Verbatim(f"{value.dtype} of shape {tuple(value.shape)}")
@@ -168,7 +173,7 @@ def floats_of_pictures(name: str, value: Any) -> Any:
 
 
 def keys(name: str, value: Any) -> Any:
-    """Return `value`, if it is an array [B] of random keys, or of their raw bits [B, 2] uint32."""
+    """Return `value` after checking that it is an array [B] of random keys, or of their raw bits [B, 2] uint32."""
     fix = "make them with image_keys(seed, num)"
     rule = "be [B], one for each image, as from image_keys"
     require(is_array(value), name, rule, value, fix)
@@ -183,7 +188,7 @@ def keys(name: str, value: Any) -> Any:
 
 
 def key(name: str, value: Any) -> Any:
-    """Return `value`, if it is one random key, as from `jax.random.key`."""
+    """Return `value` after checking that it is one random key, as from `jax.random.key`."""
     is_typed = is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0
     raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     is_raw = is_array(value) and value.dtype == raw.dtype and value.shape == raw.shape
@@ -192,20 +197,20 @@ def key(name: str, value: Any) -> Any:
 
 
 def _known_ends(value: Any) -> tuple[float, float]:
-    """(least, largest); (0, 0) where the values are not known."""
+    """Return (least, largest), or (0, 0) where the values are not known."""
     values = known(value)
     return (0.0, 0.0) if values is None or values.size == 0 else _ends(values)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """(least, largest); NaN if there is one."""
+    """Return (least, largest); NaN if there is one."""
     if values.dtype not in (np.float32, np.float64):  # numpy has no order for bfloat16's NaN
         values = values.astype(np.float32)
     return float(values.min()), float(values.max())
 
 
 def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
-    """Return `value` as a list, if it is a list, a tuple or an array with one axis; `what` it should hold."""
+    """Return a list, a tuple or an array with one axis as a list; `what` names its entries in the message."""
     is_known = is_array(value) and value.ndim == 1 and known(value) is not None
     require(isinstance(value, list | tuple) or is_known, name, f"be a list or tuple of {what}", value)
     return value.tolist() if is_known else list(value)

@@ -1,6 +1,6 @@
-"""Checks of plain values that a user gives, and the one form of their errors: `NAME must RULE; got VALUE: FIX.`
+"""Checks of plain values that a user gives, and the form of all errors: `NAME must RULE; got VALUE: FIX.`
 
-Everything here is pure Python, so that a command line can be checked before JAX is imported; `arrays` checks arrays.
+This file imports the standard library alone; `arrays` checks arrays.
 """
 
 import dataclasses
@@ -13,19 +13,26 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-MAX_SEED = 2**32 - 1  # what both JAX's keys (without 64-bit types) and Grain take whole
-MAX_STEPS = 10_000  # of sampling; neighbouring levels of noise would be equal in float32 soon after
-MAX_COUNT = 10**9  # of steps, pictures and the like: what is more was mistyped, and overflows 32-bit counters
+MAX_SEED = 2**32 - 1  # the largest that both JAX's keys (without 64-bit types) and Grain accept
+MAX_STEPS = 10_000  # of sampling; with many more, neighbouring noise levels are equal in float32
+MAX_COUNT = 10**9  # of steps, pictures and other counts; 32-bit counters overflow soon after
 
 
 def require(holds: bool, name: str, rule: str, got: Any = None, fix: str = "") -> None:
-    """Raises a ValueError unless `holds`; `rule` follows "must", such as "be positive"."""
+    """Raise the ValueError of `error` unless `holds`."""
     if not holds:
         raise error(name, rule, got, fix)
 
 
 def error(name: str, rule: str, got: Any, fix: str = "") -> ValueError:
-    """The error that `require` raises."""
+    """Return a ValueError with the message `NAME must RULE; got VALUE: FIX.`
+
+    Args:
+      name: of the value, as the user knows it.
+      rule: what follows "must", such as "be positive".
+      got: the value; see `shown`.
+      fix: what the user can do; left out if empty.
+    """
     return ValueError(f"{name} must {rule}; got {shown(got)}{f': {fix}' if fix else ''}.")
 
 
@@ -37,7 +44,7 @@ Said = Verbatim  # the former name, while code that uses it is being moved
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy's or JAX's as one of Python's; other values, and tracers, as they are."""
+    """Return a scalar of numpy or JAX as a Python number; return other values, and tracers, unchanged."""
     try:
         return value.item() if getattr(value, "ndim", None) == 0 else value
     except (AttributeError, TypeError, NotImplementedError):  # tracers and random keys
@@ -45,7 +52,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """`value` in one short line, whatever it is."""
+    """Return any value as one short line of text for a message."""
     if isinstance(value, Verbatim):
         return str(value)
     if isinstance(value, type):
@@ -56,7 +63,7 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
     try:
         text = repr(value) if isinstance(value, str | numbers.Number | None) else _SHORT.repr(value)
-    except Exception:  # another library's __repr__, or a number of more digits than Python prints
+    except Exception:  # of another library's __repr__, or for an integer with more digits than Python prints
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= 120 else f"{text[:80]} ... ({len(text)} characters)"
@@ -68,22 +75,22 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number, of Python or numpy; True and False are none."""
+    """Whether `value` is an integer of Python or numpy, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether `value` is one finite number, of Python or numpy."""
+    """Whether `value` is one finite real number of Python or numpy, and not a bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer above the largest float
         return False
 
 
 def whole(name: str, value: Any, low: int = 0, high: int = MAX_COUNT, fix: str = "") -> int:
-    """`value` as an int from `low` to `high`; raises ValueError for anything else."""
+    """Return `value` as an int from `low` to `high`; raise a ValueError for anything else."""
     require(is_whole(value), name, f"be a whole number from {low} to {high}", value, fix)
     require(value >= low, name, f"be at least {low}", value, fix)
     require(value <= high, name, f"be at most {high}", value, fix)
@@ -91,7 +98,7 @@ def whole(name: str, value: Any, low: int = 0, high: int = MAX_COUNT, fix: str =
 
 
 def number(name: str, value: Any, interval: str = "(-inf, inf)", fix: str = "") -> float:
-    """`value` as a float in `interval`, such as "(0, 1]"; raises ValueError for anything else."""
+    """Return `value` as a float in `interval`, such as "(0, 1]"; raise a ValueError for anything else."""
     low, high, has_low, has_high = _bounds(interval)
     require(is_finite(value), name, "be a finite number", value, fix)
     holds = (value >= low if has_low else value > low) and (value <= high if has_high else value < high)
@@ -109,7 +116,7 @@ def _bounds(interval: str) -> tuple[float, float, bool, bool]:
 
 
 def seed(value: Any, num: int = 1, name: str = "seed") -> int:
-    """`value` as a seed; also `num` seeds that are counted up from it must be seeds.
+    """Return `value` as a seed.
 
     Args:
       value: a whole number from 0 to 2^32 - 1.
@@ -117,7 +124,7 @@ def seed(value: Any, num: int = 1, name: str = "seed") -> int:
       name: as the user knows it, such as "--seed".
 
     Raises:
-      ValueError: it is none, or one of those counted up is none.
+      ValueError: one of the `num` seeds is out of range.
     """
     first = whole(name, plain(value), 0, MAX_SEED)
     rule = f"be at most {MAX_SEED - num + 1}, for {num} seeds are counted up from it to {MAX_SEED} at most"
@@ -126,14 +133,14 @@ def seed(value: Any, num: int = 1, name: str = "seed") -> int:
 
 
 def seeds(values: Any, name: str = "seeds") -> list[int]:
-    """`values` as a list of seeds; see `seed`."""
+    """Return a sequence of seeds as a list; see `seed`."""
     is_sequence = isinstance(values, list | tuple | range) or getattr(values, "ndim", None) == 1
     require(is_sequence, name, "be a sequence of whole numbers, one for each prompt", values)
     return [seed(value, name=f"{name}[{i}]") for i, value in enumerate(values)]
 
 
 def text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
-    """`value`, if it is a str that can be written and passed on."""
+    """Return `value` after checking that it is a str, not blank, without null characters and surrogates."""
     require(isinstance(value, str), name, "be a str", value)
     require(may_be_empty or bool(value.strip()), name, "not be empty", value)
     is_text = "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
@@ -142,32 +149,35 @@ def text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """`value` as a bool, if it is True or False, of Python or numpy."""
+    """Return True or False of Python or numpy as a Python bool."""
     value = plain(value)
     require(isinstance(value, bool), name, "be True or False", value)
     return value
 
 
 def choice(name: str, value: Any, choices: Any) -> Any:
-    """`value`, if it is one of the names `choices`."""
+    """Return `value` after checking that it is one of the names `choices`."""
     require(isinstance(value, str) and value in choices, name, f"be one of {', '.join(choices)}", value)
     return value
 
 
 def instance(name: str, value: Any, kind: type, what: str, fix: str = "") -> Any:
-    """`value`, if it is a `kind`, which the message calls `what`."""
+    """Return `value` after checking that it is an instance of `kind`, which the message calls `what`."""
     require(isinstance(value, kind) and not isinstance(value, type), name, f"be {what}", value, fix)
     return value
 
 
 def fields(config: Any, intervals: Mapping[str, Any], prefix: str = "") -> None:
-    """Checks each field of a dataclass against its type, and against its interval.
+    """Check each field of a dataclass against its type and its interval.
 
     Args:
-      config: an instance; fields that are dataclasses themselves are only checked to be of their type.
-      intervals: by field name: (low, high) of whole numbers, "(low, high]" of others; also for those in tuples. Whole
-        numbers without one are from 0 to MAX_COUNT.
+      config: an instance. Fields that are dataclasses themselves are checked for their type alone.
+      intervals: by field name, (low, high) for whole numbers and "(low, high]" for floats, also for those in tuples.
+        Whole numbers without an interval are from 0 to MAX_COUNT.
       prefix: of the names in messages, such as "optim.".
+
+    Raises:
+      ValueError: names the first wrong field.
     """
     for name, hint in hints(type(config)).items():
         _field(f"{prefix}{name}", getattr(config, name), hint, intervals.get(name))

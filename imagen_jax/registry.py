@@ -47,7 +47,7 @@ class Registry(Mapping[str, Any]):
         require(False, self.kind, rule, entry, "register it")
 
     def __getitem__(self, name: str) -> Any:
-        """Return what is registered under `name`; raises a ValueError that lists the names for any other."""
+        """Return what is registered under `name`; raise a ValueError that lists the names for any other."""
         return self._entries[choice(self.kind, name, tuple(self._entries))]
 
     def __contains__(self, name: object) -> bool:

@@ -31,8 +31,8 @@ class Stage:
     """A stage ready to sample: a pytree whose leaves are `params`; `config` is static and hashable.
 
     Attributes:
-      params: of the network, usually the averaged ones; as from `init`.
-      config: what the stage is.
+      params: of the network, as from `init`; usually their average over training.
+      config: of the stage.
     """
 
     params: Any
@@ -91,7 +91,7 @@ def _apply(
 
 
 def compute_dtype(config: StageConfig) -> jnp.dtype:
-    """bfloat16 on accelerators and float32 on CPUs, unless the configuration says which."""
+    """Return the type that the network computes in; for "auto", bfloat16 on accelerators and float32 on CPUs."""
     name = config.compute_dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -99,25 +99,25 @@ def compute_dtype(config: StageConfig) -> jnp.dtype:
 
 
 def schedule(config: StageConfig, name: str | None = None) -> schedules.Schedule:
-    """The noise schedule that `config` trains on, or the one called `name` at the stage's size."""
+    """Return the noise schedule of training, or the one called `name`, for the size of the stage's images."""
     made = schedules.make(name or config.process.schedule, config.image_size)
     return schedules.zero_terminal(made) if config.process.zero_terminal_snr else made
 
 
 def network_input(z_t: jax.Array, logsnr_t: jax.Array, prediction: str) -> jax.Array:
-    """z_t as the network sees it."""
+    """Return z_t [B, H, W, C] scaled to the input of the network, by the factor of the prediction (EDM's c_in)."""
     return z_t * process.expand(process.network_scale(logsnr_t, prediction), z_t)
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-    """The stream called `name` below `key`: the same in every process and version."""
+    """Return the key of the stream `name` below `key`, the same in every process and version."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def init(config: StageConfig, key: jax.Array) -> Any:
-    """Random parameters of the network: a dict of float32 arrays.
+    """Return random parameters of the network, a dict of float32 arrays.
 
-    Pure, so that `jax.eval_shape` gives their shapes at no cost; jit it with `config` static.
+    A pure function: `jax.eval_shape` gives their shapes without computing them. Use `jax.jit` with `config` static.
 
     Args:
       config: of the stage; `text.width` must be set.
@@ -142,30 +142,39 @@ def init(config: StageConfig, key: jax.Array) -> Any:
     return network(config).init(key, image, level, cond)["params"]
 
 
-# --- training -----------------------------------------------------------------------------------
+# --- Training -----------------------------------------------------------------------------------
 
 
 @flax.struct.dataclass
 class Draws:
-    """The random choices of one training batch, one row per image.
+    """Random draws for one training batch, one row per image.
 
-    They are drawn for the whole batch at once, so that the times are stratified over it and
-    gradient accumulation changes nothing but the order of a sum.
+    They are drawn for the whole batch at once, so that the times are stratified over it and gradient accumulation
+    changes only the order of a sum.
+
+    Attributes:
+      t: [B] times in [0, 1).
+      dropped: [B] bool, whether the caption is replaced by the null caption.
+      aug_level: [B], sigma of the noise added to the low-res image.
+      keys: [B] for the image-sized noise and dropout.
     """
 
-    t: jax.Array  # [B]
-    dropped: jax.Array  # [B] bool: caption replaced by the null caption
-    aug_level: jax.Array  # [B]
-    keys: jax.Array  # [B] for the image-sized noise and dropout
+    t: jax.Array
+    dropped: jax.Array
+    aug_level: jax.Array
+    keys: jax.Array
 
 
 def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
-    """All that is random for one batch of training.
+    """Return the random draws for one batch of training, a function of the arguments alone.
 
     Args:
-      config: of the stage, for its rates (`process.cond_drop_prob`, `process.max_aug_level`).
-      key: a PRNG key; the draws are a function of it alone.
+      config: of the stage, for `process.cond_drop_prob` and `process.max_aug_level`.
+      key: a PRNG key.
       batch_size: B, images in the batch.
+
+    Raises:
+      ValueError: an argument is of the wrong type or range.
     """
     checks.instance("config", config, StageConfig, "a StageConfig")
     arrays.key("key", key)
@@ -180,7 +189,7 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
 
 
 def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train: bool = True) -> jax.Array:
-    """Mean weighted denoising loss of a batch: a float32 scalar, to be differentiated with respect to `params`.
+    """Return the mean weighted denoising loss of a batch, a float32 scalar.
 
     Args:
       params, config, batch, draws, train: see `image_losses`.
@@ -191,16 +200,19 @@ def loss(params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train:
 def image_losses(
     params: Any, config: StageConfig, batch: Batch, draws: Draws, *, train: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted denoising loss of each image and the log-SNR that it was noised to: [B], [B].
+    """Return (loss [B], logsnr_t [B]): the weighted denoising loss of each image and the log-SNR it was noised to.
 
     Args:
       params: of the network.
       config: of the stage.
       batch: "x" [B, H, W, C] float in [-1, 1], H and W of config.train_size; "text" [B, L, D] float and "text_mask"
-        [B, L] bool, of all captions, for `draws` say which are dropped; "control" [B, H, W, C'] in [-1, 1] for a
-        stage with control_channels. The low-res image of super-resolution is made of "x".
+        [B, L] bool of all captions, since `draws` has those to drop; "control" [B, H, W, C'] in [-1, 1] for a stage
+        with control_channels. The low-res image of super-resolution is computed from "x".
       draws: as from `draw`, for B images.
-      train: False turns dropout off.
+      train: turns dropout on.
+
+    Raises:
+      ValueError: batch or draws do not fit the stage. Inside `jax.jit` values are not checked.
     """
     _check_batch(config, batch, draws)
     train = checks.boolean("train", train)
@@ -226,7 +238,7 @@ def image_losses(
 
 
 def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
-    """Raises a ValueError for a batch that the stage cannot be trained with; for its values too, outside jit."""
+    """Raise a ValueError for a batch that the stage cannot be trained with; outside jit, for its values as well."""
     checks.instance("config", config, StageConfig, "a StageConfig")
     names = ["x", "text", "text_mask", *(["control"] if config.control_channels else [])]
     has_all = isinstance(batch, Mapping) and not set(names) - set(batch)
@@ -242,8 +254,8 @@ def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
             require(tuple(value.shape) == shape, named, f"be {list(shape)}", Verbatim(tuple(value.shape)))
             arrays.pictures(named, value)
     text.check_values('batch["text"]')
-    arrays.held('batch["text"], batch["text_mask"]', text, "one row for each image")
-    arrays.one_each("draws.t", draws.t, 'batch["x"]', batch["x"])
+    arrays.leaves('batch["text"], batch["text_mask"]', text, "one row for each image")
+    arrays.per_image("draws.t", draws.t, 'batch["x"]', batch["x"])
     for name, kind in {"dropped": "real", "aug_level": "floats"}.items():
         value = arrays.array(f"draws.{name}", getattr(draws, name), kind, ndim=1)
         require(value.shape[0] == rows, f"draws.{name}", f"have {rows} rows", value.shape[0])
@@ -281,27 +293,27 @@ def condition_on_low_res(
 
 
 def image_noise(keys: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal [B, *shape], from the stream `name` of each image's key."""
+    """Return standard normal noise [B, *shape] from the stream `name` of each image's key."""
     return samplers.normal(jax.vmap(lambda key: named_key(key, name))(keys), shape)
 
 
-# --- sampling -----------------------------------------------------------------------------------
+# --- Sampling -----------------------------------------------------------------------------------
 
 
 def image_keys(seed: int, num: int) -> jax.Array:
-    """[num] keys. Image i depends on (seed, i) alone: it is the same in any batch, on any mesh.
+    """Return [num] keys. Key i depends on (seed, i) alone, so that image i is the same in any batch, on any mesh.
 
     Args:
       seed: a whole number from 0 to 2^32 - 1.
       num: of images, at least 1.
 
     Raises:
-      ValueError: for any other seed or number.
+      ValueError: seed or num is out of range.
     """
     seed, num = checks.seed(seed), checks.whole("num", num, 1)
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num))
 
 
 def output_size(config: StageConfig, low_res_size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of what a super-resolution stage makes of a low-res image of (h, w)."""
+    """Return (H, W) of a super-resolution stage's output for a low-res image of size (h, w)."""
     return tuple(side * config.image_size // config.low_res_size for side in low_res_size)

@@ -1,4 +1,4 @@
-"""What crosses the borders between parts, and the shape legend of the whole package.
+"""Data structures that are passed between the parts of the package, and the legend of shapes.
 
 Shapes: B batch, H W C image (NHWC), L text tokens, D text width, N heads, K head width, T steps.
 Images are float32 in [-1, 1].
@@ -16,7 +16,7 @@ from imagen_jax.checks import Verbatim, require
 
 @flax.struct.dataclass
 class TextCond:
-    """A batch of encoded captions: what every text encoder returns and every network reads.
+    """A batch of encoded captions, as every text encoder returns them and every network takes them.
 
     Attributes:
       embeddings: [B, L, D] float, last hidden states of the frozen language model.
@@ -27,7 +27,11 @@ class TextCond:
     mask: jax.Array
 
     def check(self, name: str = "text") -> "TextCond":
-        """Return this, if embeddings and mask are arrays that belong together; `name` is for messages."""
+        """Return this after checking the kinds and shapes of its arrays; messages call it `name`.
+
+        Raises:
+          ValueError: embeddings and mask are not arrays that fit each other.
+        """
         got = [getattr(value, "shape", type(value).__name__) for value in (self.embeddings, self.mask)]
         is_right = (
             arrays.is_array(self.embeddings)
@@ -46,17 +50,17 @@ class TextCond:
         return self
 
     def check_values(self, name: str = "text") -> None:
-        """Raises a ValueError for values, where they are known, that no network can read."""
+        """Raise a ValueError if known values are not finite or a row of the mask has no True."""
         arrays.finite(f"{name}.embeddings", self.embeddings)
         mask = arrays.known(self.mask)
         empty = [] if mask is None else [int(row) for row in (~mask.any(axis=1)).nonzero()[0]]
         require(not empty, f"{name}.mask", "have a True in every row", Verbatim(f"none in row {empty[:1]}"))
 
     def drop(self, dropped: jax.Array) -> "TextCond":
-        """Replaces the captions where `dropped` [B] is True by the null caption of guidance.
+        """Return the captions with the null caption of guidance where `dropped` [B] is True.
 
-        A null caption is zeros (paper section 2.2) under a mask with one valid token, so that no
-        attention ever runs over nothing.
+        A null caption is zeros (paper section 2.2) under a mask with one valid token, so that the softmax of attention
+        always has a key.
         """
         first = jnp.arange(self.mask.shape[1]) == 0  # [L]
         return TextCond(
@@ -85,7 +89,11 @@ class Cond:
     features: Any = None
 
     def check(self, name: str = "cond") -> "Cond":
-        """Return this, if its parts are arrays of one batch; `name` is for messages."""
+        """Return this after checking the kinds and shapes of its arrays; messages call it `name`.
+
+        Raises:
+          ValueError: a part is no array of B rows, or low_res_noised comes without aug_logsnr.
+        """
         require(isinstance(self.text, TextCond), f"{name}.text", "be a TextCond", self.text)
         rows = self.text.check(f"{name}.text").mask.shape[0]
         rule = "be given with low_res_noised, and only then"
@@ -101,7 +109,13 @@ class Cond:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes. Randomness is derived from the seed and `step`, not stored."""
+    """State of training. Randomness is derived from the seed and `step` and is not stored.
+
+    Attributes:
+      step: [] int32, steps taken.
+      params, ema_params: of the network; their exponential moving average.
+      opt_state: of the optimiser.
+    """
 
     step: jax.Array
     params: Any

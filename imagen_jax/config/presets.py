@@ -1,4 +1,4 @@
-"""Presets: Python files whose `get_config` returns the stages of a cascade. They are run, so they must be trusted."""
+"""Presets: Python files whose `get_config` returns the stages of a cascade. They are executed: run only trusted ones."""
 
 import inspect
 import types
@@ -18,7 +18,7 @@ _MAX_BYTES = 2**20
 
 
 def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
-    """Return the stages of a preset, checked: what `get_config` of configs/<name>.py, or of any such file, returns.
+    """Return the checked stages of a preset, from the function `get_config` of its file.
 
     Args:
       name_or_path: a name in configs/, or the path of a .py file, which is run. A colon and words choose among the
@@ -38,7 +38,7 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     require(size <= _MAX_BYTES, f"--preset {path}", f"have at most {_MAX_BYTES} bytes", size)
     module = types.ModuleType(f"imagen_jax_preset_{path.stem}")
     module.__file__ = str(path)
-    # Compiled here, for an import would leave a cache of bytecode beside the file.
+    # Compiled here, since an import would write a bytecode cache next to the file.
     _run(path, lambda: exec(compile(path.read_bytes(), str(path), "exec"), vars(module)))
     get_config = getattr(module, "get_config", None)
     rule = "define a function get_config that returns the stages"
@@ -65,7 +65,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _run(path: Path, function: Callable[[], Any]) -> Any:
-    """function(), which runs code of the preset; whatever that raises becomes one line."""
+    """Return function(), which executes code of the preset; raise its errors as a ValueError of one line."""
     try:
         return function()
     except (Exception, SystemExit) as error:
@@ -81,7 +81,7 @@ def _run(path: Path, function: Callable[[], Any]) -> Any:
 
 
 def _places(error: BaseException) -> list[tuple[str, int | None]]:
-    """(file, line) of each frame that an error passed through, and of a syntax error."""
+    """Return (file, line) of each frame in the traceback of an error, and of a syntax error."""
     found, trace = [], error.__traceback__
     while trace is not None:
         found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
@@ -90,7 +90,7 @@ def _places(error: BaseException) -> list[tuple[str, int | None]]:
 
 
 def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
-    """Words such as "1b,paper" by the parameter whose choices they are among."""
+    """Return words such as "1b,paper" by the parameter of `get_config` whose choices contain them."""
     hints = typing.get_type_hints(get_config)
     choices = {name: typing.get_args(hints[name]) for name in hints if name != "return"}
     chosen = {}

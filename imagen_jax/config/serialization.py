@@ -1,4 +1,4 @@
-"""Configurations as JSON, and what distinguishes two of them."""
+"""Configurations as JSON, and the differences between two of them."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.storage import files, locations
 
 _FORMER_NAMES = {"cond_image_channels": "control_channels"}
-MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
+MAX_JSON = 16 * 2**20  # bytes of a configuration file; real ones have a few thousand
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """`config` (a StageConfig or a part of one) as a JSON-able dict; the network carries its kind."""
+    """Return a StageConfig, or a part of one, as a dict for JSON, in which the network has its name as "kind"."""
     out = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -69,11 +69,11 @@ def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> Any:
-    """Return the instance of `cls` that `to_dict` made `data` of. `validation.validate` checks what it holds.
+    """Return the configuration of a dict from `to_dict`, of this or an earlier version. Values are not checked.
 
     Args:
       data: as from a JSON file.
-      cls: a dataclass of this file.
+      cls: StageConfig or the dataclass of one of its parts.
       name: of `data` in messages; the class's name if empty.
 
     Raises:
@@ -105,7 +105,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
       FileNotFoundError: there is none, in a bucket.
@@ -138,7 +138,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field by its path, as "optim.batch_size"; values as in `to_dict`."""
+    """Return the values of `to_dict` by the path of their field, such as "optim.batch_size"."""
     out = {}
     for name, value in (config if isinstance(config, dict) else to_dict(config)).items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -146,7 +146,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any) -> list[str]:
-    """Lines `field: a -> b` for every field in which two configurations differ."""
+    """Return a line `field: a -> b` for every field in which two configurations differ."""
     left, right = flat(a), flat(b)
     names = sorted(left.keys() | right.keys())
     return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]

@@ -1,7 +1,7 @@
 """Frozen, hashable configurations: one `StageConfig` describes one diffusion stage completely.
 
-`validation.validate` checks one before anything is loaded or compiled. A configuration is stored as JSON in every
-checkpoint, so that a stage can be rebuilt from its directory alone.
+`validation.validate` checks it before anything is loaded or compiled. It is stored as JSON in every checkpoint, so that
+a stage can be rebuilt from its directory alone.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class ProcessConfig:
     """Noise schedule of training, a name in diffusion.schedules.SCHEDULES: cosine, linear, shifted_cosine,
     interpolated_cosine, sigmoid, edm or lognormal."""
     zero_terminal_snr: bool = False
-    """Stretch the schedule so that t = 1 is noise alone; not for prediction eps."""
+    """Stretch the schedule so that z at t = 1 is pure noise; not for prediction eps."""
     prediction: Literal["x", "eps", "v", "edm"] = "v"
     """What the network predicts."""
     loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
@@ -33,7 +33,7 @@ class ProcessConfig:
     sigmoid_bias: float = 2.0
     """sigmoid: larger weighs fine detail more; about 2 for 64x64, smaller for larger images."""
     cond_drop_prob: float = 0.1
-    """Share of captions dropped in training, for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
+    """Share of captions dropped in training for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
     max_aug_level: float = 1.0
     """Super-resolution only: noise levels of the low-res image are uniform in [0, this] in training."""
 
@@ -51,14 +51,14 @@ class TextConfig:
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Type of its weights; int8 computes in bfloat16."""
     output: Literal["last", "penultimate", "pooled"] = "last"
-    """Which of its layers is read; others than last for CLIP only."""
+    """Which of its outputs is used; others than last for CLIP only."""
     clean_captions: bool = False
-    """Clean captions of HTML, links and other web residue first, as DeepFloyd IF does."""
+    """Remove HTML, links and other web residue from captions first, as DeepFloyd IF does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Captioned pictures: any TFDS data set in ArrayRecord files, as scripts/prepare_data.py writes them."""
+    """Captioned pictures: any TFDS data set in ArrayRecord files, as `imagen-jax prepare` writes them."""
 
     path: str = "datasets/shapes"
     """Directory of the data set."""
@@ -69,9 +69,10 @@ class DataConfig:
     caption_key: str = "caption"
     """Name of the feature that holds captions."""
     crop: Literal["center", "random", "aspect"] = "center"
-    """What becomes the square: the middle, a square at a random place, or a window of random area and aspect."""
+    """How pictures are cropped to squares: the center, a square at a random place, or a window of random area and
+    aspect ratio."""
     flip: bool = False
-    """Mirror half of the pictures; captions with "left of" become wrong."""
+    """Mirror half of the pictures; captions such as "left of" become wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What may differ between a run and its continuation: nothing here changes a parameter's value."""
+    """Options that may differ between a run and its continuation: none of them changes a parameter's value."""
 
     num_steps: int = 2_500_000
     """Steps to train, from the start."""
@@ -119,7 +120,7 @@ class RunConfig:
     max_skipped: int = 10
     """Steps in a row that may be skipped because their gradient is not finite."""
     stall_timeout: int = 1800
-    """Seconds without a finished step after which a process ends itself."""
+    """Seconds without a finished step after which a process exits."""
     validate_every: int = 5_000
     """Steps between validations; 0: never."""
     validation_split: str = "validation"
@@ -133,7 +134,7 @@ class RunConfig:
     prompts: tuple[str, ...] = ()
     """Base only: prompts of the samples; none: captions of the validation split."""
     wandb: str = ""
-    """Project at Weights & Biases, which must be installed; empty: none."""
+    """Project at Weights & Biases, whose package must be installed; empty: none."""
     fsdp: int = 1
     """Devices over which parameters and optimiser are sharded; the rest is data parallel."""
     height: int = 1
@@ -146,7 +147,7 @@ class RunConfig:
     data_threads: int = 2
     """Threads that read and decode pictures, in each process."""
     data_workers: int = 0
-    """Further processes that do so; for large pictures on many cores."""
+    """Further processes that read and decode; for large pictures on many cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +159,9 @@ class StageConfig:
     image_size: int = 64
     """Side of the stage's images in pixels."""
     low_res_size: int | None = None
-    """Super-resolution only: image_size of the stage before; None: a base stage."""
+    """Super-resolution only: image_size of the previous stage; None: a base stage."""
     crop_size: int | None = None
-    """Super-resolution only: side of the random crops that are trained on; None: whole images."""
+    """Super-resolution only: side of the random crops of training; None: whole images."""
     image_channels: int = 3
     """Channels of the images."""
     control_channels: int = 0
@@ -179,14 +180,15 @@ class StageConfig:
 
     @property
     def train_size(self) -> int:
-        """Side of the pictures that training sees."""
+        """Side of the images of training, in pixels."""
         return self.crop_size or self.image_size
 
     @property
     def low_res_factor(self) -> int:
-        """Pixels after which this stage's grid and that of the stage before meet again: 4 for 256 -> 1024."""
+        """Least side in pixels that is a whole number of the previous stage's pixels: 4 for 256 -> 1024."""
         return self.image_size // math.gcd(self.image_size, self.low_res_size)
 
     @property
     def is_super_resolution(self) -> bool:
+        """Whether the stage enlarges the images of a previous stage."""
         return self.low_res_size is not None

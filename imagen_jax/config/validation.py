@@ -1,7 +1,7 @@
-"""What makes a configuration one that works, checked in one place before anything is loaded, compiled or written.
+"""Checks of configurations, before anything is loaded, compiled or written.
 
-Every field has a type and a range. The ranges also have ends that no real stage reaches, so that a mistyped number is
-refused by name instead of overflowing somewhere else.
+Every field has a type and a range. The ranges end above what any real stage uses, so that a mistyped number is refused
+by name instead of overflowing elsewhere.
 """
 
 import math
@@ -16,7 +16,7 @@ from imagen_jax.storage import locations
 
 TRAILING_TIMES = 1000  # of the discretely trained networks that the spacing is for
 
-# Field -> (least, largest) of whole numbers, an interval of others.
+# By field: (least, largest) for whole numbers, an interval for floats.
 _RANGES: dict[str, dict[str, Any]] = {
     "": {
         "image_size": (1, 2**14),
@@ -87,7 +87,11 @@ _SAMPLING_RANGES: dict[str, Any] = {
 
 
 def validate(config: StageConfig) -> StageConfig:
-    """Return `config` unchanged, or raise a ValueError that names the field, the rule, the value and the fix."""
+    """Return `config` after checking it.
+
+    Raises:
+      ValueError: names the field, the rule, the value and the fix.
+    """
     checks.instance("config", config, StageConfig, "a StageConfig")
     for prefix, ranges in _RANGES.items():
         checks.fields(getattr(config, prefix[:-1]) if prefix else config, ranges, prefix)
@@ -155,7 +159,11 @@ def validate(config: StageConfig) -> StageConfig:
 
 
 def validate_for_training(config: StageConfig) -> StageConfig:
-    """`validate`, and that data sets of captioned pictures hold what the stage is trained on."""
+    """Return `config` after `validate` and after checking that it can be trained on a data set of captioned pictures.
+
+    Raises:
+      ValueError: it is invalid, or needs other than RGB images or a control image.
+    """
     validate(config)
     fix = "train with stage.loss and a batch of your own"
     require(
@@ -250,7 +258,11 @@ def validate_sampling(
 
 
 def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-    """Return `stages`, each checked, and that each super-resolution stage continues the stage before it."""
+    """Return `stages` after checking each, and that each continues the previous one.
+
+    Raises:
+      ValueError: a stage is invalid, does not fit the previous one, or has the name of another.
+    """
     require(
         isinstance(stages, tuple | list) and len(stages) > 0, "stages", "be at least one StageConfig", stages
     )
@@ -272,7 +284,7 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
 
 
 def _validate_inputs(config: StageConfig, kind: str) -> None:
-    """The stage has the inputs that its network takes."""
+    """Raise a ValueError unless the network takes the inputs of the stage."""
     network = config.network
     require(
         config.is_super_resolution or not network.needs_low_res,
@@ -291,7 +303,7 @@ def _validate_inputs(config: StageConfig, kind: str) -> None:
 
 
 def _validate_sizes(config: StageConfig) -> None:
-    """Sides of images divide as the network and the stage before need it."""
+    """Raise a ValueError for sizes of images that the network's stride or the previous stage's size does not divide."""
     network = config.network
     require(
         config.image_size % network.stride == 0,

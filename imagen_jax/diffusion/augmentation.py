@@ -30,6 +30,6 @@ def augment(low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> tuple[j
       eps: standard normal like low_res.
     """
     arrays.array("low_res", low_res, least_ndim=1)
-    arrays.one_each("aug_level", aug_level, "low_res", low_res)
+    arrays.per_image("aug_level", aug_level, "low_res", low_res)
     aug_logsnr = level_to_logsnr(aug_level)
     return process.diffuse(low_res, eps, aug_logsnr), aug_logsnr

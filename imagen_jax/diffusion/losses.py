@@ -76,7 +76,7 @@ def denoising_loss(
       prediction: what `out` estimates.
     """
     arrays.array("out", out, least_ndim=1)
-    arrays.one_each("weight", weight, "out", out)
+    arrays.per_image("weight", weight, "out", out)
     arrays.like("x", x, "out", out)
     error = out.astype(jnp.float32) - process.target(x, eps, logsnr_t, prediction)
     return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))

@@ -29,7 +29,7 @@ SIGMA_DATA = 0.5  # d in equation (5)
 
 def expand(value: jax.Array, like: jax.Array) -> jax.Array:
     """[B] or scalar -> broadcastable against `like` [B, ...]."""
-    arrays.one_each("value", value, "like", arrays.array("like", like))
+    arrays.per_image("value", value, "like", arrays.array("like", like))
     value = jnp.asarray(value, jnp.float32)
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
@@ -41,7 +41,7 @@ def _check(images: dict[str, jax.Array], levels: dict[str, jax.Array]) -> None:
     for name, value in others:
         arrays.like(name, value, first, like)
     for name, value in levels.items():
-        arrays.one_each(name, value, first, like)
+        arrays.per_image(name, value, first, like)
 
 
 def diffuse(x: jax.Array, eps: jax.Array, logsnr_t: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Denoising networks in Linen: arrays in, arrays out; they know no schedule and no loss."""
+"""Denoising networks in Linen: arrays in, arrays out. They depend on no schedule, mesh or configuration of a stage."""

@@ -1,4 +1,4 @@
-"""Attention of pixels to pixels and text. Softmax in float32; padded text is always masked."""
+"""Attention from pixels to pixels and text. Softmax in float32; padded text is always masked."""
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,12 @@ from imagen_jax.structs import TextCond
 class TextAttention(nn.Module):
     """Attention over [text, pixels] in one softmax, or over the text alone (paper section 2.4, F.1-F.3).
 
-    Residual, with a zero-initialised output projection. The text passes a LayerNorm of its own.
+    Residual, with a zero-initialised output projection. The text tokens have a LayerNorm.
 
     Attributes:
       num_heads, head_dim: N and K.
-      over_pixels: False leaves only the text to attend to (the 256 -> 1024 stage).
+      over_pixels: whether pixels are keys too; False for the 256 -> 1024 stage.
+      dtype: of the computation.
     """
 
     num_heads: int
@@ -26,6 +27,7 @@ class TextAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text: TextCond) -> jax.Array:
+        """Return x [B, H, W, C] plus its attention output."""
         width = self.num_heads * self.head_dim
         h = rearrange(GroupNorm(self.dtype, name="norm")(x), "b h w c -> b (h w) c")
         query = self._heads(nn.Dense(width, dtype=self.dtype, name="query")(h), 1)[0]
@@ -47,14 +49,19 @@ class TextAttention(nn.Module):
         return x + out.reshape(x.shape)
 
     def _heads(self, h: jax.Array, parts: int) -> list[jax.Array]:
-        """[B, L, parts N K] -> parts times [B, L, N, K]."""
+        """Split [B, L, parts N K] into `parts` arrays [B, L, N, K]."""
         return list(rearrange(h, "b l (p n k) -> p b l n k", p=parts, n=self.num_heads))
 
 
 class AttentionPool(nn.Module):
-    """Text [B, L, D] -> one vector [B, features]: the mean token asks, all tokens answer.
+    """Attention pooling of the text with the mean token as query, after a LayerNorm (paper section 4.4).
 
-    LayerNorm first (paper section 4.4); the mean joins the keys and values.
+    Keys and values are those of the mean and of all tokens.
+
+    Attributes:
+      features: of the pooled vector.
+      head_dim: K.
+      dtype: of the computation.
     """
 
     features: int
@@ -63,6 +70,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, text: TextCond) -> jax.Array:
+        """Return [B, features] of a text with embeddings [B, L, D]."""
         num_heads = max(1, self.features // self.head_dim)
         tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(text.embeddings)
         weight = (text.mask / text.mask.sum(axis=1, keepdims=True))[..., None].astype(tokens.dtype)

@@ -1,4 +1,4 @@
-"""Residual blocks with attention, and how a row of them is run: one by one, scanned, rematerialised."""
+"""Residual blocks with attention, run one by one or scanned, and rematerialised or not."""
 
 import itertools
 import math
@@ -19,16 +19,17 @@ from imagen_jax.structs import TextCond
 
 
 class Block(nn.Module):
-    """Residual block of ADM ("biggan"), with attention after it if asked for.
+    """Residual block of BigGAN as in ADM (Dhariwal & Nichol 2021), optionally followed by attention.
 
-    Re-sampling inside, FiLM in the second norm, zero-initialised output.
+    Resampling is inside the block, FiLM in the second norm; the last convolution is zero at initialisation.
 
     Attributes:
       channels: of the output.
-      resample: None, "down" or "up": both branches are averaged or repeated before the first conv.
+      resample: None, "down" or "up": both branches are averaged or repeated before the first convolution.
       rescale: divide the sum by sqrt(2) and always project the shortcut, as the Efficient U-Net does.
-      num_heads, head_dim: of the attention over pixels and text; no heads: no attention.
-      dropout: before the last convolution.
+      num_heads, head_dim: of the attention over pixels and text; 0 heads: no attention.
+      dropout: rate before the last convolution.
+      dtype: of the computation.
     """
 
     channels: int
@@ -48,7 +49,15 @@ class Block(nn.Module):
         skip: jax.Array | None = None,
         rng: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, H, W, C], with the channels of `skip` beside its own; emb [B, E]; `rng` turns dropout on."""
+        """Return the output of the block, [B, H', W', channels].
+
+        Args:
+          x: [B, H, W, C].
+          emb: [B, E], the embedding of the noise level and the condition.
+          text: for the attention.
+          skip: [B, H, W, C'], concatenated to x.
+          rng: turns dropout on.
+        """
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         resample = {None: lambda a: a, "down": downsample, "up": upsample}[self.resample]
@@ -80,13 +89,21 @@ def run_blocks(
     scan: bool = False,
     remat: Remat = "none",
 ) -> list[jax.Array]:
-    """The output of each block called in `names`; each takes the one before it, and its own skip.
+    """Run blocks in sequence and return the output of each.
 
-    The parameters lie in `parent` under these names, and neither they nor the result depend on
-
-      scan: whether neighbours of equal shapes are compiled once and run as a loop over their stacked parameters;
+    Args:
+      parent: the module that owns the blocks.
+      block: makes a block, given `name` or `parent`.
+      names: of the blocks in `parent`.
+      h: [B, H, W, C], the input of the first block.
+      emb, text: of every block.
+      skips: one for each block.
+      rng: turns dropout on.
+      scan: compile neighbouring blocks of equal shapes once and run them as a loop over their stacked parameters.
       remat: what the backward pass computes again: nothing ("none"), all but the first convolution of a block
         ("save_convs"), or everything from the block's input ("full").
+
+    Parameters and results are the same for every `scan` and `remat`.
     """
     dropout = [None if rng is None else jax.random.fold_in(rng, i) for i in range(len(names))]
     rows = list(zip(names, skips or [None] * len(names), dropout, strict=True))
@@ -127,7 +144,7 @@ def run_blocks(
 
 
 def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """`function`, whose backward pass computes again what `remat` says; see `run_blocks`."""
+    """Return `function` with the rematerialisation `remat` in its backward pass; see `run_blocks`."""
     if remat == "none":
         return function
     policies = jax.checkpoint_policies
@@ -138,7 +155,16 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
 def output_layers(
     parent: nn.Module, h: jax.Array, emb: jax.Array | None, features: int, dtype: Dtype, remat: Remat
 ) -> jax.Array:
-    """Norm, SiLU and a convolution in `parent`, to [B, H, W, features] in float32, zero at initialisation."""
+    """Return norm, SiLU and a convolution of h, [B, H, W, features] in float32; zero at initialisation.
+
+    Args:
+      parent: the module that owns these layers.
+      h: [B, H, W, C].
+      emb: [B, E] for FiLM in the norm; None: no FiLM.
+      features: of the output.
+      dtype: of the norm.
+      remat: any but "none" recomputes these layers in the backward pass.
+    """
 
     def layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
         h = nn.silu(GroupNorm(dtype, name="norm_out")(h, emb))
@@ -152,5 +178,5 @@ def _variables(parent: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _cast(variables: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
-    """Kernels in the type that they are computed in, which the stacked copy then takes no more room than."""
+    """Cast kernels to the type that they are used in, so that their stacked copy takes no more memory than that."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, variables)

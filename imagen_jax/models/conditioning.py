@@ -1,4 +1,4 @@
-"""What a network is told: the noise level, the text and, in super-resolution, the aug level."""
+"""Embeddings of what a network is conditioned on: noise level, text and, in super-resolution, the aug level."""
 
 from typing import Any
 
@@ -14,7 +14,13 @@ from imagen_jax.structs import Cond, TextCond
 
 
 def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
-    """[B] -> [B, width] sines and cosines of geometrically spaced frequencies, float32."""
+    """Return sines and cosines of value [B] at geometrically spaced frequencies, [B, width] float32.
+
+    Args:
+      value: [B].
+      width: an even number.
+      max_period: the frequencies fall from 1 to nearly 1 / max_period (Vaswani et al. 2017, section 3.5).
+    """
     half = width // 2
     frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = value.astype(jnp.float32)[:, None] * frequency[None, :]
@@ -22,7 +28,7 @@ def sinusoid(value: jax.Array, width: int, max_period: float = 10_000.0) -> jax.
 
 
 def check_call(z_t: Any, logsnr_t: Any, cond: Any, stride: int) -> None:
-    """Raises a ValueError for whatever a network of this total stride cannot be called with."""
+    """Raise a ValueError for inputs that a network of total stride `stride` cannot be called with."""
     shape = tuple(arrays.array("z_t", z_t, ndim=4).shape)
     is_right = 0 not in shape and shape[1] % stride == shape[2] % stride == 0
     rule = f"be [B, H, W, C] with H and W multiples of {stride}, the network's total stride"
@@ -40,10 +46,14 @@ def check_call(z_t: Any, logsnr_t: Any, cond: Any, stride: int) -> None:
 
 
 class LevelEmbedding(nn.Module):
-    """logsnr [B] -> [B, features].
+    """Embedding of a log-SNR: a multilayer perceptron of sinusoids.
 
-    The sinusoids, a quarter as wide, see 1000 times the time at which a cosine schedule has this logsnr, which spreads
-    every schedule's levels evenly over [0, 1000].
+    The sinusoids, of width features / 4, are of 1000 t for the time t at which a cosine schedule has this log-SNR. This
+    spreads the levels of every schedule over [0, 1000].
+
+    Attributes:
+      features: of the embedding.
+      dtype: of the computation.
     """
 
     features: int
@@ -51,17 +61,22 @@ class LevelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, logsnr: jax.Array) -> jax.Array:
+        """Return [B, features] of logsnr [B]."""
         time = 2000 / jnp.pi * jnp.arctan(jnp.exp(-logsnr.astype(jnp.float32) / 2))
         h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(sinusoid(time, self.features // 4))
         return nn.Dense(self.features, dtype=self.dtype, name="out")(nn.silu(h))
 
 
 class Conditioning(nn.Module):
-    """(emb [B, features], text tokens [B, L, features]).
+    """Embeddings of the noise level and of the condition.
 
-    A norm and a projection, shared by all that read the text, bring its tokens to the network's own
-    width (as DeepFloyd IF does): every attention layer teaches them, and a wide language model costs
-    each layer nothing. emb adds up the embeddings of logsnr_t, the pooled text and aug_logsnr.
+    A norm and a projection, shared by all layers that read the text, bring its tokens to the width of the network, as
+    in DeepFloyd IF. They receive gradients from every attention layer, and the cost of those does not depend on the
+    width of the language model.
+
+    Attributes:
+      features: width of the embedding and of the text tokens.
+      dtype: of the computation.
     """
 
     features: int
@@ -69,6 +84,11 @@ class Conditioning(nn.Module):
 
     @nn.compact
     def __call__(self, logsnr_t: jax.Array, cond: Cond) -> tuple[jax.Array, TextCond]:
+        """Return (emb, text).
+
+        emb [B, features] is the sum of the embeddings of logsnr_t [B], the pooled text and aug_logsnr; text has
+        embeddings [B, L, features].
+        """
 
         def project() -> jax.Array:
             tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(cond.text.embeddings)

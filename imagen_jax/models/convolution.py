@@ -1,8 +1,8 @@
-"""3x3 convolution whose kernel gradient is fast on CPUs too.
+"""3x3 convolution with a kernel gradient that is fast on CPUs.
 
-XLA computes a convolution's kernel gradient as a convolution with an image-sized kernel, which its CPU
-backend runs several times slower than the forward pass. There, matrix products over patches of a few
-images at a time (small enough for the cache) take its place; other platforms keep XLA's own.
+XLA computes the kernel gradient as a convolution with an image-sized kernel, which its CPU backend runs several times
+slower than the forward pass. On CPUs this file uses matrix products over patches of a few images at a time (small
+enough for the cache) instead.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,22 @@ import jax.numpy as jnp
 from imagen_jax.sharding import gather_kernel_if_height_sharded
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_ROWS = 2048  # output pixels per matrix product; measured: 1024 to 4096 are equal within the noise
+_ROWS = 2048  # output pixels per matrix product; 1024 to 4096 were measured to be equally fast
 
 
 def conv_general_dilated(
     x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Any, **_: Any
 ):
-    """What `nn.Conv` calls in place of `jax.lax.conv_general_dilated`.
+    """Replacement of `jax.lax.conv_general_dilated` for `nn.Conv`.
 
     Args:
       x: [B, H, W, C].
       kernel: [KH, KW, C, C'].
       window_strides: (s, s).
       padding: ((low, high), (low, high)).
+
+    Returns:
+      [B, H', W', C'].
     """
     kernel = gather_kernel_if_height_sharded(kernel)
     return _conv(x, kernel, tuple(window_strides), tuple(tuple(pair) for pair in padding))
@@ -61,7 +64,7 @@ _conv.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x: jax.Array, grad: jax.Array, *, kernel_shape: tuple, strides: tuple, padding: tuple):
-    """sum over pixels of patch^T grad, a chunk of images at a time."""
+    """Return the sum over pixels of patch^T grad, computed for a chunk of images at a time."""
     batch, rows, columns, features = grad.shape
     chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * rows * columns <= _ROWS))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))

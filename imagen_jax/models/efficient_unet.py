@@ -1,4 +1,4 @@
-"""The super-resolution network: Efficient U-Net (paper appendix B and F.2, figures A.27 to A.30)."""
+"""The super-resolution network: the Efficient U-Net (paper appendices B and F.2, figures A.27 to A.30)."""
 
 import dataclasses
 from functools import partial
@@ -48,7 +48,7 @@ class EfficientUNetConfig(NetworkConfig):
     needs_low_res = True
 
     def check(self, prefix: str = "") -> None:
-        """Raises a ValueError for fields that `EfficientUNet` cannot be built with; their names begin with `prefix`."""
+        """Raise a ValueError for fields that `EfficientUNet` cannot be built with; their names begin with `prefix`."""
         checks.whole(f"{prefix}stem_channels", self.stem_channels, 1, MAX_CHANNELS)
         check_levels(self, ("self_attention", "cross_attention"), prefix)
         checks.whole(f"{prefix}num_heads", self.num_heads, 1, MAX_CHANNELS)
@@ -64,12 +64,12 @@ class EfficientUNetConfig(NetworkConfig):
 
 
 class EfficientUNet(nn.Module):
-    """z_t, logsnr_t, cond -> out [B, H, W, out_channels], float32 and zero at initialisation.
+    """U-Net with most blocks at low resolution and a prediction that is zero at initialisation.
 
-    Most blocks sit at low resolution: a level first halves the resolution, then runs its blocks, and on
-    the way up runs its blocks before it doubles the resolution. Each residual block keeps a skip for
-    its counterpart on the way up; residual sums are divided by sqrt(2). The stem's output joins
-    before the output layer, since nothing else carries z_t at full resolution.
+    A level halves the resolution before its blocks on the way down and doubles it after its blocks on the way up. The
+    output of each residual block is concatenated to the input of its counterpart on the way up; residual sums are
+    divided by sqrt(2). The stem's output is concatenated before the output layer, since nothing else carries z_t at
+    full resolution.
 
     Attributes:
       stem_channels: of the convolution at full resolution.
@@ -96,7 +96,17 @@ class EfficientUNet(nn.Module):
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
-        """See the class. z_t [B, H, W, C] with H and W multiples of 2^levels; logsnr_t [B]."""
+        """Return the prediction [B, H, W, out_channels] in float32.
+
+        Args:
+          z_t: [B, H, W, C] with H and W multiples of 2^levels.
+          logsnr_t: [B].
+          cond: of B rows.
+          train: turns dropout on; needs the rng "dropout".
+
+        Raises:
+          ValueError: the attributes or the inputs do not fit.
+        """
         config = EfficientUNetConfig.of(self)
         config.check()
         check_call(z_t, logsnr_t, cond, config.stride)

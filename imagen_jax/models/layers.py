@@ -1,4 +1,4 @@
-"""Convolutions, re-sampling and norms that both U-Nets are made of."""
+"""Convolutions, resampling and norms of both U-Nets."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ zeros = nn.initializers.zeros_init()
 
 
 def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False) -> nn.Conv:
-    """3x3 convolution, padded so that stride s divides the size by exactly s."""
+    """Return a 3x3 convolution, padded so that stride s divides the size by exactly s."""
     return nn.Conv(
         features,
         (3, 3),
@@ -44,13 +44,14 @@ def cached(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
 
 
 class InputConv(nn.Module):
-    """3x3 convolution of z_t and the conditioning images; the sum over the channels of those images is cached."""
+    """3x3 convolution of z_t and the conditioning images; the terms of the latter are cached."""
 
     features: int
     dtype: Dtype
 
     @nn.compact
     def __call__(self, z_t: jax.Array, images: jax.Array | None) -> jax.Array:
+        """Return [B, H, W, features] of z_t [B, H, W, C] and images [B, H, W, C']."""
         channels = z_t.shape[-1] + (0 if images is None else images.shape[-1])
         kernel_shape = (3, 3, channels, self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, kernel_shape).astype(self.dtype)
@@ -70,21 +71,25 @@ class InputConv(nn.Module):
 
 
 def downsample(h: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H/2, W/2, C] by averaging."""
+    """Return h [B, H, W, C] averaged to [B, H/2, W/2, C]."""
     return reduce(h, "b (h p) (w q) c -> b h w c", "mean", p=2, q=2)
 
 
 def upsample(h: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C] by nearest neighbour."""
+    """Return h [B, H, W, C] enlarged to [B, 2H, 2W, C] by repeating pixels."""
     return repeat(h, "b h w c -> b (h p) (w q) c", p=2, q=2)
 
 
 class GroupNorm(nn.Module):
     """Group norm, optionally with FiLM: norm(h) (1 + scale) + shift for scale and shift from emb [B, E].
 
-    At most 32 groups of at least 4 channels; statistics in float32. Channel means come first and are
-    then averaged over groups, and everything after them is one multiply-add per pixel: several times
-    faster on CPUs than a reduction over the pixels and channels of a group.
+    At most 32 groups of at least 4 channels; statistics in float32. Means of the channels are computed first and then
+    averaged over groups, and the rest is one multiply-add per pixel: several times faster on CPUs than a reduction over
+    the pixels and channels of a group.
+
+    Attributes:
+      dtype: of the output.
+      epsilon: added to the variance.
     """
 
     dtype: Dtype = jnp.float32
@@ -92,6 +97,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None = None) -> jax.Array:
+        """Return the norm of h [B, H, W, C], with FiLM if emb [B, E] is given."""
         channels = h.shape[-1]
         groups = math.gcd(32, max(1, channels // 4), channels)
         x = h.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The base network: an ADM U-Net that attends to the text (paper section 2.4 and F.1)."""
+"""The base network: the U-Net of ADM with attention to the text (paper section 2.4 and appendix F.1)."""
 
 import dataclasses
 from functools import partial
@@ -40,7 +40,7 @@ class UNetConfig(NetworkConfig):
         return 2 ** (len(self.channels) - 1)
 
     def check(self, prefix: str = "") -> None:
-        """Raises a ValueError for fields that `UNet` cannot be built with; their names begin with `prefix`."""
+        """Raise a ValueError for fields that `UNet` cannot be built with; their names begin with `prefix`."""
         check_levels(self, ("attention",), prefix)
         checks.whole(f"{prefix}head_dim", self.head_dim, 1, MAX_CHANNELS)
         wrong = [c for c, is_on in zip(self.channels, self.attention, strict=True) if is_on and c % self.head_dim]
@@ -53,18 +53,18 @@ class UNetConfig(NetworkConfig):
 
 
 class UNet(nn.Module):
-    """z_t, logsnr_t, cond -> out [B, H, W, out_channels], float32 and zero at initialisation.
+    """U-Net with a prediction that is zero at initialisation.
 
-    Each level has `num_res_blocks` residual blocks going down and one more going up; every output on
-    the way down is concatenated once on the way up. Where `attention` is on, self-attention follows
-    each block, and its keys and values include the text tokens.
+    Each level has `num_res_blocks` residual blocks on the way down and one more on the way up; every output on the way
+    down is concatenated once on the way up. Where `attention` is on, self-attention follows each block, and its keys
+    and values include the text tokens.
 
     Attributes:
       channels, num_res_blocks, attention: one entry per level, highest resolution first.
       embedding: width of the conditioning vector and of the text tokens inside the network.
       head_dim: width of an attention head.
-      dropout: in the residual blocks, when training.
-      out_channels: of the image.
+      dropout: rate in the residual blocks when training.
+      out_channels: of the output.
       dtype: of the computation; parameters are float32.
       scan, remat: how the blocks are compiled and what is kept for the backward pass; see `blocks.run_blocks`.
     """
@@ -82,7 +82,17 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
-        """See the class. z_t [B, H, W, C] with H and W multiples of 2^(levels - 1); logsnr_t [B]."""
+        """Return the prediction [B, H, W, out_channels] in float32.
+
+        Args:
+          z_t: [B, H, W, C] with H and W multiples of 2^(levels - 1).
+          logsnr_t: [B].
+          cond: of B rows.
+          train: turns dropout on; needs the rng "dropout".
+
+        Raises:
+          ValueError: the attributes or the inputs do not fit.
+        """
         config = UNetConfig.of(self)
         config.check()
         check_call(z_t, logsnr_t, cond, config.stride)

@@ -60,9 +60,9 @@ def check_request(
         require(isinstance(inputs.negative, TextCond), "negative", "be a TextCond", inputs.negative, fix)
         inputs.negative.check("negative").check_values("negative")
     if not may_be_shapes:
-        arrays.held("text", texts, "as from TextEncoder.encode")
-        arrays.held("negative", inputs.negative, "as from TextEncoder.encode")
-        arrays.held("keys", keys, "as from image_keys")
+        arrays.leaves("text", texts, "as from TextEncoder.encode")
+        arrays.leaves("negative", inputs.negative, "as from TextEncoder.encode")
+        arrays.leaves("keys", keys, "as from image_keys")
     for name in ("image", "low_res", "cond_image"):
         value = getattr(inputs, name)
         if value is not None:

@@ -101,7 +101,7 @@ def check_params(name: str, stage: Stage) -> Stage:
     """Return `stage`, if its parameters are a tree of arrays; whether of its network shows when that is called."""
     named, value = f"{name}.params", stage.params
     require(isinstance(value, Mapping), named, "be a dict of arrays, as from load_stage", value)
-    arrays.held(named, value, "as from load_stage")
+    arrays.leaves(named, value, "as from load_stage")
     return stage
 
 
