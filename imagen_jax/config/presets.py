@@ -1,4 +1,4 @@
-"""Presets: Python files whose `get_config` returns the stages of a cascade. They are executed: run only trusted ones."""
+"""Presets: Python files whose `get_config` returns the stages of a cascade. Being executed, they must be trusted."""
 
 import inspect
 import types

@@ -109,7 +109,7 @@ def changed(path, value):
         (changed("optim.learning_rate", float("inf")), "optim.learning_rate must be a finite number; got inf"),
         (changed("image_size", 64.0), "image_size must be a whole number .*; got 64.0"),
         (changed("image_size", True), "image_size must be a whole number .*; got True"),
-        (changed("network.kind", "transformer"), "network.kind must be one of unet, efficient_unet; got 'transformer'"),
+        (changed("network.kind", "mlp"), "network.kind must be one of unet, efficient_unet.*; got 'mlp'"),
         (changed("network.kind", ["unet"]), "network.kind must be one of"),
         (changed("network", 5), "network.kind must be one of .* got None"),
         (changed("network.channels", 8), "network.channels must be a tuple"),
