@@ -21,6 +21,7 @@ from imagen_jax.diffusion import (
     samplers,
     schedules,
 )
+from imagen_jax.diffusion.denoisers import Estimate
 from imagen_jax.structs import Cond, TextCond
 
 Batch = dict[str, jax.Array]
@@ -38,8 +39,11 @@ class Stage:
     params: Any
     config: StageConfig = flax.struct.field(pytree_node=False)
 
-    def denoise(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond) -> jax.Array:
-        """x_hat [B, H, W, C] for z_t [B, H, W, C] at logsnr_t [B], without guidance or thresholding."""
+    def denoise(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond) -> jax.Array | Estimate:
+        """Return x_hat [B, H, W, C] for z_t [B, H, W, C] at logsnr_t [B], without guidance or thresholding.
+
+        A network that predicts its variance makes it an `Estimate` of x_hat and log_variance.
+        """
         checks.instance("cond", cond, Cond, "a Cond")
         variables = {"params": self.params}
         if cond.features is not None:
@@ -47,7 +51,10 @@ class Stage:
         prediction = self.config.process.prediction
         arrays.array("z_t", z_t, ndim=4)
         out = _apply(self.config, variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond)
-        return process.x_from(z_t, out, logsnr_t, prediction)
+        out, variance = _parts(self.config, out)
+        x_hat = process.x_from(z_t, out, logsnr_t, prediction)
+        # From [-1, 1] between the bounds, as in the code of Nichol & Dhariwal (2021), to the [0, 1] of `Estimate`.
+        return x_hat if variance is None else Estimate(x_hat, log_variance=(variance + 1) / 2)
 
     def prepare(self, cond: Cond) -> Cond:
         """Return `cond` with the features that the network computes from it alone, to compute them once for all steps.
@@ -88,6 +95,13 @@ def _apply(
         reason = " ".join(str(error).split())[:200]
         rule = f"be the parameters of the network of stage {config.name}"
         raise checks.error("params", rule, Verbatim(f"others ({reason})")) from error
+
+
+def _parts(config: StageConfig, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Return the prediction and the variance, or None, of a network's output [B, H, W, C or 2 C]."""
+    if not config.network.predicts_variance:
+        return out, None
+    return out[..., : config.image_channels], out[..., config.image_channels :]
 
 
 def compute_dtype(config: StageConfig) -> jnp.dtype:
@@ -230,6 +244,7 @@ def image_losses(
     prediction = config.process.prediction
     z_in = network_input(z_t, logsnr_t, prediction)
     out = _apply(config, {"params": params}, z_in, logsnr_t, cond, train=train, rngs=rngs)
+    out, _ = _parts(config, out)  # the variance has no loss
     weight = _loss_weight(config, draws.t, logsnr_t)
     per_image = losses.denoising_loss(
         out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight

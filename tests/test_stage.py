@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import config as C
-from imagen_jax import resize, stage
+from imagen_jax import image_keys, resize, sample_cascade, stage
 from imagen_jax.config.validation import validate
 from imagen_jax.diffusion import schedules
 from imagen_jax.models.network import NETWORKS, NetworkConfig
@@ -146,8 +146,6 @@ def test_a_network_from_outside_the_package(pixelwise, tiny_batch, tiny_text):
     draws = stage.draw(pixelwise, jax.random.key(0), 8)
     gradient = jax.jit(jax.grad(stage.loss), static_argnums=1)(params, pixelwise, batch_of(tiny_batch, 5), draws)
     assert all(leaf.any() for leaf in jax.tree.leaves(gradient))
-    from imagen_jax import image_keys, sample_cascade
-
     images = sample_cascade((stage.Stage(params, pixelwise),), tiny_text, image_keys(0, 7))
     assert images.shape == (7, 5, 5, 3) and np.isfinite(images).all()
 
@@ -162,6 +160,31 @@ def test_a_network_is_given_the_noise_level_that_it_asks_for(pixelwise, tiny_tex
     made = stage.Stage(params, dataclasses.replace(pixelwise, process=process))
     x_hat = made.denoise(jnp.zeros((7, 5, 5, 3)), jnp.zeros(7), Cond(tiny_text))
     np.testing.assert_allclose(x_hat, 0.5 * jax.nn.sigmoid(0.5), rtol=1e-5)
+
+
+@NETWORKS.register("pixelwise_with_variance")
+@dataclasses.dataclass(frozen=True)
+class WithVarianceConfig(PixelwiseConfig):
+    predicts_variance = True
+
+
+def test_a_network_that_predicts_its_variance(pixelwise, tiny_batch, tiny_text):
+    """Its second half of channels is the log-variance, from -1 to 1, and has no loss."""
+    config = validate(dataclasses.replace(pixelwise, network=WithVarianceConfig()))
+    params = jax.jit(stage.init, static_argnums=0)(config, jax.random.key(0))
+    assert params["Dense_1"]["kernel"].shape == (4, 6)
+    params["Dense_1"]["bias"] = jnp.array([0.0, 0, 0, -1, 0, 1])
+    params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[:, 3:].set(0)
+    made = stage.Stage(params, config).denoise(jnp.ones((7, 5, 5, 3)), jnp.zeros(7), Cond(tiny_text))
+    half = params | {"Dense_1": jax.tree.map(lambda w: w[..., :3], params["Dense_1"])}
+    x_hat = stage.Stage(half, pixelwise).denoise(jnp.ones((7, 5, 5, 3)), jnp.zeros(7), Cond(tiny_text))
+    np.testing.assert_allclose(made.x, x_hat, atol=1e-6)
+    np.testing.assert_array_equal(made.log_variance, jnp.broadcast_to(jnp.array([0, 0.5, 1]), (7, 5, 5, 3)))
+    images = sample_cascade((stage.Stage(params, config),), tiny_text, image_keys(0, 7), sampler="ddpm")
+    assert images.shape == (7, 5, 5, 3) and np.isfinite(images).all()
+    draws = stage.draw(config, jax.random.key(0), 8)
+    gradient = jax.jit(jax.grad(stage.loss), static_argnums=1)(params, config, batch_of(tiny_batch, 5), draws)
+    assert not gradient["Dense_1"]["bias"][3:].any() and gradient["Dense_1"]["bias"][:3].all()
 
 
 @pytest.mark.parametrize(
