@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,4 +89,4 @@ def clocks():
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))

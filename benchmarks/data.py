@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 TEXT_LENGTH, TEXT_WIDTH = 128, 1024  # of T5 large
 STATM = Path("/proc/self/statm")
@@ -331,4 +331,4 @@ def resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig
 from imagen_jax.config.validation import validate
 
@@ -301,4 +301,4 @@ def format_table(runs: dict[str, tuple[dict, list[list[float]]]], options: Optio
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))

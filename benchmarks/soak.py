@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 LEGS = ((2, 4), (1, 4), (1, 1), (1, 4), (2, 4))  # processes and devices of each
 
@@ -273,4 +273,4 @@ def passed_on(arguments: list[str], own: set[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse_stage(Options, __doc__))
+    program.run(main, lambda args: parsing.parse_stage(Options, __doc__, args))

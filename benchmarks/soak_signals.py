@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = """
@@ -239,4 +239,4 @@ def report(table: list[tuple[str, str, str, float, str]]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 BATCHES = ((16, 64), (4, 256), (1, 1024))  # images, pixels a side
 
@@ -113,4 +113,4 @@ def magnitudes(batch: int, size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 import time
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,4 +84,4 @@ def main(parsed) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse_stage(Options, __doc__))
+    program.run(main, lambda args: parsing.parse_stage(Options, __doc__, args))

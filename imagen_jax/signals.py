@@ -17,6 +17,7 @@ import time
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _CLEAN_UP_S = 3.0  # for cleaning up and flushing; then the process ends without
 _watch = None
+format_line = str  # of the line about a signal
 
 
 def install(advice: str = "") -> None:
@@ -171,7 +172,7 @@ class _Watch:
             self._line = ", at once; the same command continues from the newest checkpoint"
         self._is_ending = True
         name = os.path.basename(sys.argv[0])
-        line = f"{name}: ended by {signal.Signals(number).name}{self._line}\n"
+        line = f"{format_line(f'{name}: ended by {signal.Signals(number).name}{self._line}')}\n"
         if os.isatty(self._stderr):
             line = f"\n{line}"  # below a bar
         try:

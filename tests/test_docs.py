@@ -256,7 +256,7 @@ def parse():
         path, parsed = ROOT / folder / script, []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(path), *arguments])
-            patch.setattr(cli, "run", lambda main, parse: parsed.append(parse()))
+            patch.setattr(cli, "run", lambda main, parse: parsed.append(parse(sys.argv[1:])))
             runpy.run_path(str(path), run_name="__main__")
         return parsed[0]
 

@@ -10,8 +10,11 @@ reads it.
 """
 
 import dataclasses
+import logging
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,8 @@ class Options:
 def main(options: Options) -> None:
     from imagen_jax.text import conversion
 
-    print(f"{conversion.convert(options.model, options.output or None)}: written.")
+    _LOGGER.info(f"{conversion.convert(options.model, options.output or None)}: written.")
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

@@ -10,11 +10,14 @@ see the same data share the work: give each --share-index I --share-count N.
 
 import dataclasses
 import itertools
+import logging
 import time
 from typing import Literal
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
 from imagen_jax.config import StageConfig
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,11 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     seconds = time.perf_counter() - start
     new, num = embeddings.num_new, len(embeddings)
     speed = f" at {new / seconds:.0f} captions/s" if new else ""
-    print(
+    _LOGGER.info(
         f"{directory}: {num} distinct captions by {encoder.name}, {new} of them new{speed}; "
         f"{embeddings.nbytes / max(num, 1):.0f} bytes per caption in {embeddings.dtype}."
     )
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
-    return cli.parse_stage(Options, __doc__, args)
+    return parsing.parse_stage(Options, __doc__, args)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 import unicodedata
@@ -24,9 +25,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from imagen_jax import progress, resize
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
 from imagen_jax.data import transforms
 from imagen_jax.storage import files
+
+_LOGGER = logging.getLogger(__name__)
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -242,8 +245,8 @@ def main(options: Options) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     if not features.check("raqm"):
-        print("Pillow lacks raqm here: single characters only, no skin tones, professions, families.")
-    print(f"Wrote {output}: {count} pictures with captions.")
+        _LOGGER.warning("Pillow lacks raqm here: single characters only, no skin tones, professions, families.")
+    _LOGGER.info(f"Wrote {output}: {count} pictures with captions.")
 
 
 def write_all(font: Path, size: int, folder: Path) -> int:
@@ -261,4 +264,4 @@ def write_all(font: Path, size: int, folder: Path) -> int:
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

@@ -8,21 +8,24 @@ alignment.json and grid.png to the output directory.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from imagen_jax import progress
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
+
+_LOGGER = logging.getLogger(__name__)
 
 FILES = ("alignment.md", "alignment.json", "grid.png")
 ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(cli.SamplingOptions):
+class Options(program.SamplingOptions):
     workdir: Location
     """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path
@@ -99,8 +102,8 @@ def main(options: Options) -> None:
     files.write(output / "alignment.md", "\n\n".join(lines) + "\n")
     files.write_json(output / "alignment.json", result, indent=2)
     files.write(output / "grid.png", sheet)
-    print(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
+    _LOGGER.info(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

@@ -41,7 +41,7 @@ def run(command: str) -> None:
     from imagen_jax.cli import program
 
     load = lambda: importlib.import_module(f"imagen_jax.cli.{command}")
-    program.run(lambda parsed: load().main(parsed), lambda: load().parse(sys.argv[1:]))
+    program.run(lambda parsed: load().main(parsed), lambda args: load().parse(args))
 
 
 def _overview() -> str:

@@ -10,7 +10,7 @@ Compiles the real train step, or sampler, for the chips; no TPU has to be at han
 import dataclasses
 from typing import Literal
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
 from imagen_jax.config import StageConfig
 
 
@@ -123,4 +123,4 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
-    return cli.parse_stage(Options, __doc__, args)
+    return parsing.parse_stage(Options, __doc__, args)

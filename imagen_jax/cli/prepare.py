@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 from imagen_jax import checks, progress
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
 from imagen_jax.data import checksums, opening, sources
 from imagen_jax.prepare import origins, output, parts, text_files
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Rules
 from imagen_jax.storage import files
+
+_LOGGER = logging.getLogger(__name__)
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
 
@@ -208,7 +211,7 @@ def store(directory: Path, made: dict) -> None:
 def shown(done: Iterable, total: int, before: int) -> Iterable:
     """`done` with its progress."""
     if before:
-        print(f"Going on: {before} of {total} parts are done.")
+        _LOGGER.info(f"Continuing: {before} of {total} parts are done.")
     return progress.over(done, total, "parts", "preparing", done=before)
 
 
@@ -227,7 +230,7 @@ def main(options: Options) -> None:
         output.resolved(directory)  # refuses before any work what would fail at its end
     plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
     if already_there(directory, plan.settings):
-        print(f"{directory} is already there, nothing to do.")
+        _LOGGER.info(f"{directory} is already there, nothing to do.")
         return
     if perhaps_there:
         raise ValueError(
@@ -243,10 +246,10 @@ def main(options: Options) -> None:
     )
     if left_out.counts:
         where = directory / parts.QUARANTINE
-        print(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")
+        _LOGGER.info(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")
     records = ", ".join(f"{num} {split}" for split, num in counts.items())
-    print(f"Wrote {directory}: {records} records.")
+    _LOGGER.info(f"Wrote {directory}: {records} records.")
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

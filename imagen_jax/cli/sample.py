@@ -14,17 +14,20 @@ on its prompt and seed alone, whatever else is asked for.
 
 import dataclasses
 import itertools
+import logging
 import re
 from pathlib import Path
 
 from imagen_jax import progress
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
+_LOGGER = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(cli.SamplingOptions):
+class Options(program.SamplingOptions):
     workdir: Location | None = None
     """Directory of the cascade, as imagen-jax train wrote it. Must be given, except with --from-png."""
     prompts: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ def sample(options: Options) -> None:
     )
     files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
     if prepared.report:
-        print(prepared.report)
+        _LOGGER.info(prepared.report)
     compilation.use_compilation_cache()
     shown = []
     for record, x in progress.over(request.draw(prepared), len(jobs), "pictures", "sampling"):
@@ -108,7 +111,7 @@ def sample(options: Options) -> None:
     sheet = grid.labelled_grid(shown, grid.labels(jobs[: len(shown)]))
     written = files.write_new(output / "grid.png", grid.encode_png(sheet))
     height, width = prepared.size
-    print(f"Wrote {len(jobs)} pictures of {width}x{height} to {output}, and {written}{grid.cut(len(jobs))}.")
+    _LOGGER.info(f"Wrote {len(jobs)} pictures of {width}x{height} to {output}, and {written}{grid.cut(len(jobs))}.")
 
 
 def repeat(options: Options) -> None:
@@ -143,7 +146,7 @@ def repeat(options: Options) -> None:
     pixels = to_uint8(x)
     output.mkdir(parents=True, exist_ok=True)
     written = files.write_new(output / name(own), records.encode_png(pixels, own))
-    print(f"Wrote {written}: {records.compare(record, before, own, pixels)}.")
+    _LOGGER.info(f"Wrote {written}: {records.compare(record, before, own, pixels)}.")
 
 
 def inputs(options: Options) -> dict[str, Path]:
@@ -159,7 +162,7 @@ def read_prompts(options: Options) -> list[str]:
     from imagen_jax.prepare import prompts
 
     found, report = prompts.read(options.prompts_file)
-    print(report)
+    _LOGGER.info(report)
     return found
 
 
@@ -170,4 +173,4 @@ def name(record) -> str:
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

@@ -20,6 +20,7 @@ output directory:
 
 import dataclasses
 import io
+import logging
 import math
 import re
 from pathlib import Path
@@ -28,10 +29,12 @@ from typing import Literal
 import numpy as np
 
 from imagen_jax import progress
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 from imagen_jax.config import SamplingConfig
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
+
+_LOGGER = logging.getLogger(__name__)
 
 MAX_SETTINGS = 10_000
 FILES = ("sweep.md", "sweep.json", "pareto.png", "best.png")
@@ -39,7 +42,7 @@ ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(cli.SamplingOptions):
+class Options(program.SamplingOptions):
     workdir: Location
     """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path | None = None
@@ -182,7 +185,7 @@ def main(options: Options) -> None:
     print(
         f"\nBest setting: {label(settings[best])} ({score_name} {means[best]:.4g}); best of all per prompt: {kept:.4g}."
     )
-    print(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
+    _LOGGER.info(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
 
 
 def for_stages(value: object, name: str, options: Options, stages: tuple) -> object:
@@ -214,7 +217,7 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         from imagen_jax.prepare import prompts
 
         found, report = prompts.read(options.prompts_file)
-        print(report)
+        _LOGGER.info(report)
         return found[: options.num], None, None
     from imagen_jax.data import pipeline, sources, transforms
 
@@ -257,4 +260,4 @@ def plot(costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, la
 
 
 def parse(args: list[str]) -> Options:
-    return cli.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__, args)

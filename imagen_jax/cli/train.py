@@ -9,17 +9,18 @@ docs/pods.md.
 """
 
 import dataclasses
+import logging
 import shlex
 import signal
 import sys
-from pathlib import Path
 
-from imagen_jax.cli import commands
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import commands, parsing
 from imagen_jax.cli.options import given as options_given
 from imagen_jax.config import StageConfig
 from imagen_jax.config.presets import load_preset
 from imagen_jax.storage.locations import Location, location
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,12 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     import jax
 
     if result.stopped_by is None:
-        if jax.process_index() == 0:
-            print("\n".join(["Next:", *next_commands(options, sys.argv[1:])]))
+        _LOGGER.info("\n".join(["Next:", *next_commands(options, sys.argv[1:])]))
         return 0
     if jax.process_index() == 0:
-        print(
-            f"{Path(sys.argv[0]).name}: ended by {signal.Signals(result.stopped_by).name}: {config.name} stopped at "
-            f"step {int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues",
-            file=sys.stderr,
+        _LOGGER.error(
+            f"ended by {signal.Signals(result.stopped_by).name}: {config.name} stopped at step "
+            f"{int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues"
         )
     return 128 + result.stopped_by
 
@@ -76,4 +75,4 @@ def next_commands(options: Options, args: list[str]) -> list[str]:
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
-    return cli.parse_stage(Options, __doc__, args)
+    return parsing.parse_stage(Options, __doc__, args)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imagen_jax import config, load_cascade, load_stage
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing
 from imagen_jax.config import presets, validation
 from imagen_jax.storage import locations
 from imagen_jax.training import loop
@@ -134,14 +134,14 @@ COMMANDS = [
 @pytest.mark.parametrize(("args", "line"), COMMANDS)
 def test_options_that_are_places_are_checked(libraries, args, line):
     with pytest.raises(ValueError) as error:
-        cli.parse(Options, "", args)
+        parsing.parse(Options, "", args)
     assert str(error.value).startswith(line)
 
 
 def test_options_become_paths(libraries):
-    parsed = cli.parse(Options, "", ["--workdir", "s3://bucket/run", "--data", "d"])
+    parsed = parsing.parse(Options, "", ["--workdir", "s3://bucket/run", "--data", "d"])
     assert locations.is_remote(parsed.workdir) and parsed.output is None and parsed.data == Path("d")
-    assert cli.parse(Options, "", ["--workdir", "run"]).workdir == Path("run")
+    assert parsing.parse(Options, "", ["--workdir", "run"]).workdir == Path("run")
 
 
 CALLS = {

@@ -113,7 +113,7 @@ def run(load_script, monkeypatch, trained):
         script = load_script(name)
         command = [name, "--workdir", trained[0], "--steps", "1", "--guidance-scale", "1", "--batch-size", "8"]
         monkeypatch.setattr("sys.argv", [*command, *arguments])
-        script.main(script.cli.parse(script.Options, ""))
+        script.main(script.parse([*command[1:], *arguments]))
 
     return call
 

@@ -1,0 +1,31 @@
+"""What --help shows of a dataclass."""
+
+import dataclasses
+import typing
+from typing import Annotated
+
+import tyro
+
+from imagen_jax.cli import logs, options
+
+
+def described(kind: type) -> type:
+    """Return a dataclass for --help: the fields of `kind` itself, those that it inherits, and those of all commands.
+
+    A default that the description of a field tells is not shown again.
+    """
+    own = options.docstrings(kind)
+    fields = [*_fields(kind, own), *_fields(logs.Options, options.docstrings(logs.Options))]
+    return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True, frozen=True)
+
+
+def _fields(kind: type, texts: dict[str, str]) -> list[tuple]:
+    """Return the fields of a dataclass for `make_dataclass`, those with a text first."""
+    hints, fields = typing.get_type_hints(kind, include_extras=True), []
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in texts):
+        hint, text = hints[field.name], texts.get(field.name)
+        if text is not None:
+            is_told = field.default is None and "default" in text
+            hint = Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint="" if is_told else None)]
+        fields.append((field.name, hint, dataclasses.field(default=field.default)))
+    return fields
