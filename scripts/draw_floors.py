@@ -1,15 +1,17 @@
 """Prints the floors of the package, read off its imports, and draws them.
 
-  python scripts/draw_floors.py docs/floors.svg
+  python scripts/draw_floors.py --output docs/floors.svg
 
 A room is a folder of imagen_jax/, or a file beside the folders. A file may import from rooms on floors below its own,
 and from its own room; the ground floor counts as one room. tests/test_walls.py checks this.
 """
 
 import ast
-import sys
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+
+from imagen_jax.cli import program as cli
 
 PACKAGE = Path(__file__).resolve().parent.parent / "imagen_jax"
 
@@ -28,6 +30,12 @@ FLOORS = (
     {"cli"},
 )  # fmt: skip
 GROUND = FLOORS[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    output: Path | None = None
+    """File of the drawing, .svg, .png or .pdf; none is drawn without it."""
 
 
 def source_files() -> list[Path]:
@@ -156,7 +164,12 @@ def _arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     axes.annotate("", (end[0], end[1] + 0.27), (start[0], start[1] - 0.27), arrowprops=arrow, zorder=2)
 
 
-if __name__ == "__main__":
+def main(options: Options) -> None:
+    """Print the floors, and draw them if a file is named."""
     print(text())
-    for argument in sys.argv[1:]:
-        draw(Path(argument))
+    if options.output is not None:
+        draw(options.output)
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__))
