@@ -129,8 +129,8 @@ def test_keys_choose_the_member_and_the_field(tmp_path, script):
     kept, _ = prepare(script, root, tmp_path / "out", image_key="orig.png", caption_key="alt")
     assert kept == [("one", pairs[0])]
     for options, message in (
-        ({"caption_key": "altt"}, r"no 'altt'. It has: alt \(str\), caption \(str\)"),
-        ({"image_key": "jpg"}, r"no 'jpg'. It has: seg.png \(file\), orig.png \(file\), json"),
+        ({"caption_key": "altt"}, r"got 'altt': it has .*fields of .json: alt \(str\), caption \(str\)"),
+        ({"image_key": "jpg"}, r"got 'jpg': it has seg.png \(file\), orig.png \(file\), json"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(script, root, tmp_path / "no", **options)
