@@ -1,8 +1,8 @@
-"""The sizes of the pages of a .parquet table, from their headers: what reading a column will decompress.
+"""Sizes of the pages of a .parquet table, which reading a column decompresses as a whole.
 
-Each page is decompressed as a whole, so a small file may take any amount of memory. Arrow tells only what
-the file's footer claims. Page headers are Thrift structs in the compact protocol, see
-https://github.com/apache/parquet-format and https://github.com/apache/thrift/blob/master/doc/specs.
+Arrow reports only the sizes in the footer, which may be wrong, and no sizes of pages. These are in the page headers:
+Thrift structs in the compact protocol, see https://github.com/apache/parquet-format and
+https://github.com/apache/thrift/blob/master/doc/specs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO
 
-_COPIES = 7  # of a value that Arrow makes while it reads one row
-_MOST = 2**17  # pages of a column that are looked at
-_DEPTH = 20  # of structs in a header
+_COPIES = 7  # copies of a value that Arrow makes while it reads one row
+_MOST = 2**17  # pages of a column
+_DEPTH = 20  # nested structs in a header
 _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _PLAIN = 0
 _AS_DICTIONARY = {_PLAIN, 2, 8}  # and PLAIN_DICTIONARY and RLE_DICTIONARY
@@ -24,9 +24,14 @@ _KINDS = {_DATA: 2, _DICTIONARY: 2, _DATA_V2: 4}  # and the number of the encodi
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Of some columns of a row group: bytes of the largest page and of all pages, decompressed; `cost`, the largest
-    page and _COPIES of the mean value in it, which is about what reading one row takes; values of the longest column;
-    and whether all columns can be read as dictionaries, which Arrow cannot do with some encodings."""
+    """Pages of some columns of a row group.
+
+    Args:
+      largest, total: bytes of the largest page and of all pages, decompressed.
+      cost: bytes of memory that reading one row takes: a page and _COPIES of the mean value in it.
+      values: number of values of the longest column.
+      as_dictionary: whether all columns can be read as dictionaries, which Arrow cannot do with some encodings.
+    """
 
     largest: int
     total: int
@@ -36,7 +41,7 @@ class Pages:
 
 
 def look(file: BinaryIO, group, columns: list[str]) -> Pages:
-    """The pages of columns of a row group, as far as their headers can be read: where they cannot, Arrow fails too.
+    """Return the pages of columns of a row group, up to the first header that cannot be read: Arrow fails there too.
 
     Args:
       file: the table.
@@ -62,7 +67,7 @@ def look(file: BinaryIO, group, columns: list[str]) -> Pages:
 
 
 def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int, bool]]:
-    """(bytes, values, encoding, whether it is the dictionary) of each page of a column chunk."""
+    """Yield (bytes, values, encoding, whether it is the dictionary) of each page of a column chunk."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset is not None:
         start = min(start, column.dictionary_page_offset)
@@ -72,7 +77,7 @@ def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int, bool]]:
     while file.tell() < end and values < column.num_values:
         num_pages += 1
         if num_pages > _MOST:
-            raise ValueError(f"a column of more than {_MOST} pages")
+            raise OverflowError(f"a column of more than {_MOST} pages")
         try:
             header = _struct(file)
             size, compressed = header[_SIZE], header[_COMPRESSED]
@@ -88,7 +93,7 @@ def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def _struct(file: BinaryIO, depth: int = 0) -> dict:
-    """The fields of a struct by their numbers: integers, and structs of such; others are passed over."""
+    """Return the fields of a struct by their numbers: integers and structs; others are skipped."""
     if depth > _DEPTH:
         raise EOFError
     fields, number = {}, 0
@@ -108,12 +113,9 @@ def _value(file: BinaryIO, kind: int, depth: int):
         return _zigzag(file)
     if kind == _STRUCT:
         return _struct(file, depth + 1)
-    if kind == _DOUBLE:
-        file.seek(8, 1)
-    elif kind == _BINARY:
-        file.seek(_varint(file), 1)
-    else:  # a page header has neither lists nor maps
+    if kind not in (_DOUBLE, _BINARY):  # a page header has neither lists nor maps
         raise EOFError
+    file.seek(8 if kind == _DOUBLE else _varint(file), 1)
     return None
 
 
@@ -133,7 +135,6 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _byte(file: BinaryIO) -> int:
-    read = file.read(1)
-    if not read:
+    if not (read := file.read(1)):
         raise EOFError
     return read[0]

@@ -151,7 +151,10 @@ def test_a_named_field_wins(tmp_path):
             r"must have captions .*got png \(file\), cls \(file\); fields .*: no .json",
         ),
         ({"0.png": b"", "0.json": b'{"alt": "x"}'}, r"fields of .json: alt \(str\): name .* --caption-key"),
-        ({"0.npy": b"", "0.txt": b"x"}, r"must have pictures .*; got npy \(file\), txt \(file\): .*--image-key"),
+        (
+            {"0.npy": b"", "0.txt": b"x"},
+            r"must have pictures .*; got npy \(file\), txt \(file\): .*--image-key",
+        ),
     ],
 )
 def test_archives_without_what_is_needed_fail_before_any_work(tmp_path, members, message):

@@ -248,7 +248,7 @@ def test_texts_of_parquet_are_of_any_type(tmp_path, script):
         [pa.array([encoded(0)]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"]
     )
     pq.write_table(table, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match="2 columns called text"):
+    with pytest.raises(ValueError, match="one column called text; got 2"):
         prepare(script, tmp_path / "twice.parquet", tmp_path / "out")
 
 
@@ -344,14 +344,14 @@ def test_parquet_as_img2dataset_and_hugging_face_write_it(tmp_path, script, monk
     assert kept == [("one", good[0]), ("eins", good[0]), ("three", good[3])]
     assert left_out == [("b.parquet:1", "no picture"), ("b.parquet:2", "no picture")]
     for options, message in (
-        ({}, r"no column of captions called caption or text; it has: n \(int64\), image .*alt \(list<"),
-        ({"caption_key": "n"}, "no column of captions called n"),
-        ({"image_key": "jpg", "caption_key": "alt"}, "no column of pictures called jpg; .*--image-key"),
+        ({}, r"must have a column of captions called caption or text; got n \(int64\), image .*alt \(list<"),
+        ({"caption_key": "n"}, "column of captions called n; got"),
+        ({"image_key": "jpg", "caption_key": "alt"}, "column of pictures called jpg; .*--image-key"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(script, tmp_path / "b.parquet", tmp_path / "no", **options)
     pq.write_table(table.select(["n", "image"]), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match="has no text at all"):
+    with pytest.raises(ValueError, match="must have a column of captions"):
         prepare(script, tmp_path / "c.parquet", tmp_path / "no")
 
 
