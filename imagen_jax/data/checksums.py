@@ -1,6 +1,6 @@
-"""Checksums of the metadata of a data set: in SHA256SUMS, which `sha256sum --check` reads too.
+"""Checksums of the metadata of a data set in SHA256SUMS, in the format of `sha256sum --check`.
 
-Record files are not in it: ArrayRecord keeps checksums in them, and looks at those of each record that it reads.
+Record files are not listed: ArrayRecord stores checksums in them and verifies those of each record that it reads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from pathlib import Path
 from imagen_jax.storage import input_files
 
 FILE = "SHA256SUMS"
-METADATA = (
-    "dataset_info.json",
-    "features.json",
-    "prepared.json",
-)  # what is read of each data set that is opened
+METADATA = ("dataset_info.json", "features.json", "prepared.json")  # verified when a data set is opened
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
-_MOST = 2**28  # bytes of a file of metadata
+_MOST = 2**28  # bytes of a metadata file
 
 
 def write(directory: Path) -> None:
-    """Stores the checksums of all files in a directory but its record files."""
+    """Store the checksums of all files in a directory except its record files."""
     names = sorted(
         path.name for path in directory.iterdir() if path.is_file() and ".array_record-" not in path.name
     )
@@ -32,10 +28,10 @@ def write(directory: Path) -> None:
 
 
 def check(directory: Path, names: Iterable[str] = METADATA) -> None:
-    """Compares files of a data set with their checksums, if it has any.
+    """Compare files of a data set with their checksums, if it has any.
 
     Raises:
-      ValueError: one line; a file is damaged, or what tells its checksum.
+      ValueError: a file or the list of checksums is damaged, or a listed file is missing.
     """
     if not (directory / FILE).exists():
         return
@@ -45,21 +41,20 @@ def check(directory: Path, names: Iterable[str] = METADATA) -> None:
         sums = {line[2]: line[1] for line in lines}
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{directory / FILE} is damaged; delete it to read the data set unchecked."
+            f"{directory / FILE} must list checksums; got damaged content: delete it to read the data set unchecked."
         ) from error
     for name in names:
         if name in sums and not (directory / name).is_file():
-            raise ValueError(f"{directory} is incomplete: {name} is missing; write it again.")
+            raise ValueError(f"{directory} must have all its files; got no {name}: write the data set again.")
         if name in sums and _checksum(directory / name) != sums[name]:
             raise ValueError(
-                f"{directory / name} is damaged: its checksum differs from that in {FILE}; write the data set "
-                f"again, or delete {FILE} if somebody has changed {name} on purpose."
+                f"{directory / name} must have its checksum in {FILE}; got another, as one is damaged: write the data "
+                f"set again, or delete {FILE} if {name} was changed on purpose."
             )
-    unknown = [name for name in sums if not (directory / name).exists()]
-    if unknown:
+    if unknown := [name for name in sums if not (directory / name).exists()]:
         raise ValueError(
-            f"{directory} has no {unknown[0]}, of which {FILE} has a checksum: one of them is damaged; write the data "
-            f"set again, or delete {FILE}."
+            f"{directory} must have all files in {FILE}; got no {unknown[0]}: write the data set again, or delete "
+            f"{FILE}."
         )
 
 

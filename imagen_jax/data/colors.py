@@ -1,4 +1,4 @@
-"""From the modes, depths, transparencies and profiles of decoded pictures to 8-bit sRGB."""
+"""Conversion of decoded pictures of any mode, depth, transparency and profile to 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data import profiles
+from imagen_jax.data.profiles import BrokenError
 
-BAND = 2**18  # pixels that are converted at once: they stay in the cache, and no whole copy is made
-_DIM = 16  # whole numbers whose largest is below a 16th of white would become black
+BAND = 2**18  # pixels that are converted at once: they fit into the cache, without a copy of the picture
+_DIM = 16  # integers below a 16th of white would become black
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """What whole numbers of more than 8 bits mean."""
+    """The meaning of integers of more than 8 bits."""
 
     white: int
     shift: int | None = None  # to the high byte, where white is 2^n - 1
@@ -26,31 +27,31 @@ class Levels:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How a picture's stored values become sRGB, beyond what its mode says."""
+    """How the stored values of a picture become sRGB, in addition to its mode."""
 
     profile: bytes | None = None  # ICC
-    levels: Levels | None = None  # of whole numbers of more than 8 bits
+    levels: Levels | None = None  # of integers of more than 8 bits
     low: Image.Image | None = None  # the low bytes of colours of 16 bits, to compare with `key`
     key: tuple[int, int, int] | None = None  # the transparent colour, 16 bits each
 
 
 def is_deep(mode: str) -> bool:
-    """Whether a Pillow mode holds whole numbers of more than 8 bits."""
+    """Whether a Pillow mode holds integers of more than 8 bits."""
     return mode.startswith("I")
 
 
 def is_unchanged(image: Image.Image, profile: bytes | None) -> bool:
-    """Whether the stored values are sRGB already: RGB without transparency, and no profile of other colours."""
+    """Whether the stored values are sRGB: RGB without transparency or a profile of other colours."""
     plain = image.mode == "RGB" and not image.has_transparency_data
     return plain and profiles.to_srgb(profile, "RGB") is None
 
 
 def to_rgb(image: Image.Image, reading: Reading, box: tuple[int, int, int, int]) -> Image.Image:
-    """A part of a loaded picture as sRGB, transparency over white.
+    """Convert a part of a loaded picture to sRGB, with transparency over white.
 
     Args:
-      image: in any Pillow mode but "F".
-      reading: see there.
+      image: in any Pillow mode except "F".
+      reading: how values become colours.
       box: left, top, right and bottom of the part, as for `Image.crop`.
     """
     part = image if box == (0, 0, *image.size) else image.crop(box)
@@ -62,7 +63,7 @@ def to_rgb(image: Image.Image, reading: Reading, box: tuple[int, int, int, int])
         rgb = _profiled(part, reading.profile)
         return _over_white(rgb, Image.fromarray(np.where(clear.all(-1), 0, 255).astype(np.uint8)))
     if part.has_transparency_data:
-        if part.mode in ("La", "LA"):  # whose profile is one of greys
+        if part.mode in ("La", "LA"):  # with a profile of greys
             part = part.convert("LA")
             return _over_white(_profiled(part.getchannel("L"), reading.profile), part.getchannel("A"))
         if part.mode in ("L", "1"):
@@ -74,7 +75,7 @@ def to_rgb(image: Image.Image, reading: Reading, box: tuple[int, int, int, int])
 
 
 def _profiled(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Opaque colours as sRGB."""
+    """Convert opaque colours to sRGB."""
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB", "CMYK", "LAB"):
@@ -104,17 +105,17 @@ def _deep_to_rgb(image: Image.Image, levels: Levels, profile: bytes | None) -> I
 
 
 def check_high_bytes(image: Image.Image, low_bytes: Callable[[], Image.Image | None]) -> None:
-    """Checks a loaded colour TIFF, of whose 16 bits Pillow has read the high 8.
+    """Check a loaded colour TIFF of 16 bits, of which Pillow reads the high 8.
 
     Raises:
-      ValueError: as `levels` does; or the file declares another maximum than that of its bits.
+      BrokenError: as in `levels`, or the file declares another maximum than that of its bits.
     """
     if (bits := max(image.tag_v2.get(258, (1,)))) <= 8:
         return
     declared = image.tag_v2.get(281)
     declared = declared if isinstance(declared, tuple) else (declared,)
     if any(isinstance(value, int) and 0 < value < 2**bits - 1 for value in declared):
-        raise ValueError(
+        raise BrokenError(
             f"colours of {bits} bits with a maximum of {max(declared)}: scale them to {bits} bits"
         )
 
@@ -122,19 +123,19 @@ def check_high_bytes(image: Image.Image, low_bytes: Callable[[], Image.Image | N
         channels = [channel for channel in picture.getbands() if channel not in "Aa"]
         return max(picture.getchannel(channel).getextrema()[1] for channel in channels)
 
-    # What Pillow cannot read again, as planes, is not black for sure.
+    # Separate planes cannot be read again and are not considered black.
     if (high := highest(image)) < 256 / _DIM and (high or (low := low_bytes()) is None or highest(low)):
-        raise ValueError(
+        raise BrokenError(
             f"values below {(high + 1) << 8} in {bits} bits, which would be black: the file does not say what white is"
         )
 
 
 def levels(image: Image.Image) -> Levels:
-    """What the whole numbers of a loaded picture mean: as many bits as the file says, or its declared maximum.
+    """Return the meaning of the integers of a loaded picture, by its bits or its declared maximum.
 
     Raises:
-      ValueError: values are negative, above the declared maximum, or so small that the picture would be black:
-        then the file does not say what white is.
+      BrokenError: values are negative, above the declared maximum, or so small that the picture would be black: the
+        file does not define white.
     """
     tags = getattr(image, "tag_v2", {})
     bits, is_signed = 16, False
@@ -148,13 +149,13 @@ def levels(image: Image.Image) -> Levels:
     lowest, highest, is_widened = _extent(image)
     is_inverted = image.format == "TIFF" and tags.get(262) == 0
     if bits == 32 and not is_signed and lowest < 0:
-        raise ValueError("whole numbers of 32 bits above 2^31, which are not read: convert it to 16 bits")
+        raise BrokenError("whole numbers of 32 bits above 2^31, which are not read: convert it to 16 bits")
     if lowest < 0:
-        raise ValueError(f"values of {lowest} to {highest}, of which the negative ones have no colour")
+        raise BrokenError(f"values of {lowest} to {highest}, of which the negative ones have no colour")
     if highest > white:
-        raise ValueError(f"values up to {highest}, above the maximum of {white} that the file says")
+        raise BrokenError(f"values up to {highest}, above the maximum of {white} that the file says")
     if image.format == "TIFF" and 0 < highest < white / _DIM and not (is_widened and bits <= 16):
-        raise ValueError(
+        raise BrokenError(
             f"values of {lowest} to {highest} in {bits} bits, which would be black: the file does not say what white is"
         )
     shift = bits - is_signed - 8 if white == full and bits - is_signed >= 8 else None
@@ -162,7 +163,7 @@ def levels(image: Image.Image) -> Levels:
 
 
 def _extent(image: Image.Image) -> tuple[int, int, bool]:
-    """The smallest and the largest value, and whether all are 8 bits widened to 16, by 256 or 257."""
+    """Return the smallest and largest value, and whether all are 8 bits widened to 16, by 256 or 257."""
     lowest, highest, by = None, None, {256, 257}
     for band in _bands(image):
         x = np.asarray(band)

@@ -1,8 +1,8 @@
-"""What lies around the pixels of a PNG, JPEG, GIF or WebP: read here within bounds, kept from the decoder.
+"""Metadata of a PNG, JPEG, GIF or WebP: parsed here within limits and hidden from the decoder.
 
-Pillow reads text, profiles, EXIF data and comments whole when it opens a picture: it refuses sound pictures whose
-text is long, and takes gigabytes or minutes for hostile ones. So a picture is opened without them, and what matters
-of them, the colour profile and the orientation, is taken from the bytes.
+Pillow reads all text, profiles, EXIF data and comments when it opens a picture: it refuses valid pictures with long
+text, and takes gigabytes or minutes for hostile ones. So pictures are opened without metadata, and the colour profile
+and the orientation are taken from the bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Iterator
 
 from imagen_jax.data import profiles
+from imagen_jax.data.profiles import BrokenError
 
 MAX_CHUNKS = 2**18  # chunks of a PNG; blocks of a GIF before its first picture
 MAX_SEGMENTS = 2**16  # segments before the pixels of a JPEG; chunks of a WebP
 MAX_SCANS = 100  # passes over the pixels of a JPEG; encoders make about ten
 MAX_PROFILE = 2**22  # bytes of a colour profile; a larger one is not applied
-_MAX_TEXT = 2**20  # bytes of XMP in which the orientation is looked for
+_MAX_TEXT = 2**20  # bytes of XMP that are searched for the orientation
 
 _SEGMENT = struct.Struct(">BBH").unpack_from
 _NO_LENGTH = (0, *range(0xD0, 0xDA), 0xFF)  # markers of a JPEG; the last is fill
@@ -28,24 +29,24 @@ _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
 
 @dataclasses.dataclass
 class Contents:
-    """A picture without what lies around it."""
+    """A picture without its metadata."""
 
-    data: bytes  # what the decoder gets
+    data: bytes  # for the decoder
     profile: bytes | None = None  # ICC
-    orientation: int | None = None  # EXIF's, 1 to 8; None: as the decoder finds it
+    orientation: int | None = None  # EXIF's, 1 to 8; None: read by the decoder
     has_frames: bool = False  # more pictures than the first
     depth: int = 8  # bits of a channel of a PNG
     has_passes: bool = False  # over all pixels, as in a progressive JPEG
-    size: tuple[int, int] | None = None  # width and height, where opening alone takes memory for them
-    scratch: int = 0  # bytes that its decoder needs beside the pixels and what each of them takes
+    size: tuple[int, int] | None = None  # width and height, where opening alone allocates memory for them
+    scratch: int = 0  # bytes that the decoder needs in addition to those per pixel
 
 
 class TooLargeError(ValueError):
-    """A picture that would take too much memory or time."""
+    """A picture would take too much memory or time; the message is the reason without its name."""
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation, 1 to 8, in the first directory of EXIF data; None if there is none."""
+    """Return the orientation, 1 to 8, in the first directory of EXIF data; None if there is none."""
     exif = exif[6:] if exif.startswith(b"Exif\0\0") else exif
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
@@ -67,7 +68,7 @@ def xmp_orientation(xmp: bytes) -> int | None:
 
 
 def _inflated(data: bytes | memoryview, most: int) -> bytes:
-    """The first `most` bytes of zlib's; b"" if it is broken."""
+    """Decompress at most `most` bytes; return b"" if the data are broken."""
     try:
         return zlib.decompressobj().decompress(data, most)
     except zlib.error:
@@ -75,13 +76,13 @@ def _inflated(data: bytes | memoryview, most: int) -> bytes:
 
 
 def png(data: bytes) -> Contents:
-    # The usual one: a header, pixels in one piece, and the end.
+    # The usual case: a header, one chunk of pixels, and the end.
     if data[37:41] == b"IDAT" and len(data) == 57 + int.from_bytes(data[33:37], "big"):
         return Contents(data, orientation=1, depth=data[24])
     view = memoryview(data)
     kept, pixels = [view[:8]], []
     found: dict[bytes, bytes] = {}
-    orientations: list[int | None] = [None, None]  # of EXIF data, which go first, and of XMP
+    orientations: list[int | None] = [None, None]  # of EXIF data, which have priority, and of XMP
     for kind, start, end in _png_chunks(data):
         if kind == b"IDAT":
             pixels.append(view[start:end])
@@ -96,7 +97,7 @@ def png(data: bytes) -> Contents:
         elif kind in (b"iTXt", b"zTXt", b"tEXt"):
             place, orientation = _png_text(kind, view[start:end])
             orientations[place] = orientations[place] or orientation
-    # Few pieces in place of many: the decoder takes each chunk by itself.
+    # Join the chunks of pixels: the decoder reads each chunk separately.
     flat = []
     for piece in kept:
         if piece is pixels:
@@ -115,7 +116,7 @@ def png(data: bytes) -> Contents:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of the content of each chunk; ends where the picture is cut off."""
+    """Yield (name, start, end) of the content of each chunk, up to the end of a truncated picture."""
     place = 8
     unpack = struct.Struct(">I4s").unpack_from
     for _ in range(MAX_CHUNKS):
@@ -130,7 +131,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_text(kind: bytes, text: memoryview) -> tuple[int, int | None]:
-    """What a text says about the orientation: 0 if as EXIF data, 1 if as XMP; and the orientation."""
+    """Return (0 for EXIF data or 1 for XMP, the orientation) of a text chunk."""
     key, _, rest = bytes(text[:100]).partition(b"\0")
     body = text[len(key) + 1 :]
     if key == b"XML:com.adobe.xmp" and kind == b"iTXt":
@@ -150,7 +151,7 @@ def _png_text(kind: bytes, text: memoryview) -> tuple[int, int | None]:
 
 
 def _png_profile(found: dict[bytes, bytes], data: bytes) -> bytes | None:
-    """The profile of a PNG's chunks, in the order of the specification: cICP, iCCP, sRGB, gAMA with cHRM."""
+    """Return the profile of a PNG by the priority of its specification: cICP, iCCP, sRGB, gAMA with cHRM."""
     is_grey = data[25] in (0, 4)
     if len(code := found.get(b"cICP", b"")) == 4 and code[2] == 0:
         return profiles.from_code_points(code[0], code[1], is_grey=is_grey)
@@ -174,7 +175,7 @@ def jpeg(data: bytes) -> Contents:
     exif = xmp = None
     has_passes = has_frames = False
     channels = 0
-    first = 0  # of the bytes that are kept up to here
+    first = 0  # offset of the bytes that are kept next
     place = 2
     for _ in range(MAX_SEGMENTS):
         start_byte, kind, length = _SEGMENT(data, place)
@@ -183,7 +184,7 @@ def jpeg(data: bytes) -> Contents:
             kept.append(view[first:place])
             first = place = data.find(b"\xff", behind)
             if place < 0:
-                raise ValueError("cut off before the picture")
+                raise BrokenError("cut off before the picture")
             continue
         if kind == 0xDA:
             has_passes = has_passes or data[place + 4] < channels  # one channel after the other
@@ -203,7 +204,7 @@ def jpeg(data: bytes) -> Contents:
             parts.setdefault(data[start + 12], data[start + 14 : end])
         elif kind == 0xE2 and data.startswith(b"MPF\0", start):
             has_frames = True
-        # JFIF and Adobe say which colours the channels are.
+        # JFIF and Adobe segments determine the colours of the channels.
         if kind not in (0xE0, 0xEE) or data[start : start + 5] not in (b"JFIF\0", b"Adobe"):
             kept.append(view[first:place])
             first = end
@@ -250,7 +251,7 @@ def gif(data: bytes) -> Contents:
             else:
                 raise TooLargeError(f"more than {MAX_CHUNKS} blocks")
         elif kind in (b";", b""):
-            raise ValueError("without a picture")
+            raise BrokenError("without a picture")
         else:
             place += 1
     raise TooLargeError(f"more than {MAX_CHUNKS} blocks")

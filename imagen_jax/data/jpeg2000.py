@@ -1,10 +1,11 @@
-"""The headers of a JPEG 2000 picture: what its decoder would need, whatever the file says of itself outside."""
+"""Headers of JPEG 2000 pictures: the memory and time that decoding needs, by the code stream."""
 
 from __future__ import annotations
 
 import struct
 
 from imagen_jax.data.containers import MAX_PROFILE, MAX_SEGMENTS, Contents, TooLargeError
+from imagen_jax.data.profiles import BrokenError
 
 START = b"\xff\x4f\xff\x51"  # SOC, SIZ
 _MIN_BLOCK = 8  # log2 of the pixels of a code block; encoders make 12 or 10
@@ -13,18 +14,18 @@ _TILE_BYTES = 10240  # OpenJPEG's tables for a tile
 
 
 def contents(data: bytes) -> Contents:
-    """The picture with its profile, its true size and what it takes to decode beyond its pixels.
+    """Return the picture with its profile, its size in the code stream and the scratch memory of its decoder.
 
     Raises:
-      TooLargeError: it has too many parts, or far smaller ones than encoders make.
-      ValueError, struct.error: it is broken.
+      TooLargeError: it has too many tiles, or far smaller blocks than encoders make.
+      BrokenError, struct.error: it is broken.
     """
     profile, place = None, 0
     if not data.startswith(START):
         profile, place = _boxes(data)
     x1, y1, x0, y0, tile_x, tile_y, tile_x0, tile_y0, channels = struct.unpack_from(">8IH", data, place + 8)
     if not (tile_x and tile_y and x1 > x0 and y1 > y0):
-        raise ValueError("an empty picture")
+        raise BrokenError("an empty picture")
     tiles = -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y)
     if tiles > MAX_SEGMENTS:
         raise TooLargeError(f"{tiles} tiles, more than {MAX_SEGMENTS}")
@@ -33,7 +34,7 @@ def contents(data: bytes) -> Contents:
 
 
 def _boxes(data: bytes) -> tuple[bytes | None, int]:
-    """(ICC profile, where the code stream begins)."""
+    """Return (ICC profile, offset of the code stream)."""
     profile, place, end = None, 0, len(data)
     for _ in range(MAX_SEGMENTS):
         if place + 8 > end:
@@ -50,15 +51,15 @@ def _boxes(data: bytes) -> tuple[bytes | None, int]:
             return profile, place + header
         if kind == b"colr" and data[place + header] == 2 and 128 <= length <= MAX_PROFILE:
             profile = profile or data[place + header + 3 : place + length]
-        place += header if kind == b"jp2h" else length  # into the header, over the others
+        place += header if kind == b"jp2h" else length  # descend into the header, skip the others
     else:
         raise TooLargeError(f"more than {MAX_SEGMENTS} boxes")
-    raise ValueError("without a code stream")
+    raise BrokenError("without a code stream")
 
 
 def _check_blocks(data: bytes, place: int, channel_bytes: int) -> None:
-    """Walks the markers from SIZ on and through the headers of all parts of tiles."""
-    start = part = 0  # of the part of a tile that is read, and its length
+    """Check the markers from SIZ on, including the headers of all tile parts."""
+    start = part = 0  # offset and length of the current tile part
     for _ in range(2 * MAX_SEGMENTS):
         if place + 4 > len(data):
             return

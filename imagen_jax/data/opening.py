@@ -1,4 +1,4 @@
-"""Opens encoded pictures within limits: how many bytes, pixels, how much memory and time one picture may take."""
+"""Opening encoded pictures within limits of bytes, pixels, memory and time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from PIL import Image
 
 from imagen_jax.data import colors, containers, jpeg2000, tiff
 from imagen_jax.data.containers import Contents, TooLargeError
+from imagen_jax.data.profiles import BrokenError
 
-MAX_PIXELS = 2**27  # of one picture: cameras have 100 megapixels
-MAX_SIDE = 2**18  # pixels: tables for each row and column are made
-MAX_BYTES = 2**28  # of one encoded picture: more than 100 megapixels take as a PNG of 8 bits
-MAX_MEMORY = 3 * 2**28  # bytes that a picture takes, encoded and decoded; a process has about 150 MB before
+MAX_PIXELS = 2**27  # cameras have 100 megapixels
+MAX_SIDE = 2**18  # pixels; decoders make tables for each row and column
+MAX_BYTES = 2**28  # of an encoded picture; a PNG of 100 megapixels of 8 bits has fewer
+MAX_MEMORY = 3 * 2**28  # bytes of an encoded and decoded picture; the process itself takes about 150 MB
 MAX_SECONDS = 60.0  # of one thread's processor time to decode a picture
-# What Pillow may take the bytes for, whatever the file is called. It would hand PostScript to another program.
+# Formats that are tried, whatever the name of the file. Pillow would pass PostScript to another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 _CONTENTS = {
@@ -30,16 +31,17 @@ _CONTENTS = {
     "TIFF": tiff.contents,
     "JPEG2000": jpeg2000.contents,
 }
-# Bytes that decoding takes for a pixel beside Pillow's own picture, and for a byte of the file.
+# Bytes of memory for decoding per pixel, in addition to Pillow's picture, and per byte of the file.
 _DECODER_PIXEL = {"WEBP": 12, "AVIF": 14, "JPEG2000": 20}
 _DECODER_BYTE = {"WEBP": 3, "AVIF": 2}
 _PASSES_PIXEL = 6  # of a JPEG in several passes: coefficients of 2 bytes for each of three channels
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not a picture, or only a part of one, or of a size beyond all reason; or a record
-    that cannot even be read. `reason` is the message without the name of the record; `kind` is "undecodable"
-    or "too large"."""
+    """Bytes that are not a picture, a truncated or a too large one; or a record that cannot be read.
+
+    `reason` is the message without the name of the record; `kind` is "undecodable" or "too large".
+    """
 
     def __init__(self, message: str, reason: str = "", kind: str = "undecodable"):
         super().__init__(message)
@@ -57,37 +59,37 @@ class Opened:
 
     @property
     def orientation(self) -> int:
-        """EXIF's, 1 to 8; of a TIFF 1, since Pillow turns it when it loads it."""
+        """The EXIF orientation, 1 to 8; 1 for a TIFF, which Pillow rotates when it loads it."""
         if self.image.format == "TIFF":
             return 1
-        exif = self.image.info.get("exif", b"")  # AVIF's, in which Pillow has put its own property
+        exif = self.image.info.get("exif", b"")  # of AVIF, to which Pillow adds the format's own property
         return self.contents.orientation or containers.exif_orientation(exif) or 1
 
     def load(self) -> colors.Reading:
-        """Decodes the picture; returns how its values become colours."""
+        """Decode the picture; return how its values become colours."""
         self.image.load()
         self.check_time()
         image, contents = self.image, self.contents
         profile = contents.profile or image.info.get("icc_profile")
         if image.mode == "F":
-            raise ValueError("floating-point pictures have no defined white")
+            raise BrokenError("floating-point pictures have no defined white")
         if colors.is_deep(image.mode):
             return colors.Reading(profile, colors.levels(image))
         if image.format == "TIFF" and image.mode in ("RGB", "RGBA"):
             colors.check_high_bytes(image, lambda: low_bytes(contents.data))
         key = image.info.get("transparency")
         if image.format == "PNG" and contents.depth == 16 and image.mode == "RGB" and key is not None:
-            del image.info["transparency"]  # it has 16 bits, and Pillow would compare it with 8
+            del image.info["transparency"]  # of 16 bits, which Pillow would compare with 8
             return colors.Reading(profile, low=low_bytes(contents.data), key=key)
         return colors.Reading(profile)
 
     def check_time(self) -> None:
-        """Raises TooLargeError if decoding has taken all the time that it may."""
+        """Raise TooLargeError if decoding has exceeded its time."""
         self.file.check()
 
 
 class _Watched(io.BytesIO):
-    """Bytes that can be read for some seconds of this thread's processor time, once `watch` was called."""
+    """Bytes that can be read for a limited processor time of this thread, once `watch` was called."""
 
     def __init__(self, data: bytes, seconds: float):
         super().__init__(data)
@@ -102,7 +104,7 @@ class _Watched(io.BytesIO):
             raise TooLargeError(f"more than {self._seconds:g} s to decode")
 
     def _read(self, size: int = -1, /) -> bytes:
-        if 0 <= size < 64:  # some decoders read all in such pieces
+        if 0 <= size < 64:  # some decoders read only small pieces
             self._num_small += 1
         if size >= 64 or self._num_small & 1023 == 1023:
             self.check()
@@ -110,26 +112,26 @@ class _Watched(io.BytesIO):
 
 
 def opened(data: bytes, pixels: int | None = None, seconds: float | None = None) -> Opened:
-    """Reads the headers of a picture in one of FORMATS.
+    """Read the headers of a picture in one of FORMATS.
 
-    Unlike Image.open, it neither asks nor changes Pillow's limits of pixels and texts, which the whole
-    process shares; but the plugins of TIFF, GIF and WebP ask twice the limit of pixels themselves.
+    Unlike Image.open, this neither uses nor changes Pillow's limits of pixels and texts, which the whole process
+    shares; but the plugins of TIFF, GIF and WebP check twice the limit of pixels themselves.
 
     Args:
       data: an encoded picture.
-      pixels: that it may have; MAX_PIXELS by default and at most.
-      seconds: of this thread's processor time that decoding may take; MAX_SECONDS by default.
+      pixels: largest number of pixels; MAX_PIXELS by default and at most.
+      seconds: largest processor time of this thread for decoding; MAX_SECONDS by default.
 
     Raises:
       TooLargeError: it has too many bytes, pixels or parts, or would take too much memory.
-      Exception: ValueError if no format knows the bytes; almost anything if they are broken.
+      Exception: BrokenError if the bytes are in no known format; any other if they are broken.
     """
     if len(data) > MAX_BYTES:
         raise TooLargeError(f"{len(data)} bytes, more than {MAX_BYTES}")
     Image.init()  # loads the plugins, once
     for form in FORMATS:
         factory, accepts = Image.OPEN.get(form, (None, None))
-        if factory is None or accepts(data[:16]) is not True:  # a str says which library is missing
+        if factory is None or accepts(data[:16]) is not True:  # a str names a missing library
             continue
         found = _CONTENTS.get(form, Contents)(data)
         most = min(pixels or MAX_PIXELS, MAX_PIXELS)
@@ -138,21 +140,23 @@ def opened(data: bytes, pixels: int | None = None, seconds: float | None = None)
         file = _Watched(found.data, MAX_SECONDS if seconds is None else seconds)
         try:
             image = factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # not this one: as Image.open does
+        except (SyntaxError, IndexError, TypeError, struct.error):  # another format, as in Image.open
             continue
         _check_size(*image.size, most)
         _check_memory(data, found, image)
         if form == "PNG" and found.depth < 8 and isinstance(key := image.info.get("transparency"), int):
-            if image.mode == "L":  # the value as stored, where Pillow widens what it compares it with
+            if image.mode == "L":  # the stored value, which Pillow compares with widened ones
                 image.info["transparency"] = key * 255 // (2**found.depth - 1)
         file.watch()
         return Opened(image, found, file)
-    raise ValueError("not a picture, or of an unknown format")
+    raise BrokenError("not a picture, or of an unknown format")
 
 
 def low_bytes(data: bytes) -> Image.Image | None:
-    """The low bytes of a PNG or TIFF with several channels of 16 bits, of which Pillow reads the high ones; None for
-    others. Those of a PNG of greys with alpha are RGBA, whose alpha has the high bytes."""
+    """Return the low bytes of a PNG or TIFF with several channels of 16 bits, of which Pillow reads the high ones.
+
+    Returns None for other pictures. For a PNG of greys with alpha, the result is RGBA whose alpha has the high bytes.
+    """
     image = opened(data).image
     tiles = []
     for tile in image.tile:
@@ -160,7 +164,7 @@ def low_bytes(data: bytes) -> Image.Image | None:
         mode, _, order = str(raw).partition(";16")
         if not order or image.mode not in ("RGB", "RGBA", "CMYK"):
             return None
-        is_grey = mode == "LA"  # which Pillow cannot unpack so: it gets both bytes of both channels
+        is_grey = mode == "LA"  # Pillow cannot unpack these; read both bytes of both channels
         is_little = order == "L" or (order == "N" and sys.byteorder == "little")
         raw = "RGBA" if is_grey else f"{mode};16{'B' if is_little else 'L'}"
         tiles.append(tile._replace(args=(raw, *more) if more else raw))
@@ -201,7 +205,7 @@ def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
 
 
 def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
-    """From whatever Pillow's plugins raise on broken files: OSError, SyntaxError, struct.error and others."""
+    """Convert any error of Pillow's plugins on broken files, such as OSError, SyntaxError or struct.error."""
     while (
         isinstance(error, SystemError) and error.__cause__ is not None
     ):  # from a decoder whose `read` raised
@@ -213,6 +217,6 @@ def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error, without the address of the buffer that Pillow names instead of a file."""
+    """Return the message of an error in one line, without the address of Pillow's buffer."""
     text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "its bytes", str(error))
     return " ".join(text.split()) or type(error).__name__

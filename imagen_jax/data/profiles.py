@@ -1,4 +1,4 @@
-"""Colour profiles: what they say, and the way from them to sRGB."""
+"""Colour profiles and their conversion to sRGB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 _SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK", "LAB": b"Lab "}
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE
-_SAME = 1  # of 255 steps: what rounding does to a picture that is sRGB already
+_SAME = 1  # of 255 steps: the rounding error of a picture that is sRGB already
 # Of ITU-T H.273: chromaticities x, y of white, red, green and blue; and transfer functions as exponents.
 _D65 = (0.3127, 0.3290)
 _PRIMARIES = {
@@ -32,17 +32,21 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 _D50 = np.array([0.9642, 1.0, 0.8249])
 
 
+class BrokenError(ValueError):
+    """A picture cannot be decoded; the message is the reason without its name."""
+
+
 @functools.lru_cache(maxsize=32)
 def to_srgb(profile: bytes | None, mode: str) -> Transform | None:
-    """The transform to sRGB from the colours that a profile describes, relative colorimetric with black points matched.
+    """Return the transform of a profile's colours to sRGB: relative colorimetric with black point compensation.
 
     Args:
       profile: ICC; None only for LAB, which describes itself.
       mode: of the picture: "L", "RGB", "CMYK" or "LAB".
 
     Returns:
-      None if the values can stay as they are: they are sRGB already, or the profile is broken or of other
-      channels than the picture has.
+      None if the values need no transform: they are sRGB already, or the profile is broken or has other channels than
+      the picture.
     """
     if profile is None and mode != "LAB":
         return None
@@ -65,12 +69,12 @@ def to_srgb(profile: bytes | None, mode: str) -> Transform | None:
         return None if mode in ("L", "RGB") and _changes_nothing(transform, mode) else transform
     except MemoryError:
         raise
-    except Exception:  # ImageCms.PyCMSError and others, whatever is broken
+    except Exception:  # ImageCms.PyCMSError and others
         return None
 
 
 class _Table:
-    """A transform of greys by its 256 results, exact where the library's quick way is off by ten dark steps."""
+    """A transform of greys by a table of its 256 results; the library's fast path is off by up to ten steps."""
 
     def __init__(self, transform: ImageCms.ImageCmsTransform):
         greys = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
@@ -97,20 +101,20 @@ def _changes_nothing(transform: Transform, mode: str) -> bool:
 
 
 def from_code_points(primaries: int, transfer: int, *, is_grey: bool = False) -> bytes | None:
-    """A profile for the code points of ITU-T H.273; None for those of sRGB, and for unknown ones.
+    """Return a profile for the code points of ITU-T H.273; None for sRGB and for unknown ones.
 
     Raises:
-      ValueError: the transfer function is that of a high dynamic range, which has no defined white here.
+      BrokenError: the transfer function is that of a high dynamic range, for which no white is defined.
     """
     if transfer in _HDR:
-        raise ValueError(f"{_HDR[transfer]} pictures of a high dynamic range have no defined white")
+        raise BrokenError(f"{_HDR[transfer]} pictures of a high dynamic range have no defined white")
     if transfer not in _CURVES or primaries not in _PRIMARIES:
         return None
     return _profile(_PRIMARIES[primaries], _CURVES[transfer], is_grey)
 
 
 def from_gamma(gamma: float, primaries: Sequence[float] | None, *, is_grey: bool = False) -> bytes | None:
-    """A profile for a PNG's gAMA (the exponent of the encoding, 0.45455 for sRGB) and cHRM; None for sRGB."""
+    """Return a profile for a PNG's gAMA (the exponent of the encoding, 0.45455 for sRGB) and cHRM; None for sRGB."""
     primaries = primaries or _PRIMARIES[1]
     is_srgb = bool(np.allclose(primaries, _PRIMARIES[1], atol=2e-3))
     is_about_srgb = 0.44 < gamma < 0.47
@@ -120,7 +124,7 @@ def from_gamma(gamma: float, primaries: Sequence[float] | None, *, is_grey: bool
 
 
 def _profile(primaries: Sequence[float], curve: Sequence[float], is_grey: bool) -> bytes | None:
-    """An ICC profile, version 4, of a matrix and one curve (ICC.1:2010, sections 7, 9.2 and 10.5, 10.16)."""
+    """Return an ICC profile, version 4, of a matrix and one curve (ICC.1:2010, sections 7, 9.2, 10.5 and 10.16)."""
     points = np.array(primaries, np.float64).reshape(4, 2)
     if not ((points > 0) & (points < 1)).all():
         return None
@@ -155,5 +159,5 @@ def _profile(primaries: Sequence[float], curve: Sequence[float], is_grey: bool) 
 
 
 def _fixed(values: Sequence[float]) -> bytes:
-    """s15Fixed16Numbers."""
+    """Encode s15Fixed16Numbers."""
     return np.rint(np.asarray(values, np.float64) * 65536).astype(">i4").tobytes()

@@ -1,8 +1,7 @@
-"""The files of a TFDS data set: ArrayRecord shards and the metadata beside them.
+"""The files of a TFDS data set: ArrayRecord shards and their metadata.
 
-All data sets of this project are written through here, by `sources.write` and by `parts.write`. TFDS
-makes the records and the metadata; the files are written with ArrayRecord itself, so that several
-processes can write shards of one data set. No TensorFlow.
+All data sets of this project are written through this module. TFDS encodes the records and the metadata; ArrayRecord
+writes the files, so that several processes can write shards of one data set. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from imagen_jax.storage import files
 
 RECORDS_PER_SHARD = 16384
 BYTES_PER_SHARD = 2**30
-_OPTIONS = "group_size:1"  # each record can be read alone
-_READ = 64  # records taken from a file at once
-_READ_BYTES = 2**26  # of those, if they are as large as the ones before
+_OPTIONS = "group_size:1"  # makes each record readable by itself
+_READ = 64  # records read from a file at once
+_READ_BYTES = 2**26  # of those, if they are as large as the previous ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished file: how many records it has, and the bytes of those (the file has a few more)."""
+    """A finished file, the number of its records, and their bytes (the file has a few more)."""
 
     path: Path
     records: int
@@ -33,30 +32,30 @@ class Shard:
 
 
 def check_names(name: str, splits: Iterable[str]) -> None:
-    """Raises ValueError unless TFDS can build file names of them, and find splits by them."""
+    """Raise ValueError unless TFDS can use the names in file names and find splits by them."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
-            "The name of a data set is lower-case letters, digits and underscores, beginning with a letter; "
-            f"got {name!r}."
+            "The name of a data set must be lower-case letters, digits and underscores, beginning with a letter; got "
+            f"{name!r}."
         )
     for split in splits:
         if not re.fullmatch(r"[A-Za-z]\w*(-\w+)*", split, re.ASCII) or split == "all":
             raise ValueError(
-                "Names of splits are letters, digits, underscores and hyphens, beginning with a letter, and not "
-                f"'all', which to TFDS means every split; got {split!r}."
+                "Names of splits must be letters, digits, underscores and hyphens, beginning with a letter, and not "
+                f"'all', which means every split to TFDS; got {split!r}."
             )
 
 
 def file_name(name: str, split: str, index: int) -> str:
-    """The name of a shard, as the template that `write_metadata` stores has it."""
+    """Return the name of a shard, by the template that `write_metadata` stores."""
     return f"{name}-{split}.array_record-{index:05d}"
 
 
 def encode(example: dict) -> bytes:
-    """A record {"image": bytes, "caption": str[, "claims": str]} as it stands in a shard."""
+    """Encode a record {"image": bytes, "caption": str[, "claims": str]} for a shard."""
     features, serializer = _serializer(frozenset(example))
     record = serializer.get_tf_example(features.encode_example(example))
-    return record.SerializeToString(deterministic=True)  # else maps have no fixed order
+    return record.SerializeToString(deterministic=True)  # otherwise maps have no fixed order
 
 
 @functools.cache
@@ -80,10 +79,10 @@ def _features(keys: Iterable[str]):
 
 
 class SplitWriter:
-    """Writes records to as many files as the limits make of them; `path(i)` names the i-th.
+    """Writes records to files of limited size; `path(i)` names the i-th.
 
     Raises:
-      OSError: from `add` and `close`; the disk is full, or the like.
+      OSError: from `add` and `close`; the disk is full, or a similar failure.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class SplitWriter:
             self.close()
 
     def close(self) -> None:
-        """Finishes the file at hand, on the disk itself; more records go to the next."""
+        """Finish the current file and sync it to the disk; further records go to the next."""
         if self._writer is None:
             return
         path = self._path(len(self.shards))
@@ -124,7 +123,7 @@ class SplitWriter:
 
 @contextlib.contextmanager
 def _as_os_error(path: Path) -> Iterator[None]:
-    """ArrayRecord raises RuntimeError for what the disk refuses."""
+    """Raise OSError where ArrayRecord raises RuntimeError for failures of the disk."""
     try:
         yield
     except RuntimeError as error:
@@ -132,15 +131,15 @@ def _as_os_error(path: Path) -> Iterator[None]:
 
 
 def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
-    """As `read`, but a record that is damaged comes as the error, and the others after it.
+    """Yield the records of a shard in order; instead of a damaged one, the error.
 
     Raises:
-      RuntimeError: the file cannot be read at all: what tells where records lie is damaged.
-      OSError: it may not be read, or is gone.
+      RuntimeError: the whole file cannot be read: its index of records is damaged.
+      OSError: the file is missing or inaccessible.
     """
     from array_record.python import array_record_module
 
-    path.open("rb").close()  # ArrayRecord does not tell this from damage
+    path.open("rb").close()  # raises OSError, where ArrayRecord raises RuntimeError as for damage
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
         total, start, num = reader.num_records(), 0, 1
@@ -171,7 +170,7 @@ def write_metadata(
     keys: Iterable[str],
     shards: dict[str, list[Shard]],
 ) -> None:
-    """Writes dataset_info.json and features.json for the shards of each split, in their order."""
+    """Write dataset_info.json and features.json for the shards of each split, in order."""
     import tensorflow_datasets as tfds
 
     info = tfds.core.DatasetInfo(

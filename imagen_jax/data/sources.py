@@ -1,8 +1,7 @@
-"""Captioned pictures on disk: TFDS data sets in ArrayRecord files, all without TensorFlow.
+"""Captioned pictures on disk: TFDS data sets in ArrayRecord files, read without TensorFlow.
 
-A record is {"image": encoded PNG or JPEG bytes, "caption": str} and, where captions can be checked
-by a program, "claims": a JSON str. Records keep the order they were written in. The directory is a
-plain TFDS one: `tfds.builder_from_directory(directory).as_data_source("train")` reads it too.
+A record is {"image": encoded PNG or JPEG bytes, "caption": str} and, where a program can check captions, "claims": a
+JSON str. Records are in the order in which they were written. `tfds.builder_from_directory(directory)` reads them too.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from imagen_jax.data import checksums
 
 
 class Source:
-    """Random access to the records of one split; `len`, `[i]`, picklable, safe from threads."""
+    """Random access to the records of one split by `len` and `[i]`; picklable and thread-safe."""
 
     def __init__(self, records, name: str, image_key: str, caption_key: str, claims_key: str | None):
-        self.name = name  # for messages: directory and split
+        self.name = name  # directory and split, for messages
         self._records = records
         self._image_key, self._caption_key, self._claims_key = image_key, caption_key, claims_key
 
@@ -30,12 +29,12 @@ class Source:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": bytes, "caption": str} and "claims": str if the data set has them."""
+        """Return {"image": bytes, "caption": str} and "claims": str if the data set has them."""
         index = range(len(self))[index]  # negative indices, and IndexError beyond the end
         return self._convert(self._records[index])
 
     def read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """The records at several indices, in that order; faster than one by one."""
+        """Return the records at several indices, in that order; faster than one by one."""
         indices = [range(len(self))[int(i)] for i in indices]
         return [self._convert(record) for record in self._records.__getitems__(indices)]
 
@@ -57,18 +56,17 @@ def open_source(
     caption_key: str = "caption",
     claims_key: str = "claims",
 ) -> Source:
-    """Opens one split of a TFDS data set that is stored as ArrayRecord.
+    """Open one split of a TFDS data set in ArrayRecord files.
 
     Args:
-      directory: holds dataset_info.json, features.json and the record files, or has one
-        sub-directory that does, called after a version, such as 1.0.0.
-      split: "train", "validation", "test" or what the data set has; slices as "train[:100]" work.
-      image_key, caption_key: the names of the image and of the text feature.
-      claims_key: the name of an optional third feature, JSON text; its absence is no error.
+      directory: holds dataset_info.json, features.json and the record files, or one sub-directory that does, named
+        after a version, such as 1.0.0.
+      split: "train", "validation", "test" or another split of the data set, or a slice such as "train[:100]".
+      image_key, caption_key: names of the image and the text feature.
+      claims_key: name of an optional third feature of JSON text.
 
     Raises:
-      ValueError: one line; no data set there, or not in ArrayRecord, or a missing or empty split,
-        feature or file.
+      ValueError: there is no data set, it is not in ArrayRecord, or a split, feature or file is missing or empty.
     """
     directory = locate(directory)
     builder = read_builder(directory)
@@ -76,11 +74,13 @@ def open_source(
     _check_features(directory, builder.info.features, image_key, caption_key)
     if split.split("[")[0] not in builder.info.splits:
         have = ", ".join(f"{s.name} ({s.num_examples})" for s in builder.info.splits.values())
-        raise ValueError(f"{directory} has no split {split!r}; it has: {have or 'none'}.")
+        raise ValueError(f"split must be one of those in {directory}: {have or 'none'}; got {split!r}.")
     chosen = _splits(directory, builder.info, split)
     missing = [str(path) for path in chosen.filepaths if not Path(path).is_file()]
     if missing:
-        raise ValueError(f"{directory} is incomplete: {missing[0]} is missing; write it again.")
+        raise ValueError(
+            f"{directory} must have all its files; got no {missing[0]}: write the data set again."
+        )
     import tensorflow_datasets as tfds
 
     records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
@@ -89,10 +89,10 @@ def open_source(
 
 
 def _splits(directory: Path, info, split: str):
-    """What TFDS knows of a split or slice; raises ValueError if it cannot be read or has no records."""
+    """Return the TFDS SplitInfo of a split or slice; raise ValueError if it is invalid or has no records."""
     if split.split("[")[0] == "all":
         raise ValueError(
-            f"Split 'all' of {directory} cannot be read: to TFDS that word means all splits. Rename it."
+            f"split must not be 'all', which means all splits to TFDS; got it for {directory}: rename it."
         )
     try:
         whole = info.splits[split.split("[")[0]]
@@ -100,14 +100,16 @@ def _splits(directory: Path, info, split: str):
         empty = not chosen.num_examples
     except (ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"Split {split!r} of {directory} cannot be read: {reason}") from error
+        raise ValueError(
+            f"split must be a name or slice of TFDS; got {split!r} of {directory}: {reason}."
+        ) from error
     if empty:
-        raise ValueError(f"Split {split!r} of {directory} is empty.")
+        raise ValueError(f"split must have records; got {split!r} of {directory}, which is empty.")
     return chosen
 
 
 def splits(directory: str | os.PathLike) -> list[str]:
-    """The names of the splits that have records; raises as `open_source` does."""
+    """Return the names of the splits that have records; raises as `open_source` does."""
     directory = locate(directory)
     builder = read_builder(directory)
     check_format(directory, builder)
@@ -115,22 +117,22 @@ def splits(directory: str | os.PathLike) -> list[str]:
 
 
 def captions(source: Source) -> Iterator[str]:
-    """The captions in order, but of records that cannot be read; no picture is decoded."""
+    """Yield the captions in order, except those of records that cannot be read, without decoding pictures."""
     for start in range(0, len(source), 1024):
         numbers = range(start, min(start + 1024, len(source)))
         try:
             yield from [record["caption"] for record in source.read(numbers)]
-        except Exception:  # whatever the format raises for one damaged record; the others can be read alone
+        except Exception:  # of any kind for one damaged record; the others can be read one by one
             for number in numbers:
                 with contextlib.suppress(Exception):
                     yield source[number]["caption"]
 
 
 def locate(directory: str | os.PathLike) -> Path:
-    """The directory that holds dataset_info.json: this one, or its only version's, such as 1.0.0.
+    """Return the directory that holds dataset_info.json: this one, or that of its only version, such as 1.0.0.
 
     Raises:
-      ValueError: one line; there is none, or there are several versions.
+      ValueError: there is none, or there are several versions.
     """
     directory = Path(directory)
     if is_data_set(directory):
@@ -141,25 +143,25 @@ def locate(directory: str | os.PathLike) -> Path:
         return versions[0]
     if versions:
         names = ", ".join(sorted(path.name for path in versions))
-        raise ValueError(f"{directory} has several versions, {names}; name one: {versions[0]}.")
-    what = "does not exist" if not directory.exists() else "has no dataset_info.json"
-    hint = f" Did you mean {below[0].parent}?" if below else " See scripts/prepare_data.py."
-    raise ValueError(f"No data set at {directory}: it {what}.{hint}")
+        raise ValueError(f"{directory} must have one version; got {names}: name one, such as {versions[0]}.")
+    got = "no such path" if not directory.exists() else "no dataset_info.json in it"
+    fix = f"did you mean {below[0].parent}?" if below else "see scripts/prepare_data.py"
+    raise ValueError(f"{directory} must be a data set; got {got}: {fix}.")
 
 
 def by_name(name: str) -> Path | None:
-    """Where a TFDS data set lies that was made on this machine, as "coco_captions/2014:1.1.0"; None if it was not."""
+    """Return the directory of a local TFDS data set such as "coco_captions/2014:1.1.0"; None if there is none."""
     from tensorflow_datasets.core import read_only_builder, registered
 
     try:
         found = read_only_builder.builder_from_files(name, data_dir=tfds_directory())
-    except (registered.DatasetNotFoundError, ValueError):  # the latter for what cannot be a name
+    except (registered.DatasetNotFoundError, ValueError):  # ValueError: not a valid name
         return None
     return Path(found.data_dir)
 
 
 def tfds_directory() -> str:
-    """Where TFDS keeps data sets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Return the directory of TFDS data sets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     import tensorflow_datasets as tfds
 
     return os.environ.get("TFDS_DATA_DIR", str(tfds.core.constants.DATA_DIR))
@@ -171,44 +173,43 @@ def is_data_set(directory: str | os.PathLike) -> bool:
 
 
 def check_free(directory: str | os.PathLike) -> None:
-    """Raises ValueError unless a new data set can go there: nothing, or an empty directory."""
+    """Raise ValueError unless the directory is empty or does not exist."""
     directory = Path(directory)
     if is_data_set(directory):
         raise ValueError(
-            f"{directory} already holds a data set and is not overwritten; choose another "
-            "directory, or delete this one first."
+            f"{directory} must be free; got a data set, which is not overwritten: choose another directory, or delete "
+            "this one first."
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} already exists and is not empty; choose another directory.")
+        raise ValueError(f"{directory} must be free; got one that is not empty: choose another directory.")
 
 
 def read_builder(directory: Path):
-    """The TFDS builder of a directory, in whatever format its records are.
-
-    Raises:
-      ValueError: one line; its metadata are damaged.
-    """
+    """Return the TFDS builder of a directory with records in any format; raise ValueError if metadata are damaged."""
     import tensorflow_datasets as tfds
 
     for name in ("dataset_info.json", "features.json"):
-        if (directory / name).exists() and not (directory / name).is_file():  # TFDS would wait for a pipe
-            raise ValueError(f"{directory / name} must be a file; it is not: write the data set again.")
+        if (directory / name).exists() and not (directory / name).is_file():  # TFDS would block on a pipe
+            raise ValueError(
+                f"{directory / name} must be a file; got something else: write the data set again."
+            )
     checksums.check(directory)
     try:
         builder = tfds.builder_from_directory(str(directory))
         for split in builder.info.splits.values():
-            _ = split.filepaths  # TFDS makes their names only when they are asked for
+            _ = split.filepaths  # made by TFDS on access
         return builder
     except Exception as error:  # broken JSON, protobuf errors, missing features.json
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{directory} has damaged TFDS metadata: {reason}") from error
+        raise ValueError(
+            f"{directory} must have TFDS metadata; got damaged ones ({reason}): write it again."
+        ) from error
 
 
 def feature_kinds(features) -> dict[str, str]:
-    """All features of a data set by name, those in dicts as "captions/text", and what they are.
+    """Return the kinds of all features by name, for example {"image": "Image", "captions/text": "Sequence(Text)"}.
 
-    For example {"image": "Image", "captions/text": "Sequence(Text)"}: the names are those under
-    which TFDS stores them, and a Sequence of dicts is told as a dict of Sequences.
+    Names are those under which TFDS stores them; a Sequence of dicts is listed as a dict of Sequences.
     """
     import tensorflow_datasets as tfds
 
@@ -235,12 +236,12 @@ def feature_kinds(features) -> dict[str, str]:
 
 
 def told(kinds: dict[str, str]) -> str:
-    """For example "caption (Text), image (Image)"."""
+    """Format features for a message: "caption (Text), image (Image)"."""
     return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "none"
 
 
 def check_format(directory: Path, builder) -> None:
-    """Raises ValueError unless the records are ArrayRecord. TFDS itself reads TFRecord only with TensorFlow."""
+    """Raise ValueError unless the records are ArrayRecord. TFDS itself reads TFRecord only with TensorFlow."""
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format != "array_record":
         raise ValueError(
@@ -252,24 +253,18 @@ def check_format(directory: Path, builder) -> None:
 def _check_features(directory, features, image_key: str, caption_key: str) -> None:
     kinds = feature_kinds(features)
     if not any("Text" in kind for kind in kinds.values()):
-        raise ValueError(
-            f"{directory} has no text at all, so no captions to train on; its features are: {told(kinds)}."
-        )
-    for key, kind in ((image_key, "Image"), (caption_key, "Text")):
-        if kinds.get(key) == kind and key in features:
+        raise ValueError(f"{directory} must have a feature of text for captions; got {told(kinds)}.")
+    for option, key, kind in (("image", image_key, "Image"), ("caption", caption_key, "Text")):
+        have = kinds.get(key, "")
+        if have == kind and key in features:
             continue
-        if kinds.get(key) == kind:
+        if kind in have:  # in a dict or a Sequence
+            where = "" if key in features else " in a dict"
             raise ValueError(
-                f"{key!r} of {directory} lies in a dict: prepare it with scripts/prepare_data.py --input "
-                f"{directory}."
-            )
-        if f"{kind})" in kinds.get(key, ""):
-            raise ValueError(
-                f"{key!r} of {directory} is {kinds[key]}, where each record needs one {kind}: "
-                f"prepare it with scripts/prepare_data.py --input {directory}."
+                f"{key!r} of {directory} must be one {kind} at the top; got {have}{where}: prepare it with "
+                f"scripts/prepare_data.py --input {directory}."
             )
         raise ValueError(
-            f"{directory} has no {kind} feature {key!r}; it has: {told(kinds)}. "
-            "Name the right ones with image_key and caption_key (in training --data.image-key and "
-            "--data.caption-key)."
+            f"{option}_key must be a feature of {kind} in {directory}; got {key!r}, it has {told(kinds)}: name the "
+            f"right one with {option}_key (in training --data.{option}-key)."
         )

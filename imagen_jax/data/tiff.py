@@ -1,4 +1,4 @@
-"""The first directory of a TIFF, with nothing in it but what its pixels need."""
+"""Reduction of a TIFF to its first directory and the fields that decoding needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from imagen_jax.data.containers import MAX_PROFILE, Contents, TooLargeError
 
 MAX_STRIPS = 2**18  # strips or tiles of a picture
-_MAX_VALUES = 2**12  # values of any other tag that is a number
+_MAX_VALUES = 2**12  # values of any other numeric tag
 _PROFILE = 34675
 _OFFSETS = (273, 279, 324, 325)
 _TABLES = (320, 347)  # ColorMap, JPEGTables
@@ -15,32 +15,16 @@ _NUMBERS = (
     256, 257, 258, 259, 262, 266, 274, 277, 278, 280, 281, 284, 292, 293, 317, 322, 323, 332, 334, 338, 339, 340, 341,
     512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
 )  # fmt: skip
-_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+# Bytes of a value of each type.
+_BYTES = dict(zip((*range(1, 14), 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
 _CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def contents(data: bytes) -> Contents:
-    """The TIFF with its first directory alone, reduced to the fields that the pixels need; and its profile.
+    """Return the TIFF with only its first directory, reduced to the fields that decoding needs, and its profile.
 
     Raises:
-      TooLargeError: it has too many strips or tiles.
+      TooLargeError: it has too many tags, strips or tiles.
       ValueError, struct.error: it is broken.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
@@ -80,7 +64,7 @@ def contents(data: bytes) -> Contents:
 
 
 def _scratch(values: dict[int, int]) -> int:
-    """Bytes of the strip or tile that libtiff decodes at once."""
+    """Return the bytes of the strip or tile that libtiff decodes at once."""
     width, height = values.get(256, 0), values.get(257, 0)
     if 322 in values and 323 in values:
         width, height = values[322], values[323]

@@ -1,9 +1,8 @@
-"""A table of captions in a folder of pictures: a file and a caption in each row, as JSON lines or CSV."""
+"""Tables of captions in a folder of pictures: a file and a caption in each row, as JSON lines or CSV."""
 
 from __future__ import annotations
 
 import csv
-import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,27 +14,30 @@ from imagen_jax.storage import input_files
 TABLES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
 _SAVE = "save it as UTF-8"
-_FIELD_LIMIT = threading.Lock()  # that of the csv module belongs to the whole process
 
 
 def rows(
     table: Path, image_key: str | None, caption_key: str | None, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, str]]:
-    """(file, caption) of each usable row; the keys, if given, name the columns. Others go to `left_out`.
+    """Yield (file, caption) of each usable row; append the others to `left_out`.
+
+    Args:
+      table: a file of JSON lines or CSV.
+      image_key, caption_key: names of the columns, if not the usual ones.
+      left_out: the list to append to.
 
     Raises:
-      ValueError: one line; two columns have the same name, the table is no file, or, at the end, no row is usable,
-        and why.
+      ValueError: two columns have the same name, the table is not a file, or, at the end, no row is usable.
     """
     try:
         with text_files.opened(table) as content:
             yield from _Rows(table, image_key, caption_key, left_out).of(content)
     except input_files.NoFileError as error:
-        raise ValueError(f"{table} must be a file; it is {error.kind}: remove it.") from error
+        raise ValueError(f"{table} must be a file; got {error.kind}: remove it.") from error
 
 
 class _Rows:
-    """What is found in one table while it is read."""
+    """The state of reading one table."""
 
     def __init__(self, table: Path, image_key, caption_key, left_out: list[LeftOut]):
         self._table = table
@@ -53,7 +55,7 @@ class _Rows:
                 both = self._file_and_captions(row)
             except Unusable as error:
                 self._left_out.add(error.of(where))
-                self._first_mistake = self._first_mistake or f"line {number} has {error.detail}."
+                self._first_mistake = self._first_mistake or f"line {number} has {error.detail}"
                 continue
             if both is None:
                 detail = f"expected text in one of {self._files} and in one of {self._captions}"
@@ -65,12 +67,12 @@ class _Rows:
         self._left_out.close(self._table.name)
         if not usable:
             raise ValueError(
-                f"{self._table} has no row with a file ({', '.join(self._files)}) and a caption "
-                f"({', '.join(self._captions)}); {self._why(lines.first)}"
+                f"{self._table} must have rows with a file ({', '.join(self._files)}) and a caption "
+                f"({', '.join(self._captions)}); got none: {self._why(lines.first)}."
             )
 
     def _file_and_captions(self, row: object) -> tuple[str, tuple[str, ...]] | None:
-        """What is in a row; None if one of them is missing. Raises Unusable if it cannot be read."""
+        """Return the file and captions of a row, None if one is missing; raise Unusable if they cannot be read."""
         if isinstance(row, Unusable):
             raise row
         row = row if isinstance(row, dict) else {}
@@ -89,7 +91,7 @@ class _Rows:
         return PurePosixPath(file.strip("\ufeff \t\r\n").replace("\\", "/")).as_posix(), found
 
     def _read(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
-        """(line number, row) of a table; in the place of a row whose fields cannot be told apart, why."""
+        """Yield (line number, row); instead of a row that cannot be parsed, the Unusable error."""
         read = self._read_json if _is_json(self._table) else self._read_csv
         number = 0
         try:
@@ -111,17 +113,18 @@ class _Rows:
                 yield number, _json(line)
 
     def _read_csv(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
-        # Strict: else an open quote takes in all lines to the next one, and they become a caption.
+        csv.field_size_limit(text_files.MAX_BYTES)
+        # Strict: otherwise an open quote makes all lines up to the next quote one caption.
         reader = csv.reader(lines, strict=True)
         header, num_cut = None, 0
         while True:
             number = reader.line_num + 1
             try:
-                fields = _next(reader)
+                fields = next(reader, None)
             except csv.Error as error:
-                yield number, _told(error)
+                yield number, _unusable(error)
                 if "field larger than" in str(error):
-                    return  # what follows lies within quotes
+                    return  # the rest is within quotes
                 continue
             if fields is None:
                 return
@@ -137,36 +140,29 @@ class _Rows:
                 yield number, dict(zip(header, fields, strict=False))
 
     def _header(self, fields: list[str]) -> list[str] | None:
-        """The names of the columns; None if there are none. Raises ValueError if two that are meant have one name."""
+        """Return the names of the columns, None if there are none; raise ValueError if two wanted ones are equal."""
         if not any(map(str.strip, fields)):
             return None
         names = [name.strip() for name in fields]
         for name in captions.columns(names, (*self._files, *self._captions)):
             if (num := names.count(name)) > 1:
-                raise ValueError(f"{self._table} has {num} columns called {name}: rename all but one.")
+                raise ValueError(
+                    f"{self._table} must have one column called {name}; got {num}: rename all but one."
+                )
         return names
 
     def _why(self, first: str) -> str:
-        """Why no row can be used; `first` is the first line."""
+        """Return why no row can be used; `first` is the first line."""
         return (
             (None if _is_json(self._table) else _separators(first, {*self._files, *self._captions}))
             or self._first_mistake
             or _mistake(self._table, first)
-            or f"its columns are: {listing.told(self._columns)}. Name the right ones with --image-key and "
-            "--caption-key."
+            or f"its columns are {listing.told(self._columns)}, name the right ones with --image-key and "
+            "--caption-key"
         )
 
 
-def _next(reader: Iterator[list[str]]) -> list[str] | None:
-    with _FIELD_LIMIT:
-        before = csv.field_size_limit(text_files.MAX_BYTES)
-        try:
-            return next(reader, None)
-        finally:
-            csv.field_size_limit(before)
-
-
-def _told(error: csv.Error) -> Unusable:
+def _unusable(error: csv.Error) -> Unusable:
     if "field larger than" in str(error):
         most = text_files.MAX_BYTES
         return Unusable(
@@ -184,35 +180,35 @@ def _is_json(table: Path) -> bool:
 
 def _json(line: str) -> object:
     try:
-        return captions.parse_json(line.lstrip("\ufeff"))  # of tables that were put together
+        return captions.parse_json(line.lstrip("\ufeff"))  # in concatenated tables
     except ValueError:
         return None
 
 
 def _separators(first: str, wanted: set[str]) -> str | None:
-    """What is wrong with a table whose first line has no commas."""
+    """Return what is wrong with a table whose columns are not separated by commas."""
     for separator in (";", "\t", "|"):
         if wanted & {name.strip('" ').lower() for name in first.split(separator)} and "," not in first:
             return (
-                f"its columns are separated by {separator!r}, where commas are expected: save it with commas."
+                f"its columns are separated by {separator!r}, where commas are expected, save it with commas"
             )
     return None
 
 
 def _mistake(table: Path, first: str) -> str | None:
-    """The usual reason why no row of a table can be used, if it is one of these; `first` is its first line."""
+    """Return the reason why no row can be used, if it is a common one; `first` is the first line."""
     if not first:
-        return "it is empty."
+        return "it is empty"
     if "\0" in first:
-        return f"it has NUL characters, as UTF-16 without a byte order mark has: {_SAVE}."
+        return f"it has NUL characters, as UTF-16 without a byte order mark has, {_SAVE}"
     if _is_json(table):
         if isinstance(row := _json(first), dict):
             return None
         if first.startswith("["):
-            return "it is a JSON array, where each line should be an object: write one object a line."
+            return "it is a JSON array, where each line should be an object, write one object per line"
         what = "no JSON" if row is None else f"a {type(row).__name__}"
-        return f'its first line is {what}, where each should be an object, as {{"file": "a.jpg", "caption": "a cat"}}.'
+        return f'its first line is {what}, where each should be an object, as {{"file": "a.jpg", "caption": "a cat"}}'
     fields = next(csv.reader([first[:1000]]))
     if any(listing.ending(field.strip()) in listing.PICTURES for field in fields):
-        return f"it has no header: its first line is {first[:60]!r}, put a line file,caption above it."
+        return f"it has no header: its first line is {first[:60]!r}, put a line file,caption above it"
     return None

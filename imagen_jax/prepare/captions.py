@@ -1,4 +1,4 @@
-"""Captions as they stand in text files and in JSON."""
+"""Captions in text files and in JSON."""
 
 from __future__ import annotations
 
@@ -11,46 +11,45 @@ from collections.abc import Iterable
 from imagen_jax.prepare import text_files
 from imagen_jax.prepare.quarantine import Unusable
 
-CAPTIONS = ("caption", "text")  # what a column, field or feature of captions may be called
-# What editors and programs leave around a text: blanks, control characters, byte order marks. Not every invisible
-# character: an emoji may end with one.
+CAPTIONS = ("caption", "text")  # usual names of a column, field or feature of captions
+# Removed around a text: blanks, control characters and byte order marks; an emoji may end with others.
 _BLANKS = map(chr, range(0x3001))
 _AROUND = "".join(c for c in _BLANKS if c.isspace() or unicodedata.category(c) == "Cc") + "\u200b\u2060\ufeff"
-_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol by their category, but nothing is drawn
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol by their category, but invisible
 _DIGITS = 4000  # of an integer; Python refuses to convert longer ones
 
 
 def stripped(text: str) -> str:
-    """A caption or prompt without blanks around it; "" if none of its characters is visible.
+    """Remove blanks around a caption or prompt; return "" if none of its characters is visible.
 
-    Invisible characters within are kept: they join emoji, and letters of some scripts.
+    Invisible characters within it are kept: they join emoji, and letters of some scripts.
     """
     return text.strip(_AROUND) if any(map(_is_visible, text)) else ""
 
 
 def _is_visible(letter: str) -> bool:
-    """Whether a character is drawn on its own: no blank, control, format or combining character."""
+    """Whether a character is drawn on its own: not a blank, control, format or combining character."""
     category = unicodedata.category(letter)
     return not (category[0] in "ZM" or category in ("Cc", "Cf") or letter in _FILLERS)
 
 
 def is_empty(value: object) -> bool:
-    """Whether there is no caption in a field: nothing, no visible text, or a list of such."""
+    """Whether a field holds no caption: nothing, no visible text, or a list of such values."""
     if isinstance(value, list):
         return all(map(is_empty, value))
     return value is None or (isinstance(value, str) and not stripped(value))
 
 
 def columns(have: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Which of the columns, fields or features that there are may be meant, the likeliest first.
+    """Return the names in `have` that match `wanted`, in the order of `wanted`.
 
-    That is the order of `wanted`. Names may be capitalised or have blanks around them; the exact one goes first.
+    Names may be capitalised or have blanks around them; an exact match is first.
     """
     have, wanted = tuple(have), tuple(wanted)
     return list((_columns if len(have) < 1000 else _columns.__wrapped__)(have, wanted))
 
 
-@functools.lru_cache(100)  # the rows of a table are alike
+@functools.lru_cache(100)  # the rows of a table have the same columns
 def _columns(have: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
     alike: dict[str, list[str]] = {}
     for name in have:
@@ -62,7 +61,7 @@ def _columns(have: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def lines(content: bytes, where: str) -> tuple[str, ...]:
-    """The captions in a text file, one a line. Raises Unusable if it is not text."""
+    """Return the captions in a text file, one per line; raise Unusable if it is not text."""
     try:
         return tuple(text_files.split(text_files.decode(content, where)))
     except text_files.NotTextError as error:
@@ -70,8 +69,11 @@ def lines(content: bytes, where: str) -> tuple[str, ...]:
 
 
 def in_json(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tuple[str, ...]:
-    """The captions in a JSON object: of the first of these fields that has any. Raises Unusable if they cannot be
-    read."""
+    """Return the captions in the first of these fields of a JSON object that has any.
+
+    Raises:
+      Unusable: they cannot be read.
+    """
     try:
         row = parse_json(text_files.decode(content, where))
     except text_files.NotTextError as error:
@@ -89,22 +91,22 @@ def in_json(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tup
 
 
 class Repeated:
-    """In the place of a value: the key is repeated in its JSON object, with another value."""
+    """The value of a key that occurs in its JSON object twice with different values."""
 
     def __repr__(self) -> str:
         return "a key twice"
 
 
 def parse_json(text: str) -> object:
-    """The value of a JSON text, where integers of thousands of digits are floats, and a value may be `Repeated`.
+    """Parse JSON. Integers of thousands of digits become floats; a value may be `Repeated`.
 
     Raises:
-      ValueError: it is no JSON, or nested too deeply.
+      json.JSONDecodeError: a ValueError: the text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text, parse_int=_integer, object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise json.JSONDecodeError("nested too deeply", "", 0) from error
 
 
 def _integer(digits: str) -> int | float:
@@ -121,11 +123,11 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def first_filled(row: dict, wanted: Iterable[str]) -> object:
-    """The value of the first of the wanted fields that is not empty, see `columns`; None if all are."""
+    """Return the value of the first of the wanted fields (see `columns`) that is not empty; None if all are."""
     return next((row[name] for name in columns(row, wanted) if not is_empty(row[name])), None)
 
 
 def texts(value: object) -> tuple[str, ...] | None:
-    """A text, or each text of a list, where None is none; None if there is anything else."""
+    """Return a text, or the texts of a list without None, as a tuple; None for any other value."""
     values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
     return tuple(values) if all(isinstance(one, str) for one in values) else None

@@ -1,8 +1,8 @@
 """Captioned pictures in a folder, with captions in files beside them or in one table.
 
-Captions stand either in a .txt file beside each picture (photo.jpg with photo.txt or photo.jpg.txt), or
-else in a field of a .json file there, or in one table at the top of the folder, see `caption_table`. A
-picture with several captions (lines of the .txt, rows of the table) becomes one record per caption.
+Captions are in a .txt file beside each picture (photo.jpg with photo.txt or photo.jpg.txt), in a field of a .json file
+there, or in one table at the top of the folder, see `caption_table`. A picture with several captions (lines of the
+.txt, rows of the table) becomes one record per caption.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from imagen_jax.prepare.quarantine import LeftOut, Shortlist, Unusable
 from imagen_jax.storage import input_files
 
 PART = 256  # pictures
-_BESIDE = (".txt", ".json")  # looked for in this order
-_LOOK = 64  # pictures whose .json files are looked at before any work
-_TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".caption", ".xml")  # where people keep captions
+_BESIDE = (".txt", ".json")  # in order of priority
+_LOOK = 64  # pictures whose .json files are read before any work
+_TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".caption", ".xml")  # may hold captions
 
 
 def tables_among(files: Iterable[str]) -> list[str]:
-    """The caption tables at the top, however their names are capitalised."""
+    """Return the caption tables at the top of the folder; their names may be capitalised."""
     return [file for file in files if file.lower() in TABLES]
 
 
 def relevant(files: Iterable[str]) -> list[str]:
-    """Files that affect the result."""
+    """Return the files that affect the result."""
     endings = (*listing.PICTURES, *listing.UNREAD, *_BESIDE)
     return [file for file in files if listing.ending(file) in endings or file.lower() in TABLES]
 
@@ -42,7 +42,7 @@ def relevant(files: Iterable[str]) -> list[str]:
 class Folder:
     """A folder of pictures. The keys, if given, are the names of the table's columns.
 
-    What is in a part: for each picture (file, the .txt and .json files beside it, captions of the table).
+    Contents of a part: for each picture (file, the .txt and .json files beside it, captions of the table).
     """
 
     root: Path
@@ -51,28 +51,30 @@ class Folder:
     limits: Limits = Limits()
 
     def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
-        """The pictures in parts, and what is left out already; `files` are those in the folder.
+        """Return the pictures among `files` in parts, and what is left out.
 
         Raises:
-          ValueError: no pictures, none with a caption, two caption tables, a table beside captions in
+          ValueError: there are no pictures, none with a caption, several caption tables, a table beside captions in
             .txt files, or a table without the columns.
         """
         found = listing.pictures_among(files)
         if not found:
-            raise ValueError(f"{self.root} has no pictures; looked for {' '.join(listing.PICTURES)}.")
+            raise ValueError(
+                f"{self.root} must have pictures ({' '.join(listing.PICTURES)}); got none: add some."
+            )
         tables = tables_among(files)
         if len(tables) > 1:
-            raise ValueError(f"{self.root} has several caption tables, {', '.join(tables)}; keep one.")
-        # A named field goes before .txt files, as in archives.
+            raise ValueError(f"{self.root} must have one caption table; got {', '.join(tables)}: keep one.")
+        # A named field has priority over .txt files, as in archives.
         texts = _Texts(files, _BESIDE[::-1] if self.caption_key else _BESIDE)
         beside = [text for file in found for text in texts.of(file)]
         text_beside = next(filter(_is_text, beside), None)
         if tables and text_beside:
             raise ValueError(
-                f"{self.root} has both a caption table, {tables[0]}, and captions beside pictures, as "
-                f"{text_beside}; keep one kind (delete the table, or move the .txt files away)."
+                f"{self.root} must have captions in a table or beside pictures; got {tables[0]} and {text_beside}: "
+                "delete the table, or move the .txt files away."
             )
-        # Pictures that are not read are listed if they have captions, so they are looked for as well.
+        # Pictures of unread formats are listed if they have captions.
         known = [file for file in files if listing.ending(file) in (*listing.PICTURES, *listing.UNREAD)]
         left_out: list[LeftOut] = []
         if tables:
@@ -82,7 +84,7 @@ class Folder:
             self._check_keys_unused(has_json=not all(map(_is_text, beside)))
             items = _beside(known, texts, left_out)
         if not items or not (tables or text_beside or any(map(self._has_captions, beside[:_LOOK]))):
-            raise ValueError(self._without_captions(found, files, tables, left_out))
+            raise self._without_captions(found, files, tables, left_out)
         chunks = [items[i : i + PART] for i in range(0, len(items), PART)]
         return [Part(f"{chunk[0][0]} and on", len(chunk), chunk) for chunk in chunks], left_out
 
@@ -99,7 +101,7 @@ class Folder:
                 yield found
 
     def _captions(self, texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The captions in the first file that has any, and the .txt files after it."""
+        """Return the captions in the first file that has any, and the .txt files after it."""
         for number, text in enumerate(texts, 1):
             found = self._captions_in(text)
             if not captions.is_empty(list(found)):
@@ -119,7 +121,7 @@ class Folder:
             return False
 
     def _content(self, file: str, most: int, where: str = "") -> bytes:
-        """Raises Unusable if a file is too large or may not be read; `where` begins the detail."""
+        """Read a file; raise Unusable if it is too large or inaccessible. `where` is the beginning of the detail."""
         try:
             return input_files.read_file(self.root / file, most)
         except input_files.TooLargeError as error:
@@ -137,11 +139,11 @@ class Folder:
         roots = tuple(dict.fromkeys((self.root.absolute(), self.root.resolve())))
         for named, caption in rows:
             file = _inside(named, roots)
-            # A table from a Mac may write an accent as a letter of its own, or the file's name may.
+            # macOS may store an accent as a separate character, in the table or in the name of the file.
             file = file if file in given else composed.get(_composed(file))
             if file is None:
                 unknown.add(LeftOut(named, "caption without picture"))
-            elif len(given[file]) <= self.limits.captions:  # one more shows that there are too many
+            elif len(given[file]) <= self.limits.captions:  # one above the limit, to notice the excess
                 given[file][caption] = None
         unknown.close(table)
         return [
@@ -151,43 +153,45 @@ class Folder:
         ]
 
     def _check_keys_unused(self, *, has_json: bool) -> None:
-        """Without a table; `has_json` if there are .json files, whose field the captions' key names."""
+        """Raise ValueError if a key is set without a table, except that of captions if there are .json files."""
         for key, option in ((self.image_key, "--image-key"), (self.caption_key, "--caption-key")):
             if key is not None and not (option == "--caption-key" and has_json):
                 raise ValueError(
-                    f"{option} {key} has no effect: {self.root} has no caption table whose column it could "
-                    f"name ({', '.join(TABLES)}); remove it."
+                    f"{option} must name a column of a caption table ({', '.join(TABLES)}), which {self.root} lacks; "
+                    f"got {key}: remove it."
                 )
 
-    def _without_captions(self, found: list[str], files: list[str], tables: list[str], left_out) -> str:
-        """What to say if no picture has a caption: where they are looked for, and what else lies there."""
+    def _without_captions(
+        self, found: list[str], files: list[str], tables: list[str], left_out
+    ) -> ValueError:
+        """Return the error if no picture has a caption: where captions are expected, and which other files exist."""
         named = next((row.file for row in left_out if row.reason == "caption without picture"), None)
         if tables and named:
-            return (
-                f"{self.root / tables[0]} names none of the {len(found)} pictures: it has {named!r}, where "
-                f"{found[0]!r} lies in the folder; write the paths as they are in {self.root}."
+            return ValueError(
+                f"{self.root / tables[0]} must name pictures in {self.root}, such as {found[0]!r}; got {named!r}: "
+                "write the paths relative to the folder."
             )
         unused: dict[str, str] = {}  # the first of each ending
         for file in sorted(files, key=lambda file: not file.lower().endswith(TABLES)):
             if (kind := listing.ending(file)) in (*_TEXTUAL, ".txt"):
                 unused.setdefault(kind, file)
-        seen = f" Seen, but not used: {', '.join(unused.values())}." if unused else ""
-        return (
-            f"{self.root}: none of the {len(found)} pictures has a caption. They are looked for in a .txt file "
-            f"beside each (cat.txt or cat.jpg.txt for cat.jpg), in the field {' or '.join(CAPTIONS)} of a .json "
-            f"there, or in a table at the top, one of {', '.join(TABLES)}.{seen}"
+        seen = f", and files that are not used: {', '.join(unused.values())}" if unused else ""
+        return ValueError(
+            f"{self.root} must have captions: in a .txt file beside each picture (cat.txt or cat.jpg.txt for cat.jpg), "
+            f"in the field {' or '.join(CAPTIONS)} of a .json there, or in a table at the top, {', '.join(TABLES)}; "
+            f"got none for {len(found)} pictures{seen}."
         )
 
 
 class _Texts:
-    """The text files of a folder, to be found by picture: for cat.jpg those of cat.jpg.txt, cat.txt, cat.jpg.json and
-    cat.json that there are. `endings` tells their order."""
+    """Finds the text files of a picture: for cat.jpg cat.jpg.txt, cat.txt, cat.jpg.json and cat.json, if they exist.
+    `endings` is their order."""
 
     def __init__(self, files: Iterable[str], endings: tuple[str, ...] = _BESIDE):
         self._endings = endings
         self._all = sorted((file for file in files if listing.ending(file) in _BESIDE), reverse=True)
         self._by_name: dict[tuple[str, str], str] = {}  # stem and ending
-        for file in self._all:  # of a.txt and a.TXT the former counts
+        for file in self._all:  # a.txt has priority over a.TXT
             self._by_name.setdefault((_composed(_stem(file)), listing.ending(file)), file)
 
     def of(self, picture: str) -> tuple[str, ...]:
@@ -196,7 +200,7 @@ class _Texts:
         return tuple(self._by_name[name] for name in names if name in self._by_name)
 
     def unused(self, pictures: Iterable[str]) -> list[str]:
-        """The .txt files that lie beside none of the pictures."""
+        """Return the .txt files that are beside none of the pictures."""
         used = {text for picture in pictures for text in self.of(picture)}
         return sorted(text for text in self._all if _is_text(text) and text not in used)
 
@@ -220,7 +224,7 @@ def _beside(known: list[str], texts: _Texts, left_out: list[LeftOut]) -> list[tu
 
 
 def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOut]) -> bool:
-    """Whether a picture is to be read; lists it if not. One of an unread format counts if it has a caption."""
+    """Whether to read a picture; otherwise list it, but one of an unread format only if it has a caption."""
     if listing.ending(file) in listing.PICTURES:
         if not has_caption:
             left_out.append(LeftOut(file, "no caption", otherwise))
@@ -231,7 +235,7 @@ def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOu
 
 
 def _inside(file: str, roots: Iterable[Path]) -> str:
-    """An absolute path as it is under one of the roots; others as they are."""
+    """Return an absolute path relative to one of the roots; return other paths unchanged."""
     if not file.startswith("/"):
         return file
     for root in roots:

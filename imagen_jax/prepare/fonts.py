@@ -172,13 +172,14 @@ def find_font(font: Path | None) -> Path:
     """Return the font's path, by default that of the system's `FONT`; raise ValueError if there is none."""
     if font is not None:
         if not font.is_file():
-            raise ValueError(f"--font {font} is not a file.")
+            raise ValueError(f"--font must be a file; got {font}: give the path of a colour emoji font.")
         return font
     for folder in FOLDERS:
         if (path := Path(folder).expanduser() / FONT).is_file():
             return path
     raise ValueError(
-        f"{FONT} was not found; install it (apt-get install fonts-noto-color-emoji) or name a font with --font."
+        f"{FONT} must be installed; got none: install it (apt-get install fonts-noto-color-emoji) or name a font with "
+        "--font."
     )
 
 
@@ -189,14 +190,18 @@ def open_font(path: Path) -> tuple[ImageFont.FreeTypeFont, list[str]]:
     try:
         characters = [chr(code) for code in sorted(TTFont(path, lazy=True, fontNumber=0).getBestCmap())]
     except (TTLibError, OSError, TypeError) as error:
-        raise ValueError(f"{path} is not a font that can be read: {error}") from error
+        raise ValueError(
+            f"--font must be a font that can be read; got {path} ({error}): give another."
+        ) from error
     engine = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
     for size in STRIKES:
         try:
             return ImageFont.truetype(path, size, layout_engine=engine), characters
         except OSError:
             continue
-    raise ValueError(f"{path} opens at none of the sizes {STRIKES}; use a bitmap colour emoji font.")
+    raise ValueError(
+        f"--font must have bitmaps of a size in {STRIKES}; got {path}: use a bitmap colour emoji font."
+    )
 
 
 def draw(font: ImageFont.FreeTypeFont, sequence: str, side: int) -> np.ndarray | None:

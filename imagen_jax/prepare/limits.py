@@ -1,4 +1,4 @@
-"""How much is read of one picture and its captions, whatever an input holds."""
+"""Limits of the size of one picture and its captions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from imagen_jax.prepare.quarantine import Unusable
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bytes of a picture, its pixels, seconds of processor time to decode it, bytes of a caption in UTF-8, captions of
-    a picture, and bytes that reading a page of pictures of a .parquet table may take, as it is decompressed as a whole.
+    """Limits of what is read.
+
+    Args:
+      image_bytes: bytes of an encoded picture.
+      pixels: of a picture.
+      seconds: processor time to decode a picture.
+      caption_bytes: of a caption in UTF-8.
+      captions: number of captions of a picture.
+      page_bytes: bytes of memory to read a page of pictures of a .parquet table, which is decompressed as a whole.
     """
 
     image_bytes: int = opening.MAX_BYTES
@@ -23,12 +30,12 @@ class Limits:
     page_bytes: int = 2**29
 
     def check_image(self, num_bytes: int) -> None:
-        """Raises Unusable if a picture has too many bytes."""
+        """Raise Unusable if a picture has too many bytes."""
         if num_bytes > self.image_bytes:
             raise Unusable("too large", f"{num_bytes} bytes, more than {self.image_bytes}")
 
     def check_captions(self, captions: Sequence[str]) -> None:
-        """Raises Unusable if captions of a picture are too many, or one is too long."""
+        """Raise Unusable if a picture has too many captions, or one is too long."""
         if len(captions) > self.captions:
             raise Unusable("too many captions", f"{len(captions)}, more than {self.captions}")
         for caption in captions:

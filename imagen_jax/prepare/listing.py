@@ -1,4 +1,4 @@
-"""The files of an input: which lie there, which are pictures, and what could not be looked at."""
+"""The files of an input: which there are, which are pictures, and which cannot be accessed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path, PurePosixPath
 from imagen_jax.prepare.quarantine import LeftOut
 from imagen_jax.storage.input_files import OWN_ERRORS, NoFileError, kind_of
 
-# Endings of pictures that are read; what is inside may be of another of these formats.
+# Endings of pictures that are read; the content may be in another of these formats.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif", ".jp2")
-# Endings of pictures that are not read: beside a caption they are listed, not passed over.
+# Endings of pictures that are not read; they are listed if they have a caption.
 UNREAD = (".heic", ".heif", ".ico", ".svg", ".psd", ".jxl", ".exr", ".tga", ".dng", ".cr2", ".nef", ".arw")
-# What is listed if it is no file: a pipe, a socket, a link to nothing.
+# Names that are listed if they are not files but pipes, sockets or broken links.
 _MEANT = (*PICTURES, *UNREAD, ".txt", ".json", ".jsonl", ".csv", ".tar", ".parquet")
 
 
 def ending(file: str) -> str:
-    """The lower-case ending of a name, with its dot."""
+    """Return the lower-case ending of a name, with its dot."""
     return PurePosixPath(file).suffix.lower()
 
 
@@ -29,7 +29,7 @@ def pictures_among(files: Iterable[str]) -> list[str]:
 
 
 def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
-    """What is left out where something may not be read, is gone or no file. Raises any other error again."""
+    """Return what is left out for a file that is not accessible, missing or irregular; raise any other error again."""
     if isinstance(error, NoFileError):
         return LeftOut(file, "unreadable file", str(error))
     if error.errno in OWN_ERRORS:
@@ -38,16 +38,16 @@ def unreadable(error: OSError | NoFileError, file: str) -> LeftOut:
 
 
 def told(kinds: Mapping[str, object]) -> str:
-    """Columns, fields or members and what they are, for a message: "caption (string), n (int64)"."""
+    """Format columns, fields or members and their types for a message: "caption (string), n (int64)"."""
     have = ", ".join(f"{name[:100]} ({kind})" for name, kind in itertools.islice(kinds.items(), 50))
     return have + (", ..." if len(kinds) > 50 else "") or "none"
 
 
 def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
-    """All files under a folder by their paths in it, with "/", sorted, and what cannot be looked at.
+    """Return the sorted paths of all files in a folder and its sub-folders, with "/", and what cannot be accessed.
 
-    What begins with a dot is not there. Links to folders are followed, and each folder is read once,
-    under its own name if it has one here; so links that lead back into the folder add nothing.
+    Names that begin with a dot are ignored. Links to folders are followed, and each folder is read once, under its own
+    name if it is in this folder; so links that lead back into the folder add nothing.
 
     Raises:
       OSError: the folder itself cannot be read, or the disk or network fails.
@@ -87,11 +87,11 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
 
 
 def _no_file(entry: os.DirEntry) -> str:
-    """What an entry is that is neither a file nor a folder."""
+    """Describe an entry that is neither a file nor a folder."""
     try:
         return f"it is {kind_of(entry.stat().st_mode)}, not a file"
     except FileNotFoundError:
-        return "a link to what is not there"
+        return "a link that leads nowhere"
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def stamp(root: Path, files: Iterable[str]) -> str:
-    """A hash of the names, sizes and times of files: it changes when one of them does."""
+    """Return a hash of the names, sizes and modification times of files."""
     digest = hashlib.sha256()
     for file in files:
         try:

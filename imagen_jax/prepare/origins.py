@@ -1,6 +1,6 @@
-"""What a data set can be made from: recognised by what lies there, and cut into parts.
+"""Inputs of data sets: recognised by their files, and cut into parts.
 
-A folder of pictures, WebDataset archives, parquet tables, a TFDS data set; or shapes, which are made.
+A folder of pictures, WebDataset archives, parquet tables or a TFDS data set; or generated shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", "
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """An input and what there is to do: `splits` if it has its own, `stamp` to know it again."""
+    """An input, its parts and its own splits, if any; `stamp` changes when its files do."""
 
     origin: folder.Folder | webdataset.Archives | parquet.Tables | TfdsSet
     parts: list[Part]
@@ -35,7 +35,7 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The job of making captioned shapes. What is in a part: (split, indices)."""
+    """The job of generating captioned shapes. Contents of a part: (split, indices)."""
 
     part: str
 
@@ -54,7 +54,7 @@ class Shapes:
 
 
 def shape_parts(nums: dict[str, int]) -> list[Part]:
-    """The parts of so many shapes in each split."""
+    """Return the parts of a data set with these numbers of shapes in each split."""
     return [
         Part(f"{split} {start} and on", len(indices), (split, indices))
         for split, num in nums.items()
@@ -66,16 +66,16 @@ def shape_parts(nums: dict[str, int]) -> list[Part]:
 def survey(
     path: Path, image_key: str | None = None, caption_key: str | None = None, limits: Limits | None = None
 ) -> Survey:
-    """Recognises an input and cuts it into parts; reads no pictures.
+    """Recognise an input and cut it into parts, without reading pictures.
 
     Args:
       path: a folder, or one .tar or .parquet file.
       image_key, caption_key: names of columns, fields, extensions or features, if not the usual ones.
-      limits: how much is read of a picture; by default as `Limits` has it.
+      limits: how much is read of a picture; by default `Limits()`.
 
     Raises:
-      ValueError: one line; nothing there, nothing to be recognised or several things, or it lacks
-        pictures or captions, as far as that can be seen without reading it all.
+      ValueError: the input does not exist, is of no kind or several kinds, or lacks pictures or captions, as far as can
+        be determined without reading all of it.
     """
     keys = image_key, caption_key, limits or Limits()
     root, files, unseen = path, [], []
@@ -83,13 +83,13 @@ def survey(
         root, files = path.parent, [path.name]
         if not _ending(files, ".tar", ".parquet"):
             fix = "unpack it" if _ending(files, *PACKED) else "give the folder of it"
-            raise ValueError(f"--input {path} is a file, neither .tar nor .parquet; {fix}.")
+            raise ValueError(f"--input must be a folder or a .tar or .parquet file; got {path}: {fix}.")
     elif not path.exists() and (named := sources.by_name(str(path))):
         return _survey_tfds(TfdsSet(named, *keys))
     elif not path.is_dir():
         raise ValueError(
-            f"The input folder {path} does not exist or is not a folder, nor is there a TFDS data set of that name "
-            f"in {sources.tfds_directory()}; `tfds build NAME` makes one there."
+            f"--input must be a folder, or the name of a TFDS data set in {sources.tfds_directory()}; got {path}: "
+            "check the path (`tfds build NAME` makes a TFDS data set)."
         )
     elif sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
         return _survey_tfds(TfdsSet(sources.locate(path), *keys))
@@ -111,10 +111,10 @@ def _survey_tfds(origin: TfdsSet) -> Survey:
 
 
 def _recognised(path: Path, root: Path, files: list[str], keys: tuple, unseen: list[LeftOut]):
-    """The kind of input and its files, of all those that lie there."""
+    """Return the origin and its files among all those in the input."""
     tars, tables = _ending(files, ".tar"), _ending(files, ".parquet")
     found = listing.pictures_among(files)
-    # img2dataset leaves tables about the pictures beside the archives that hold them.
+    # img2dataset writes tables without pictures beside its archives.
     if tables and (tars or found):
         tables = [file for file in tables if parquet.holds_pictures(root / file, keys[0])]
     kinds = {"pictures": found, ".tar archives": tars, ".parquet tables with pictures": tables}
@@ -122,7 +122,7 @@ def _recognised(path: Path, root: Path, files: list[str], keys: tuple, unseen: l
     if len(several) > 1:
         examples = ", ".join(kinds[kind][0] for kind in several)
         raise ValueError(
-            f"{path} holds {' and '.join(several)} ({examples}); move all but one kind elsewhere."
+            f"{path} must hold one kind of input; got {' and '.join(several)} ({examples}): move all but one elsewhere."
         )
     if tars:
         return webdataset.Archives(root, *keys), tars
@@ -130,22 +130,22 @@ def _recognised(path: Path, root: Path, files: list[str], keys: tuple, unseen: l
         return parquet.Tables(root, *keys), tables
     if not found:
         if next(path.glob("**/dataset_info.json"), None):
-            sources.locate(path)  # says which folder may be meant
+            sources.locate(path)  # raises an error with the likely folder
         raise ValueError(
-            f"{path} has no pictures; looked for {' '.join(listing.PICTURES)}, .tar archives, .parquet "
-            f"tables and a TFDS data set{_hint(files, unseen)}."
+            f"{path} must have pictures ({' '.join(listing.PICTURES)}), .tar archives, .parquet tables or a TFDS data "
+            f"set; got none{_hint(files, unseen)}."
         )
     return folder.Folder(root, *keys), files
 
 
 def _hint(files: list[str], unseen: list[LeftOut]) -> str:
-    """What may be the reason why nothing was found."""
+    """Return a likely reason why nothing was found."""
     if unseen:
-        return f"; {unseen[0].file} cannot be read: {unseen[0].detail}"
+        return f": {unseen[0].file} cannot be read ({unseen[0].detail})"
     if packed := _ending(files, *PACKED):
-        return f"; {packed[0]} is compressed, which is not read: unpack it"
+        return f": {packed[0]} is compressed, which is not read, unpack it"
     if unread := _ending(files, *listing.UNREAD):
-        return f"; {unread[0]} is of a format that is not read: convert it"
+        return f": {unread[0]} is of a format that is not read, convert it"
     return ""
 
 

@@ -29,11 +29,11 @@ def resolved(directory: str | os.PathLike) -> Path:
     place = Path(os.path.realpath(directory))
     if os.path.ismount(place):
         raise ValueError(
-            f"--output {directory} is a mount point, which cannot be replaced by the finished data set: "
-            f"name a directory in it, such as {place / 'data'}."
+            "--output must be a directory that the finished data set can replace; got the mount point "
+            f"{directory}: name a directory in it, such as {place / 'data'}."
         )
     if os.path.islink(place):
-        raise ValueError(f"--output {directory} is a link that leads to itself.")
+        raise ValueError(f"--output must be a directory; got a link to itself, {directory}: name another.")
     files.check_directory(unfinished(place), "--output")
     return place
 
@@ -60,7 +60,9 @@ def held(place: Path, directory: Path) -> Iterator[None]:
     with file:
         # The previous holder may have removed the directory while this process opened the file.
         if not acquire_file_lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
-            raise ValueError(f"{directory} is being written by another run: wait for its end.")
+            raise ValueError(
+                f"--output must be free; got {directory}, which another run is writing: wait for its end."
+            )
         yield
 
 
@@ -76,9 +78,8 @@ def begin(place: Path, settings: dict) -> None:
         differs = [key for key in begun | settings if begun.get(key) != settings.get(key)]
         if differs:
             raise ValueError(
-                f"{place} holds the unfinished work of another command or input, with other "
-                f"{', '.join(differs)}; repeat that one, or delete this directory to start anew"
-                f"{_changes(begun, settings, differs)}."
+                f"{place} must hold unfinished work of this command and input; got work with other {', '.join(differs)}"
+                f"{_changes(begun, settings, differs)}: repeat that command, or delete this directory to start anew."
             )
     else:
         files.write_json(place / _PLAN, settings)
@@ -92,14 +93,14 @@ def _read_plan(place: Path) -> dict:
     except ValueError:
         begun = None
     if not isinstance(begun, dict):
-        raise ValueError(f"{place / _PLAN} is damaged; delete {place} to start anew.")
+        raise ValueError(f"{place / _PLAN} must be JSON; got damaged content: delete {place} to start anew.")
     return begun
 
 
 def _changes(begun: dict, settings: dict, differs: list[str]) -> str:
     """Return the old and new values, except the hash of the files."""
-    told = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
-    return f" ({'; '.join(told)})" if told else ""
+    changes = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
+    return f" ({'; '.join(changes)})" if changes else ""
 
 
 def assemble(

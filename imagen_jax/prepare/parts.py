@@ -115,8 +115,10 @@ def write(
             counts, tally = _counts(plan, place)
             if not any(counts.values()):  # nothing is lost
                 shutil.rmtree(place, ignore_errors=True)
-                reasons = f"Left out: {tally.summary(details=True)}." if tally.counts else "There are none."
-                raise ValueError(f"{directory} would be empty: no picture can be used. {reasons}")
+                reasons = (
+                    f"left out {tally.summary(details=True)}" if tally.counts else "there are no pictures"
+                )
+                raise ValueError(f"--input must have a usable picture for {directory}; got none: {reasons}.")
             _check_splits(plan, place, counts, tally)
             (place / _WRITTEN).touch()
             files.sync_directory(place)  # before any file is moved
@@ -159,7 +161,7 @@ def _check_before(plan: Plan) -> None:
         fraction = plan.settings.get(f"{split}_fraction")
         if fraction and fraction * num < 0.5:
             raise ValueError(
-                f"Split {split!r} would be empty: --{split}-fraction {fraction:g} of {num} pictures is less than one: "
+                f"--{split}-fraction must give the split {split!r} at least one of {num} pictures; got {fraction:g}: "
                 f"give {_enough(num)}, or leave it out."
             )
 
@@ -255,9 +257,11 @@ def _read_part(place: Path, number: int) -> dict:
         for row in content["left_out"]:
             LeftOut(*row)
         if any(_ROW - set(row) for row in content["files"]):
-            raise ValueError("something is missing")
+            raise KeyError("something is missing")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {place} to start anew.") from error
+        raise ValueError(
+            f"{path} must list files; got damaged content ({error}): delete {place} to start anew."
+        ) from error
     return content
 
 
@@ -302,10 +306,9 @@ def _check_splits(plan: Plan, place: Path, counts: dict[str, int], tally: Tally)
             continue
         fraction = plan.settings.get(f"{split}_fraction")
         num = sum(counts.values())
-        share = f", with --{split}-fraction {fraction:g}: give {_enough(num)}" if fraction else ""
-        reasons = f" Left out: {tally.summary()}." if tally.counts else ""
+        share = f" with --{split}-fraction {fraction:g}: give {_enough(num)}, or" if fraction else ":"
+        reasons = f" (left out {tally.summary()})" if tally.counts else ""
         raise ValueError(
-            f"Split {split!r} would be empty: none of {num} captioned pictures falls into it"
-            f"{share}, or give it more pictures. The finished parts are kept, but belong to these settings "
-            f"and this input: to begin with others, delete {place}.{reasons}"
+            f"Split {split!r} must have at least one record; got none of {num}{share} give more pictures. The finished "
+            f"parts are kept for these settings and this input: to begin with others, delete {place}{reasons}."
         )

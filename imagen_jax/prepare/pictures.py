@@ -1,4 +1,4 @@
-"""One captioned picture as it was found, and what is stored of it."""
+"""Captioned pictures of an input, and the records that are stored of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
 from imagen_jax.prepare.quarantine import LeftOut, Unusable
 
-MAX_EXTRA = 2**20  # bytes around the pixels, such as texts, of a picture that is stored as it is
-_QUIET = threading.Lock()  # Python's filter of warnings belongs to the whole process
+MAX_EXTRA = 2**20  # bytes of metadata, such as texts, of a picture that is stored unchanged
+_QUIET = threading.Lock()  # Python's filter of warnings is shared by the whole process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How pictures become records: sizes in pixels, and shares of pictures for splits."""
+    """How pictures become records: limits of their sides in pixels, and fractions of pictures for splits."""
 
     min_size: int
     max_size: int
@@ -52,7 +52,7 @@ class Rules:
         return ("train", *(split for split, fraction in held_out.items() if fraction))
 
     def records(self, found: Iterable[Found | LeftOut]) -> Iterator[tuple[str, dict] | LeftOut]:
-        """(split, record) for each caption of each picture, and what is left out, in order."""
+        """Yield (split, record) for each caption of each picture, and what is left out, in order."""
         for item in found:
             if isinstance(item, LeftOut):
                 yield item
@@ -88,9 +88,9 @@ class Pictures:
 
 
 def split_of(image: bytes, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a picture by the hash of its bytes as found.
+    """Return the split of a picture by the hash of its bytes in the input.
 
-    Copies under other names stand in the same split, and it stays when other pictures come or go.
+    Copies under other names are in the same split, and adding or removing other pictures does not change it.
     """
     place = int.from_bytes(hashlib.sha256(image).digest()[:8], "big") / 2**64
     if place < test_fraction:
@@ -99,10 +99,10 @@ def split_of(image: bytes, validation_fraction: float, test_fraction: float) -> 
 
 
 def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
-    """The captions without blanks around them, invisible ones and repetitions.
+    """Return the captions without blanks around them, invisible ones and repetitions.
 
     Raises:
-      Unusable: none is left, or one is not text.
+      Unusable: no caption remains, or one is not text.
     """
     kept = tuple(dict.fromkeys(filter(None, map(stripped, captions))))
     if not kept:
@@ -112,24 +112,24 @@ def cleaned(captions: Iterable[str]) -> tuple[str, ...]:
             raise Unusable("unreadable caption", "it has a NUL character")
         try:
             caption.encode("utf-8")
-        except UnicodeEncodeError as error:  # half of a surrogate pair, from JSON
+        except UnicodeEncodeError as error:  # a lone surrogate, from JSON
             raise Unusable("unreadable caption", str(error)) from error
     return kept
 
 
 def normalized(image: bytes, max_size: int, min_size: int = 1, limits: Limits | None = None) -> bytes:
-    """A picture's bytes as they are stored.
+    """Return the bytes of a picture as they are stored.
 
-    An upright sRGB PNG or JPEG of 8 bits within max_size keeps its bytes; anything else becomes such a
-    PNG, area averaged if its longer side exceeds max_size. One at a time in each process.
+    An upright sRGB PNG or JPEG of 8 bits within max_size is stored unchanged; anything else becomes such a PNG, area
+    averaged if its longer side exceeds max_size. Runs one at a time in each process.
 
     Raises:
-      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond `limits`, or
-        the limits of `opening`).
+      Unusable: "undecodable", "too small" (shorter side below min_size) or "too large" (beyond `limits`, or the limits
+        of `opening`).
     """
     with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about odd files
-        try:  # all of it, to be sure that it is whole
+        warnings.simplefilter("ignore")  # from Pillow about unusual files
+        try:  # decodes all of it, to detect damage
             found = opening.opened(image, *((limits.pixels, limits.seconds) if limits else ()))
             size, may_stay = found.image.size, _may_stay(found, image)
             x = transforms.decode_reduced(found, max_size)
@@ -151,7 +151,7 @@ def normalized(image: bytes, max_size: int, min_size: int = 1, limits: Limits | 
 
 
 def _may_stay(found: opening.Opened, image: bytes) -> bool:
-    """Whether a picture can be stored as it is: an upright sRGB PNG or JPEG of 8 bits, alone."""
+    """Whether a picture can be stored unchanged: a single upright sRGB PNG or JPEG of 8 bits."""
     contents = found.contents
     return (
         found.image.format in ("PNG", "JPEG")

@@ -1,4 +1,4 @@
-"""Prompts in a text file, one a line."""
+"""Prompts in a text file, one per line."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _ESCAPED = re.compile(r"\\+#")
 
 
 def read(path: Path, option: str = "--prompts-file") -> tuple[list[str], str]:
-    r"""Reads a file of prompts: one a line, blanks around it left out.
+    r"""Read a file of prompts: one per line, without the blanks around it.
 
-    Empty lines are skipped, and so are comments: lines that begin with #. A prompt that itself begins with # is
-    written with a backslash before it, `\#1 in a row` (and one that begins with `\#` with two).
+    Empty lines and comments, which begin with #, are skipped. A prompt that begins with # is written with a backslash
+    before it, `\#1 in a row` (and one that begins with `\#` with two).
 
     Args:
-      path: of the file.
-      option: how the user named it, for messages.
+      path: the file.
+      option: option that names the file, for messages.
 
     Returns:
-      (prompts, one line that says how many there are and what was skipped).
+      (prompts, one line with their number and what was skipped).
 
     Raises:
-      ValueError: one line: it is no text file, or holds no prompt.
+      ValueError: the file is not text, or has no prompt.
     """
     lines = [captions.stripped(line) for line in text_files.read_lines(path, option)]
     prompts = [
@@ -32,8 +32,8 @@ def read(path: Path, option: str = "--prompts-file") -> tuple[list[str], str]:
     ]
     comments = sum(line.startswith("#") for line in lines)
     if not prompts:
-        only = f" but for {_counted(comments, 'line')} that begin with #" if comments else ""
-        raise ValueError(f"{option} must hold one prompt per line; {path} is empty{only}.")
+        got = f"only {_counted(comments, 'line')} that begin with #" if comments else "an empty file"
+        raise ValueError(f"{option} {path} must hold one prompt per line; got {got}: write a prompt into it.")
     skipped = f"; {_counted(comments, 'comment')} skipped" if comments else ""
     return prompts, f"{path}: {_counted(len(prompts), 'prompt')}{skipped}."
 

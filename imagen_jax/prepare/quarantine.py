@@ -1,4 +1,4 @@
-"""What was left out of a data set, and why: listed and counted, never fatal."""
+"""Inputs that are left out of a data set: listed and counted with the reason, never fatal."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 
 from imagen_jax.storage import files
 
-_LENGTH = 5000  # characters of a field: of names and details that an input makes long on purpose
+_LENGTH = 5000  # characters of a field; names and details from an input may be longer
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """One thing that was left out: `file` says where it lies, as "photo.jpg", "a.tar:photo.jpg", "a.parquet:7"."""
+    """One input that was left out. `file` is its place, such as "photo.jpg", "a.tar:photo.jpg" or "a.parquet:7"."""
 
     file: str
-    reason: str  # a kind, such as "undecodable"; docs/data.md has them all
+    reason: str  # a kind, such as "undecodable"; docs/data.md lists all
     detail: str = ""
 
     def __post_init__(self):
-        # Names of files need not be Unicode; what is printed and stored must be.
+        # Names of files may not be Unicode; printed and stored text must be.
         for field in dataclasses.fields(self):
             text = getattr(self, field.name)[:_LENGTH].encode("utf-8", "backslashreplace").decode("utf-8")
-            text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of objects in Pillow's words: never the same twice
+            text = re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses of objects in Pillow's messages
             object.__setattr__(self, field.name, " ".join(text.split()))
 
 
 class Unusable(ValueError):
-    """A picture or caption that is to be left out; `reason` is the kind."""
+    """Raised for a picture or caption that is left out; `reason` is the kind."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -43,7 +43,7 @@ class Unusable(ValueError):
 
 @dataclasses.dataclass
 class Tally:
-    """Counts what was left out by its reason; holds of each only the first."""
+    """Counts of what was left out by reason, with the first of each reason."""
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, LeftOut] = dataclasses.field(default_factory=dict)
@@ -53,7 +53,7 @@ class Tally:
         self.first.setdefault(row.reason, row)
 
     def summary(self, *, details: bool = False) -> str:
-        """For example "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"; with the details of the first."""
+        """Return, for example, "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"."""
         told = []
         for reason, num in self.counts.items():
             first = self.first[reason]
@@ -63,8 +63,7 @@ class Tally:
 
 
 class Shortlist:
-    """Adds what is left out of one table to a list: of each reason the first MOST rows, and then one line that counts
-    the others."""
+    """Adds what is left out of one table to a list: the first MOST rows of each reason, and a count of the others."""
 
     MOST = 2**16
 
@@ -77,14 +76,14 @@ class Shortlist:
             self._left_out.append(row)
 
     def close(self, table: str) -> None:
-        """Adds the lines that count."""
+        """Add the counts of the other rows."""
         for reason, num in self._counts.items():
             if num > self.MOST:
                 self._left_out.append(LeftOut(table, reason, f"{num - self.MOST} more rows"))
 
 
 def write(path: Path, rows: Iterable[LeftOut]) -> Tally:
-    """Writes one JSON line for each row, as they come, and counts them."""
+    """Write one JSON line for each row as it arrives; return their counts."""
     tally = Tally()
     with files.replacing(path) as file:
         for row in rows:

@@ -30,11 +30,11 @@ def write_records(
       OSError: the disk is full, or a similar failure.
     """
     if not records_by_split:
-        raise ValueError("A data set needs at least one split; got none.")
+        raise ValueError("records_by_split must have at least one split; got none.")
     streams = {split: iter(records) for split, records in records_by_split.items()}
     first = {split: next(records, None) for split, records in streams.items()}
     if empty := [split for split, record in first.items() if record is None]:
-        raise ValueError(f"Split {empty[0]!r} would be empty; leave it out or give it records.")
+        raise ValueError(f"Split {empty[0]!r} must have records; got none: leave it out or give it records.")
     keys = tuple(next(iter(first.values())))
     streams = {split: itertools.chain([first[split]], records) for split, records in streams.items()}
     parts = [Part(f"split {split}", 0, split) for split in streams]
@@ -55,12 +55,12 @@ class _Given:
             where = f"Record {i} of split {part.what!r}"
             if set(record) != self.keys or self.keys - {"claims"} != {"image", "caption"}:
                 raise ValueError(
-                    f"{where} has the keys {sorted(record)}; expected image and caption, and claims "
-                    "in all records or in none."
+                    f"{where} must have the keys image and caption, and claims in all records or in none; got "
+                    f"{sorted(record)}."
                 )
             if not isinstance(record["image"], bytes) or not record["image"]:
-                raise ValueError(f"{where}: image must be encoded bytes, got {type(record['image'])}.")
+                raise ValueError(f"{where}: image must be encoded bytes; got {type(record['image'])}.")
             for key in self.keys - {"image"}:
                 if not isinstance(record[key], str) or not record[key].strip():
-                    raise ValueError(f"{where}: {key} must be text, got {record[key]!r}.")
+                    raise ValueError(f"{where}: {key} must be text; got {record[key]!r}.")
             yield part.what, record

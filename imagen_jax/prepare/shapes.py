@@ -125,7 +125,7 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "heart":
         x2, y = (1.1 * u) ** 2, 1.1 * v + 0.25
         return (x2 + y**2 - 1) ** 3 <= x2 * y**3
-    raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
+    raise ValueError(f"shape must be one of {SHAPES}; got {shape!r}.")
 
 
 def coverage(thing: Object, size: int = SIZE) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -225,8 +225,7 @@ def scene(index: int, split: str = "train", part: str = "full") -> Scene:
 def _stream(index: int, split: str, part: str) -> np.random.Generator:
     if part not in PARTS or split not in SPLITS or index < 0:
         raise ValueError(
-            f"shapes has parts {PARTS}, splits {SPLITS} and indices from 0 on, "
-            f"got part={part!r}, split={split!r}, index={index}: pick one of each"
+            f"part must be one of {PARTS}, split of {SPLITS} and index at least 0; got {part!r}, {split!r}, {index}."
         )
     return np.random.default_rng([PARTS.index(part), SPLITS.index(split), index])
 

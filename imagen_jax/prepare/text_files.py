@@ -1,4 +1,4 @@
-"""Text files as people save them: captions, prompts, tables and JSON, in one encoding or another."""
+"""Text files in several encodings: captions, prompts, tables and JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 from imagen_jax.storage import input_files
 
 MAX_BYTES = 2**23  # of one file of captions or prompts
-# Not what str.splitlines takes for one: form feeds, U+0085 and U+2028 stand inside of captions.
+# Unlike str.splitlines, not form feeds, U+0085 and U+2028, which occur in captions.
 LINE_END = re.compile("\r\n|\r|\n")
 
-# UTF-32 first: its mark begins as that of UTF-16 does.
+# UTF-32 first: its mark begins like that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -35,15 +35,15 @@ class NotTextError(ValueError):
 
 
 def encoding(content: bytes) -> tuple[str, int]:
-    """The encoding that the byte order mark at the start of a file tells, UTF-8 without one; and the mark's length."""
+    """Return the encoding by the byte order mark, UTF-8 without one, and the length of the mark."""
     return next(((name, len(mark)) for mark, name in _MARKS if content.startswith(mark)), ("utf-8", 0))
 
 
 def decode(content: bytes, where: str = "The file") -> str:
-    """Decodes a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is left out.
+    """Decode a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is removed.
 
     Raises:
-      NotTextError: one line: which line of `where` is not text, and what to do.
+      NotTextError: the content is not text; the message names the line of `where`.
     """
     name, length = encoding(content)
     try:
@@ -60,19 +60,19 @@ def decode(content: bytes, where: str = "The file") -> str:
 
 
 def split(text: str) -> list[str]:
-    """The lines of a text, which end with CR LF, LF or a lone CR and with nothing else."""
+    """Split a text at CR LF, LF and lone CR."""
     return LINE_END.split(text)
 
 
 def read_lines(path: Path, option: str = "the file") -> list[str]:
-    """The lines of a text file that a user names, such as prompts; empty ones are among them.
+    """Return the lines of a text file that a user names, including empty ones.
 
     Args:
-      path: a file, or a pipe of this process as the shell's <(command) or /dev/stdin; of at most MAX_BYTES.
-      option: how the user named it, such as "--prompts-file", for the messages.
+      path: a file, or a pipe such as the shell's <(command) or /dev/stdin; of at most MAX_BYTES.
+      option: option that names the file, such as "--prompts-file", for messages.
 
     Raises:
-      ValueError: one line; it is not text (see `decode`), no file, too large, or cannot be read.
+      ValueError: it is not text (see `decode`), not a file, too large, or cannot be read.
     """
     fix = "give a text file"
     content = input_files.read_given(option, path, MAX_BYTES, "a text file", fix, pipes=True)
@@ -81,11 +81,12 @@ def read_lines(path: Path, option: str = "the file") -> list[str]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
-    """A text file to be read in pieces, in the encodings that `decode` knows. Of UTF-8, bytes that are not become lone
-    surrogates, so that one line does not spoil the others.
+    """Open a text file in one of the encodings of `decode`.
+
+    Bytes that are not UTF-8 become lone surrogates, so that the other lines can still be read.
 
     Raises:
-      UnicodeDecodeError: when it is read, in another encoding.
+      UnicodeDecodeError: while reading, bytes are not UTF-16 or UTF-32.
       input_files.NoFileError, OSError: it cannot be opened.
     """
     with input_files.open_file(path) as file:
@@ -97,9 +98,9 @@ def opened(path: Path) -> Iterator[TextIO]:
 
 
 class Lines:
-    """The lines of an open text with their ends, but of each only the first `most` characters, MAX_BYTES by default.
+    """The lines of an open text with their ends, each cut to `most` characters (default MAX_BYTES).
 
-    `num_cut` is the number of lines so far that were longer, `first` the first one that is not blank.
+    `num_cut` counts the lines that were cut so far; `first` is the first line that is not blank.
     """
 
     def __init__(self, text: TextIO, most: int | None = None):
@@ -117,5 +118,5 @@ class Lines:
 
 
 def _count(before: str) -> int:
-    """The number of the line that goes on after a text."""
+    """Return the number of the last line of a text."""
     return len(LINE_END.findall(before)) + 1

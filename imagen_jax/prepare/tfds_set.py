@@ -44,13 +44,15 @@ class TfdsSet:
         features = self._features(sources.feature_kinds(info.features))
         splits = tuple(name for name, split in info.splits.items() if split.num_examples)
         if not splits:
-            raise ValueError(f"{self.directory} has no records in any split.")
+            raise ValueError(f"{self.directory} must have records in a split; got none.")
         parts = []
         for split in splits:
             files, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
             for file, length in zip(map(os.fspath, files), lengths, strict=True):
                 if not os.path.exists(file):
-                    raise ValueError(f"{self.directory} is incomplete: {file} is missing.")
+                    raise ValueError(
+                        f"{self.directory} must have all its files; got no {file}: make the data set again."
+                    )
                 parts.append(Part(os.path.basename(file), length, (split, file, length, *features)))
         return parts, splits
 
@@ -58,7 +60,7 @@ class TfdsSet:
         """Return the names of the image and the caption feature."""
         if not any("Text" in kind for kind in kinds.values()):
             raise ValueError(
-                f"{self.directory} has no text at all, so no captions; its features are: {sources.told(kinds)}."
+                f"{self.directory} must have a feature of text for captions; got {sources.told(kinds)}."
             )
         images = [name for name, kind in kinds.items() if kind == "Image"]
         texts = [name for name, kind in kinds.items() if kind in _TEXTS]
@@ -75,8 +77,8 @@ class TfdsSet:
         ):
             if key not in fitting:
                 raise ValueError(
-                    f"{self.directory} has no {what} feature {key!r}; it has: {sources.told(kinds)}. "
-                    f"Name the right one with {option}."
+                    f"{self.directory} must have the {what} feature {key!r}; got {sources.told(kinds)}: "
+                    f"name the right one with {option}."
                 )
         return image, caption
 

@@ -91,14 +91,18 @@ def test_works_quietly_without_tensorflow(tmp_path):
 def test_opening_says_what_exists(tmp_path):
     write(tmp_path / "a")
     cases = [
-        (("a", "validation"), {}, r"no split 'validation'; it has: train \(5\), test \(1\)"),
-        (("b", "train"), {}, "No data set at .*b: it does not exist"),
-        ((".", "train"), {}, "has no dataset_info.json. Did you mean .*a?"),
-        (("a", "train"), {"caption_key": "text"}, r"no Text feature 'text'; .*caption \(Text\)"),
+        (("a", "validation"), {}, r"split must be one of .*: train \(5\), test \(1\); got 'validation'"),
+        (("b", "train"), {}, "b must be a data set; got no such path"),
+        ((".", "train"), {}, "got no dataset_info.json in it: did you mean .*a?"),
+        (
+            ("a", "train"),
+            {"caption_key": "text"},
+            r"a feature of Text in .*; got 'text', it has .*caption \(Text\)",
+        ),
         (
             ("a", "train"),
             {"image_key": "caption"},
-            "no Image feature 'caption'.*--data.image-key and --data.cap",
+            "a feature of Image in .*; got 'caption', .*--data.image-key",
         ),
     ]
     for (directory, split), options, message in cases:
@@ -112,7 +116,10 @@ def test_a_feature_in_a_dict_is_to_be_prepared():
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "about": {"caption": tfds.features.Text()}}
     )
-    with pytest.raises(ValueError, match="'about/caption' of a lies in a dict: prepare it with"):
+    with pytest.raises(
+        ValueError,
+        match="'about/caption' of a must be one Text at the top; got Text in a dict: prepare it with",
+    ):
         sources._check_features("a", features, "image", "about/caption")
 
 
@@ -121,17 +128,19 @@ def test_a_version_may_stand_between(tmp_path):
     assert len(sources.open_source(tmp_path / "toy", "train")) == 5
     assert sources.splits(tmp_path / "toy") == ["train", "test"]
     write(tmp_path / "toy" / "2.0.0")
-    with pytest.raises(ValueError, match=r"several versions, 1.0.0, 2.0.0; name one: .*toy/\d.0.0\."):
+    with pytest.raises(
+        ValueError, match=r"must have one version; got 1.0.0, 2.0.0: name one, such as .*toy/\d.0.0\."
+    ):
         sources.open_source(tmp_path / "toy", "train")
 
 
 def test_splits_without_records_are_one_line(tmp_path):
     write(tmp_path / "a")
     for split, message in (
-        ("train[:0]", r"Split 'train\[:0\]' of .*a is empty"),
+        ("train[:0]", r"got 'train\[:0\]' of .*a, which is empty"),
         ("train[2:2]", "is empty"),
-        ("train[x]", r"Split 'train\[x\]' of .* cannot be read"),
-        ("train[:5", "cannot be read"),
+        ("train[x]", r"must be a name or slice of TFDS; got 'train\[x\]' of"),
+        ("train[:5", "must be a name or slice of TFDS"),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             sources.open_source(tmp_path / "a", split)
@@ -142,7 +151,7 @@ def test_splits_without_records_are_one_line(tmp_path):
     for split in known["splits"]:
         split["shardLengths"] = [] if split["name"] == "test" else split["shardLengths"]
     info.write_text(json.dumps(known))
-    with pytest.raises(ValueError, match="Split 'test' of .*a is empty"):
+    with pytest.raises(ValueError, match="got 'test' of .*a, which is empty"):
         sources.open_source(tmp_path / "a", "test")
     assert sources.splits(tmp_path / "a") == ["train"]
 
@@ -150,7 +159,7 @@ def test_splits_without_records_are_one_line(tmp_path):
 def test_damaged_data_sets_are_refused(tmp_path):
     write(tmp_path / "a")
     next((tmp_path / "a").glob("toy-train*")).unlink()
-    with pytest.raises(ValueError, match="incomplete.*toy-train"):
+    with pytest.raises(ValueError, match="must have all its files; got no .*toy-train"):
         sources.open_source(tmp_path / "a", "train")
     (tmp_path / "a" / checksums.FILE).unlink()
     info = tmp_path / "a" / "dataset_info.json"

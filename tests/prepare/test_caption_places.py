@@ -84,13 +84,13 @@ def test_names_in_tables(tmp_path):
         (
             "a.json",
             "{}",
-            r"none of the 1 pictures has a caption.*cat.jpg.txt for cat.jpg.*Seen, but not used: a.json",
+            r"must have captions: .*cat.jpg.txt for cat.jpg.*got none for 1 pictures, .* not used: a.json",
         ),
         ("sub/metadata.jsonl", "{}", "a table at the top.*not used: sub/metadata.jsonl"),
         (
             "captions.csv",
             "file,caption\nx/a.png,one\n",
-            "names none of the 1 pictures: it has 'x/a.png', where 'a.png'",
+            "must name pictures in .*, such as 'a.png'; got 'x/a.png'",
         ),
         ("captions.jsonl", '[{"file": "a.png", "caption": "x"}]', "it is a JSON array, where each line"),
         ("captions.jsonl", "a.png one\n", "its first line is no JSON, where each should be an object"),

@@ -307,11 +307,11 @@ def test_tables_of_captions(tmp_path, name):
     [
         (
             "file,caption,caption\na.png,a,b\n",
-            "captions.csv has 2 columns called caption: rename all but one",
+            "captions.csv must have one column called caption; got 2: rename all but one",
         ),
-        ("file, caption ,caption\na.png,a,b\n", "2 columns called caption"),
-        ("File,File,text\na.png,a.png,b\n", "2 columns called File"),
-        ("file,TEXT,TEXT,TEXT\na.png,a,b,c\n", "3 columns called TEXT"),
+        ("file, caption ,caption\na.png,a,b\n", "one column called caption; got 2"),
+        ("File,File,text\na.png,a.png,b\n", "one column called File; got 2"),
+        ("file,TEXT,TEXT,TEXT\na.png,a,b,c\n", "one column called TEXT; got 3"),
         (
             "file,caption\na.png,a\n".encode("utf-16-le"),
             "NUL characters, as UTF-16 without a byte order mark has",

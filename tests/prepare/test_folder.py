@@ -162,7 +162,7 @@ def test_splits_never_share_a_picture_and_are_stable(tmp_path, script):
 def test_failures_leave_nothing_and_say_why(tmp_path, script):
     root, output = tmp_path / "in", tmp_path / "out"
     cases = [
-        ({"input": root}, "does not exist"),
+        ({"input": root}, "must be a folder"),
         ({}, "--input FOLDER or --shapes"),
         ({"input": root, "shapes": "full"}, "--input FOLDER or --shapes"),
         ({"input": root, "num_train": 3}, "--num-train has no effect with --input"),
@@ -182,12 +182,12 @@ def test_failures_leave_nothing_and_say_why(tmp_path, script):
     ):
         script.main(script.Options(output=output, input=root))
     save(root / "b.png", picture())
-    with pytest.raises(ValueError, match="'validation' would be empty"):
+    with pytest.raises(ValueError, match="must give the split 'validation'"):
         script.main(script.Options(output=output, input=root, validation_fraction=1e-9))
     with pytest.raises(ValueError, match="inside --input"):
         script.main(script.Options(output=root / "out", input=root))
     (root / "captions.csv").write_text("file,caption\nb.png,x\n")
-    with pytest.raises(ValueError, match="both a caption table, captions.csv, and.*a.txt"):
+    with pytest.raises(ValueError, match="in a table or beside pictures; got captions.csv and.*a.txt"):
         script.main(script.Options(output=output, input=root))
     assert os.listdir(tmp_path) == ["in"]
 
@@ -200,7 +200,7 @@ def test_command_line(tmp_path):
     before = {p.name: p.read_bytes() for p in output.iterdir()}
     again = run("--input", root, "--output", output, "--max-size", "99")
     assert again.returncode == 2 and again.stderr.count("\n") == 1
-    assert again.stderr.startswith("prepare_data.py: ") and "already holds a data set" in again.stderr
+    assert again.stderr.startswith("prepare_data.py: ") and "must be free; got a data set" in again.stderr
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
 
 
@@ -230,7 +230,7 @@ def test_shapes_twice(tmp_path, script, capsys):
     script.main(script.Options(**options))
     script.main(script.Options(**options))
     assert capsys.readouterr().out.endswith("is already there, nothing to do.\n")
-    with pytest.raises(ValueError, match="already holds a data set"):
+    with pytest.raises(ValueError, match="must be free; got a data set"):
         script.main(script.Options(**options | {"num_train": 6}))
     examples = read(tmp_path / "out")
     made = list(shapes.examples("train", "single", 5))

@@ -61,7 +61,9 @@ def test_what_may_not_be_read_is_listed(tmp_path, monkeypatch):
         assert files == ["open/1.png"]
         assert left_out == [LeftOut("closed", "unreadable file", "Permission denied")]
         (tmp_path / "open" / "1.png").unlink()
-        with pytest.raises(ValueError, match="has no pictures.*; closed cannot be read: Permission denied"):
+        with pytest.raises(
+            ValueError, match="must have pictures.*; got none: closed cannot be read .Permission denied"
+        ):
             origins.survey(tmp_path)
     fails(monkeypatch, (os, "scandir"), "closed", errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):

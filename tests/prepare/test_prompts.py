@@ -35,9 +35,9 @@ def test_prompts(tmp_path, content, expected, skipped):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "--prompts-file must hold one prompt per line; .*prompts.txt is empty"),
-        (b"\n \t\n\xe2\x80\x8b\n", "is empty"),
-        (b"# a\n# b\n", "is empty but for 2 lines that begin with #"),
+        (b"", "--prompts-file .*prompts.txt must hold one prompt per line; got an empty file"),
+        (b"\n \t\n\xe2\x80\x8b\n", "got an empty file"),
+        (b"# a\n# b\n", "got only 2 lines that begin with #"),
         (b"a\nb\xff", "--prompts-file .*prompts.txt must be UTF-8; line 2"),
         ("a".encode("utf-16")[2:], "must be text; line 1 has a NUL"),
         (b"a" * (2**23 + 1), "must have at most"),

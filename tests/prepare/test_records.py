@@ -34,7 +34,7 @@ def test_failure_leaves_nothing(tmp_path):
 def test_existing_data_is_never_touched(tmp_path):
     write(tmp_path / "a")
     before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-    with pytest.raises(ValueError, match="already holds a data set.*delete this one first"):
+    with pytest.raises(ValueError, match="must be free; got a data set.*delete this one first"):
         write(tmp_path / "a", 9)
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
     (tmp_path / "b").mkdir()
@@ -47,11 +47,11 @@ def test_existing_data_is_never_touched(tmp_path):
 @pytest.mark.parametrize(
     "examples, message",
     [
-        ({"train": []}, "'train' would be empty"),
+        ({"train": []}, "Split 'train' must have records; got none"),
         ({}, "at least one split"),
         ({"Train 1": [record(0)]}, "Names of splits .*'Train 1'"),
         ({"all": [record(0)]}, "not 'all'"),
-        ({"train": [record(0), {"image": b"x"}]}, "Record 1 of split 'train'.*expected image and"),
+        ({"train": [record(0), {"image": b"x"}]}, "Record 1 of split 'train' must have the keys image and"),
         ({"train": [record(0) | {"image": "a.png"}]}, "encoded bytes"),
         ({"train": [record(0) | {"caption": " "}]}, "caption must be text"),
         ({"train": [record(0), record(1, claims=True)]}, "in all records or in none"),

@@ -25,7 +25,7 @@ def test_examples_are_a_function_of_part_split_and_index():
 
 @pytest.mark.parametrize("wrong", [{"part": "pairs"}, {"split": "val"}, {"index": -1}])
 def test_unknown_streams_are_refused(wrong):
-    with pytest.raises(ValueError, match="shapes has parts"):
+    with pytest.raises(ValueError, match="part must be one of"):
         shapes.example(**{"index": 0, "split": "train", "part": "full", **wrong})
 
 
