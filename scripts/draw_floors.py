@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagen_jax.cli import program as cli
+from imagen_jax.cli import parsing, program
 
 PACKAGE = Path(__file__).resolve().parent.parent / "imagen_jax"
 
@@ -172,4 +172,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: cli.parse(Options, __doc__))
+    program.run(main, lambda args: parsing.parse(Options, __doc__, args))
