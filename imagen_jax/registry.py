@@ -15,6 +15,8 @@ class Registry(Mapping[str, Any]):
       kind: what it holds, in messages: "sampler" or "objective".
     """
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # equal to itself alone, and so part of an Annotated type
+
     def __init__(self, kind: str):
         self.kind = kind
         self._entries: dict[str, Any] = {}

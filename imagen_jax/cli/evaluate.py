@@ -2,26 +2,30 @@
 
   imagen-jax evaluate --workdir runs/quickstart --data datasets/shapes_single
 
-Samples the captions of a split, reads the pictures by classical image analysis, and prints the share
-of right answers by category beside the share for shuffled captions (chance). Writes alignment.md,
-alignment.json and grid.png to the output directory.
+Samples the captions of a split and judges the pictures by --metrics. The default, "alignment", reads pictures of
+shapes by classical image analysis, and reports the share of right answers by category beside the share for shuffled
+captions (chance). Writes grid.png, and METRIC.md and METRIC.json for each metric, to the output directory.
 """
 
 import dataclasses
+import itertools
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
 from imagen_jax import progress
 from imagen_jax.cli import parsing, program
+from imagen_jax.evaluation import METRICS, Samples, build, check_needs, needs
+from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
 _LOGGER = logging.getLogger(__name__)
 
-FILES = ("alignment.md", "alignment.json", "grid.png")
-ROOM = 2**23  # bytes that they need at most
+ROOM = 2**23  # bytes that all files need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +33,15 @@ class Options(program.SamplingOptions):
     workdir: Location
     """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path
-    """A data set of shapes, as imagen-jax prepare --shapes writes it."""
+    """A data set, for "alignment" one of shapes as imagen-jax prepare --shapes writes it."""
     split: str = "test"
     """test: captions with combinations of color and shape that training never shows."""
     num: int = 200
     """Captions to sample, from the start of the split."""
+    metrics: tuple[Annotated[str, METRICS], ...] = ("alignment",)
+    """What the pictures are judged by."""
+    clip: str | None = None
+    """A CLIP by its directory or name, for the metric "clip"."""
     output: Location | None = None
     """Directory for the table and the grid; by default evaluation/ in the workdir."""
     seed: int = 0
@@ -46,11 +54,12 @@ class Options(program.SamplingOptions):
 
 def main(options: Options) -> None:
     output = options.output or options.workdir / "evaluation"
-    files.check_directory(output, "--output", needed=ROOM, names=FILES)
+    names = tuple(dict.fromkeys(options.metrics))
+    written = [f"{name}{end}" for name in names for end in (".md", ".json")]
+    files.check_directory(output, "--output", needed=ROOM, names=(*written, "grid.png"))
 
-    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade, resize
+    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade
     from imagen_jax.data import pipeline, sources
-    from imagen_jax.evaluation import alignment, sweep
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
     from imagen_jax.sampling.cascade import sampling_by_stage
@@ -61,14 +70,26 @@ def main(options: Options) -> None:
     checks.seed(options.seed, name="--seed")
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
-    if not examples or examples[0]["claims"] is None:
+    if not examples:
+        raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
+    available = {"reference"} | ({"claims"} if examples[0]["claims"] is not None else set())
+    if "alignment" in names and "claims" not in available:
         raise ValueError(
             f"--data must be a data set of shapes, which records what captions claim; got {options.data}."
         )
+    uses_reference = any("reference" in needs(name) for name in names)
+    if uses_reference and len({example["image"].shape for example in examples}) > 1:
+        raise ValueError(f"--data must have pictures of one size for a metric that compares them; got {options.data}.")
     checks.seed(options.seed, len(examples), "--seed")
-    sampling_by_stage(
-        read_cascade(options.workdir, best=options.best), options.sampling()
-    )  # before anything is loaded
+    # All options are checked before anything is loaded.
+    stages = read_cascade(options.workdir, best=options.best)
+    sampling_by_stage(stages, options.sampling())
+    available |= ({"low_res"} if len(stages) > 1 else set()) | ({"clip"} if options.clip else set())
+    for name in names:
+        check_needs("--metrics", name, available)
+    if options.clip and not any("clip" in needs(name) for name in names):
+        raise ValueError(f"--clip must be left out without --metrics clip; got {options.clip!r}.")
+    metrics = [build(name, options.clip) for name in names]
     stages = load_cascade(options.workdir, best=options.best)
     captions = [example["caption"] for example in examples]
     seeds = range(options.seed, options.seed + len(captions))
@@ -81,28 +102,52 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         **options.sampling(),
     )
-    done = progress.over(pictures, len(captions), "pictures", "sampling")
-    by_stage = [np.stack(images) for images in zip(*done, strict=True)]
-    final = by_stage[-1]
-    if final.shape[1] < examples[0]["image"].shape[0]:  # a cascade without its last stage
-        final = resize.bilinear(final, examples[0]["image"].shape[0])
-    result = alignment.alignment(final, [example["claims"] for example in examples])
-    table = alignment.format_table(result)
-    consistency = [sweep.consistency(small, big) for small, big in zip(by_stage, by_stage[1:], strict=False)]
-    lines = [table, *(
+    sampled = progress.over(pictures, len(captions), "pictures", "sampling")
+    states, agreement, shown = [metric.init() for metric in metrics], [], []
+    for batch in _batched(zip(examples, sampled, strict=True), options.batch_size):
+        by_stage = [np.stack(images) for images in zip(*(images for _, images in batch), strict=True)]
+        samples = _samples([example for example, _ in batch], by_stage, uses_reference)
+        states = [metric.update(state, samples) for metric, state in zip(metrics, states, strict=True)]
+        agreement.append([consistency(*pair) for pair in itertools.pairwise(by_stage)])
+        shown += list(by_stage[-1][: 32 - len(shown)])
+    results = [metric.result(state) for metric, state in zip(metrics, states, strict=True)]
+    lines = [
         f"Output of {stage.config.name} averaged down to {before.config.image_size}x{before.config.image_size} against "
         f"{before.config.name}: PSNR {np.mean(values):.1f} dB on average, {np.min(values):.1f} dB at worst."
-        for before, stage, values in zip(stages, stages[1:], consistency, strict=False)
-    )]  # fmt: skip
-    print("\n\n".join(lines))
+        for (before, stage), *parts in zip(itertools.pairwise(stages), *agreement, strict=True)
+        for values in [np.concatenate(parts)]
+    ]
+    reports = [metric.report(result) for metric, result in zip(metrics, results, strict=True)]
+    print("\n\n".join([*reports, *lines]))
 
     labels = grid.labels(list(zip(captions, seeds, strict=True))[:32])
-    sheet = grid.encode_png(grid.labelled_grid(list(by_stage[-1][:32]), labels))
+    sheet = grid.encode_png(grid.labelled_grid(shown, labels))
     output.mkdir(parents=True, exist_ok=True)
-    files.write(output / "alignment.md", "\n\n".join(lines) + "\n")
-    files.write_json(output / "alignment.json", result, indent=2)
+    for name, result, report in zip(names, results, reports, strict=True):
+        files.write(output / f"{name}.md", "\n\n".join([report, *lines]) + "\n")
+        files.write_json(output / f"{name}.json", result, indent=2)
     files.write(output / "grid.png", sheet)
-    _LOGGER.info(f"Wrote {output}/alignment.md, alignment.json and grid.png.")
+    _LOGGER.info(f"Wrote {output}/{', '.join(written)} and grid.png.")
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _samples(examples: list[dict], by_stage: list[np.ndarray], uses_reference: bool) -> Samples:
+    """Return what metrics judge of a batch."""
+    from imagen_jax.data import transforms
+
+    pictures = [transforms.to_unit(example["image"]) for example in examples] if uses_reference else None
+    return Samples(
+        images=by_stage[-1],
+        captions=[example["caption"] for example in examples],
+        claims=[example["claims"] for example in examples],
+        reference=None if pictures is None else np.stack(pictures),
+        low_res=by_stage[-2] if len(by_stage) > 1 else None,
+    )
 
 
 def parse(args: list[str]) -> Options:

@@ -21,7 +21,8 @@ def described(kind: type) -> type:
 
 def _fields(kind: type, texts: dict[str, str]) -> list[tuple]:
     """Return the fields of a dataclass for `make_dataclass`, those with a text first."""
-    hints, fields = typing.get_type_hints(kind, include_extras=True), []
+    shown = typing.get_type_hints(kind, include_extras=True)  # with what tyro shows of sampling options
+    hints, fields = options.type_hints(kind) | {name: shown[name] for name in shown if name not in texts}, []
     for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in texts):
         hint, text = hints[field.name], texts.get(field.name)
         if text is not None:

@@ -7,7 +7,9 @@ choices in order, and it takes the last of two values in silence.
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
+import operator
 import re
 import textwrap
 import types
@@ -15,8 +17,9 @@ import typing
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from imagen_jax.registry import Registry
 from imagen_jax.storage.locations import Location
 
 
@@ -34,7 +37,7 @@ def fields(options: Any, prefix: str = "") -> dict[str, Field]:
 
     Names are those that a user types, without the dashes before them: "optim.learning-rate".
     """
-    hints = typing.get_type_hints(options if isinstance(options, type) else type(options))
+    hints = type_hints(options if isinstance(options, type) else type(options))
     found = {}
     for field in dataclasses.fields(options):
         name = prefix + field.name.replace("_", "-")
@@ -46,6 +49,22 @@ def fields(options: Any, prefix: str = "") -> dict[str, Field]:
         hint = hints[field.name]
         found[name] = Field(hint, is_required, hint is bool and not is_required, value)
     return found
+
+
+def type_hints(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, with a Literal of the names that are registered now in place of each
+    Annotated[str, registry]."""
+    return {name: _with_names(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+
+
+def _with_names(hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        registry = next((mark for mark in hint.__metadata__ if isinstance(mark, Registry)), None)
+        return _with_names(arguments[0]) if registry is None else Literal[tuple(registry)]
+    if origin is tuple:
+        return tuple[tuple(map(_with_names, arguments))]
+    return functools.reduce(operator.or_, map(_with_names, arguments)) if _is_union(hint) else hint
 
 
 def names(parsed: Any) -> frozenset[str]:

@@ -6,11 +6,11 @@
     --steps 10 20 40 --sampler unipc ddim
 
 Each sampling option takes the values to try; all combinations are sampled, in every stage or in --stage alone.
-Scores: "alignment", the share of the claims of a caption of shapes that its picture fulfils (--data); "clip", the
+Metrics: "alignment", the share of the claims of a caption of shapes that its picture fulfils (--data); "clip", the
 cosine of picture and caption (--clip); "consistency", the PSNR of the result averaged down against the stage before
-in dB. With --data also "frechet", the distance of the results to the pictures of the split (evaluation/frechet.py; it
-is one number for a setting and decides nothing). Cost: images put through the networks for one result. Writes to the
-output directory:
+in dB; "frechet", the distance of the results to the pictures of the split (--data; evaluation/frechet.py). The score is
+a metric that has a value for every picture, which "frechet" has not. Cost: images put through the networks for one
+result. Writes to the output directory:
 
   sweep.md, sweep.json  the whole table
   pareto.png            score against cost, with the settings that none beats in both
@@ -24,13 +24,14 @@ import logging
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 
 from imagen_jax import progress
 from imagen_jax.cli import parsing, program
 from imagen_jax.config import SamplingConfig
+from imagen_jax.evaluation import METRICS, Metric, Samples, build, check_needs, is_per_picture, needs, sweep
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
@@ -53,8 +54,10 @@ class Options(program.SamplingOptions):
     """A text file with one prompt per line, instead of --data; lines that begin with # are comments."""
     clip: str | None = None
     """A CLIP by its directory or name: scores pictures of any prompts."""
-    score: Literal["alignment", "clip", "consistency"] | None = None
+    score: Annotated[str, METRICS] | None = None
     """What decides; by default alignment with --data, else clip with --clip, else consistency."""
+    metrics: tuple[Annotated[str, METRICS], ...] = ()
+    """What is measured beside the score; by default all that --data, --clip and the cascade allow."""
     stage: str | None = None
     """The stage whose options are swept; the others keep theirs."""
     num: int = 64
@@ -72,9 +75,8 @@ def main(options: Options) -> None:
     files.check_directory(output, "--output", names=FILES)
     files.check_directory(output / "best", "--output")
 
-    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade, resize
+    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade
     from imagen_jax.data import transforms
-    from imagen_jax.evaluation import frechet, sweep
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
     from imagen_jax.sampling.cascade import sampling_by_stage, sizes_by_stage
@@ -86,17 +88,13 @@ def main(options: Options) -> None:
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
     checks.seed(options.seed, name="--seed")
     prompts, claims, reference = read_prompts(options)
-    score_name = options.score or ("alignment" if claims else "clip" if options.clip else "consistency")
-    for name, given in {"alignment": claims, "clip": options.clip}.items():
-        if score_name == name and not given:
-            raise ValueError(f"--score {name} needs --{'data' if name == 'alignment' else 'clip'}.")
     checks.seed(options.seed, len(prompts), "--seed")
     stages = read_cascade(options.workdir)
     files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
-    if score_name == "consistency" and len(stages) == 1:
-        raise ValueError("--score consistency needs a super-resolution stage; the cascade has one stage.")
+    given = {"claims": claims, "reference": reference is not None, "low_res": len(stages) > 1, "clip": options.clip}
+    score_name, names = choose_metrics(options, {name for name, value in given.items() if value})
     choices = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SamplingConfig)
@@ -121,11 +119,7 @@ def main(options: Options) -> None:
     by_stage = [sampling_by_stage(stages, s) for s in per_stage]
     height, width = sizes_by_stage([stage.config for stage in stages])[-1]
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
-    clip = None
-    if options.clip:
-        from imagen_jax.evaluation.clip_score import ClipScorer
-
-        clip = ClipScorer.from_pretrained(options.clip)
+    metrics = [build(name, options.clip) for name in names]
     stages = load_cascade(options.workdir)
     compilation.use_compilation_cache()
     encoder = TextEncoder.from_config(stages[0].config.text)
@@ -137,16 +131,8 @@ def main(options: Options) -> None:
             generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)
         )
         images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
-        measured = {}
-        if claims:
-            measured["alignment"] = fulfilled(images[-1], claims, reference.shape[1:3])
-        if clip is not None:
-            measured["clip"] = clip.score(images[-1], prompts)
-        if len(images) > 1:
-            measured["consistency"] = sweep.consistency(images[-2], images[-1])
-        row = {name: float(values.mean()) for name, values in measured.items()}
-        if reference is not None:
-            row["frechet"] = frechet.distance(images[-1], resize.area(reference, images[-1].shape[1:3]))
+        samples = Samples(images[-1], prompts, claims, reference, images[-2] if len(images) > 1 else None)
+        measured, row = measure(metrics, samples)
         row["cost"] = sum(evaluations(stage.config, own) for stage, own in zip(stages, sampling, strict=True))
         rows.append(setting | row)
         scores.append(measured)
@@ -195,18 +181,31 @@ def for_stages(value: object, name: str, options: Options, stages: tuple) -> obj
     return tuple(value if stage.config.name == options.stage else None for stage in stages)
 
 
-def fulfilled(images: np.ndarray, claims: list, size: tuple[int, int]) -> np.ndarray:
-    """[N] the share of each caption's claims that its picture, enlarged to the data's size, fulfils."""
-    from imagen_jax import resize
-    from imagen_jax.evaluation import alignment
+def choose_metrics(options: Options, available: set[str]) -> tuple[str, list[str]]:
+    """Return the metric that decides, and all that are measured; `available` is what they may need (`Metric.needs`).
 
-    if images.shape[1] < size[0]:  # a cascade without its last stage
-        images = resize.bilinear(images, size)
+    Raises:
+      ValueError: a metric needs what is not there, or the score has no value for a single picture.
+    """
+    score = options.score or ("alignment" if "claims" in available else "clip" if options.clip else "consistency")
+    check_needs("--score", score, available)
+    if not is_per_picture(score):
+        names = ", ".join(filter(is_per_picture, METRICS))
+        raise ValueError(f"--score must have a value for every picture, as {names} have; got {score}.")
+    for name in options.metrics:
+        check_needs("--metrics", name, available)
+    names = {score, *(options.metrics or (name for name in METRICS if available.issuperset(needs(name))))}
+    if options.clip and not any("clip" in needs(name) for name in names):
+        raise ValueError(f"--clip must be left out without the metric clip; got {options.clip!r}.")
+    return score, [name for name in METRICS if name in names]
 
-    answers = [
-        alignment.score(alignment.read(image), claim) for image, claim in zip(images, claims, strict=True)
-    ]
-    return np.array([np.mean([right for name, right in a.items() if name != "all"]) for a in answers])
+
+def measure(metrics: list[Metric], samples: Samples) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return by name the values of each picture [N], where a metric has them, and the metrics of all pictures."""
+    values = {metric.name: np.asarray(metric.values(samples)) for metric in metrics if is_per_picture(metric.name)}
+    row = {name: float(of_pictures.mean()) for name, of_pictures in values.items()}
+    others = {m.name: m.result(m.update(m.init(), samples)) for m in metrics if m.name not in values}
+    return values, row | others
 
 
 def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:

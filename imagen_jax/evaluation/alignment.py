@@ -34,6 +34,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from imagen_jax import resize
+from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.shape_captions import Claims
 
@@ -297,7 +299,38 @@ def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> dict[str, dict
       is right; "shuffled", the same with other captions' pictures, averaged over 8 fixed
       permutations that leave none in place (None if N is 1); "num", how many captions state it.
     """
-    readings = [read(image) for image in images]
+    return _rates([read(image) for image in images], claims)
+
+
+@METRICS.register("alignment")
+class Alignment(Metric):
+    """`alignment` of pictures, which are enlarged to the size of `shapes` if they are smaller.
+
+    The value of a picture is the share of its caption's claims that it fulfils.
+    """
+
+    needs = ("claims",)
+
+    def values(self, samples: Samples) -> np.ndarray:
+        answers = map(score, _readings(samples.images), samples.claims)
+        return np.array([np.mean([right for name, right in a.items() if name != "all"]) for a in answers])
+
+    def update(self, state: tuple, samples: Samples) -> tuple:
+        return (*state, *zip(_readings(samples.images), samples.claims, strict=True))
+
+    def result(self, state: tuple) -> dict[str, dict[str, float | int | None]]:
+        return _rates(*map(list, zip(*state, strict=True)))
+
+    def report(self, result: dict[str, dict[str, float | int | None]]) -> str:
+        return format_table(result)
+
+
+def _readings(images: np.ndarray) -> list[Reading]:
+    is_small = images.shape[1] < shapes.SIZE  # of a cascade without its last stage
+    return [read(image) for image in (resize.bilinear(images, shapes.SIZE) if is_small else images)]
+
+
+def _rates(readings: Sequence[Reading], claims: Sequence[Claims]) -> dict[str, dict[str, float | int | None]]:
     if len(readings) != len(claims) or not readings:
         raise ValueError(
             f"alignment needs one claims for each of at least one picture, "

@@ -18,6 +18,7 @@ import numpy as np
 
 from imagen_jax import resize
 from imagen_jax.evaluation import frechet
+from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
 from imagen_jax.text import clip, layers, pretrained
 from imagen_jax.text.encoder import TextEncoder
 
@@ -27,14 +28,17 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 _BATCH_SIZE = 64
 
 
-class ClipScorer:
-    """A frozen CLIP with both halves; made by `from_pretrained`.
+@METRICS.register("clip")
+class ClipScorer(Metric):
+    """A frozen CLIP with both halves; made by `from_pretrained`. As a metric, the mean of `score`.
 
     Attributes:
       encoder: the text half and its tokenizer.
       module, params: the image half and both projections, {"params": ...}.
       mean, std: [3] float32, of the pictures the model was trained on, in [0, 1].
     """
+
+    needs = ("clip",)
 
     def __init__(
         self, encoder: TextEncoder, module: "ImageHalf", params: Any, mean: np.ndarray, std: np.ndarray
@@ -46,8 +50,15 @@ class ClipScorer:
         self.std = std
 
     @classmethod
+    def build(cls, clip: str | None) -> "ClipScorer":
+        return cls.from_pretrained(clip)
+
+    def values(self, samples: Samples) -> np.ndarray:
+        return self.score(samples.images, samples.captions)
+
+    @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "ClipScorer":
-        """Finds and loads published weights, in float32.
+        """Find and load published weights, in float32.
 
         Args:
           name_or_path: a directory in Hugging Face layout, or a name such as
@@ -64,7 +75,7 @@ class ClipScorer:
         return cls(encoder, module, pretrained.load_params(directory, module, family=_FAMILY), mean, std)
 
     def score(self, images: Any, captions: Sequence[str]) -> np.ndarray:
-        """The cosine similarity of each picture and its caption: [N] float32 in [-1, 1].
+        """Return the cosine similarity of each picture and its caption, [N] float32 in [-1, 1].
 
         The usual CLIP score is 100 times that. Captions are cut to what the model can read, 77 tokens;
         a warning says so. Pictures are resized by this project's own functions (area, bilinear) where

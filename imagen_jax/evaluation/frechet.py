@@ -5,11 +5,13 @@ The squared 2-Wasserstein distance of two Gaussians, as in FID (Heusel et al. 20
 no pretrained one can be had.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from imagen_jax import resize
+from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
 
 CELL = 8  # the layout is a picture of 8x8 pixels; detail is what 8x8 pixels hold beyond their mean
 TILES = 4  # detail is measured in 4x4 parts of the picture
@@ -69,7 +71,7 @@ def _check_gaussian(mean: Any, cov: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] -> mean [D] and unbiased covariance [D, D], float64.
+    """Return the mean [D] and the unbiased covariance [D, D] of features [N, D], in float64.
 
     Raises:
       ValueError: another shape, fewer than two rows, or a value is not finite.
@@ -79,11 +81,65 @@ def statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"features must be [N, D] with N at least 2, got shape {features.shape}; pass more pictures."
         )
-    if not np.isfinite(features).all():
-        raise ValueError("features must be finite, got NaN or infinity; check the pictures.")
-    mean = features.mean(axis=0)
-    centered = features - mean
-    return mean, centered.T @ centered / (len(features) - 1)
+    return Moments().add(features).gaussian()
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features that come in batches (Chan et al. 1979, STAN-CS-79-773, equations 2.1).
+
+    Attributes:
+      num: rows so far.
+      mean: [D] float64.
+      scatter: [D, D] float64, the sum of products of deviations from the mean.
+    """
+
+    num: int = 0
+    mean: Any = 0.0
+    scatter: Any = 0.0
+
+    def add(self, features: Any) -> "Moments":
+        """Return the moments with those of features [N, D] added; N is at least 1."""
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or not len(features):
+            raise ValueError(f"features must be [N, D] with N at least 1; got shape {features.shape}.")
+        if not np.isfinite(features).all():
+            raise ValueError("features must be finite, got NaN or infinity; check the pictures.")
+        mean, count = features.mean(axis=0), len(features)
+        centered = features - mean
+        scatter = centered.T @ centered
+        if not self.num:
+            return Moments(count, mean, scatter)
+        num, step = self.num + count, mean - self.mean
+        scatter = self.scatter + scatter + np.outer(step, step) * (self.num * count / num)
+        return Moments(num, self.mean + step * (count / num), scatter)
+
+    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean [D] and the unbiased covariance [D, D]."""
+        if self.num < 2:
+            raise ValueError(f"features must have at least 2 rows; got {self.num}: pass more pictures.")
+        return self.mean, self.scatter / (self.num - 1)
+
+
+@METRICS.register("frechet")
+class Frechet(Metric):
+    """`distance` of the results to the pictures of the data set with the same captions, averaged to their size."""
+
+    needs = ("reference",)
+
+    def init(self) -> tuple[Moments, Moments]:
+        return Moments(), Moments()
+
+    def update(self, state: tuple[Moments, Moments], samples: Samples) -> tuple[Moments, Moments]:
+        reference = resize.area(samples.reference, samples.images.shape[1:3])
+        return tuple(
+            moments.add(picture_features(images))
+            for moments, images in zip(state, (samples.images, reference), strict=True)
+        )
+
+    def result(self, state: tuple[Moments, Moments]) -> float:
+        generated, reference = state
+        return frechet_distance(*generated.gaussian(), *reference.gaussian())
 
 
 # ---- pictures ----

@@ -17,6 +17,7 @@ from PIL import Image
 from imagen_jax import TextEncoder, load_cascade, stage
 from imagen_jax import config as C
 from imagen_jax.data import transforms
+from imagen_jax.evaluation import METRICS
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import checkpoint
@@ -290,10 +291,50 @@ def test_evaluate_writes_a_table_its_numbers_and_a_grid(workdir, data, run, tmp_
     assert Image.open(tmp_path / "out/grid.png").size[0] > 100
 
 
+PLUGIN = """
+from imagen_jax.evaluation import METRICS
+
+@METRICS.register("brightness")
+def brightness(samples):
+    return samples.images.mean(axis=(1, 2, 3))
+"""
+
+
+def test_a_metric_from_outside_works_in_every_command_and_its_help(workdir, data, run, tmp_path, monkeypatch):
+    file = tmp_path / "brightness.py"
+    file.write_text(PLUGIN)
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))  # forgotten after this test
+    common = ["--workdir", workdir, "--data", data, "--num", 5, "--batch-size", 8, "--steps", 2, "--aug-level", 0.3]
+    code, _, err = run("evaluate.py", *common, "--metrics", "brightness")
+    assert code == 2 and "--metrics must be one of alignment, " in err and "got 'brightness'" in err
+
+    monkeypatch.setenv("IMAGEN_JAX_PLUGINS", str(file))
+    for script in ("evaluate.py", "sweep.py"):
+        assert "brightness" in run(script, "--help")[1]
+    options = ["--guidance-scale", 2.0, "--metrics", "brightness", "consistency", "--output", tmp_path / "out"]
+    code, out, err = run("evaluate.py", *common, *options)
+    assert code == 0 and "brightness: " in out and "consistency: " in out, err
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "brightness.json", "brightness.md", "consistency.json", "consistency.md", "grid.png",
+    ]  # fmt: skip
+    value = json.loads((tmp_path / "out/brightness.json").read_text())
+    code, out, err = run(
+        "sweep.py", *common, "--guidance-scale", 2.0, "--score", "brightness", "--output", tmp_path / "s"
+    )
+    (row,) = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert code == 0 and "(brightness " in out, err
+    np.testing.assert_allclose(row["brightness"], value, rtol=1e-5)
+    assert {"alignment", "consistency", "frechet"} < set(row)
+    (workdir / "sampling.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--steps", "2"], "Give either --data or --prompts-file"),
+        (["--data", "{data}", "--steps", "2", "--score", "frechet"], "--score must have a value for every picture"),
+        (["--data", "{data}", "--steps", "2", "--metrics", "clip"], "--metrics clip needs --clip."),
+        (["--data", "{data}", "--steps", "2", "--metrics", "clib"], "got 'clib' (did you mean clip?)"),
         (["--data", "{data}"], "Give at least one sampling option"),
         (["--data", "{data}", "--steps", "2", "0"], "steps must be at least 1; got 0"),
         (["--data", "{data}", "--seed", "4294967292", "--steps", "2"], "--seed must be at most 4294967290"),
