@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
     from imagen_jax.sampling.one_stage import sample_stage
     from imagen_jax.stage import Stage, image_keys
     from imagen_jax.stage_dir.loading import load_cascade, load_stage
+    from imagen_jax.stage_dir.saving import save_cascade, save_stage
     from imagen_jax.structs import Cond, TextCond
     from imagen_jax.text.encoder import TextEncoder
 
@@ -30,6 +31,8 @@ _HOMES = {
     "load_stage": "stage_dir.loading",
     "sample_cascade": "sampling.cascade",
     "sample_stage": "sampling.one_stage",
+    "save_cascade": "stage_dir.saving",
+    "save_stage": "stage_dir.saving",
     "use_compilation_cache": "compilation",
 }
 
@@ -45,6 +48,8 @@ __all__ = [
     "load_stage",
     "sample_cascade",
     "sample_stage",
+    "save_cascade",
+    "save_stage",
     "use_compilation_cache",
 ]
 

@@ -1,4 +1,4 @@
-"""Configurations as JSON, and the differences between two of them."""
+"""Configurations as JSON with a version, and the differences between two of them."""
 
 import dataclasses
 import json
@@ -6,25 +6,21 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.checks import plain, require, shown
+from imagen_jax.checks import Said, is_whole, plain, require, shown
 from imagen_jax.config.sampling import USED_BY, SamplingConfig
-from imagen_jax.config.stage import (
-    DataConfig,
-    ProcessConfig,
-    RunConfig,
-    StageConfig,
-    TextConfig,
-)
+from imagen_jax.config.stage import StageConfig
 from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.storage import files, locations
 
-_FORMER_NAMES = {"cond_image_channels": "control_channels"}
-MAX_JSON = 16 * 2**20  # bytes of a configuration file; real ones have a few thousand
+MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a StageConfig, or a part of one, as a dict for JSON, in which the network has its name as "kind"."""
-    out = {}
+    """Return a StageConfig, or a part of one, as a dict for JSON.
+
+    That of a StageConfig begins with the version of the format, that of a network with its kind.
+    """
+    out = {"version": VERSION} if isinstance(config, StageConfig) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -36,36 +32,50 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
-def _upgraded(data: dict[str, Any], cls: type) -> dict[str, Any]:
-    """Return the dict of an earlier version with current names, and the values of that version for what it lacks."""
-    former = {old: new for old, new in _FORMER_NAMES.items() if new not in data}
-    data = {former.get(name, name): value for name, value in data.items()}
-    if cls is SamplingConfig and "spacing" not in data:
-        unused = [n for n, (field, values) in USED_BY.items() if data.get(field) not in values]
-        return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
-    added = {
-        TextConfig: {"dtype": "float32", "output": "last", "clean_captions": False},
-        ProcessConfig: {"zero_terminal_snr": False},
-        StageConfig: {"control_channels": 0, "crop_size": None},
-        DataConfig: {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
-        RunConfig: {
-            "remat": "none",
-            "scan_blocks": False,
-            "height": 1,
-            "max_skipped": 0,
-            "data_threads": 2,
-            "data_workers": 0,
-            "stall_timeout": 1800,
-            "validate_every": 0,
-            "validation_split": "validation",
-            "validation_images": 256,
-            "sample_every": 0,
-            "sample_images": 8,
-            "prompts": (),
-            "wandb": "",
-        },
-    }
-    return added.get(cls, {}) | data
+def _upgrade(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the dict of a StageConfig of any version as one of the current version, without the number."""
+    version = data.get("version", 0)
+    require(is_whole(version) and version >= 0, f"{name}.version", "be a whole number", version)
+    fix = "update imagen_jax, since a newer version wrote this"
+    require(version <= VERSION, f"{name}.version", f"be at most {VERSION}", version, fix)
+    data = {key: value for key, value in data.items() if key != "version"}
+    for upgrade in _UPGRADES[version:]:
+        data = upgrade(data)
+    return data
+
+
+def _upgrade_from_0(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a dict without a version: a renamed field, and for what it lacks the values that were used then."""
+    if "control_channels" not in data:
+        kept = {key: value for key, value in data.items() if key != "cond_image_channels"}
+        data = kept | {"control_channels": data.get("cond_image_channels", 0)}
+    data = {"crop_size": None} | data
+    for part, added in _ADDED_IN_1.items():
+        if isinstance(data.get(part), dict):
+            data[part] = added | data[part]
+    return data
+
+
+_ADDED_IN_1: dict[str, dict[str, Any]] = {
+    "text": {"dtype": "float32", "output": "last", "clean_captions": False},
+    "process": {"zero_terminal_snr": False},
+    "data": {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
+    "run": {
+        "remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0, "data_threads": 2, "data_workers": 0,
+        "stall_timeout": 1800, "validate_every": 0, "validation_split": "validation", "validation_images": 256,
+        "sample_every": 0, "sample_images": 8, "prompts": (), "wandb": "",
+    },
+}  # fmt: skip
+_UPGRADES = (_upgrade_from_0,)  # the function at index i makes version i + 1 of version i
+VERSION = len(_UPGRADES)
+
+
+def _upgrade_sampling(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade sampling options, which carry no version: before `spacing`, unused options had values as well."""
+    if "spacing" in data:
+        return data
+    unused = [name for name, (field, values) in USED_BY.items() if data.get(field) not in values]
+    return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
 
 
 def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> Any:
@@ -77,11 +87,14 @@ def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> 
       name: of `data` in messages; the class's name if empty.
 
     Raises:
-      ValueError: `data` is no JSON object, or has other keys than the fields of `cls`.
+      ValueError: `data` is no JSON object, of a newer version, or has other keys than the fields of `cls`.
     """
     name = name or cls.__name__
     require(isinstance(data, dict), name, "be a JSON object", data)
-    data = _upgraded(data, cls)
+    if cls is StageConfig:
+        data = _upgrade(data, name)
+    elif cls is SamplingConfig:
+        data = _upgrade_sampling(data)
     hints = typing.get_type_hints(cls)
     unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown or missing:
@@ -123,7 +136,7 @@ def read_json(file: Path) -> Any:
 
 
 def _bounded(file: Path) -> bytes:
-    require(file.is_file(), str(file), "be a file", "something else" if file.exists() else "nothing")
+    require(file.is_file(), str(file), "be a file", Said("something else" if file.exists() else "nothing"))
     size = file.stat().st_size
     require(size <= MAX_JSON, str(file), f"have at most {MAX_JSON} bytes", size)
     return file.read_bytes()
@@ -138,15 +151,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of `to_dict` by the path of their field, such as "optim.batch_size"."""
-    out = {}
-    for name, value in (config if isinstance(config, dict) else to_dict(config)).items():
+    """Return every field by its path, such as "optim.batch_size", with values as in `to_dict`."""
+    out, fields = {}, config
+    if not isinstance(config, dict):
+        fields = {name: value for name, value in to_dict(config).items() if name != "version"}
+    for name, value in fields.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
 
 
 def differences(a: Any, b: Any) -> list[str]:
-    """Return a line `field: a -> b` for every field in which two configurations differ."""
+    """Return a line "field: a -> b" for every field in which two configurations differ."""
     left, right = flat(a), flat(b)
     names = sorted(left.keys() | right.keys())
     return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]

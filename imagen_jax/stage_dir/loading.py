@@ -10,7 +10,7 @@ from imagen_jax import stage
 from imagen_jax.checks import whole
 from imagen_jax.config import StageConfig
 from imagen_jax.config.validation import validate_cascade
-from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files, locations
@@ -41,7 +41,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
     while True:
-        steps = sorted(checkpoint.list_steps(directory))
+        steps = checkpoint_files.list_steps(directory)
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise ValueError(
@@ -62,13 +62,13 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
 def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
     """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
     wanted."""
-    if max(checkpoint.list_steps(directory), default=chosen) == chosen:
+    if max(checkpoint_files.list_steps(directory), default=chosen) == chosen:
         return False
     if wanted is None:
         return True
     end = time.monotonic() + _REMOVED_WITHIN_S
     while time.monotonic() < end:
-        if wanted not in checkpoint.list_steps(directory):
+        if wanted not in checkpoint_files.list_steps(directory):
             return True
         time.sleep(0.2)
     return False

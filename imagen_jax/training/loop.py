@@ -19,7 +19,7 @@ from imagen_jax.config import StageConfig, flat
 from imagen_jax.config.validation import validate_for_training
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.progress import logger
-from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
@@ -79,6 +79,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
         with stage_dir.lock_directory(directory) as directory_lock:
+            processes.check_on_all_processes(lambda: checkpoint_files.check_continuable(directory))
             processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
             processes.check_on_all_processes(lambda: stage_dir.check_visible_everywhere(directory, config))
             embeddings = embedding_cache(config, data, watchdog)

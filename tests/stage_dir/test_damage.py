@@ -17,7 +17,7 @@ import pytest
 
 from imagen_jax import config, load_cascade, load_stage, sharding, stage
 from imagen_jax.config import to_dict
-from imagen_jax.stage_dir import best_sampling, checkpoint, integrity
+from imagen_jax.stage_dir import best_sampling, checkpoint, checkpoint_files, integrity
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files
 from imagen_jax.structs import TrainState
@@ -321,7 +321,7 @@ def test_checkpoints_of_before_are_used_with_one_notice(workdir, caplog):
     caplog.set_level(logging.INFO)
     params, _ = sample(workdir)
     assert same(params, state_of(10).ema_params)
-    assert caplog.text.count("is of an earlier version and has no checksums") == 1
+    assert caplog.text.count("was written by an earlier version, without checksums") == 1
     assert resume(workdir)[1] == {"next_index": 10, "data_set": "10 records"}
 
 
@@ -350,12 +350,12 @@ def test_changed_sampling_options_are_told(workdir, caplog):
 @pytest.mark.parametrize("when", ["before", "while"])
 def test_a_checkpoint_that_a_run_removes_is_not_damage(workdir, monkeypatch, when):
     """The newest that was listed is removed, file by file, and a newer one is there."""
-    read = checkpoint._item
+    read = checkpoint_files.restore_item
     root = workdir / "base/checkpoints"
     newest = root / "10"
 
     def removed(folder, name, wanted):
-        monkeypatch.setattr(checkpoint, "_item", read)
+        monkeypatch.setattr(checkpoint_files, "restore_item", read)
         with checkpoint.Checkpoints(workdir / "base", CONFIG) as checkpoints:
             checkpoints.save(state_of(15), {"next_index": 15})
         if when == "before":
@@ -364,7 +364,7 @@ def test_a_checkpoint_that_a_run_removes_is_not_damage(workdir, monkeypatch, whe
             shutil.rmtree(newest / "ema_params/ocdbt.process_0")
         return read(folder, name, wanted)
 
-    monkeypatch.setattr(checkpoint, "_item", removed)
+    monkeypatch.setattr(checkpoint_files, "restore_item", removed)
     assert same(load_stage(workdir / "base").params, state_of(15).ema_params)
 
 
@@ -373,7 +373,7 @@ def test_a_wanted_step_that_is_removed_is_told_as_such(workdir, monkeypatch):
         shutil.rmtree(folder)
         raise FileNotFoundError(folder)
 
-    monkeypatch.setattr(checkpoint, "_item", removed)
+    monkeypatch.setattr(checkpoint_files, "restore_item", removed)
     with pytest.raises(ValueError, match=r"must hold the checkpoint of step 5; found steps \[10\]"):
         load_stage(workdir / "base", step=5)
 

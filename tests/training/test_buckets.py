@@ -11,7 +11,7 @@ from imagen_jax import config, load_cascade, load_stage
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
-from imagen_jax.stage_dir import best_sampling, checkpoint
+from imagen_jax.stage_dir import best_sampling, checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations, locks
 from imagen_jax.training import loop, writer
@@ -216,7 +216,7 @@ def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
             checkpoints.save(state_of(step), {"next_index": step})
     fs, key = url_to_fs(f"{place}/checkpoints/2/commit_success.txt")
     fs.rm(key)
-    assert checkpoint.list_steps(place) == [1]
+    assert checkpoint_files.list_steps(place) == [1]
     with checkpoint.Checkpoints(place, preset) as checkpoints:
         assert checkpoints.latest_step == 1
     assert not any(name.startswith("checkpoints/2/") for name in names(str(place)))  # removed, as on a disk

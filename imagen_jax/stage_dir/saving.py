@@ -1,0 +1,116 @@
+"""Save stages and cascades in the layout that training writes, with averaged parameters alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax import checks, processes, stage
+from imagen_jax.checks import Said, require
+from imagen_jax.config import to_dict
+from imagen_jax.config.validation import validate, validate_cascade
+from imagen_jax.stage_dir import checkpoint, checkpoint_files
+from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, lock_directory
+from imagen_jax.storage import files
+
+
+def save_stage(saved: stage.Stage, directory: str | Path, *, step: int = 0) -> None:
+    """Save a stage, to be read by `load_stage`, scripts/sample.py and scripts/train.py --init-from.
+
+    The directory holds a stage once everything is written: config.json comes last. Every process of a run calls it.
+
+    Args:
+      saved: a stage whose parameters have the shapes and types of `stage.init`, as `load_stage` returns them.
+      directory: path or URL of gs:// or s3://, without a stage.
+      step: number of the checkpoint, such as the training step that the parameters are of.
+
+    Raises:
+      ValueError: the parameters do not fit the configuration; the directory holds a stage, is in use by a run, or
+        cannot be written to.
+      OSError: writing failed. The directory holds no stage then.
+    """
+    checks.whole("step", step)
+    processes.check_on_all_processes(lambda: _check_stage(saved, "stage"))
+    processes.check_on_all_processes(lambda: _check_free(absolute(directory), "directory", saved))
+    _write(saved, absolute(directory), step)
+
+
+def save_cascade(stages: Sequence[stage.Stage], directory: str | Path) -> None:
+    """Save the stages of a cascade, to be read by `load_cascade`, scripts/sample.py and scripts/train.py --init-from.
+
+    Each stage is saved as by `save_stage`, in the sub-directory of its name. Every process of a run calls it.
+
+    Args:
+      stages: of one cascade, base first.
+      directory: path or URL of gs:// or s3://, without stages.
+
+    Raises:
+      ValueError: as for `save_stage`, or the stages do not follow each other; nothing is written.
+      OSError: writing failed. The directory holds the stages that were complete before.
+    """
+
+    def check() -> None:
+        is_sequence = isinstance(stages, list | tuple) and len(stages) > 0
+        require(is_sequence, "stages", "be a sequence of at least one Stage", stages)
+        for i, each in enumerate(stages):
+            _check_stage(each, f"stages[{i}]")
+        validate_cascade(tuple(each.config for each in stages))
+        place = absolute(directory)
+        with files.one_line_errors(place, "listed"):
+            found = sorted(path.parent.name for path in place.glob(f"*/{CONFIG_FILE}"))
+        fix = "name another directory, or remove them"
+        require(not found, "directory", "hold no stages yet", Said(f"{place} with {', '.join(found)}"), fix)
+        for each in stages:
+            _check_free(place / each.config.name, "directory", each)
+
+    processes.check_on_all_processes(check)
+    for each in stages:
+        _write(each, absolute(directory) / each.config.name, 0)
+
+
+def _check_stage(saved: Any, name: str) -> None:
+    checks.instance(name, saved, stage.Stage, "a Stage")
+    validate(saved.config)
+    wanted = _by_path(jax.eval_shape(lambda: stage.init(saved.config, jax.random.key(0))))
+    found = _by_path(saved.params)
+    for path in sorted(wanted.keys() | found.keys()):
+        want, got = wanted.get(path), found.get(path)
+        is_array = isinstance(got, jax.Array | np.ndarray) and want is not None
+        holds = is_array and (got.shape, got.dtype) == (want.shape, want.dtype)
+        rule = f"be {want.dtype} {list(want.shape)}" if want is not None else "not be there"
+        fix = f"give the parameters of a network of the configuration of stage {saved.config.name}"
+        told = Said("nothing") if got is None else got
+        require(holds, f"{name}.params{path}", rule, told, fix)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _check_free(directory: Path, name: str, saved: stage.Stage) -> None:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.params))
+    files.check_directory(directory, name, needed=needed)
+    is_free = not files.exists(directory / CONFIG_FILE) and not checkpoint_files.list_steps(directory)
+    fix = "name another directory, or remove that one"
+    require(is_free, name, "hold no stage yet", Said(str(directory)), fix)
+
+
+def _write(saved: stage.Stage, directory: Path, step: int) -> None:
+    params = saved.params
+    if jax.process_count() > 1:  # Orbax writes arrays of all processes, and host arrays of process 0
+        params = jax.tree.map(lambda leaf: leaf if not _is_local(leaf) else np.asarray(leaf), params)
+    with lock_directory(directory):
+        with checkpoint.Checkpoints(directory, saved.config) as checkpoints:
+            checkpoints.save_ema_params(step, params)
+        processes.check_on_all_processes(lambda: _write_config(directory, saved))
+
+
+def _is_local(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+
+
+def _write_config(directory: Path, saved: stage.Stage) -> None:
+    if jax.process_index() == 0:
+        files.write_json(directory / CONFIG_FILE, to_dict(saved.config), indent=2)
