@@ -1,11 +1,9 @@
-"""Ends a command on SIGINT or SIGTERM, whatever it is doing: one line on stderr, exit status 130 or 143.
+"""End a command on SIGINT or SIGTERM at any time, with one line on stderr and exit status 130 or 143.
 
-Scripts install this before they import anything slow. A thread of its own reads the signals, so that neither an import,
-nor a compilation in C++, nor code that swallows exceptions delays the end; nothing is raised in the main thread. Files
-are safe, since they appear whole by a rename or not at all; what else must be tidied up is registered with `clean_up`.
-A second signal ends the process at once.
-
-This module imports nothing that takes time.
+Commands call `install` before they import anything slow, so this module imports nothing slow. A separate thread reads
+the signals: no import, compilation in C++ or code that catches all exceptions delays the end, and nothing is raised in
+the main thread. Files are written atomically; other clean-up is registered with `clean_up`. A second signal ends the
+process immediately.
 """
 
 import _thread
@@ -21,7 +19,7 @@ format_line = str  # of the line about a signal
 
 
 def install(advice: str = "") -> None:
-    """From now on SIGINT and SIGTERM end this process. Called by the main thread.
+    """Have SIGINT and SIGTERM end this process. The main thread calls it.
 
     Args:
       advice: the end of the line, such as "the same command continues".
@@ -32,7 +30,7 @@ def install(advice: str = "") -> None:
 
 
 def uninstall() -> None:
-    """Undoes `install`."""
+    """Undo `install`."""
     global _watch
     if _watch is not None:
         _watch.close()
@@ -40,9 +38,9 @@ def uninstall() -> None:
 
 
 def defer(received: list) -> bool:
-    """Until `resume`, appends the numbers of signals to `received` instead of ending the process.
+    """Until `resume`, append the numbers of signals to `received` instead of ending the process.
 
-    A SIGINT after another signal ends it all the same; a SIGTERM does not, since some clusters repeat theirs.
+    A SIGINT after another signal still ends it; a SIGTERM does not, since some clusters repeat it.
 
     Returns:
       whether `install` was called: without it nothing is deferred.
@@ -53,13 +51,13 @@ def defer(received: list) -> bool:
 
 
 def resume() -> None:
-    """Signals end the process again."""
+    """Have signals end the process again, after `defer`."""
     if _watch is not None:
         _watch.received = None
 
 
-class clean_up:  # a context manager, by a class for the sake of its import time
-    """While in this context, `callback` is called where a signal ends the process; it must be quick."""
+class clean_up:  # not contextlib.contextmanager, whose import takes time
+    """Context in which a signal that ends the process first calls `callback`, which must be quick."""
 
     def __init__(self, callback):
         self._callback = callback
@@ -74,8 +72,11 @@ class clean_up:  # a context manager, by a class for the sake of its import time
 
 
 class starting_processes:
-    """Around what starts processes. Ctrl-C, which a terminal sends to all of a group, is left to this process, from the
-    first moment of the others on; and this process does not end between starting one and telling it what to do."""
+    """Context for starting child processes.
+
+    A terminal sends Ctrl-C to the whole process group: children block SIGINT from their start, so that this process
+    alone handles it. This process does not end between starting a child and giving it its work.
+    """
 
     def __enter__(self):
         if _watch is None:
@@ -83,8 +84,8 @@ class starting_processes:
         from multiprocessing import resource_tracker
 
         _watch.held += 1
-        resource_tracker.ensure_running()  # which changes the mask when it starts
-        # Inherited by processes that are started; in this one the thread that reads signals takes SIGINT.
+        resource_tracker.ensure_running()  # its start changes the signal mask
+        # Children inherit the mask; in this process the reading thread receives SIGINT.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def __exit__(self, *_):
@@ -94,14 +95,13 @@ class starting_processes:
 
 
 def wait_for_signals() -> None:
-    """Gives a signal that was sent to several processes at once the time to arrive here, before this process takes the
-    end of another for an error."""
+    """Wait for a signal sent to several processes, before the end of another process is reported as an error."""
     if _watch is not None:
         time.sleep(0.1)
 
 
 def exit_immediately(status: int) -> None:
-    """Ends the process at once, without waiting for threads; what was printed is flushed."""
+    """End the process without waiting for threads, after flushing stdout and stderr."""
     _thread.start_new_thread(_after, (_CLEAN_UP_S, status))
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -121,10 +121,10 @@ class _Watch:
         self.received, self.callbacks, self.held = None, [], 0
         self._line = f"; {advice}" if advice else ""
         self._is_ending = False
-        # What it prints about semaphores of a process that ended without a word would be a second line.
+        # Its warning about leaked semaphores would be a second line.
         sys.warnoptions.append("ignore:resource_tracker:UserWarning")
         try:
-            self._stderr = os.dup(2)  # which may lead elsewhere for a while
+            self._stderr = os.dup(2)  # since the program may redirect it
         except OSError:  # a process without stderr
             self._stderr = os.open(os.devnull, os.O_WRONLY)
         self._reading, self._writing = os.pipe()
@@ -142,14 +142,14 @@ class _Watch:
         os.close(self._stderr)
 
     def _note(self, *_) -> None:
-        """Runs in the main thread, which has nothing more to do unless the signal is deferred."""
-        limit = time.monotonic() + 1  # for the thread to see it
+        """Signal handler: runs in the main thread, which stops here unless the signal is deferred."""
+        limit = time.monotonic() + 1  # within which the reading thread handles it
         while not self._is_ending and self.received is None and self is _watch and time.monotonic() < limit:
             time.sleep(0.01)
         self.park()
 
     def park(self) -> None:
-        """Does nothing more in this thread if the process is about to end."""
+        """Stop the calling thread if the process is about to end."""
         while self._is_ending and not self.held:
             time.sleep(0.1)
 
@@ -174,7 +174,7 @@ class _Watch:
         name = os.path.basename(sys.argv[0])
         line = f"{format_line(f'{name}: ended by {signal.Signals(number).name}{self._line}')}\n"
         if os.isatty(self._stderr):
-            line = f"\n{line}"  # below a bar
+            line = f"\n{line}"  # below a progress bar
         try:
             os.write(self._stderr, line.encode(errors="replace"))
         except OSError:

@@ -1,4 +1,4 @@
-"""The sampling options that scripts/sweep.py found best, beside the stages of a cascade."""
+"""The best sampling options that scripts/sweep.py found, stored beside the stages of a cascade."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,16 @@ SAMPLING_FILE = "sampling.json"
 
 
 def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
-    """Stores sampling options by stage name beside the checkpoints; `about` says how they were found."""
+    """Store sampling options in a cascade's directory.
+
+    Args:
+      workdir: of the cascade.
+      found: options by the name of the stage.
+      about: JSON values that say how they were found.
+
+    Returns:
+      the file.
+    """
     file = locations.location(workdir, "--workdir") / SAMPLING_FILE
     options = {name: to_dict(sampling) for name, sampling in found.items()}
     files.write_json(
@@ -25,7 +34,7 @@ def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], ab
 
 
 def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages with the sampling options that `save_best_sampling` stored.
+    """Return the stages with the sampling options that `save_best_sampling` stored.
 
     Raises:
       ValueError: there are none, or they have changed or do not fit the stages.

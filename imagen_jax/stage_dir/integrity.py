@@ -1,4 +1,4 @@
-"""What a checkpoint records about itself, and whether what is read of it is what was saved."""
+"""The record in each checkpoint, and the verification of what is read against it."""
 
 import contextlib
 from pathlib import Path
@@ -9,32 +9,32 @@ from imagen_jax.stage_dir import checksums
 from imagen_jax.storage import files, locations
 
 _ADVICE = "Move the checkpoint away to continue from the one before."
-_MAX_METADATA_BYTES = 2**28  # of thousands of arrays it is some MiB
+_MAX_METADATA_BYTES = 2**28  # some MiB for thousands of arrays
 _KEYS = {"step", "position", "arrays", "checksum"}
 
 
 class ChangedError(ValueError):
-    """Something of a checkpoint is not what was saved; one line that names it."""
+    """A part of a checkpoint is not what was saved; the message is one line that names it."""
 
 
 class Record(NamedTuple):
-    """The data position, and the checksums of all arrays by item and name; None of a version that made none."""
+    """The data position, and the checksums of all arrays by item and name (None: written before there were any)."""
 
     position: dict[str, Any]
     arrays: dict[str, int] | None
 
 
 def make_record(step: int, position: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """The JSON that goes into a checkpoint beside `tree`, its arrays by item; called by every process of a run."""
+    """Return the JSON value saved beside `tree`, a checkpoint's arrays by item. Every process of a run calls it."""
     content = {"step": step, "position": position, "arrays": checksums.of_arrays(tree)}
     return content | {"checksum": checksums.of_json(content)}
 
 
 def read_record(file: Path, step: int) -> Record:
-    """What `make_record` made for the checkpoint of `step`, or a version before it.
+    """Return the record that `make_record` or an earlier version made for the checkpoint of `step`.
 
     Raises:
-      ChangedError: it has changed, or is another checkpoint's.
+      ChangedError: it has changed, or belongs to another checkpoint.
     """
     content = read_json(file)
     if isinstance(content, dict) and set(content) <= {"next_index", "data_set"}:
@@ -55,7 +55,7 @@ def read_record(file: Path, step: int) -> Record:
 
 
 def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
-    """Compares the arrays of some of a checkpoint's items with its record; called by every process of a run.
+    """Compare the arrays of some items of a checkpoint with its record. Every process of a run calls it.
 
     Args:
       folder: of the checkpoint.
@@ -63,7 +63,7 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
       record: of the same checkpoint.
 
     Raises:
-      ChangedError: names the arrays that have changed and the files that they were read from.
+      ChangedError: names the arrays that have changed and their files.
     """
     if record.arrays is None:
         return
@@ -81,7 +81,7 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises an OSError for what would never answer or fill the memory: a pipe or device, or metadata far too long."""
+    """Raise an OSError for pipes and devices, whose reading may block, and for metadata that would fill the memory."""
     if locations.is_remote(folder):
         return
     for path in folder.rglob("*"):
@@ -94,7 +94,7 @@ def check_files(folder: Path) -> None:
 
 
 def _where(folder: Path, name: str) -> str:
-    """The files that hold an array, below the checkpoint's folder; the item if they cannot be told."""
+    """Return the files that hold an array, below the checkpoint's folder; the item if they cannot be found."""
     item, _, array = name.partition("/")
     with contextlib.suppress(Exception):  # the index may be what is damaged
         import tensorstore as ts
@@ -107,7 +107,7 @@ def _where(folder: Path, name: str) -> str:
         version = ts.ocdbt.dump(store).result()["versions"][-1]
         found = set()
         for entry, value in _entries(ts, store, version["root"]["location"], ""):
-            if entry.startswith(key) and value is not None:  # else it lies in the index itself
+            if entry.startswith(key) and value is not None:  # otherwise the value is in the index itself
                 _, directory, file = value.split(":")[:3]
                 found.add(f"{item}/{directory}{file}")
         if found:
@@ -116,7 +116,7 @@ def _where(folder: Path, name: str) -> str:
 
 
 def _entries(ts: Any, store: Any, node: str, prefix: str):
-    """(key, where its value lies) for all keys below a node of an OCDBT index."""
+    """Yield (key, location of its value) for all keys below a node of an OCDBT index."""
     found = ts.ocdbt.dump(store, node=node).result()
     for entry in found["entries"]:
         if found["height"]:

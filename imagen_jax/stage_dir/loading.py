@@ -1,4 +1,4 @@
-"""Trained stages and cascades, ready to sample."""
+"""Load trained stages and cascades, ready to sample."""
 
 import time
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files, locations
 
-_REMOVED_WITHIN_S = 5  # a checkpoint whose removal has begun
+_REMOVED_WITHIN_S = 5  # the time that the removal of a checkpoint may take
 
 
 def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
-    """A stage with its averaged parameters, ready to sample.
+    """Load a stage with its averaged parameters, ready to sample.
 
     Args:
-      directory: of one stage, as scripts/train.py writes it.
-      step: which checkpoint; the newest if None.
+      directory: path or URL of one stage, as scripts/train.py and `save_stage` write it.
+      step: of the checkpoint; None takes the newest.
 
     Raises:
       ValueError: there is no such stage or checkpoint, or it cannot be read.
@@ -32,7 +32,7 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
 
 
 def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
-    """`load_stage`, and the step of the checkpoint that was loaded."""
+    """Return the stage, and the step of the checkpoint that was loaded."""
     directory = absolute(directory)
     if step is not None:
         whole("step", step)
@@ -52,7 +52,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
         try:
             params = checkpoint.read_ema_params(directory, chosen, shapes, config)
         except ValueError:
-            # A run that goes on removes its older checkpoints, file by file, when it has newer ones.
+            # A run that still trains removes its older checkpoints, file by file, when it has newer ones.
             if not _is_superseded(directory, chosen, step):
                 raise
         else:
@@ -60,8 +60,8 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
 
 
 def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
-    """Whether another checkpoint is to be tried instead of one that cannot be read: a newer one, unless one step is
-    wanted."""
+    """Whether a run removed a checkpoint that cannot be read: it has a newer one, and if a step is wanted, that step
+    disappears."""
     if max(checkpoint_files.list_steps(directory), default=chosen) == chosen:
         return False
     if wanted is None:
@@ -81,13 +81,13 @@ def load_cascade(
     steps: Mapping[str, int] | None = None,
     return_steps: bool = False,
 ) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int]]:
-    """All trained stages in `workdir`, base first, from the newest checkpoint of each.
+    """Load all trained stages in `workdir`, base first, from the newest checkpoint of each.
 
     Args:
-      workdir: with a directory for each stage, as scripts/train.py writes it.
-      best: sampling starts from the options that scripts/sweep.py stored as the best.
-      steps: by the name of the stage, the checkpoint to load instead of the newest.
-      return_steps: also return which checkpoint of each stage was loaded, by its name.
+      workdir: path or URL with a directory for each stage, as scripts/train.py and `save_cascade` write it.
+      best: whether stages get the sampling options that scripts/sweep.py stored as the best.
+      steps: checkpoints to load instead of the newest, by the name of the stage.
+      return_steps: whether to return the steps of the loaded checkpoints as well, by the name of the stage.
 
     Raises:
       ValueError: there is no stage, one cannot be read, or they do not follow each other.
@@ -100,13 +100,13 @@ def load_cascade(
 
 
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
-    """As `load_cascade`, without parameters (they are None): enough to check a request before anything is loaded."""
+    """Return the stages of `load_cascade` with params=None, to check a request before anything is loaded."""
     stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
     return apply_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
 
 
 def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
-    """The configuration of each trained stage in `workdir` by its directory, base first."""
+    """Return the configuration of each trained stage in `workdir` by its directory, base first."""
     workdir = locations.location(workdir, "--workdir")
     with files.one_line_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))

@@ -1,9 +1,8 @@
-"""Files that appear whole or not at all: the one way in which this package writes a file.
+"""Atomic writing of files; every file of this package is written by it.
 
-The content goes to a temporary file in the same folder, onto the disk, and only then to its name. A full disk, an
-exception or a signal in between leaves what stood under the name before, and no temporary file; a power cut or a
-SIGKILL may leave a `.tmp-*`, never half a file under a final name. Objects in a bucket (paths of
-`locations.location`) are put there as a whole by the bucket itself.
+The content is written to a temporary file in the same folder, synced to disk, and then renamed. A full disk, an
+exception or a signal leaves the former file and no temporary file; a power cut or a SIGKILL may leave a `.tmp-*`, but
+never a partial file under the final name. In a bucket (paths of `locations.location`) writing an object is atomic.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from typing import Any, BinaryIO
 
 from imagen_jax import signals
 from imagen_jax.storage import locations
+from imagen_jax.storage.input_files import kind_of
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a UTF-8 file; never waits for a pipe.
+    """Return the text of a UTF-8 file.
 
     Raises:
-      FileNotFoundError: there is none.
-      OSError: it is no regular file, or cannot be read.
+      FileNotFoundError: there is no such file.
+      OSError: it is not a regular file, or cannot be read.
       UnicodeDecodeError: it is not UTF-8.
     """
     if not locations.is_remote(path):
@@ -39,7 +39,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is anything of this name, be it a link that leads nowhere."""
+    """Whether anything has this name, including a dangling link."""
     if not locations.is_remote(path):
         return os.path.lexists(path)
     with one_line_errors(path, "read"):
@@ -47,39 +47,34 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raises an OSError if `path` is no regular file: reading a pipe, for example, may block for ever."""
-    mode = os.stat(path).st_mode
-    kinds = {
-        stat.S_ISDIR: "directory", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device",
-        stat.S_ISBLK: "device",
-    }  # fmt: skip
-    kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), None)
-    if kind is not None:
-        raise OSError(f"{path} must be a regular file; it is a {kind}: remove it, or put the file back.")
+    """Raise an OSError if `path` is not a regular file: reading a pipe, for example, may block for ever."""
+    kind = kind_of(os.stat(path).st_mode)
+    if kind != "a file":
+        raise OSError(f"{path} must be a regular file; it is {kind}: remove it, or put the file back.")
 
 
 def write(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file, in place of the one that is there; a str as UTF-8.
+    """Write a file, replacing the one that is there; a str is encoded as UTF-8.
 
     Raises:
-      OSError: one line that names the file and the reason; the file is as it was before.
+      OSError: one line that names the file and the reason; the former file is unchanged.
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, content: Any, *, indent: int | None = None) -> None:
-    """Writes a JSON file as `write` does, with a line break at its end."""
+    """Write a JSON file as `write` does, with a line break at its end."""
     write(path, json.dumps(content, indent=indent) + "\n")
 
 
 def write_new(path: str | os.PathLike, content: bytes | str) -> Path:
-    """Writes NAME.EXT, or the first of NAME-2.EXT, NAME-3.EXT, ... that does not exist.
+    """Write NAME.EXT, or the first of NAME-2.EXT, NAME-3.EXT, ... that does not exist.
 
-    No file is ever replaced, also if several processes write to one folder at the same time.
+    No file is replaced, even if several processes write to one folder at the same time.
 
     Returns:
-      The path that was written.
+      the path that was written.
 
     Raises:
       OSError: as for `write`.
@@ -94,9 +89,10 @@ def write_new(path: str | os.PathLike, content: bytes | str) -> Path:
 
 
 def create(path: str | os.PathLike, content: bytes | str) -> bool:
-    """Writes a file unless something of this name exists already; returns whether it did.
+    """Write a file unless its name exists. Of several processes that create one file, exactly one succeeds.
 
-    Of several processes that create one file at the same time, exactly one succeeds.
+    Returns:
+      whether the file was written.
 
     Raises:
       OSError: as for `write`.
@@ -114,16 +110,16 @@ def create(path: str | os.PathLike, content: bytes | str) -> bool:
         except FileExistsError:
             return False
         except OSError:  # a file system without hard links
-            return _claim(temporary, path)
+            return _rename_to_new(temporary, path)
         sync_directory(Path(path).parent)
     return True
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """An open file whose content takes the place of `path` when the block ends without an exception.
+    """Yield an open file whose content replaces that of `path` when the block ends without an exception.
 
-    A symbolic link is followed: the file that it leads to is replaced.
+    A symbolic link is followed: its target is replaced.
 
     Raises:
       OSError: as for `write`.
@@ -135,9 +131,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             path.write_bytes(buffer.getvalue())
         return
     target = Path(os.path.realpath(path))
-    # A link that is left is one to itself. Replacing a device as root would remove it from the system.
+    # What is still a link points to itself. Replacing a device as root would remove it from the system.
     if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
-        raise OSError(f"{path} cannot be written: it is there already and no regular file.")
+        raise OSError(f"{path} cannot be written: it exists and is not a regular file.")
     with _temporary(target) as (temporary, file):
         yield file
         _finish(file)
@@ -148,19 +144,19 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def check_directory(
     path: str | os.PathLike, option: str, *, needed: int = 0, names: Iterable[str] = ()
 ) -> None:
-    """Checks, before anything is computed, that a directory can be made or written to, and has room.
+    """Check, before anything is computed, that a directory can be created or written to, and that there is space.
 
     Args:
       path: of the directory; it need not exist.
       option: how the user named it, such as "--output".
-      needed: bytes that will be written, as far as they can be estimated.
-      names: of the files that will be replaced there.
+      needed: estimate of the bytes to be written.
+      names: of files that will be replaced there.
 
     Raises:
-      ValueError: one line: it is no directory, cannot be made or written to, holds something else than a file under
-        one of the names, or the disk has too little room.
+      ValueError: it is not a directory, cannot be created or written to, one of the names is taken by something other
+        than a file, or the disk has too little space.
     """
-    if locations.is_remote(path):  # what a bucket allows is known when something is put there
+    if locations.is_remote(path):  # permissions of a bucket are known only when something is written
         bucket = list(path.parents)[-3] if len(path.parents) > 2 else path  # below "/" and the scheme
         if not exists(bucket):  # its library would make one
             raise ValueError(f"{option} must be in a bucket that exists and can be read; got {path}.")
@@ -186,7 +182,7 @@ def check_directory(
             f"{name[:40]}... of {len(os.fsencode(name))} bytes: shorten it."
         )
     probe = parent / f".tmp-{uuid.uuid4().hex}"
-    try:  # Only this tells what a read-only mount, a quota, /proc or another user's permissions allow.
+    try:  # No other check covers read-only mounts, quotas, /proc and permissions.
         probe.open("xb").close()
         probe.unlink()
     except OSError as error:
@@ -208,13 +204,13 @@ def check_directory(
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content is on the disk: what is called finished survives a power cut."""
+    """Wait until a file's content is on the disk and so survives a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_directory(directory: Path) -> None:
-    """The same for the names in a directory, where the file system can."""
+    """Wait until the names in a directory are on the disk, where the file system supports it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -225,7 +221,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file in the folder of `target`, removed at the end if it still has its name."""
+    """Yield a new file in the folder of `target`; remove it at the end unless it was renamed."""
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")  # its length does not depend on the target's
     try:
         with signals.clean_up(lambda: temporary.unlink(missing_ok=True)), temporary.open("xb") as file:
@@ -247,8 +243,8 @@ def _finish(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _claim(temporary: Path, path: str | os.PathLike) -> bool:
-    """Renames to a name that this process alone has made; an empty file has it until then."""
+def _rename_to_new(temporary: Path, path: str | os.PathLike) -> bool:
+    """Rename to a name that does not exist; an exclusively created empty file reserves it first."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
@@ -275,7 +271,7 @@ def _create_object(path: Any, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def one_line_errors(path: str | os.PathLike, done: str) -> Iterator[None]:
-    """What a bucket's library raises becomes an OSError of one line: "PATH cannot be DONE: ..."."""
+    """Turn the errors of a bucket's library into an OSError of one line, "PATH cannot be DONE: ..."."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Reading files that a user names: regular, not too large, and told by name if they cannot be read."""
+"""Reading of files that a user names: regular files of a limited size, with errors that name them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import BinaryIO
 _OWN_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
-# What belongs to one file or folder; any other error, as of a disk or a network, is no property of the input.
+# Errors that concern one file or folder; any other, such as of a disk or a network, is not a property of the input.
 OWN_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class NoFileError(ValueError):
-    """The path is no regular file; `kind` is what it is, such as "a pipe"."""
+    """The path is not a regular file. `kind` says what it is, such as "a pipe"."""
 
     def __init__(self, kind: str):
         super().__init__(f"it is {kind}, not a file")
@@ -24,16 +24,16 @@ class NoFileError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """A file has more bytes than are read of it."""
+    """A file is larger than the limit."""
 
 
 def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
-    """Return the bytes of a file. Its size is checked first; what is no regular file is refused, not waited for.
+    """Return the bytes of a regular file, whose size is checked before it is read.
 
     Args:
       path: a file or a link to one.
-      most: bytes that it may have.
-      pipes: whether a pipe that this process has open already, as /dev/stdin or /dev/fd/63, is read as well.
+      most: largest size in bytes.
+      pipes: whether to read pipes that this process already has open, such as /dev/stdin or /dev/fd/63.
 
     Raises:
       NoFileError, TooLargeError, OSError: one line without the path.
@@ -48,13 +48,13 @@ def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
 
 
 def read_given(option: str, path: Path, most: int, what: str, fix: str, *, pipes: bool = False) -> bytes:
-    """The bytes of a file that a user names with an option.
+    """Return the bytes of a file that a user names with an option.
 
     Args:
       option: how the user named it, such as "--image".
       path, most, pipes: as for `read_file`.
       what: what the option takes, such as "a picture file".
-      fix: what to do about one that cannot be used, such as "give a file".
+      fix: what the user can do, such as "give a file".
 
     Raises:
       ValueError: one line that names the option: it does not exist, is no file, has too many bytes, or cannot be read.
@@ -73,17 +73,17 @@ def read_given(option: str, path: Path, most: int, what: str, fix: str, *, pipes
 
 
 def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
-    """A file open for reading; the arguments and errors are those of `read_file`."""
+    """Open a regular file for reading; arguments and errors as for `read_file`."""
     kind = kind_of(os.stat(path).st_mode)
     own = pipes and kind == "a pipe" and str(path).startswith(_OWN_PIPES)
     if kind != "a file" and not own:
         raise NoFileError(kind)
-    # Without blocking: it may have become a pipe since, which waits for somebody to write into it.
+    # Without blocking: it may have been replaced by a pipe, whose opening waits for a writer.
     return os.fdopen(os.open(path, os.O_RDONLY | (0 if own else getattr(os, "O_NONBLOCK", 0))), "rb")
 
 
 def kind_of(mode: int) -> str:
-    """What lies under a name, from its mode as `stat` gives it: "a file", "a folder", "a pipe"."""
+    """Return what a `st_mode` of `os.stat` describes: "a file", "a folder", "a pipe", "a socket" or "a device"."""
     kinds = {
         stat.S_IFREG: "a file",
         stat.S_IFDIR: "a folder",

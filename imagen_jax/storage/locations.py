@@ -1,4 +1,4 @@
-"""Places that a user names: paths of this machine, and directories in buckets as gs:// and s3:// URLs."""
+"""Locations that a user names: local paths, and directories in buckets as gs:// and s3:// URLs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NewType
 from imagen_jax import checks
 from imagen_jax.checks import require
 
-Location = NewType("Location", str)  # type of an option that takes what `location` takes; Path: of this machine alone
+Location = NewType("Location", str)  # type of options that take paths and URLs; type Path takes local paths alone
 # The library through which etils.epath reaches a bucket, also the name of the extra that installs it.
 _LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
 _OTHER = ("abfs", "abfss", "az", "file", "ftp", "gcs", "hdfs", "hf", "http", "https", "memory", "s3a", "s3n", "ssh")
@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)")
 
 
 def location(place: str | os.PathLike, name: str) -> Path:
-    """A directory of this machine or of a bucket, as a path that can be joined, listed and read.
+    """Return a local directory, or one of a bucket, as a path that can be joined, listed and read.
 
     Args:
       place: a path, or a URL such as gs://bucket/run or s3://bucket/run.
@@ -29,7 +29,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
       a `pathlib.Path`, or for a URL an `etils.epath.Path`, which has the same methods.
 
     Raises:
-      ValueError: another scheme, a URL without a bucket or with a typing error, or the library of the bucket is not
+      ValueError: the scheme is another, the URL has no bucket or a typing error, or the bucket's library is not
         installed.
     """
     text = _text(place, name, "be a path, or a URL of gs:// or s3://")
@@ -42,7 +42,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
         raise ValueError(f"{name} must be a path, or a URL of gs:// or s3://; got {text!r}: {fix}.")
     bucket, _, rest = text[len(scheme) + 1 + len(slashes) :].partition("/")
     if len(slashes) != 2:
-        # pathlib eats a slash, and what a user has typed so is no local directory either.
+        # pathlib removes a slash, and a mistyped URL is not meant as a local directory.
         whole = f"{scheme}://{bucket}{f'/{rest}' if rest else ''}"
         fix = f"{whole}, as a str" if isinstance(place, Path) else whole
         raise ValueError(f"{name} must have two slashes after {scheme}:; got {text!r}: write {fix}.")
@@ -63,14 +63,18 @@ def location(place: str | os.PathLike, name: str) -> Path:
     import fsspec.config
     from etils import epath
 
-    # A cached listing would miss what TensorStore and other processes write there.
+    # Cached listings would miss what TensorStore and other processes write.
     for protocol in (scheme, "gcs"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
 
 
 def local(place: str | os.PathLike, name: str) -> Path:
-    """A path of this machine; raises a ValueError for a URL, which would become a directory called after its scheme."""
+    """Return a local path.
+
+    Raises:
+      ValueError: it is a URL, which as a path would create a directory named after its scheme.
+    """
     text = _text(place, name, "be a path of this machine")
     scheme, _ = _scheme(text)
     if scheme is None:
@@ -93,7 +97,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def kvstore(url: str) -> dict[str, Any]:
-    """TensorStore's description of a place in a bucket, with the environment variables that s3fs reads as well."""
+    """Return TensorStore's description of a URL in a bucket, with the environment variables that s3fs reads too."""
     scheme, _, rest = url.partition("://")
     bucket, _, path = rest.partition("/")
     spec = {"driver": "gcs" if scheme == "gs" else scheme, "bucket": bucket, "path": path}
@@ -111,7 +115,7 @@ def kvstore(url: str) -> dict[str, Any]:
 
 
 def _scheme(text: str) -> tuple[str, str] | tuple[None, None]:
-    """The scheme of a URL, also of one with a typing error, and the slashes behind it; None: a path of this machine."""
+    """Return the scheme of a URL, even a mistyped one, and the slashes after it; (None, None) for a local path."""
     match = _SCHEME.match(text)
     if match is None:
         return None, None

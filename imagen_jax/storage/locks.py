@@ -1,4 +1,4 @@
-"""What one run at a time may hold: a locked file, and in a bucket an object that shows signs of life."""
+"""Locks that one run at a time holds: of a file, and of an object in a bucket, kept alive by rewriting it."""
 
 import contextlib
 import fcntl
@@ -15,9 +15,14 @@ from imagen_jax.storage import locations
 
 
 def acquire_file_lock(file: IO, *, if_unsupported: bool = False) -> bool:
-    """Locks an open file until it is closed, however its process ends; False if another process has it.
+    """Lock an open file until it is closed or its process ends, without waiting.
 
-    `if_unsupported` is the answer on a file system that has no locks.
+    Args:
+      file: an open file.
+      if_unsupported: what to return on a file system without locks.
+
+    Returns:
+      False if another process holds the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,16 +34,18 @@ def acquire_file_lock(file: IO, *, if_unsupported: bool = False) -> bool:
 
 
 class BucketLock:
-    """A lock in a bucket, which has none of its own: an object that the holder rewrites every few seconds.
+    """A lock in a bucket: an object that the holder rewrites every few seconds, since buckets have no locks.
 
-    Each write has the condition that the object still is what this process wrote last, or not there. An object that
-    does not change for `stale_s` seconds was left by a run that has ended, and is taken over. Nobody's clock is read.
-    Google's buckets and Amazon's S3 hold to the condition; with other S3 servers TensorStore asks before it writes, and
-    so what was written first is read once more after `settle_s` seconds.
+    Each write is conditional on the object being what this process wrote last, or absent at first. An object that does
+    not change for `stale_s` seconds was left by a run that has ended, and is taken over. No clocks are compared.
+    Google's buckets and Amazon's S3 enforce the condition; with other S3 servers TensorStore checks it before it
+    writes, so the first write is verified after `settle_s` seconds.
 
     Args:
       url: of the object.
-      beat_s, stale_s, settle_s: seconds; stale_s is several times beat_s.
+      beat_s: seconds between writes.
+      stale_s: seconds, several times `beat_s`.
+      settle_s: seconds.
     """
 
     def __init__(self, url: str, *, beat_s: float = 10, stale_s: float = 60, settle_s: float = 1):
@@ -50,7 +57,7 @@ class BucketLock:
         self._store: Any = None
 
     def acquire(self) -> bool:
-        """Takes the lock and keeps it until `release`; False if another run has it, after `stale_s` seconds at most.
+        """Acquire the lock until `release`; return False if another run holds it, after `stale_s` seconds at most.
 
         Raises:
           OSError: the bucket cannot be read or written.
@@ -73,7 +80,7 @@ class BucketLock:
                     found = now
                     break
         if not self._write(found.stamp.generation):
-            if self._read().state != "value":  # the store says no more than that nothing was written
+            if self._read().state != "value":  # not written, and for no other reason that TensorStore reports
                 raise OSError(f"{self._url} cannot be written: check that its bucket exists.")
             return False
         time.sleep(self._settle_s)
@@ -83,24 +90,24 @@ class BucketLock:
         return True
 
     def check(self) -> None:
-        """Raises an OSError if another run has taken the lock, as it may where this one gave no sign for long."""
+        """Raise an OSError if another run has taken the lock, as it may when this one has not written for long."""
         with self._guard:
             if not self._ended.is_set() and not self._write(self._generation):
                 self._ended.set()
             is_lost = self._ended.is_set()
         if is_lost:
             raise OSError(
-                f"{self._url} must stay this run's, but another run has taken it, since this one gave no sign of life "
-                f"for {self._stale_s:.0f} s: nothing more is written here; wait for the end of the other."
+                f"{self._url} must stay this run's; another run has taken it, since this one did not write for "
+                f"{self._stale_s:.0f} s: nothing more is written here; wait for the end of the other."
             )
 
     def release(self) -> None:
-        """Removes the object, if it still is this run's."""
+        """Remove the object, if it still is this run's."""
         with self._guard:
             was_held = self._thread.is_alive() and not self._ended.is_set()
             self._ended.set()
             if was_held:
-                with contextlib.suppress(Exception):  # an object that is left is stale after a while
+                with contextlib.suppress(Exception):  # an object that remains becomes stale
                     self._kvs().write("", None, if_equal=self._generation).result()
 
     def _beat(self) -> None:

@@ -1,6 +1,6 @@
 """Makes tests/goldens/old_stage.tar.xz with the code of before config.json had a version (commit 7979c59).
 
-  git worktree add /tmp/old 7979c59 && PYTHONPATH=/tmp/old python tests/goldens/make_old_stage.py /tmp/old
+  git worktree add /tmp/old 7979c59; python tests/goldens/make_old_stage.py /tmp/old
 
 Run with jax 0.10.2, flax 0.12.8, optax 0.2.8, orbax-checkpoint 0.12.8, Python 3.11 on CPU. The archive holds:
 
@@ -20,7 +20,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-OLD = Path(sys.argv[1]).resolve()
 GOLDENS = Path(__file__).resolve().parent
 PRESET = """
 from imagen_jax.config import *
@@ -36,39 +35,52 @@ def get_config():
 """
 
 
-def run(script: str, *options: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(OLD), "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, OLD / "scripts" / script, *options], check=True, env=environment)
+# Run by the old code, which has other modules than this checkout.
+DATA = """
+from pathlib import Path
+from imagen_jax.data import shapes, sources, transforms
+
+records = [
+    {"image": transforms.encode_png(each["image"][::8, ::8]), "caption": each["caption"]}
+    for each in shapes.examples("train", "single", 8)
+]
+sources.write({"train": records}, Path("data"), name="data", description="Eight shapes.")
+"""
+BEST = """
+from imagen_jax import config
+from imagen_jax.training import best_sampling
+
+options = config.SamplingConfig(sampler="unipc", steps=4, order=2)
+best_sampling.save_best_sampling("run", {"base": options}, {"score": 0.5})
+"""
+
+
+def run(*command: str) -> None:
+    environment = os.environ | {"PYTHONPATH": sys.argv[1], "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, *command], check=True, env=environment)
 
 
 def main() -> None:
-    from imagen_jax import config
-    from imagen_jax.data import shapes, sources, transforms
-    from imagen_jax.training import best_sampling
-
+    scripts = Path(sys.argv[1]).resolve() / "scripts"
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         shutil.copytree(GOLDENS / "tiny_bert", "tiny_bert")
         Path("preset.py").write_text(PRESET)
-        records = [
-            {"image": transforms.encode_png(each["image"][::8, ::8]), "caption": each["caption"]}
-            for each in shapes.examples("train", "single", 8)
-        ]
-        sources.write({"train": records}, Path("data"), name="data", description="Eight shapes.")
-        shutil.copytree("data", "clean")
-        run("train.py", "--preset", "preset.py", "--stage", "base", "--workdir", "run")
+        run("-c", DATA)
+        shutil.copytree("data", "clean")  # training adds embeddings to the other
+        run(str(scripts / "train.py"), "--preset", "preset.py", "--stage", "base", "--workdir", "run")
+        run("-c", BEST)
         shutil.rmtree("run/base/checkpoints/6")
-        best_sampling.save_best_sampling(
-            "run", {"base": config.SamplingConfig(sampler="unipc", steps=4, order=2)}, {"score": 0.5}
-        )
-        run("sample.py", "--workdir", "run", "--best", "--prompts", "a red circle", "--seed", "3")
+        run(
+            str(scripts / "sample.py"), "--workdir", "run", "--best", "--prompts", "a red circle", "--seed", "3"
+        )  # fmt: skip
         (picture,) = Path("run/samples").glob("*seed3*.png")
+        shutil.copy(picture, "run/picture.png")
         rows = [json.loads(line) for line in Path("run/base/metrics.jsonl").read_text().splitlines()]
+        Path("losses.json").write_text(json.dumps([row["loss"] for row in rows if row["step"] > 4]) + "\n")
         for path in Path("run/base").iterdir():
             if path.is_file() and path.name != "config.json":
                 path.unlink()
-        Path("losses.json").write_text(json.dumps([row["loss"] for row in rows if row["step"] > 4]) + "\n")
-        shutil.copy(picture, "run/picture.png")
         shutil.rmtree("run/samples")
         shutil.rmtree("data")
         Path("clean").rename("data")
