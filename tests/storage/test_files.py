@@ -106,10 +106,10 @@ def make(path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("directory", "no regular file"),
-        ("FIFO", "no regular file"),
-        ("link to a device", "no regular file"),
-        ("link to itself", "no regular file"),
+        ("directory", "not a regular file"),
+        ("FIFO", "not a regular file"),
+        ("link to a device", "not a regular file"),
+        ("link to itself", "not a regular file"),
     ],
 )
 def test_what_is_no_file_is_not_replaced(tmp_path, what, reason):
