@@ -1,7 +1,6 @@
 """Emoji by their names, 16x16 -> 64x64: real artwork; half an hour on two CPU cores.
 
-python scripts/prepare_emoji.py --output emoji
-python scripts/prepare_data.py --input emoji --output datasets/emoji --validation-fraction 0.03
+python scripts/prepare_emoji.py --output datasets/emoji --validation-fraction 0.03
 python scripts/train.py --preset emoji --stage base --workdir runs/emoji
 python scripts/train.py --preset emoji --stage sr64 --workdir runs/emoji
 """

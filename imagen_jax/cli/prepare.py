@@ -17,7 +17,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -109,8 +108,7 @@ def settings(options: Options) -> dict:
             raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
     if options.num_workers is not None:
         checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
-    stem = re.sub(r"[^a-z0-9]+", "_", Path(os.path.realpath(options.output)).name.lower()).strip("_")
-    name = options.name or (stem if stem[:1].isalpha() else f"data_{stem}")
+    name = options.name or output.name_of(options.output)
     values = {key: getattr(options, key) for key in used}
     values = {key: used[key] if value is None else value for key, value in values.items()}
     if options.shapes:

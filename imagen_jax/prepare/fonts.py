@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from imagen_jax import resize
+from imagen_jax import checks, resize
 from imagen_jax.data import transforms
 from imagen_jax.prepare import listing
 from imagen_jax.prepare.parts import Part, Plan
@@ -71,8 +71,7 @@ def plan(font: Path | None, size: int, name: str, validation_fraction: float, te
     Raises:
       ValueError: a value is out of range, or the font is missing or cannot be read.
     """
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ValueError(f"--size must lie in {MIN_SIZE}..{MAX_SIZE} pixels; got {size}.")
+    checks.whole("--size", size, MIN_SIZE, MAX_SIZE)
     rules = Rules(1, MAX_SIZE, validation_fraction, test_fraction)
     path = find_font(font)
     open_font(path)
