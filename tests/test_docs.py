@@ -140,7 +140,8 @@ def names(place, monkeypatch, one_layer):
         TextEncoder, "from_pretrained", lambda name, *args, **options: published(TINY_BERT, *args, **options)
     )
     monkeypatch.setattr(imagen_jax, "use_compilation_cache", lambda directory=None: None)  # it is the user's
-    monkeypatch.setattr(schedules.SCHEDULES, "_entries", dict(schedules.SCHEDULES))
+    for registry in (schedules.SCHEDULES, config.NETWORKS):
+        monkeypatch.setattr(registry, "_entries", dict(registry))
     monkeypatch.chdir(place)
     stages = imagen_jax.load_cascade("runs/quickstart")
     width = stages[0].config.text.width
