@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.checks import Said, is_whole, plain, require, shown
+from imagen_jax.checks import Verbatim, is_whole, plain, require, shown
 from imagen_jax.config.sampling import USED_BY, SamplingConfig
 from imagen_jax.config.stage import StageConfig
 from imagen_jax.models.network import NETWORKS, NetworkConfig
@@ -136,7 +136,7 @@ def read_json(file: Path) -> Any:
 
 
 def _bounded(file: Path) -> bytes:
-    require(file.is_file(), str(file), "be a file", Said("something else" if file.exists() else "nothing"))
+    require(file.is_file(), str(file), "be a file", Verbatim("something else" if file.exists() else "nothing"))
     size = file.stat().st_size
     require(size <= MAX_JSON, str(file), f"have at most {MAX_JSON} bytes", size)
     return file.read_bytes()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax import checks, processes, stage
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import to_dict
 from imagen_jax.config.validation import validate, validate_cascade
 from imagen_jax.stage_dir import checkpoint, checkpoint_files
@@ -61,7 +61,7 @@ def save_cascade(stages: Sequence[stage.Stage], directory: str | Path) -> None:
         with files.one_line_errors(place, "listed"):
             found = sorted(path.parent.name for path in place.glob(f"*/{CONFIG_FILE}"))
         fix = "name another directory, or remove them"
-        require(not found, "directory", "hold no stages yet", Said(f"{place} with {', '.join(found)}"), fix)
+        require(not found, "directory", "hold no stages yet", Verbatim(f"{place} with {', '.join(found)}"), fix)
         for each in stages:
             _check_free(place / each.config.name, "directory", each)
 
@@ -81,7 +81,7 @@ def _check_stage(saved: Any, name: str) -> None:
         holds = is_array and (got.shape, got.dtype) == (want.shape, want.dtype)
         rule = f"be {want.dtype} {list(want.shape)}" if want is not None else "not be there"
         fix = f"give the parameters of a network of the configuration of stage {saved.config.name}"
-        told = Said("nothing") if got is None else got
+        told = Verbatim("nothing") if got is None else got
         require(holds, f"{name}.params{path}", rule, told, fix)
 
 
@@ -94,7 +94,7 @@ def _check_free(directory: Path, name: str, saved: stage.Stage) -> None:
     files.check_directory(directory, name, needed=needed)
     is_free = not files.exists(directory / CONFIG_FILE) and not checkpoint_files.list_steps(directory)
     fix = "name another directory, or remove that one"
-    require(is_free, name, "hold no stage yet", Said(str(directory)), fix)
+    require(is_free, name, "hold no stage yet", Verbatim(str(directory)), fix)
 
 
 def _write(saved: stage.Stage, directory: Path, step: int) -> None:

@@ -1,13 +1,75 @@
-"""Presets and JSON files that are damaged or hostile: one line that names the file, and nothing is written."""
-
 import json
+from pathlib import Path
 
+import jax
 import pytest
 
 from imagen_jax import config as C
+from imagen_jax import stage
 from imagen_jax.config.presets import load_preset
-from imagen_jax.config.validation import validate
-from imagen_jax.stage_dir.directory import read_config
+from imagen_jax.config.validation import validate_cascade
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_survive_json(preset):
+    for config in load_preset(preset):
+        again = C.from_dict(json.loads(json.dumps(C.to_dict(config))))
+        assert again == config and hash(again) == hash(config)
+        assert jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
+        load_preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("base64:300m", 320.5),
+        ("base64:500m", 568.2),
+        ("base64:1b", 1089.4),
+        ("base64:2b", 2263.4),
+        ("sr256", 583.3),
+        ("sr1024", 574.9),
+        ("sr1024:400m", 417.6),
+    ],
+)
+def test_paper_sizes(preset, millions):
+    """Both recipes of a preset have the same network."""
+    for recipe in ("improved", "paper"):
+        words = f"{preset}{',' if ':' in preset else ':'}{recipe}"
+        (config,) = load_preset(words)
+        shapes = jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
+        assert config.optim.batch_size == 2048
+    assert config.process.prediction == "eps" and config.process.loss_weight == "plain"
+
+
+def test_paper_size_stages_make_a_cascade():
+    names = ("base64", "sr256", "sr1024")
+    stages = [load_preset(f"{name}:{recipe}") for recipe in ("paper", "improved") for name in names]
+    for three in (stages[:3], stages[3:]):
+        assert [c.image_size for c in validate_cascade(tuple(c for (c,) in three))] == [64, 256, 1024]
+    assert stages[2][0].process.schedule == "linear" and stages[2][0].train_size == 256
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("base64:3b", "size: 300m, 500m, 1b, 2b; recipe: improved, paper"),
+        ("base64:2b,1b", "at most one word each"),
+        ("quickstart:paper", "it has none"),
+    ],
+)
+def test_unknown_variants_are_refused(preset, message):
+    with pytest.raises(ValueError, match=message):
+        load_preset(preset)
+
+
+# --- Presets that cannot be used ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,60 +136,3 @@ def test_sparse_presets_are_not_read(tmp_path):
         file.truncate(2**33)
     with pytest.raises(ValueError, match="mine.py must have at most 1048576 bytes; got 8589934592"):
         load_preset(str(tmp_path / "mine.py"))
-
-
-def changed(path, value):
-    data = C.to_dict(C.StageConfig())
-    *parts, last = path.split(".")
-    part = data
-    for name in parts:
-        part = part[name]
-    part[last] = value
-    return json.dumps(data).encode()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "must hold JSON, but cannot be read"),
-        (b"{", "must hold JSON"),
-        (b"\xff\x00\xfe", "must hold JSON"),
-        (b"[" * 100_000, "must hold JSON"),
-        (b'{"seed": ' + b"1" * 5000 + b"}", "must hold JSON"),
-        (b'{"seed": 1, "seed": 2}', "keys must be distinct; got .*seed.* more than once"),
-        (b"5", "StageConfig must be a JSON object; got 5"),
-        (b"null", "StageConfig must be a JSON object; got None"),
-        (b"[]", r"StageConfig must be a JSON object; got \[\]"),
-        (b"{}", r"must hold exactly the keys of a StageConfig; unknown: \[\], missing: \['"),
-        (changed("text", 5), "text must be a JSON object; got 5"),
-        (changed("optim", []), "optim must be a JSON object"),
-        (changed("text.length", "many"), "text.length must be a whole number .*; got 'many'"),
-        (changed("text.length", [32]), r"text.length must be a whole number .*; got \[32\]"),
-        (changed("text.length", {"a": 1}), "text.length must be a whole number"),
-        (changed("text.length", 10**400), "text.length must be at most 65536"),
-        (changed("optim.learning_rate", float("nan")), "optim.learning_rate must be a finite number; got nan"),
-        (changed("optim.learning_rate", float("inf")), "optim.learning_rate must be a finite number; got inf"),
-        (changed("image_size", 64.0), "image_size must be a whole number .*; got 64.0"),
-        (changed("image_size", True), "image_size must be a whole number .*; got True"),
-        (changed("network.kind", "mlp"), "network.kind must be one of unet, efficient_unet.*; got 'mlp'"),
-        (changed("network.kind", ["unet"]), "network.kind must be one of"),
-        (changed("network", 5), "network.kind must be one of .* got None"),
-        (changed("network.channels", 8), "network.channels must be a tuple"),
-        (changed("network.channels", [[8], 8, 8, 8]), r"network.channels\[0\] must be a whole number"),
-        (changed("sampling.steps", 10**9), "sampling.steps must be at most 10000"),
-        (changed("sampling.sampler", None), "sampling.sampler must be one of"),
-        (changed("data.path", 5), "data.path must be a str; got 5"),
-        (changed("run.prompts", [1]), r"run.prompts\[0\] must be a str"),
-        (changed("colour", 1), r"unknown: \['colour'\]"),
-    ],
-)  # fmt: skip
-def test_config_files_that_cannot_be_used(tmp_path, content, message):
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=message) as error:
-        read_config(tmp_path)
-    assert "config.json" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_config_file_that_can(tmp_path):
-    (tmp_path / "config.json").write_bytes(changed("seed", 7))
-    assert validate(read_config(tmp_path)).seed == 7

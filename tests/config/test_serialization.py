@@ -5,6 +5,8 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax.config import serialization
+from imagen_jax.config.validation import validate
+from imagen_jax.stage_dir.directory import read_config
 
 
 def without_version(config):
@@ -98,3 +100,60 @@ def test_json_that_is_no_file(tmp_path):
         C.read_json(tmp_path)
     with pytest.raises(ValueError, match="must be a file; got nothing"):
         C.read_json(tmp_path / "absent")
+
+
+def changed(path, value):
+    data = C.to_dict(C.StageConfig())
+    *parts, last = path.split(".")
+    part = data
+    for name in parts:
+        part = part[name]
+    part[last] = value
+    return json.dumps(data).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold JSON, but cannot be read"),
+        (b"{", "must hold JSON"),
+        (b"\xff\x00\xfe", "must hold JSON"),
+        (b"[" * 100_000, "must hold JSON"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "must hold JSON"),
+        (b'{"seed": 1, "seed": 2}', "keys must be distinct; got .*seed.* more than once"),
+        (b"5", "StageConfig must be a JSON object; got 5"),
+        (b"null", "StageConfig must be a JSON object; got None"),
+        (b"[]", r"StageConfig must be a JSON object; got \[\]"),
+        (b"{}", r"must hold exactly the keys of a StageConfig; unknown: \[\], missing: \['"),
+        (changed("text", 5), "text must be a JSON object; got 5"),
+        (changed("optim", []), "optim must be a JSON object"),
+        (changed("text.length", "many"), "text.length must be a whole number .*; got 'many'"),
+        (changed("text.length", [32]), r"text.length must be a whole number .*; got \[32\]"),
+        (changed("text.length", {"a": 1}), "text.length must be a whole number"),
+        (changed("text.length", 10**400), "text.length must be at most 65536"),
+        (changed("optim.learning_rate", float("nan")), "optim.learning_rate must be a finite number; got nan"),
+        (changed("optim.learning_rate", float("inf")), "optim.learning_rate must be a finite number; got inf"),
+        (changed("image_size", 64.0), "image_size must be a whole number .*; got 64.0"),
+        (changed("image_size", True), "image_size must be a whole number .*; got True"),
+        (changed("network.kind", "mlp"), "network.kind must be one of unet, efficient_unet.*; got 'mlp'"),
+        (changed("network.kind", ["unet"]), "network.kind must be one of"),
+        (changed("network", 5), "network.kind must be one of .* got None"),
+        (changed("network.channels", 8), "network.channels must be a tuple"),
+        (changed("network.channels", [[8], 8, 8, 8]), r"network.channels\[0\] must be a whole number"),
+        (changed("sampling.steps", 10**9), "sampling.steps must be at most 10000"),
+        (changed("sampling.sampler", None), "sampling.sampler must be one of"),
+        (changed("data.path", 5), "data.path must be a str; got 5"),
+        (changed("run.prompts", [1]), r"run.prompts\[0\] must be a str"),
+        (changed("colour", 1), r"unknown: \['colour'\]"),
+    ],
+)  # fmt: skip
+def test_config_files_that_cannot_be_used(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_config(tmp_path)
+    assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_file_that_can_be_used(tmp_path):
+    (tmp_path / "config.json").write_bytes(changed("seed", 7))
+    assert validate(read_config(tmp_path)).seed == 7

@@ -1,24 +1,9 @@
 import dataclasses
-import json
-from pathlib import Path
 
-import jax
 import pytest
 
-from imagen_jax import config as C
-from imagen_jax import stage
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate, validate_cascade
-
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_valid_and_survive_json(preset):
-    for config in load_preset(preset):
-        again = C.from_dict(json.loads(json.dumps(C.to_dict(config))))
-        assert again == config and hash(again) == hash(config)
-        assert jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
 
 
 def replace(config, path, value):
@@ -64,55 +49,6 @@ def test_stages_must_follow_each_other(tiny_configs):
         validate_cascade((base, dataclasses.replace(super_resolution, low_res_size=4)))
     with pytest.raises(ValueError, match="stage names must be distinct"):
         validate_cascade((base, dataclasses.replace(super_resolution, name="base")))
-
-
-def test_unknown_preset():
-    with pytest.raises(ValueError, match="must be one of .*quickstart.*got 'imagenet'"):
-        load_preset("imagenet")
-
-
-@pytest.mark.parametrize(
-    ("preset", "millions"),
-    [
-        ("base64:300m", 320.5),
-        ("base64:500m", 568.2),
-        ("base64:1b", 1089.4),
-        ("base64:2b", 2263.4),
-        ("sr256", 583.3),
-        ("sr1024", 574.9),
-        ("sr1024:400m", 417.6),
-    ],
-)
-def test_paper_sizes(preset, millions):
-    """Both recipes of a preset have the same network."""
-    for recipe in ("improved", "paper"):
-        words = f"{preset}{',' if ':' in preset else ':'}{recipe}"
-        (config,) = load_preset(words)
-        shapes = jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0)))
-        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
-        assert config.optim.batch_size == 2048
-    assert config.process.prediction == "eps" and config.process.loss_weight == "plain"
-
-
-def test_paper_size_stages_make_a_cascade():
-    names = ("base64", "sr256", "sr1024")
-    stages = [load_preset(f"{name}:{recipe}") for recipe in ("paper", "improved") for name in names]
-    for three in (stages[:3], stages[3:]):
-        assert [c.image_size for c in validate_cascade(tuple(c for (c,) in three))] == [64, 256, 1024]
-    assert stages[2][0].process.schedule == "linear" and stages[2][0].train_size == 256
-
-
-@pytest.mark.parametrize(
-    ("preset", "message"),
-    [
-        ("base64:3b", "size: 300m, 500m, 1b, 2b; recipe: improved, paper"),
-        ("base64:2b,1b", "at most one word each"),
-        ("quickstart:paper", "it has none"),
-    ],
-)
-def test_unknown_variants_are_refused(preset, message):
-    with pytest.raises(ValueError, match=message):
-        load_preset(preset)
 
 
 def test_crops_must_fit_the_network_and_the_low_res_grid():
