@@ -119,6 +119,14 @@ def test_sharding_imports_jax_alone_and_is_the_only_one_that_names_meshes():
     assert users == {"sharding.py"}
 
 
+def test_networks_import_little():
+    names = {name for path in FILES if room_of(path) == "models" for name in imported(path)}
+    others = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert others == {"jax", "flax", "einops", "imagen_jax"}
+    rooms = {room for path in FILES if room_of(path) == "models" for room in rooms_imported(path)}
+    assert rooms <= {"models", "arrays", "checks", "registry", "structs", "sharding"}
+
+
 def test_nothing_imports_scripts_and_presets_import_config_alone():
     assert not [p for p in FILES if "scripts" in {name.split(".")[0] for name in imported(p)}]
     for path in (ROOT / "configs").glob("*.py"):
