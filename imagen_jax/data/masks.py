@@ -1,12 +1,12 @@
-"""Masks for inpainting: which pixels of a picture are to be painted.
+"""Masks for inpainting: the pixels of a picture to paint.
 
 A mask is data, not a picture: 1 of 0..1, 255 of 0..65535 and blue on black all mark pixels. The rules:
 
-- Alpha decides if it varies. If the opaque pixels have one colour, not black, they are strokes on an empty
-  layer and are painted. If they have many colours or shades, they are a photo, and what was erased is painted.
-- Otherwise the colours decide. Of two values or two colours the lighter is painted. Of more, on a dark
-  background, whatever is closer to the lightest than to the background. Edges may be soft or noisy.
-- Anything else could mean either and is refused: a photo, labels, black strokes on an empty layer.
+- If alpha varies, it decides. Opaque pixels of one colour other than black are strokes on an empty layer and are
+  painted. Opaque pixels of many colours or shades are a photo, whose erased part is painted.
+- Otherwise colours decide. Of two values or colours, the lighter is painted; of more on a dark background, those closer
+  to the lightest than to the background. Edges may be soft or noisy.
+- Anything else is ambiguous and refused: a photo, labels, black strokes on an empty layer.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from PIL import Image
 from imagen_jax.data import opening, transforms
 
 _NOISE = 16  # steps of 8 bits by which compression changes an even area
-_MANY = 16  # colours, in steps of _NOISE, that only a photo has
-_FEW = 4  # values between the darkest and the lightest: soft edges and compression make more, or few pixels of them
+_MANY = 16  # more colours, in steps of _NOISE, mean a photo
+_FEW = (
+    4  # values between the darkest and the lightest; soft edges and compression make more, or few such pixels
+)
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 _FIX = "give white where to paint and black elsewhere, without transparency"
 
 
 def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads which pixels a mask marks, by the rules of this module.
+    """Read which pixels a mask marks, by the rules of this module.
 
     Args:
       data: an encoded picture in one of `opening.FORMATS`, of any mode and depth.
       name: names the mask in errors.
-      size: (height, width) in pixels of the picture that it belongs to, if it must have its size.
+      size: (height, width) in pixels that the mask must have, of its picture.
 
     Returns:
       bool [H, W], upright by its EXIF orientation: True where to paint.
 
     Raises:
-      ValueError: the bytes are no picture, the mask has another size than the picture, can be understood
-        in more than one way, or marks nothing.
+      ValueError: the bytes are not a picture, or the mask has another size, is ambiguous, or marks nothing.
     """
     values, alpha, is_lossy = _samples(data, name)
     height, width = values.shape[:2]
@@ -61,20 +62,19 @@ def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -
 def load(
     option: str, path: Path, image_size: tuple[int, int], size: tuple[int, int]
 ) -> tuple[np.ndarray, str]:
-    """Reads the mask of a picture from a file and fits it to the result.
+    """Read the mask of a picture from a file and fit it to the result.
 
     Args:
-      option: how the user named the mask, such as "--mask".
+      option: option that names the mask, such as "--mask".
       path: an encoded picture, see `read`.
-      image_size: (height, width) of the picture that it belongs to, in pixels.
+      image_size: (height, width) of its picture in pixels.
       size: (height, width) of the result in pixels.
 
     Returns:
-      (float32 [*size, 1], see `fit`; one line that says how many pixels are painted).
+      (float32 [*size, 1], see `fit`; one line with the number of painted pixels).
 
     Raises:
-      ValueError: it cannot be read or understood, has another size than the picture, or marks nothing
-        within the middle.
+      ValueError: the mask cannot be read, is ambiguous, has another size, or marks nothing in the middle.
     """
     mask = read(transforms.read_file(option, path), f"{option} {path}", image_size)
     fitted = fit(mask, size, f"{option} {path}")
@@ -86,7 +86,7 @@ def load(
 
 
 def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
-    """Fits a mask to a picture as `transforms.fit` fits the picture: the same middle is cut out.
+    """Fit a mask as `transforms.fit` fits its picture, cropped to the same middle.
 
     Args:
       mask: bool [H, W].
@@ -97,15 +97,15 @@ def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarr
       float32 [*size, 1]: 1 where any part of the pixel is marked, else 0.
 
     Raises:
-      ValueError: nothing that is marked lies within the middle.
+      ValueError: no marked pixel is in the middle.
     """
     rows, columns = transforms.middle(*mask.shape, size)
     inside = mask[rows, columns]
     if not inside.any():
         y, x = (f"{part.start} to {part.stop - 1}" for part in (rows, columns))
         raise ValueError(
-            f"{name} must mark something within the middle that is used, rows {y} and columns {x}; "
-            "all that it marks lies outside: crop the image and the mask, or give --size in their shape."
+            f"{name} must mark something within the middle that is used, rows {y} and columns {x}; got marks outside: "
+            "crop the image and the mask, or give --size in their shape."
         )
     for axis, new in enumerate(size):
         inside = _any_part(inside, new, axis)
@@ -113,7 +113,7 @@ def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarr
 
 
 def _any_part(mask: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Resizes one axis of a bool array: True where any pixel that overlaps the new one is True."""
+    """Resize one axis of a bool array: True where any overlapping pixel is True."""
     old = mask.shape[axis]
     start = np.arange(size) * old // size
     last = -(-np.arange(1, size + 1) * old // size) - 1  # which the next new pixel may share
@@ -121,7 +121,7 @@ def _any_part(mask: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 
 def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
-    """(grey values [H, W] of any type or colours uint8 [H, W, 3]; alpha uint8 [H, W] or None; is it lossy?)"""
+    """Return (grey values [H, W] of any type or colours uint8 [H, W, 3], alpha uint8 [H, W] or None, is it lossy)."""
     try:
         found = opening.opened(data)
         image, turn = found.image, found.orientation
@@ -149,7 +149,7 @@ def _samples(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, boo
 
 
 def _with_low_bytes(image: Image.Image, data: bytes) -> Image.Image:
-    """A loaded picture; if its colours have 16 bits, and the high 8 say nothing, with the low ones in their place."""
+    """Return a loaded picture, with the low bytes of its colours of 16 bits if the high ones are constant."""
     if image.mode not in ("RGB", "RGBA"):
         return image
     extrema = image.getextrema()[:3]
@@ -162,7 +162,7 @@ def _with_low_bytes(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
-    """Strokes on an empty layer, or a photo with a hole."""
+    """Return the strokes on an empty layer, or the hole of a photo."""
     opaque = alpha > (int(alpha.min()) + int(alpha.max())) / 2
     colours = _eight_bits(values[alpha >= int(alpha.max()) - _NOISE])  # without soft edges
     if np.ptp(colours, axis=0).max() <= 2 * _NOISE:  # one colour
@@ -207,7 +207,7 @@ def _by_grey(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
 
 
 def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
-    """Marks in colour on a dark background, or two colours."""
+    """Return the marks in colour on a dark background, or the lighter of two colours."""
     brightest = values.max(-1)
     low, high = int(brightest.min()), int(brightest.max())
     painted = brightest > (low + high) / 2
@@ -232,7 +232,7 @@ def _by_hue(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
 
 
 def _two_sided(values: np.ndarray, painted: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
-    """`painted`, if the values between the darkest and the lightest can be soft edges."""
+    """Return `painted` if the values between the darkest and the lightest can be soft edges; otherwise raise."""
     low, high = values.min().item(), values.max().item()
     margin = (high - low) / 8
     between = values[(values > low + margin) & (values < high - margin)]
@@ -257,7 +257,7 @@ def _two_sided(values: np.ndarray, painted: np.ndarray, is_lossy: bool, name: st
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Colours [N, C] or greys [N] as int [N, C] in 0..255."""
+    """Convert colours [N, C] or greys [N] to int [N, C] in 0..255."""
     values = values[:, None] if values.ndim == 1 else values
     if values.dtype == bool:
         return values.astype(np.int64) * 255
@@ -267,7 +267,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _coarse(colours: np.ndarray) -> np.ndarray:
-    """[N, C] in 0..255 -> one number for each colour in steps of _NOISE."""
+    """Return one number for each colour of [N, C] in 0..255, in steps of _NOISE."""
     steps = np.asarray(colours, np.int64) // _NOISE
     return steps @ (256 // _NOISE) ** np.arange(steps.shape[-1])
 

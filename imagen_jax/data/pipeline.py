@@ -1,8 +1,8 @@
-"""From a source to batches of numpy arrays, in an order that depends on seed and step alone.
+"""Batches of numpy arrays from a source, in an order that depends only on seed and step.
 
-The pipeline shuffles record numbers and batches those first; pictures are read and decoded only
-after a host has taken its own rows of the global batch. So neither threads, nor worker processes,
-nor the number of hosts change which record, or which random draw, stands in which row of a step.
+The pipeline shuffles and batches record numbers; pictures are read and decoded after a host has taken its own rows of
+the global batch. So threads, worker processes and the number of hosts do not change which record, or which random draw,
+is in which row of a step.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ import numpy as np
 
 from imagen_jax import signals
 from imagen_jax.data import transforms, workers
-from imagen_jax.data.reader import BatchReader, read_pictures, read_records
+from imagen_jax.data.reader import BatchReader, read_records
 from imagen_jax.data.sources import Source
 
 
 class Loader:
-    """Iterator over batches that can be stopped and resumed exactly, also with other settings for
-    threads, workers or hosts."""
+    """Iterator over batches that can be resumed exactly, also with other numbers of threads, workers or hosts."""
 
     def __init__(self, order, dataset, num_threads: int, num_workers: int):
         self._order = order  # grain.MapDataset of the record numbers of each batch
-        self._dataset = dataset  # and of the batches: any step can be asked for
+        self._dataset = dataset  # grain.MapDataset of the batches, with random access
         self._num_threads, self._num_workers = num_threads, num_workers
         self._next_index = 0
-        self._iterator = None  # made when needed: set_state right after construction costs nothing
+        self._iterator = None  # created on first use, so that set_state after construction costs nothing
         self._stop = None
 
     def __iter__(self) -> Loader:
@@ -42,31 +41,31 @@ class Loader:
             self._start()
         batch = next(self._iterator)
         self._next_index += 1
-        if self._num_workers:  # out of shared memory, which Grain cannot free once the interpreter ends
+        if self._num_workers:  # copy from shared memory, which Grain cannot free when the interpreter exits
             batch = {key: np.array(value) for key, value in batch.items()}
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The position as JSON data: the number of batches handed out so far."""
+        """Return the position as JSON data: the number of batches returned so far."""
         return {"next_index": self._next_index}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues with the batch after those that had been handed out when `state` was taken."""
+        """Continue with the batch after those that had been returned when `state` was taken."""
         index = state.get("next_index", -1)
         if set(state) != {"next_index"} or not 0 <= index <= len(self._dataset):
             raise ValueError(
-                f'A loader\'s state is {{"next_index": n}} with n at most the number of batches, '
-                f"{len(self._dataset)}; got {state}."
+                f'state must be {{"next_index": n}} with n at most the number of batches, {len(self._dataset)}; got '
+                f"{state}."
             )
         self.close()
         self._next_index = int(index)
 
     def records(self, index: int) -> list[int]:
-        """The record numbers of the whole global batch number `index`, counted from 0."""
+        """Return the record numbers of the global batch number `index`, counted from 0."""
         return [int(number) for number in self._order[index]]
 
     def close(self) -> None:
-        """Stops threads and worker processes; the next batch starts them again."""
+        """Stop threads and worker processes; the next batch starts them again."""
         if self._stop is not None:
             self._stop()
         self._iterator = self._stop = None
@@ -74,8 +73,8 @@ class Loader:
     def _start(self) -> None:
         import grain
 
-        # Grain's own state depends on the number of workers, and its skipping needs their help; a
-        # slice of a random-access data set needs neither, and keeps each step's random numbers.
+        # Grain's own state depends on the number of workers; a slice of a random-access data set does not, and keeps
+        # the random numbers of each step.
         dataset = self._dataset[self._next_index :].to_iter_dataset(
             grain.ReadOptions(self._num_threads, prefetch_buffer_size=2 * self._num_threads)
         )
@@ -109,11 +108,10 @@ def make_loader(
     shard_count: int = 1,
     rows: np.ndarray | None = None,
 ) -> Loader:
-    """An endless (or num_epochs long) stream of training batches.
+    """Return a stream of training batches, endless or of num_epochs.
 
-    Every epoch has each record once, in a new order. Epochs follow each other without a gap, so a
-    batch may hold the end of one and the start of the next; at the very end of num_epochs, records
-    that do not fill a batch are left out.
+    Every epoch has each record once, in a new order. A batch may hold the end of one epoch and the start of the next;
+    at the end of num_epochs, records that do not fill a batch are dropped.
 
     Args:
       source: records with "image" (encoded) and "caption".
@@ -156,8 +154,8 @@ def make_loader(
         )
     if num_epochs is not None and (num_epochs < 1 or num_epochs * len(source) < batch_size):
         raise ValueError(
-            f"num_epochs={num_epochs} of {len(source)} records do not fill one batch of "
-            f"{batch_size}; raise num_epochs, or leave it None for an endless stream."
+            f"num_epochs must fill one batch of {batch_size} from {len(source)} records; got {num_epochs}: raise it, "
+            "or leave it None for an endless stream."
         )
     import grain
 
@@ -173,10 +171,12 @@ def make_loader(
 
 
 def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
-    """Decoded records in order (all, or those at `indices`), at their own size.
+    """Yield decoded records in order (all, or those at `indices`) at their own size.
 
-    Yields dicts: "image" uint8 [H, W, 3], "caption" str, "claims" (decoded JSON, None if there are
-    none). Raises ValueError, naming the record, if one cannot be read or its picture not decoded.
+    Yields dicts: "image" uint8 [H, W, 3], "caption" str, "claims" (decoded JSON, or None).
+
+    Raises:
+      ValueError: a record cannot be read, or its picture cannot be decoded.
     """
     for index in range(len(source)) if indices is None else indices:
         (record,) = read_records(source, [index])
@@ -185,33 +185,13 @@ def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[d
         yield {"image": image, "caption": record["caption"], "claims": claims}
 
 
-def eval_batches(
-    source: Source, *, image_size: int, batch_size: int, indices: Iterable[int] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Ordered batches for evaluation, each record once; the last batch may be shorter.
-
-    Yields dicts: "x" float32 [b, S, S, 3] in [-1, 1], "caption" list of str, "claims" list of
-    decoded JSON or None. Raises ValueError, naming the record, if one cannot be read or decoded:
-    nothing is replaced, for that would change what is measured.
-    """
-    indices = list(range(len(source)) if indices is None else indices)
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        records = read_records(source, part)
-        yield {
-            "x": read_pictures(source, part, records, image_size),
-            "caption": [r["caption"] for r in records],
-            "claims": [json.loads(r["claims"]) if "claims" in r else None for r in records],
-        }
-
-
 def _init_worker(*_) -> None:
-    """Grain's workers would outlive a parent that is killed."""
+    """End Grain's workers with their parent, which they would outlive if it is killed."""
     workers.end_after(multiprocessing.parent_process().join)
 
 
 def _parse_absl_flags() -> None:
-    """Grain's worker processes read absl flags, which only programs run by absl have parsed."""
+    """Parse absl flags, which Grain's worker processes read, as absl.app.run would."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

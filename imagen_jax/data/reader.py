@@ -1,4 +1,4 @@
-"""From the record numbers of a global batch to one host's rows of it, as numpy arrays."""
+"""Reading one host's rows of a global batch of record numbers, as numpy arrays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from imagen_jax.data import opening, transforms
 from imagen_jax.data.sources import Source
 
-Read = dict[str, Any] | opening.UndecodableError  # a record, or why it cannot be read
-MAX_REPLACEMENTS = 100  # so many broken records in a row are a broken data set
+Read = dict[str, Any] | opening.UndecodableError  # a record, or the reason that it cannot be read
+MAX_REPLACEMENTS = 100  # more broken records in a row mean a broken data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class BatchReader:
     crop: str = "center"
 
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts. All
-        # draws are made whatever the options, so that one option does not change another's draws.
+        # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts. All draws are made for
+        # any options, so that one option does not change another's draws.
         side = self.crop_size or self.image_size
         flips = (rng.random(len(indices)) < 0.5)[self.rows] & self.flip
         places = (self.image_size - side) // self.crop_grid + 1
@@ -98,7 +98,7 @@ def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.nd
 
 
 def reason_against(source: Source, number: int, image_size: int) -> str:
-    """Why a record cannot be read or its picture not decoded; "" if both can be."""
+    """Return why a record cannot be read or its picture cannot be decoded; "" if both can be."""
     try:
         _decode(source, number, _read(source, [number])[0], image_size)
     except opening.UndecodableError as error:
@@ -107,8 +107,7 @@ def reason_against(source: Source, number: int, image_size: int) -> str:
 
 
 def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
-    """The records at several indices, every one; raises `opening.UndecodableError`, naming the
-    record, if one cannot be read."""
+    """Return the records at several indices; raise `opening.UndecodableError` if one cannot be read."""
     records = _read(source, indices)
     for record in records:
         if isinstance(record, Exception):
@@ -116,22 +115,13 @@ def read_records(source: Source, indices: Sequence[int]) -> list[dict]:
     return records
 
 
-def read_pictures(source: Source, indices: Sequence[int], records: list[dict], image_size: int) -> np.ndarray:
-    """Decodes records into float32 [B, S, S, 3] in [-1, 1], S = image_size; raises
-    `opening.UndecodableError`, naming the record, if one cannot be decoded."""
-    x = np.empty((len(records), image_size, image_size, 3), np.float32)
-    for row, index, record in zip(x, indices, records, strict=True):
-        _decode(source, index, record, image_size, out=row)
-    return x
-
-
 def _read(source: Source, indices: Sequence[int]) -> list[Read]:
-    """The records at several indices; in the place of one that cannot be read, why."""
+    """Return the records at several indices; instead of one that cannot be read, the error."""
     try:
         return list(source.read(indices))
     except MemoryError:
         raise
-    except Exception as error:  # whatever the format raises: RuntimeError, UnicodeDecodeError, DecodeError...
+    except Exception as error:  # of any kind: RuntimeError, UnicodeDecodeError, DecodeError
         if len(indices) > 1:  # one damaged record fails them all
             return [record for index in indices for record in _read(source, [index])]
         return [_unreadable(source, int(indices[0]), error)]
@@ -148,7 +138,7 @@ def _unreadable(source: Source, index: int, error: Exception) -> opening.Undecod
 
 
 def _decode(source: Source, number: int, record: Read, image_size: int, **options) -> None:
-    """`transforms.square` of a record, whose errors name it; raises what `_read` found in its place."""
+    """Decode a record by `transforms.square`; raise the error that `_read` returned instead of it."""
     if isinstance(record, Exception):
         raise record
     transforms.square(record["image"], image_size, f"Record {number} of {source.name}", **options)

@@ -1,4 +1,4 @@
-"""From encoded pictures to square float pictures, one picture at a time, in numpy and Pillow."""
+"""Conversion of encoded pictures to square float pictures, one at a time, with numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from imagen_jax.data import colors, opening
 from imagen_jax.storage import input_files
 
 CROPS = ("center", "random", "aspect")
-NUM_DRAWS = 4  # uniform numbers that place a window: top, left, area and ratio of the sides
+NUM_DRAWS = 4  # uniform numbers that determine a window: top, left, area and ratio of the sides
 
-# EXIF orientation: does the picture lie on its side, upside down, and left to right?
+# EXIF orientation: (transposed, upside down, mirrored).
 _TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -29,30 +29,31 @@ _TURNS = {
 
 
 def read_file(option: str, path: Path) -> bytes:
-    """The bytes of a picture of at most opening.MAX_BYTES. Raises a ValueError as `input_files.read_given` does."""
+    """Return the bytes of a picture of at most opening.MAX_BYTES; raises as `input_files.read_given` does."""
     return input_files.read_given(option, path, opening.MAX_BYTES, "a picture file", "give another file")
 
 
 def decode(data: bytes, where: str = "The file") -> np.ndarray:
-    """Decodes a picture as a person sees it: upright, in sRGB, transparency over white.
+    """Decode a picture upright, in sRGB, with transparency over white.
 
     Args:
-      data: an encoded picture in one of `opening.FORMATS`. Of an animation, the first frame.
+      data: an encoded picture in one of `opening.FORMATS`. Only the first frame of an animation is decoded.
       where: names the picture in the error.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      UndecodableError: a ValueError: the bytes are not a picture, are truncated, or are beyond the limits of
-        `opening`.
+      UndecodableError: a ValueError: the bytes are not a picture, truncated, or beyond the limits of `opening`.
     """
     return _decode(data, where, lambda height, width: 1, lambda height, width: (0, 0, height, width))
 
 
 def decode_reduced(found: opening.Opened, max_size: int) -> np.ndarray:
-    """Decodes an opened picture as `decode` does, area averaged if its longer side exceeds `max_size`; the whole
-    is never there as an array. Raises almost anything if it is broken."""
+    """Decode an opened picture as `decode` does, area averaged if its longer side exceeds `max_size`.
+
+    The whole picture never exists as an array. Raises errors of any kind if it is broken.
+    """
     reading = found.load()
     height, width = _upright_size(found)
     size = reduced_size(height, width, max_size)
@@ -65,7 +66,7 @@ def decode_reduced(found: opening.Opened, max_size: int) -> np.ndarray:
 
 
 def reduced_size(height: int, width: int, max_size: int) -> tuple[int, int]:
-    """(height, width) of a picture whose longer side is at most `max_size`."""
+    """Return (height, width) scaled down to a longer side of at most `max_size`."""
     scale = max_size / max(height, width)
     return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))
 
@@ -76,41 +77,43 @@ def _decode(
     shrink: Callable[[int, int], int],
     place: Callable[[int, int], tuple[int, int, int, int]],
 ) -> np.ndarray:
-    """A window of a picture, which `place` tells from its height and width. The picture may be smaller
-    by at most the factor that `shrink` gives for them; much faster for large JPEGs."""
+    """Decode the window of a picture that `place` computes from its height and width.
+
+    The picture may be reduced by at most the factor that `shrink` computes, which is much faster for large JPEGs.
+    """
     try:
         found = opening.opened(data)
         if found.image.format in ("JPEG", "MPO"):
             _draft(found, shrink)
         reading = found.load()
         return _upright(found, reading, place(*_upright_size(found)))
-    except MemoryError:  # says nothing about the picture
+    except MemoryError:  # not a property of the picture
         raise
     except Exception as error:
         raise opening.undecodable(error, where) from error
 
 
 def _draft(found: opening.Opened, shrink: Callable[[int, int], int]) -> None:
-    """Lets the decoder of a JPEG make it smaller."""
+    """Let the decoder of a JPEG reduce it."""
     width, height = found.image.size
     most = max(shrink(*_upright_size(found)), 1)
     factor = next(f for f in (8, 4, 2, 1) if f <= most)
-    mode = found.image.mode  # grey and CMYK stay, for their profiles
+    mode = found.image.mode  # grey and CMYK are kept, for their profiles
     found.image.draft(mode, (width // factor, height // factor))
 
 
 def _upright_size(found: opening.Opened) -> tuple[int, int]:
-    """(height, width)"""
+    """Return (height, width)."""
     return found.image.size if found.orientation > 4 else found.image.size[::-1]
 
 
 def _upright(found: opening.Opened, reading: colors.Reading, window: tuple[int, int, int, int]) -> np.ndarray:
-    """A window (top, left, height, width) of a loaded picture as it is looked at, made a few rows at a time."""
+    """Return an upright window (top, left, height, width) of a loaded picture, converted a few rows at a time."""
     image = found.image
     sideways, down, mirrored = _TURNS.get(found.orientation, (False, False, False))
     top, left, tall, wide = window
     x = np.empty((tall, wide, 3), np.uint8)
-    stored = x  # the same pixels in the order in which they are stored
+    stored = x  # a view in the order in which pixels are stored
     if sideways:
         stored, top, left = stored.swapaxes(0, 1), left, top
     tall, wide = stored.shape[:2]
@@ -128,11 +131,14 @@ def _upright(found: opening.Opened, reading: colors.Reading, window: tuple[int, 
 
 
 def window(height: int, width: int, crop: str, draws: Sequence[float]) -> tuple[int, int, int, int]:
-    """The part of a picture that becomes a square: top, left, height and width in pixels.
+    """Return the part of a picture that becomes a square: top, left, height and width in pixels.
 
-    "center" is the largest square in the middle, "random" one anywhere along the longer side.
-    "aspect" has between half and all of the area of the largest window of its shape, width to
-    height from 3/4 to 4/3 (log-uniform), anywhere. `draws` are NUM_DRAWS numbers in [0, 1).
+    Args:
+      height, width: of the picture.
+      crop: "center" is the largest square in the middle, "random" one anywhere along the longer side. "aspect" is
+        anywhere, with a ratio of width to height from 3/4 to 4/3 (log-uniform) and half to all of the area of the
+        largest such window.
+      draws: NUM_DRAWS numbers in [0, 1).
     """
     side = min(height, width)
     if crop == "center":
@@ -148,14 +154,14 @@ def window(height: int, width: int, crop: str, draws: Sequence[float]) -> tuple[
 
 
 def to_unit(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Values 0..255, uint8 or float, to float32 in [-1, 1]; written to `out` if it is given."""
+    """Convert values 0..255, uint8 or float, to float32 in [-1, 1]; write them to `out` if it is given."""
     x = np.divide(np.asarray(x, np.float32), np.float32(127.5), out=out)
     x -= np.float32(1)
     return x
 
 
 def from_unit(x: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1] (clipped) to uint8, rounded to nearest; undoes `to_unit`."""
+    """Convert values in [-1, 1] (clipped) to uint8, rounded to nearest: the inverse of `to_unit`."""
     x = np.asarray(x, np.float32)
     return np.rint((np.clip(x, -1, 1) + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
 
@@ -170,16 +176,16 @@ def square(
     part: tuple[range, range] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Encoded picture -> a `window` of it as float32 [S, S, 3] in [-1, 1], S = image_size.
+    """Decode a `window` of a picture to float32 [S, S, 3] in [-1, 1], S = image_size.
 
     Args:
       data, where: as for `decode`, whose errors it raises.
       crop, draws: as for `window`.
-      part: the rows and columns of that square to make, as in `resize.to_size`; all if None.
-      out: where the result is written, [S, S, 3] or as `part` says.
+      part: rows and columns of the square to compute, as in `resize.to_size`; all if None.
+      out: array for the result, [S, S, 3] or of the shape of `part`.
     """
 
-    def shrink(height: int, width: int) -> int:  # what is left to area averaging is a factor of 2 at least
+    def shrink(height: int, width: int) -> int:  # leaves a factor of at least 2 to area averaging
         return min(window(height, width, crop, draws)[2:]) // (2 * image_size)
 
     def place(height: int, width: int) -> tuple[int, int, int, int]:
@@ -191,12 +197,12 @@ def square(
 
 
 def fit(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of a uint8 picture [H, W, C] in the shape of `size`, as float32 [*size, C] in [-1, 1]."""
+    """Crop a uint8 picture [H, W, C] to the middle with the aspect of `size`; return float32 [*size, C] in [-1, 1]."""
     return to_unit(resize.to_size(x[middle(*x.shape[:2], size)], size))
 
 
 def middle(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and columns of the largest middle part of a picture that has the shape of `size`, (h, w)."""
+    """Return the rows and columns of the largest centred part of a picture with the aspect of `size`, (h, w)."""
     scale = min(height / size[0], width / size[1])
     rows, columns = (max(1, round(side * scale)) for side in size)
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -204,7 +210,7 @@ def middle(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice
 
 
 def turned(x: np.ndarray, orientation: int) -> np.ndarray:
-    """An array [H, W, ...] as stored -> upright, by its EXIF orientation (1 to 8)."""
+    """Rotate a stored array [H, W, ...] upright by its EXIF orientation (1 to 8)."""
     sideways, down, mirrored = _TURNS.get(orientation, (False, False, False))
     x = x[::-1] if down else x
     x = x[:, ::-1] if mirrored else x
@@ -212,7 +218,7 @@ def turned(x: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def encode_png(x: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] -> PNG bytes."""
+    """Encode uint8 [H, W, 3] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(x).save(buffer, "PNG")
     return buffer.getvalue()

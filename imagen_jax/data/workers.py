@@ -1,4 +1,4 @@
-"""Calls of a function shared among processes, which end when their parent does, however it ends."""
+"""Worker processes that end with their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from imagen_jax import signals
 
 
 def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterator[tuple[int, Future]]:
-    """Yields (number, future) of each call as it is done; `result()` raises what the call did.
+    """Call a function in worker processes; yield (number, future) of each call when it is done.
 
-    The function and its arguments go to other processes. Left early, by an exception or `close`, it
-    ends the workers at once.
+    `future.result()` raises the error of the call. The function and its arguments are pickled. If the iterator ends
+    early, by an exception or `close`, the workers end at once.
     """
-    context = multiprocessing.get_context("spawn")  # Arrow, BLAS and JAX have threads, which fork breaks
+    context = multiprocessing.get_context("spawn")  # fork breaks the threads of Arrow, BLAS and JAX
     ending, ours = context.Pipe(duplex=False)
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start, (ending,))
     try:
@@ -31,7 +31,7 @@ def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterat
         for future in concurrent.futures.as_completed(futures):
             yield futures.pop(future), future
     except BaseException:
-        ours.close()  # they see the end of the pipe
+        ours.close()  # the workers see the end of the pipe
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -40,7 +40,7 @@ def run(function: Callable, calls: dict[int, tuple], num_workers: int) -> Iterat
 
 
 def end_after(wait: Callable[[], Any]) -> None:
-    """Leaves SIGINT to the parent of this process, and ends it, in the midst of its work, once `wait` is over."""
+    """Ignore SIGINT in this process, and end it at once when `wait` returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end() -> None:
@@ -52,4 +52,4 @@ def end_after(wait: Callable[[], Any]) -> None:
 
 
 def _start(ending: Connection) -> None:
-    end_after(ending.recv)  # the parent closes its end of the pipe, or is killed
+    end_after(ending.recv)  # returns when the parent closes its end of the pipe or is killed

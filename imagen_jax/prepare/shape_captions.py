@@ -1,10 +1,10 @@
-"""The language of `shapes`: claims to captions, with templates and synonyms, and captions to claims.
+"""Captions of `shapes`: claims to captions, with templates and synonyms, and captions to claims.
 
-Claims are plain JSON data and say what the caption says, no more:
+Claims are JSON data with the content of the caption:
   {"kind": "relation", "relation": "left of", "background": None, "objects": [
       {"shape": "circle", "color": "red", "size": "small", "count": 1},
       {"shape": "star", "color": "blue", "size": None, "count": 1}]}
-None is "the caption does not say". The relation reads: first object, relation, second object.
+None means that the caption does not mention it. The relation holds from the first object to the second.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 
 Claims = dict[str, Any]
 
-# The first word of each list is the plain one and is used most.
+# The first word of each list is used most.
 SHAPE_WORDS = {
     "circle": ("circle", "disc", "disk"), "square": ("square", "box"), "triangle": ("triangle",),
     "star": ("star",), "cross": ("cross", "plus sign"), "ring": ("ring", "donut"),
@@ -43,7 +43,7 @@ BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {}
 
 
 def pick(rng: np.random.Generator, options):
-    """One of the options, all equally likely."""
+    """Draw one of the options with equal probability."""
     return options[rng.integers(len(options))]
 
 
@@ -60,19 +60,19 @@ def _plural(word: str) -> str:
 
 
 def _phrase(claim: Claims, rng: np.random.Generator) -> str:
-    """One object, or several alike, in words: "a small red circle", "two blue boxes"."""
+    """Describe one object or several alike: "a small red circle", "two blue boxes"."""
     shape = _word(rng, SHAPE_WORDS[claim["shape"]])
     words = [_word(rng, SIZE_WORDS[claim["size"]])] if claim["size"] else []
     words.append(_word(rng, COLOR_WORDS[claim["color"]]))
     if claim["count"] == 1:
         return _with_article(" ".join([*words, shape]))
-    # Digits are understood, not written.
+    # Digits are parsed, but not written.
     number = _word(rng, COUNT_WORDS[claim["count"]][:-1])
     return " ".join([number, *words, _plural(shape)])
 
 
 def caption_of(claims: Claims, rng: np.random.Generator) -> str:
-    """Puts claims into words, with templates and synonyms that `rng` chooses."""
+    """Write claims as a caption, with templates and synonyms that `rng` chooses."""
     phrases = [_phrase(claim, rng) for claim in claims["objects"]]
     opening = pick(rng, OPENINGS) if rng.random() < 0.5 else ""
     several = phrases[0].startswith(("two", "three"))
@@ -89,7 +89,7 @@ def caption_of(claims: Claims, rng: np.random.Generator) -> str:
 
 
 def _choices(words: dict[Any, tuple[str, ...]]) -> str:
-    # Longest first, so that "left of" is not taken out of "to the left of".
+    # Longest first, so that "to the left of" is not matched by "left of".
     return "|".join(sorted(itertools.chain(*words.values()), key=len, reverse=True))
 
 
@@ -115,7 +115,7 @@ def _meanings() -> dict[str, Any]:
 
 
 def parse_caption(caption: str) -> Claims | None:
-    """The claims of a caption in this language (any synonym, any case), else None."""
+    """Return the claims of a caption with any synonyms in any case; None for other captions."""
     opening, background, relation, phrase = _grammar()
     meaning = _meanings()
     text = opening.sub("", " ".join(caption.lower().strip(" .!").split()))
@@ -139,7 +139,7 @@ def parse_caption(caption: str) -> Claims | None:
         for match in matches
     ]
     if related:
-        # "Two circles left of a star" leaves open which circle is meant.
+        # "Two circles left of a star" is ambiguous.
         if any(claim["count"] > 1 for claim in objects):
             return None
         kind = "relation"

@@ -1,19 +1,16 @@
-"""`shapes`: captioned pictures that are made, not downloaded, and whose captions can be checked.
+"""Generated pictures of shapes with captions that a program can check.
 
-A picture is 64x64 RGB: one to three anti-aliased objects on a plain background. Its caption says
-some of what it shows, and its claims (see `shape_captions`) say the same as data. All three are a
-function of (part, split, index) alone, so the data set needs no files and every process sees the
-same one.
+A picture is 64x64 RGB: one to three anti-aliased objects on a plain background. Its caption describes some of it, and
+its claims (see `shape_captions`) are the same as data. All three are a function of (part, split, index).
 
-Parts. "single": one object, near the middle. "full": one object (25%), two objects and where they
-stand to each other (relation, 30%), two or three alike (count, 20%), two or three different ones
-(and, 25%).
+Parts. "single": one object, near the middle. "full": one object (25%), two objects and their relation (relation, 30%),
+two or three alike (count, 20%), two or three different ones (and, 25%).
 
 Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
-  train: no object is a held-out pair; every color and every shape is still common.
-  validation: as train, other pictures.
-  test: every object of a single or count picture is a held-out pair; relation and and pictures
-    hold at least one. So test asks for colors and shapes never seen together.
+  train: no object is a held-out pair; every color and every shape occurs.
+  validation: as train, with other pictures.
+  test: every object of a single or count picture is a held-out pair; relation and "and" pictures have at least one, so
+    they need colors and shapes never seen together.
 
 Lengths are in pixels, x to the right and y down, pixel (row i, column j) covering [j, j+1] x
 [i, i+1]. Angles are in degrees, counter-clockwise.
@@ -41,13 +38,11 @@ COLORS = {
 BACKGROUNDS = {
     "white": (255, 255, 255), "black": (12, 12, 12), "grey": (128, 128, 128), "brown": (95, 60, 35),
 }  # fmt: skip
-# Diameters in pixels. Small and large are meant for the picture at hand: an object alone has room to
-# be larger than one of three.
+# Diameters in pixels; an object alone may be larger than one of three.
 SIZES_ALONE = {"small": (27.0, 31.0), "large": (43.0, 50.0)}
 SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
-CENTRAL = 4.0  # an object alone stands within so many pixels of the middle, along each axis
-# How far each shape reaches from its centre, in radii. The shapes differ so that they look alike
-# in size; the exact outlines are in `inside`.
+CENTRAL = 4.0  # largest distance in pixels of an object alone from the middle, along each axis
+# Largest distance of a shape's points from its centre, in radii; `inside` has the outlines.
 REACH = {
     "circle": 1.0, "square": 1.17, "triangle": 1.18, "star": 1.2, "cross": 1.1, "ring": 1.04,
     "heart": 1.14,
@@ -63,15 +58,15 @@ HELD_OUT = frozenset({
     ("cyan", "triangle"), ("blue", "ring"), ("purple", "square"), ("pink", "circle"),
 })  # fmt: skip
 
-MARGIN = 0.5  # least distance from an object to the edge of the picture
-GAP = 2.5  # least distance between two objects
+MARGIN = 0.5  # least distance in pixels from an object to the edge of the picture
+GAP = 2.5  # least distance in pixels between two objects
 MAX_ANGLE = 10.0
 MAX_TINT = 8  # color jitter, in steps of 1/255, per channel
-MAX_DRIFT = 7.0  # how far a relation may be off its axis
+MAX_DRIFT = 7.0  # largest deviation in pixels of a relation from its axis
 
 
 def sizes(num: int) -> dict[str, tuple[float, float]]:
-    """The least and largest diameter of each size, in a picture of `num` objects."""
+    """Return the least and largest diameter of each size in a picture of `num` objects."""
     return SIZES_ALONE if num == 1 else SIZES_TOGETHER
 
 
@@ -90,7 +85,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `relation` holds from the first object to the second, or is None."""
+    """The content of a picture. `relation` holds from the first object to the second, or is None."""
 
     kind: str
     objects: tuple[Object, ...]
@@ -103,7 +98,7 @@ class Scene:
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points lie in the shape of radius 1 about the origin; u to the right, v up."""
+    """Return which points are in the shape of radius 1 around the origin; u to the right, v up."""
     if shape == "circle":
         return u**2 + v**2 <= 1
     if shape == "ring":
@@ -129,7 +124,7 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def coverage(thing: Object, size: int = SIZE) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The part of each pixel that an object covers: (rows, columns) and their [h, w] in [0, 1]."""
+    """Return the fraction of each pixel that an object covers: (rows, columns) and their [h, w] in [0, 1]."""
     (x, y), radius = thing.center, thing.diameter / 2
     reach = radius * REACH[thing.shape]
     left, right = max(int(x - reach), 0), min(int(x + reach) + 1, size)
@@ -144,7 +139,7 @@ def coverage(thing: Object, size: int = SIZE) -> tuple[tuple[slice, slice], np.n
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draws a scene: uint8 [64, 64, 3]."""
+    """Draw a scene as uint8 [64, 64, 3]."""
     image = np.empty((SIZE, SIZE, 3))
     image[:] = np.add(BACKGROUNDS[scene.background], scene.tint)
     for thing in scene.objects:
@@ -164,7 +159,7 @@ def _pairs(held_out: bool) -> tuple[tuple[str, str], ...]:
 
 
 def _draw_pairs(rng: np.random.Generator, kind: str, split: str) -> list[tuple[str, str]]:
-    """The (color, shape) of each object: all different, or in a count all alike."""
+    """Draw the (color, shape) of each object: all different, or all alike for a count."""
     seen, unseen = _pairs(False), _pairs(True)
     first = pick(rng, unseen if split == "test" else seen)
     if kind == "single":
@@ -182,7 +177,7 @@ def _draw_pairs(rng: np.random.Generator, kind: str, split: str) -> list[tuple[s
 
 
 def _place_freely(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
-    """Centres [n, 2] of discs of radius `reach` [n] that stay inside and apart, by rejection."""
+    """Draw centres [n, 2] of disjoint discs of radius `reach` [n] inside the picture, by rejection."""
     room = SIZE - 2 * (reach + MARGIN)
     pairs = list(itertools.combinations(range(len(reach)), 2))
     while True:
@@ -196,13 +191,13 @@ def _place_freely(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
 
 
 def _place_centrally(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
-    """Centres [n, 2] near the middle of the picture."""
+    """Draw centres [n, 2] near the middle of the picture."""
     room = np.clip(SIZE / 2 - reach - MARGIN, 0, CENTRAL)
     return SIZE / 2 + room[:, None] * rng.uniform(-1, 1, (len(reach), 2))
 
 
 def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -> np.ndarray:
-    """Centres [2, 2] of two discs, the first standing in `relation` to the second."""
+    """Draw centres [2, 2] of two discs, the first in `relation` to the second."""
     axis = 0 if relation in ("left of", "right of") else 1
     order = [0, 1] if relation in ("left of", "above") else [1, 0]
     slack = SIZE - 2 * MARGIN - GAP - 2 * reach.sum()
@@ -218,7 +213,7 @@ def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -
 
 
 def scene(index: int, split: str = "train", part: str = "full") -> Scene:
-    """The scene of `example(index, split, part)`."""
+    """Return the scene of `example(index, split, part)`."""
     return _compose(_stream(index, split, part), split, part)
 
 
@@ -258,7 +253,7 @@ def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
 
 
 def example(index: int, split: str = "train", part: str = "full") -> dict[str, Any]:
-    """One record: image uint8 [64, 64, 3], caption str, claims (see the module's docstring)."""
+    """Return a record: image uint8 [64, 64, 3], caption str, claims (see the module's docstring)."""
     rng = _stream(index, split, part)
     shown = _compose(rng, split, part)
     claims = claims_of(shown, rng)
@@ -266,7 +261,7 @@ def example(index: int, split: str = "train", part: str = "full") -> dict[str, A
 
 
 def examples(split: str, part: str, num: int) -> Iterator[dict[str, Any]]:
-    """The first `num` records of a split, in order."""
+    """Return the first `num` records of a split, in order."""
     return (example(index, split, part) for index in range(num))
 
 
@@ -274,7 +269,7 @@ def examples(split: str, part: str, num: int) -> Iterator[dict[str, Any]]:
 
 
 def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
-    """What a caption of the scene says: sizes and the background only now and then."""
+    """Draw the claims of a caption of the scene, with sizes and the background in some of them."""
     things = scene.objects[:1] if scene.kind == "count" else scene.objects
     count = len(scene.objects) if scene.kind == "count" else 1
     with_sizes = rng.random() < 0.6
