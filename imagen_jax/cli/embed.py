@@ -4,12 +4,11 @@
   imagen-jax embed --preset shapes --text.encoder google/t5-v1_1-xxl --text.dtype bfloat16 --store int8
 
 Takes the options of imagen-jax train, of which --data.path and --text.* matter: give both commands the same values.
-It may be killed at any time: the same command continues, and embeds nothing twice. Several machines or processes that
+It may be stopped at any time: the same command continues, and embeds nothing twice. Several machines or processes that
 see the same data share the work: give each --share-index I --share-count N.
 """
 
 import dataclasses
-import itertools
 import logging
 import time
 from typing import Literal
@@ -66,13 +65,13 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     encoder = TextEncoder.from_config(config.text, mesh)
     directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(
-        itertools.chain.from_iterable(map(sources.captions, parts)),
+        (),
         encoder,
         directory,
+        sources=parts,
         batch_size=options.batch_size,
         dtype=options.store,
         share=(options.share_index, options.share_count),
-        total=sum(map(len, parts)),
         repair=True,
     )
     seconds = time.perf_counter() - start

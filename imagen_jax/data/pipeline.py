@@ -11,7 +11,7 @@ import contextlib
 import json
 import multiprocessing
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ class Loader:
 
 def make_loader(
     source: Source,
-    embed: Callable[[str], np.ndarray],
+    embeddings: Callable[[Sequence[int]], list[np.ndarray]],
     *,
     image_size: int,
     batch_size: int,
@@ -115,7 +115,8 @@ def make_loader(
 
     Args:
       source: records with "image" (encoded) and "caption".
-      embed: caption -> [l, D] float embeddings, l >= 1; picklable if num_workers > 0.
+      embeddings: record numbers -> their captions' embeddings, [l, D] floats with l >= 1 each, as from
+        `EmbeddingCache.rows`; picklable if num_workers > 0.
       image_size: side S of the square pictures, in pixels.
       batch_size: of the *global* batch, all hosts together.
       text_length: L; shorter embeddings are padded with zeros, longer ones cut.
@@ -162,7 +163,7 @@ def make_loader(
     if rows is None:
         num = batch_size // shard_count
         rows = np.arange(shard_index * num, (shard_index + 1) * num)
-    reader = BatchReader(source, embed, image_size, text_length, flip, rows, crop_size, crop_grid, crop)
+    reader = BatchReader(source, embeddings, image_size, text_length, flip, rows, crop_size, crop_grid, crop)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

@@ -20,7 +20,7 @@ class BatchReader:
     """Turns the record numbers of a global batch into this host's rows; a picklable callable."""
 
     source: Source
-    embed: Callable[[str], np.ndarray]
+    embeddings: Callable[[Sequence[int]], list[np.ndarray]]
     image_size: int
     text_length: int
     flip: bool
@@ -40,21 +40,22 @@ class BatchReader:
         indices = indices[self.rows]
         x = np.empty((len(indices), side, side, 3), np.float32)
         undecodable = np.full(len(indices), -1, np.int64)
-        captions = []
+        numbers = []
         for i, record in enumerate(_read(self.source, indices)):
             top, left = (int(first) for first in corners[i])
             columns = range(left, left + side)
             part = range(top, top + side), columns[::-1] if flips[i] else columns
-            used = self._picture(int(indices[i]), record, draws[i], part, x[i])
-            if used is not record:
+            numbers.append(self._picture(int(indices[i]), record, draws[i], part, x[i]))
+            if numbers[i] != indices[i]:
                 undecodable[i] = indices[i]
-            captions.append(used["caption"])
-        text = read_text(captions, self.embed, self.text_length)
+        text = pad_text(self.embeddings(numbers), self.text_length)
         return text | {"x": x, "undecodable": undecodable}
 
-    def _picture(self, index: int, record: Read, draws, part, out: np.ndarray) -> dict:
-        """Writes a record's picture to `out`, or that of the next one that can be decoded; returns
-        the record it took. Which one that is depends on nothing but the data."""
+    def _picture(self, index: int, record: Read, draws, part, out: np.ndarray) -> int:
+        """Write a record's picture to `out`, or that of the next one that can be decoded, and return its number.
+
+        Which one that is depends on nothing but the data.
+        """
         options = {"crop": self.crop, "draws": draws, "part": part, "out": out}
         num_more = min(MAX_REPLACEMENTS, len(self.source) - 1)
         errors = []
@@ -66,19 +67,19 @@ class BatchReader:
             except opening.UndecodableError as error:
                 errors.append(error)
             else:
-                return used
+                return number
         raise _hopeless(errors) from errors[0]
 
 
-def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.ndarray]:
-    """The first `num` records whose picture can be decoded, or as many as there are; and their pictures, float32
-    [N, S, S, 3] in [-1, 1], S = image_size.
+def usable(source: Source, num: int, image_size: int) -> tuple[dict[int, dict], np.ndarray]:
+    """Return the first `num` records whose picture can be decoded, by number, or as many as there are; and their
+    pictures, float32 [N, S, S, 3] in [-1, 1], S = image_size.
 
     Raises:
       ValueError: far too many records in a row cannot be read or decoded.
     """
     x = np.empty((num, image_size, image_size, 3), np.float32)
-    records, errors = [], []  # errors: since the last usable record
+    records, errors = {}, []  # errors: since the last usable record
     for number in range(len(source)):
         if len(records) == num:
             break
@@ -90,7 +91,7 @@ def usable(source: Source, num: int, image_size: int) -> tuple[list[dict], np.nd
             if len(errors) > MAX_REPLACEMENTS:
                 raise _hopeless(errors) from errors[0]
         else:
-            records.append(record)
+            records[number] = record
             errors.clear()
     if num and not records:
         raise _hopeless(errors) from errors[0]
@@ -151,17 +152,21 @@ def _hopeless(errors: list[opening.UndecodableError]) -> ValueError:
     )
 
 
-def read_text(captions: list[str], embed, text_length: int) -> dict[str, np.ndarray]:
-    """Pads or cuts embeddings to "text" float32 [B, L, D] and "text_mask" bool [B, L]."""
-    found = [np.asarray(embed(caption)) for caption in captions]
+def pad_text(embeddings: Sequence[np.ndarray], text_length: int) -> dict[str, np.ndarray]:
+    """Pad or cut B embeddings [l, D] to "text" float32 [B, L, D] and "text_mask" bool [B, L], L = text_length.
+
+    Raises:
+      ValueError: one has no token, or another width.
+    """
+    found = [np.asarray(embedding) for embedding in embeddings]
     width = found[0].shape[-1] if found[0].ndim == 2 else 0
-    text = np.zeros((len(captions), text_length, width), np.float32)
-    mask = np.zeros((len(captions), text_length), bool)
-    for i, (caption, embedding) in enumerate(zip(captions, found, strict=True)):
+    text = np.zeros((len(found), text_length, width), np.float32)
+    mask = np.zeros((len(found), text_length), bool)
+    for i, embedding in enumerate(found):
         if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
             raise ValueError(
-                f"embed({caption!r}) gave shape {embedding.shape}; expected [l, D] with l >= 1 and "
-                "one D for all captions."
+                f"embeddings must be [l, D] with l >= 1 and one D for all; got shape {embedding.shape} at index {i}: "
+                "make them again with scripts/embed_text.py."
             )
         length = min(len(embedding), text_length)
         text[i, :length], mask[i, :length] = embedding[:length], True

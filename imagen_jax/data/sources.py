@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,26 @@ from imagen_jax.data import checksums
 
 
 class Source:
-    """Random access to the records of one split by `len` and `[i]`; picklable and thread-safe."""
+    """Random access to the records of one split by `len` and `[i]`; picklable and thread-safe.
 
-    def __init__(self, records, name: str, image_key: str, caption_key: str, claims_key: str | None):
-        self.name = name  # directory and split, for messages
+    Attributes:
+      name: directory and split, for messages.
+      caption_key: name of the text feature.
+      files: (path, number of the first record in it, number of records) of the record files that make up the split.
+    """
+
+    def __init__(
+        self,
+        records,
+        name: str,
+        image_key: str,
+        caption_key: str,
+        claims_key: str | None,
+        files: Sequence[tuple[Path, int, int]] = (),
+    ):
+        self.name, self.caption_key, self.files = name, caption_key, tuple(files)
         self._records = records
-        self._image_key, self._caption_key, self._claims_key = image_key, caption_key, claims_key
+        self._image_key, self._claims_key = image_key, claims_key
 
     def __len__(self) -> int:
         return len(self._records)
@@ -41,7 +55,7 @@ class Source:
     def _convert(self, record: dict) -> dict[str, Any]:
         example = {
             "image": bytes(record[self._image_key]),
-            "caption": record[self._caption_key].decode("utf-8"),
+            "caption": record[self.caption_key].decode("utf-8"),
         }
         if self._claims_key:
             example["claims"] = record[self._claims_key].decode("utf-8")
@@ -85,7 +99,8 @@ def open_source(
 
     records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
     claims = claims_key if claims_key in builder.info.features else None
-    return Source(records, f"{directory}, split {split!r}", image_key, caption_key, claims)
+    files = [(Path(part.filename), part.skip, part.take) for part in chosen.file_instructions]
+    return Source(records, f"{directory}, split {split!r}", image_key, caption_key, claims, files)
 
 
 def _splits(directory: Path, info, split: str):
@@ -118,14 +133,24 @@ def splits(directory: str | os.PathLike) -> list[str]:
 
 def captions(source: Source) -> Iterator[str]:
     """Yield the captions in order, except those of records that cannot be read, without decoding pictures."""
-    for start in range(0, len(source), 1024):
-        numbers = range(start, min(start + 1024, len(source)))
+    for _, found in numbered_captions(source, range(len(source))):
+        yield from found
+
+
+def numbered_captions(
+    source: Source, numbers: Sequence[int], size: int = 1024
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield the numbers and captions of some records, `size` at a time, except those that cannot be read."""
+    for start in range(0, len(numbers), size):
+        part = [int(number) for number in numbers[start : start + size]]
         try:
-            yield from [record["caption"] for record in source.read(numbers)]
+            yield part, [record["caption"] for record in source.read(part)]
         except Exception:  # of any kind for one damaged record; the others can be read one by one
-            for number in numbers:
+            found = {}
+            for number in part:
                 with contextlib.suppress(Exception):
-                    yield source[number]["caption"]
+                    found[number] = source[number]["caption"]
+            yield list(found), list(found.values())
 
 
 def locate(directory: str | os.PathLike) -> Path:

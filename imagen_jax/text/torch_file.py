@@ -325,7 +325,9 @@ def _interpret(stream: io.BytesIO) -> Any:
     def pop(kind: type) -> Any:
         value = stack.pop()
         if not isinstance(value, kind):
-            raise ValueError(f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}")
+            raise ValueError(
+                f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}"
+            )
         return value
 
     try:

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +21,7 @@ from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
-from imagen_jax.text import cache
+from imagen_jax.text import cache, interface
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
@@ -49,7 +47,7 @@ class Data(NamedTuple):
     source: sources.Source
     held_out: sources.Source | None
     signatures: dict[str, str]  # what tells data sets apart that hosts see under one name
-    encoder: TextEncoder
+    encoder: interface.Encoder
 
 
 def train(config: StageConfig, workdir: str | Path) -> Result:
@@ -143,7 +141,7 @@ class _Run:
         self._signature = _signature(source)
         self._data = pipeline.make_loader(
             source,
-            embeddings.__getitem__,
+            embeddings.rows(source),
             image_size=config.image_size,
             crop=config.data.crop,
             crop_size=config.crop_size,
@@ -357,64 +355,31 @@ def warn_of_learning_rate(config: StageConfig) -> None:
         )
 
 
-def refuse_other_caches(config: StageConfig, encoder: TextEncoder) -> None:
-    """Raises ValueError if the data set has embeddings, but of other encoders only.
+def refuse_other_caches(config: StageConfig, encoder: interface.Encoder) -> None:
+    """Raise ValueError if the data set has embeddings, but of other encoders only.
 
     They may have taken days: whoever wants others says so, by scripts/embed_text.py.
     """
     directory = cache.directory_of(config.data.path)
     if cache.describe(directory):
-        cache.EmbeddingCache.open(directory, encoder.fingerprint)
+        cache.check_encoder(directory, encoder.fingerprint)
 
 
 def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cache.EmbeddingCache:
-    """The embeddings of all captions that the run needs; those that are missing are named and computed first.
+    """Return the embeddings of all captions that the run needs; those that are missing are named and computed first.
 
     scripts/embed_text.py does that beforehand. Each process computes its share.
     """
     directory = cache.directory_of(config.data.path)
     share = (jax.process_index(), jax.process_count())
     used = [source for source in (data.source, data.held_out) if source is not None]
-    captions = itertools.chain(*map(sources.captions, used), config.run.prompts)
-    total = sum(map(len, used)) + len(config.run.prompts)
-    if cache.describe(directory):
-        there = cache.EmbeddingCache.open(directory, data.encoder.fingerprint)
-        captions = _naming_missing(captions, there, directory)
 
     def build() -> None:
-        watched = _watched(captions, watchdog.alive)
-        cache.build(watched, data.encoder, directory, share=share, total=total, on_embedded=watchdog.alive)
+        cache.build(
+            config.run.prompts, data.encoder, directory, sources=used, share=share, on_progress=watchdog.alive
+        )
         watchdog.rest()  # other processes may have a larger share
 
     processes.check_on_all_processes(build)
     watchdog.alive()
     return processes.check_on_all_processes(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
-
-
-def _naming_missing(captions: Iterable[str], there: cache.EmbeddingCache, directory: Path) -> Iterator[str]:
-    """The captions; says once that the cache lacks some, and which are the first of them."""
-    missing, is_said = [], jax.process_index() > 0
-
-    def say() -> None:
-        logger.info(
-            f"{directory} lacks captions, such as {', '.join(map(repr, missing))}: they are embedded now; "
-            "scripts/embed_text.py does so beforehand."
-        )
-
-    for caption in captions:
-        if not is_said and caption not in there:
-            missing.append(caption)
-            if len(missing) == 3:
-                say()
-                is_said = True
-        yield caption
-    if missing and not is_said:
-        say()
-
-
-def _watched(captions: Iterable[str], alive: Callable[[], None]) -> Iterator[str]:
-    """The captions; reading them, which may take long, counts as progress."""
-    for i, caption in enumerate(captions):
-        if i % 1024 == 0:
-            alive()
-        yield caption

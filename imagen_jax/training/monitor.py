@@ -48,7 +48,10 @@ class Monitor:
     ):
         self._alive = alive
         self._config, self._mesh, self._held_out = config, mesh, held_out
-        self._shown, self._embeddings = shown, embeddings
+        self._shown = shown
+        self._held_out_rows = None if held_out is None else embeddings.rows(held_out)
+        self._shown_rows = self._held_out_rows if shown is held_out else embeddings.rows(shown)
+        self._prompts = [embeddings[prompt] for prompt in config.run.prompts]
         self._programs: dict[Callable, Any] = {}
         self.cancelled: Callable[[], Any] = lambda: None  # asked while programs are compiled
 
@@ -93,7 +96,7 @@ class Monitor:
         num_batches = -(-min(config.run.validation_images, len(self._held_out)) // batch_size)
         data = pipeline.make_loader(
             self._held_out,
-            self._embeddings.__getitem__,
+            self._held_out_rows,
             image_size=config.image_size,
             crop_size=config.crop_size,
             crop_grid=config.low_res_factor if config.crop_size else 1,
@@ -148,15 +151,15 @@ class Monitor:
         config, num = self._config, self._config.run.sample_images
         size = config.image_size if config.is_super_resolution else 1  # the base needs captions alone
         if config.run.prompts:  # several pictures of each, if there are fewer prompts
-            captions, pictures = list(config.run.prompts), None
+            captions, embeddings, pictures = list(config.run.prompts), self._prompts, None
         else:
             records, pictures = reader.usable(self._shown, num, size)
-            captions = [record["caption"] for record in records]
-            num = len(records)
+            captions = [record["caption"] for record in records.values()]
+            embeddings, num = self._shown_rows([*records]), len(records)
         ways = sharding.num_batch_shards(self._mesh)
         rows = -(-num // ways) * ways  # the same number on every device
-        captions = [captions[i % len(captions)] for i in range(rows)]
-        text = reader.read_text(captions, self._embeddings.__getitem__, config.text.length)
+        captions, embeddings = ([each[i % len(each)] for i in range(rows)] for each in (captions, embeddings))
+        text = reader.pad_text(embeddings, config.text.length)
         low_res = None
         if config.is_super_resolution:
             low_res = resize.area(pictures[np.arange(rows) % num], config.low_res_size)

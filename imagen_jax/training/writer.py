@@ -44,9 +44,7 @@ class Writer:
         self._directory = self._place
         self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has
         self._copied_at = time.monotonic()
-        self._progress = Progress(
-            config.run.num_steps, "steps", config.name, done=first_step, shown=is_first
-        )
+        self._progress = Progress(config.run.num_steps, "steps", config.name, done=first_step, shown=is_first)
         self._file = self._board = self._run = None
         self._failed = False
         if is_first:

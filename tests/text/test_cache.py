@@ -1,10 +1,10 @@
+"""The embedding cache as a whole: what is read is what the encoder gave, and each caption is embedded once."""
+
 import concurrent.futures
-import fcntl
-import json
+import errno
 import os
 import pathlib
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +13,8 @@ import warnings
 import numpy as np
 import pytest
 
-from imagen_jax.text import cache as cache_lib
+from imagen_jax.data import sources, transforms
+from imagen_jax.text import cache_files, cache_filling
 from imagen_jax.text.cache import EmbeddingCache, build
 from imagen_jax.text.encoder import TextEncoder
 
@@ -23,7 +24,7 @@ CAPTIONS = SHORT + [caption + " left" * 9 for caption in SHORT]
 
 
 class Counting:
-    """A TextEncoder that counts what it embeds, and dies after `dies_after` captions."""
+    """A TextEncoder that counts what it embeds, and is interrupted after `dies_after` captions."""
 
     def __init__(self, encoder, dies_after=None):
         self._encoder, self._dies_after = encoder, dies_after
@@ -46,12 +47,12 @@ def tiny():
 
 
 def make(captions, encoder, directory, **options):
-    return build(captions, encoder, directory, batch_size=2, progress=False, **options)
+    return build(captions, encoder, directory, batch_size=2, **options)
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float16", 2**-11), ("bfloat16", 2**-8), ("float32", 0)])
 def test_gives_what_the_encoder_gives(tiny, tmp_path, dtype, relative):
-    cache = make(CAPTIONS, tiny, tmp_path, dtype=dtype, shard_size=4)
+    cache = make(CAPTIONS, tiny, tmp_path, dtype=dtype)
     assert len(cache) == len(CAPTIONS) and cache.width == 32 and cache.dtype == dtype
     for caption in CAPTIONS:
         text = tiny.encode([caption])
@@ -62,15 +63,12 @@ def test_gives_what_the_encoder_gives(tiny, tmp_path, dtype, relative):
 
 def test_int8_has_a_scale_per_token(tiny, tmp_path):
     cache = make(CAPTIONS, tiny, tmp_path, dtype="int8")
-    tokens = 0
     for caption in CAPTIONS:
         text = tiny.encode([caption])
         expected = np.asarray(text.embeddings[0])[np.asarray(text.mask[0])]
-        tokens += len(expected)
         largest = np.abs(expected).max(axis=1, keepdims=True)
         assert (np.abs(cache[caption] - expected) <= largest / 254 * 1.0001 + 1e-5).all()
         np.testing.assert_allclose(np.abs(cache[caption]).max(axis=1, keepdims=True), largest, rtol=1e-5)
-    assert cache.nbytes == tokens * (32 + 4) + len(CAPTIONS) * 48
 
     class Zeros(Counting):
         def encode_ragged(self, captions, batch_size):
@@ -100,31 +98,32 @@ def test_dirty_captions_are_known_by_what_they_say(tmp_path):
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[caption], cache["a red cat"])
 
 
-def test_embeds_each_caption_once(tiny, tmp_path):
+def test_embeds_each_caption_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_filling, "CHUNK", 2)
     counting = Counting(tiny)
-    make(iter(CAPTIONS[:5] * 3), counting, tmp_path, shard_size=2)
-    cache = make(CAPTIONS + CAPTIONS[::-1], counting, tmp_path, shard_size=2)
+    make(iter(CAPTIONS[:5] * 3), counting, tmp_path)
+    cache = make(CAPTIONS + CAPTIONS[::-1], counting, tmp_path)
     assert sorted(counting.embedded) == sorted(CAPTIONS)
     assert len(cache) == len(CAPTIONS)
 
 
-def test_a_killed_build_goes_on_behind_its_last_shard(tiny, tmp_path):
-    dying = Counting(tiny, dies_after=5)
+def test_an_interrupted_build_continues_behind_what_it_has_embedded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_filling, "CHUNK", 2)
     with pytest.raises(KeyboardInterrupt):
-        make(CAPTIONS, dying, tmp_path, shard_size=2)
+        make(CAPTIONS, Counting(tiny, dies_after=5), tmp_path)
     partial = EmbeddingCache.open(tmp_path, tiny.fingerprint)
-    assert len(partial) == 5  # Two whole shards, and what had been written of the third.
-    going_on = Counting(tiny)
-    cache = make(CAPTIONS, going_on, tmp_path, shard_size=2)
-    assert sorted(going_on.embedded) == sorted(c for c in CAPTIONS if c not in partial)
-    whole = make(CAPTIONS, tiny, tmp_path / "whole", shard_size=2)
+    assert len(partial) == 5
+    continuing = Counting(tiny)
+    cache = make(CAPTIONS, continuing, tmp_path)
+    assert sorted(continuing.embedded) == sorted(c for c in CAPTIONS if c not in partial)
+    whole = make(CAPTIONS, tiny, tmp_path / "whole")
     for caption in CAPTIONS:
         np.testing.assert_array_equal(cache[caption], whole[caption])
 
 
 KILLED = """
 import os, signal, sys
-from imagen_jax.text import cache
+from imagen_jax.text import cache, cache_files
 from imagen_jax.text.encoder import TextEncoder
 
 class Dying:
@@ -138,130 +137,97 @@ class Dying:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield found
 
+cache_files._MAX_CAPTIONS = 2
 encoder = TextEncoder.from_pretrained(sys.argv[1])
-cache.build(sys.argv[3:], Dying(encoder), sys.argv[2], batch_size=2, progress=False)
+cache.build(sys.argv[3:], Dying(encoder), sys.argv[2], batch_size=2)
 """
 
 
 @pytest.fixture
 def killed(tiny, tmp_path):
-    """The directory of a cache whose builder was killed after five captions."""
+    """The directory of a cache whose builder was killed after five captions, two files of two, and its last file."""
     command = [sys.executable, "-c", KILLED, str(GOLDENS / "tiny_bert"), str(tmp_path), *CAPTIONS]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    (left,) = (tmp_path / tiny.fingerprint).glob("tmp-*")
+    (left,) = (tmp_path / tiny.fingerprint).glob("*.unfinished")
     return tmp_path, left
 
 
-def test_nothing_is_embedded_twice_after_a_hard_kill(tiny, killed):
-    directory, _ = killed
-    going_on = Counting(tiny)
-    cache = make(CAPTIONS, going_on, directory)
-    assert len(going_on.embedded) == len(CAPTIONS) - 5 == cache.num_new and len(cache) == len(CAPTIONS)
+def test_after_a_hard_kill_only_the_unfinished_file_is_embedded_again(tiny, killed):
+    directory, left = killed
+    assert len(EmbeddingCache.open(directory, tiny.fingerprint)) == 4
+    # A process of another share removes the file as well, unless its writer still lives.
+    name = left.name.rpartition("-")[0]
+    with cache_filling._exclusive(left.parent, name):
+        make([], tiny, directory, share=(0, 2))
+        assert left.exists()
+    make([], tiny, directory, share=(0, 2))
+    assert not left.exists()
+    continuing = Counting(tiny)
+    cache = make(CAPTIONS, continuing, directory)
+    assert len(continuing.embedded) == len(CAPTIONS) - 4 == cache.num_new and len(cache) == len(CAPTIONS)
     whole = make(CAPTIONS, tiny, directory / "whole")
     for caption in CAPTIONS:
         np.testing.assert_allclose(cache[caption], whole[caption], rtol=2**-10, atol=1e-5)
-    assert not list(directory.glob("*/tmp-*"))
-
-
-@pytest.mark.parametrize("damage", ["cut tokens", "cut index", "wrong bytes"])
-def test_what_was_half_written_is_embedded_again(tiny, killed, damage):
-    directory, left = killed
-    tokens, index = left / "tokens.bin", left / "index.bin"
-    if damage == "cut tokens":
-        tokens.write_bytes(tokens.read_bytes()[:-1])
-    elif damage == "cut index":
-        index.write_bytes(index.read_bytes()[:-1])
-    else:  # a power cut: the file has its length, but not its content
-        tokens.write_bytes(tokens.read_bytes()[:-64] + bytes(64))
-    going_on = Counting(tiny)
-    cache = make(CAPTIONS, going_on, directory)
-    assert len(going_on.embedded) == len(CAPTIONS) - 4 and len(cache) == len(CAPTIONS)
-    whole = make(CAPTIONS, tiny, directory / "whole")
-    for caption in CAPTIONS:
-        np.testing.assert_allclose(cache[caption], whole[caption], rtol=2**-10, atol=1e-5)
-
-
-def test_what_a_living_process_writes_is_left_alone(tiny, killed):
-    directory, left = killed
-    beginning = left.with_name("tmp-beginning")  # has not even opened its files
-    beginning.mkdir()
-    with (left / "index.bin").open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        cache = make(CAPTIONS, tiny, directory)
-        assert left.is_dir() and beginning.is_dir() and len(cache) == len(CAPTIONS)
-    os.utime(beginning, (0, 0))
-    make(CAPTIONS, tiny, directory)
-    assert not left.exists() and not beginning.exists()
 
 
 def test_of_two_builders_of_a_share_one_waits(tiny, tmp_path):
     counting = [Counting(tiny), Counting(tiny)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda encoder: make(CAPTIONS, encoder, tmp_path, shard_size=2), counting))
+        list(pool.map(lambda encoder: make(CAPTIONS, encoder, tmp_path), counting))
     assert sorted(counting[0].embedded + counting[1].embedded) == sorted(CAPTIONS)
 
 
-def test_a_complete_cache_needs_no_writing(tiny, killed, monkeypatch):
-    directory, left = killed
-    captions = [*make(CAPTIONS, tiny, directory)._heads]
-    (left.parent / "tmp-old").mkdir()
-    os.utime(left.parent / "tmp-old", (0, 0))
-
+def test_a_complete_cache_needs_no_writing(tiny, data, tmp_path, monkeypatch):
+    make(CAPTIONS, tiny, tmp_path)
+    (tmp_path / tiny.fingerprint / "share-0-of-2-old.unfinished").touch()
     real = pathlib.Path.open
 
     def refused(path, mode="r", *args, **options):
         if mode in ("r", "rb"):
             return real(path, mode, *args, **options)
-        raise PermissionError("read-only")
+        raise PermissionError(errno.EACCES, "read-only")
 
     with monkeypatch.context() as patch:  # root may write anywhere
         patch.setattr(pathlib.Path, "open", refused)
-        patch.setattr(shutil, "rmtree", lambda path: refused(path, "w"))
-        assert [*make(CAPTIONS, tiny, directory)._heads] == captions
+        patch.setattr(pathlib.Path, "unlink", lambda path, **_: refused(path, "w"))
+        cache = make(CAPTIONS, tiny, tmp_path, sources=[data])
+        assert len(cache) == len(CAPTIONS)
+        np.testing.assert_array_equal(cache.rows(data)([1])[0], cache[CAPTIONS[1]])
+    assert not [*(tmp_path / tiny.fingerprint).glob("rows-*")]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}'])
-def test_a_broken_meta_is_named(tiny, tmp_path, content):
-    make(CAPTIONS[:1], tiny, tmp_path)
-    path = tmp_path / tiny.fingerprint / "meta.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=f"{path} must "):
-        make(CAPTIONS, tiny, tmp_path)
-    path.unlink()
-    with pytest.raises(ValueError, match="has shards but no meta.json"):
-        make(CAPTIONS, tiny, tmp_path)
+FULL = """
+import resource, signal, sys
+import numpy as np
+from imagen_jax.text import cache, cache_files
+
+class Large:
+    name, width, fingerprint, encode = "large", 1024, "large", print
+    def encode_ragged(self, captions, batch_size):
+        for i, _ in enumerate(captions):
+            yield i, np.ones((16, 1024), np.float32)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+cache_files._MAX_CAPTIONS = int(sys.argv[2])
+cache.build(map(str, range(100)), Large(), sys.argv[1], dtype="float32")
+"""
 
 
-def test_a_damaged_index_is_named(tiny, tmp_path):
-    make(CAPTIONS, tiny, tmp_path)
-    shard = tmp_path / tiny.fingerprint / "shard-00000"
-    (shard.parent / "shard-00000.bak").mkdir()  # not ours
-    index = (shard / "index.bin").read_bytes()
-    for content in (b"", index[:100]):
-        (shard / "index.bin").write_bytes(content)
-        with pytest.raises(ValueError, match=f"{shard} is damaged.*delete it"):
-            EmbeddingCache.open(tmp_path, tiny.fingerprint)
-
-
-def test_a_damaged_shard_is_named(tiny, tmp_path):
-    make(CAPTIONS, tiny, tmp_path, shard_size=4)
-    shard = tmp_path / tiny.fingerprint / "shard-00001"
-    (shard / "tokens.bin").write_bytes((shard / "tokens.bin").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{shard}/tokens.bin must have .* bytes.*delete {shard}"):
-        EmbeddingCache.open(tmp_path, tiny.fingerprint)
-    shutil.rmtree(shard)
-    assert len(EmbeddingCache.open(tmp_path, tiny.fingerprint)) == 4
-
-
-def test_two_builders_do_not_overwrite_each_other(tiny, tmp_path, monkeypatch):
-    make(CAPTIONS[:2], tiny, tmp_path)
-    # The second has listed the directory before the first published its shard.
-    monkeypatch.setattr(cache_lib, "_shards", lambda root: [])
-    make(CAPTIONS[2:4], tiny, tmp_path)
-    monkeypatch.undo()
-    cache = EmbeddingCache.open(tmp_path, tiny.fingerprint)
-    assert [caption in cache for caption in CAPTIONS[:5]] == [True] * 4 + [False]
+def test_a_full_disk_is_named_and_leaves_no_unfinished_file(tmp_path):
+    """Files above a limit cannot be written, as on a disk that is full."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    run = subprocess.run([*command, "50"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    error = run.stderr.strip().splitlines()[-1]
+    assert (
+        error.startswith(f"OSError: {tmp_path / 'large'} cannot be written: ") and "free some space" in error
+    )
+    assert not [*tmp_path.glob("large/*.unfinished")] and not [*tmp_path.glob("large/*.array_record")]
+    run = subprocess.run([*command, "10"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert len(EmbeddingCache.open(tmp_path, "large")) == 100
 
 
 def test_missing_caption_names_it_and_the_fix(tiny, tmp_path):
@@ -282,10 +248,6 @@ def test_another_encoder_is_refused(tiny, tmp_path):
     make(CAPTIONS[:1], tiny, tmp_path)
     with pytest.raises(ValueError, match=f"fingerprint abc; got only those of {tiny.fingerprint}"):
         EmbeddingCache.open(tmp_path, "abc")
-    path = tmp_path / tiny.fingerprint / "meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "abc"}))
-    with pytest.raises(ValueError, match="must be of format 2 and fingerprint"):
-        EmbeddingCache.open(tmp_path, tiny.fingerprint)
 
 
 def test_encoders_share_a_directory(tiny, tmp_path):
@@ -315,7 +277,7 @@ def test_values_that_do_not_fit_are_refused(tiny, tmp_path):
 
     with pytest.raises(ValueError, match="finite in it.*1000000.*'bfloat16'"):
         make(CAPTIONS[:1], Huge(tiny), tmp_path)
-    assert not list(tmp_path.glob("*/tmp-*")) and not list(tmp_path.glob("*/shard-*"))
+    assert not list(tmp_path.glob("*/*.unfinished")) and not list(tmp_path.glob("*/*.array_record"))
 
 
 def test_captions_must_be_str(tiny, tmp_path):
@@ -323,12 +285,11 @@ def test_captions_must_be_str(tiny, tmp_path):
         make(["a", b"b"], tiny, tmp_path)
     with pytest.raises(TypeError, match="must be an iterable of str; got 'a cat'"):
         make("a cat", tiny, tmp_path)
-    with pytest.raises(ValueError, match="shard_size must be at least 1; got 0"):
-        make(["a"], tiny, tmp_path, shard_size=0)
 
 
-def test_pickles_small_and_reads_from_many_threads(tiny, tmp_path):
-    cache = make(CAPTIONS, tiny, tmp_path, shard_size=4)
+def test_pickles_small_and_reads_from_many_threads(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_files, "_MAX_CAPTIONS", 4)
+    cache = make(CAPTIONS, tiny, tmp_path)
     pickled = pickle.dumps(cache)
     assert len(pickled) < 1000
     copy = pickle.loads(pickled)
@@ -338,20 +299,12 @@ def test_pickles_small_and_reads_from_many_threads(tiny, tmp_path):
             np.testing.assert_array_equal(read, cache[caption])
 
 
-def test_digests_that_begin_alike_are_told_apart(tiny, tmp_path, monkeypatch):
-    real = cache_lib._digest
-    monkeypatch.setattr(cache_lib, "_digest", lambda caption: b"\0" * 8 + real(caption)[8:])
-    cache = make(CAPTIONS, tiny, tmp_path, shard_size=4)
-    lengths = {caption: len(tiny.token_ids([caption])[0]) for caption in CAPTIONS}
-    assert {caption: len(cache[caption]) for caption in CAPTIONS} == lengths
-    assert "a zebra" not in cache
-
-
-def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys):
+def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache_filling, "CHUNK", 1)
     captions = ["\U0001f43b", "a red cat", "\u5317\u4eac", "\U0001f431"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make(captions, tiny, tmp_path, shard_size=1)
+        make(captions, tiny, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and lines[0].startswith(
         "3 of 4 captions consist mostly of text that the tokenizer of"
@@ -359,3 +312,160 @@ def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys):
     assert all(repr(captions[i]) in lines[0] for i in (0, 2, 3))
     make(captions[:2], tiny, tmp_path)  # nothing new
     assert capsys.readouterr().out == ""
+
+
+def test_what_the_cache_lacks_is_named(tiny, tmp_path, capsys):
+    make(CAPTIONS[:2], tiny, tmp_path)
+    assert capsys.readouterr().out == ""
+    make(CAPTIONS, tiny, tmp_path)
+    some = ", ".join(map(repr, CAPTIONS[2:5]))
+    assert capsys.readouterr().out == f"{tmp_path} lacks captions, such as {some}: they are embedded now.\n"
+
+
+# --- rows of a data set ---------------------------------------------------------------------------
+
+
+def write_data(directory, captions, **options):
+    picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
+    records = [{"image": picture, "caption": caption} for caption in captions]
+    sources.write({"train": records}, directory, name="data", description="Black.", **options)
+    return sources.open_source(directory)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data", CAPTIONS * 2, records_per_shard=5)
+
+
+def read_captions(monkeypatch):
+    """A list to which the captions are added that are read from now on."""
+    read, real = [], sources.numbered_captions
+
+    def numbered(source, numbers, size=1024):
+        for part, captions in real(source, numbers, size):
+            read.extend(captions)
+            yield part, captions
+
+    monkeypatch.setattr(sources, "numbered_captions", numbered)
+    return read
+
+
+def assert_rows(cache, source, captions):
+    rows = pickle.loads(pickle.dumps(cache.rows(source)))
+    numbers = np.random.default_rng(0).permutation(len(captions)).tolist()
+    for number, row in zip(numbers, rows(numbers), strict=True):
+        np.testing.assert_array_equal(row, cache[captions[number]])
+
+
+def test_rows_are_stored_and_captions_not_read_again(tiny, data, tmp_path, monkeypatch):
+    encoder = Counting(tiny)
+    cache = make(["a prompt"], encoder, tmp_path / "cache", sources=[data])
+    assert sorted(encoder.embedded) == sorted(["a prompt", *CAPTIONS])
+    read = read_captions(monkeypatch)
+    assert_rows(cache, data, CAPTIONS * 2)
+    part = sources.open_source(tmp_path / "data", "train[3:13]")
+    assert_rows(make([], tiny, tmp_path / "cache", sources=[data, part]), part, (CAPTIONS * 2)[3:13])
+    assert not read
+
+
+def test_rows_of_a_slice_are_completed_by_the_whole(tiny, data, tmp_path, monkeypatch):
+    part = sources.open_source(tmp_path / "data", "train[3:7]")
+    cache = make([], tiny, tmp_path / "cache", sources=[part])
+    assert len(cache) == 4
+    with pytest.raises(ValueError, match="the caption 'a red cat' is not in"):
+        cache.rows(data)
+    read = read_captions(monkeypatch)
+    cache = make([], tiny, tmp_path / "cache", sources=[data])
+    assert len(read) == len(CAPTIONS) * 2 - 4
+    assert_rows(cache, part, CAPTIONS[3:7])
+    assert_rows(cache, data, CAPTIONS * 2)
+    assert len(read) == len(CAPTIONS) * 2 - 4
+
+
+def test_rows_of_a_data_set_that_has_changed_are_made_again(tiny, data, tmp_path, monkeypatch):
+    make([], tiny, tmp_path / "cache", sources=[data])
+    write_data(tmp_path / "other", CAPTIONS[::-1] * 2, records_per_shard=5)
+    for path, _, _ in data.files[:2]:
+        path.write_bytes((tmp_path / "other" / path.name).read_bytes())
+    data = sources.open_source(tmp_path / "data")
+    read, encoder = read_captions(monkeypatch), Counting(tiny)
+    cache = make([], encoder, tmp_path / "cache", sources=[data])
+    assert read == (CAPTIONS[::-1] * 2)[:10] and not encoder.embedded
+    assert_rows(cache, data, (CAPTIONS[::-1] * 2)[:10] + (CAPTIONS * 2)[10:])
+
+
+def test_a_data_set_that_grows_is_read_where_it_is_new(tiny, data, tmp_path, monkeypatch):
+    make([], tiny, tmp_path / "cache", sources=[data])
+    new = [f"{caption} right" for caption in SHORT]
+    write_data(tmp_path / "grown", (CAPTIONS * 2)[:15] + new, records_per_shard=5)
+    for path, _, _ in data.files[:3]:
+        os.utime(path, (1, 1))
+        os.replace(path, tmp_path / "grown" / path.name)
+    grown = sources.open_source(tmp_path / "grown")
+    make([], tiny, tmp_path / "cache", sources=[grown])  # the times are others
+    read, encoder = read_captions(monkeypatch), Counting(tiny)
+    last = grown.files[-1][0]
+    os.utime(last, (2, 2))
+    cache = make([], encoder, tmp_path / "cache", sources=[grown])
+    assert read == new and not encoder.embedded
+    assert_rows(cache, grown, (CAPTIONS * 2)[:15] + new)
+
+
+def test_a_record_that_cannot_be_read_has_no_embedding(tiny, data, tmp_path):
+    path = data.files[0][0]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"a blue cat")] ^= 1
+    path.write_bytes(content)
+    rows = make([], tiny, tmp_path / "cache", sources=[data]).rows(data)
+    assert len(rows([0, 1, 3])) == 3
+    with pytest.raises(
+        ValueError, match="record 2 of .*, split 'train' must have an embedding; its caption could"
+    ):
+        rows([0, 2])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"", lambda content: content[:-20], lambda content: b"x" * 99]
+)
+def test_damaged_rows_are_made_again(tiny, data, tmp_path, damage):
+    make([], tiny, tmp_path / "cache", sources=[data])
+    for path in (tmp_path / "cache").glob("*/rows-*"):
+        path.write_bytes(damage(path.read_bytes()))
+    cache = make([], tiny, tmp_path / "cache", sources=[data])
+    assert_rows(cache, data, CAPTIONS * 2)
+    with np.load(path) as content:
+        assert len(content["locations"]) > 0
+
+
+def test_rows_of_another_text_feature_are_not_mixed_up(tiny, tmp_path):
+    picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
+    record = {"image": picture, "caption": SHORT[0], "claims": SHORT[1]}
+    sources.write({"train": [record]}, tmp_path / "data", name="data", description="Black.")
+    source = sources.open_source(tmp_path / "data")
+    other = sources.open_source(tmp_path / "data", caption_key="claims")
+    for each, caption in ((source, SHORT[0]), (other, SHORT[1]), (source, SHORT[0])):
+        assert_rows(make([], tiny, tmp_path / "cache", sources=[each]), each, [caption])
+
+
+# --- encoders of one's own ------------------------------------------------------------------------
+
+
+class Letters:
+    """An encoder of nothing but what an encoder must have: a token per letter, whose numbers are its code."""
+
+    name, width, fingerprint = "letters", 4, "letters"
+
+    def encode(self, captions):
+        from imagen_jax.structs import TextCond
+
+        length = max(map(len, captions))
+        codes = np.array([[ord(letter) for letter in caption.ljust(length, "\0")] for caption in captions])
+        return TextCond(np.repeat(codes[:, :, None], 4, 2).astype(np.float32), codes > 0)
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    cache = build(CAPTIONS, Letters(), tmp_path, batch_size=3)
+    assert len(cache) == cache.num_new == len(CAPTIONS)
+    np.testing.assert_array_equal(cache["a red dog"][:, 0], [*map(ord, "a red dog")])
+    with pytest.raises(ValueError, match="encoder must be a TextEncoder, or have name, width"):
+        build(CAPTIONS, "letters", tmp_path)

@@ -122,6 +122,9 @@ class Embeddings:
             .astype("float32")
         )
 
+    def rows(self, source):
+        return lambda numbers: [self[record["caption"]] for record in source.read(numbers)]
+
 
 class Pictures:
     """A writer that keeps what it is given."""

@@ -284,7 +284,7 @@ def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
     (settings,) = load_preset(str(preset))
     directory = loop.cache.directory_of(tmp_path / "data")
     encoder = loop.TextEncoder.from_config(settings.text)
-    loop.cache.build(["picture 0", "picture 1"], encoder, directory, progress=False)
+    loop.cache.build(["picture 0", "picture 1"], encoder, directory)
     options = ("--data.path", str(tmp_path / "data"), "--run.num-steps", "1")
     code, out, err = finish(start(preset, tmp_path / "run", *options))
     assert code == 0, err
