@@ -19,7 +19,7 @@ import numpy as np
 from imagen_jax import resize
 from imagen_jax.evaluation import frechet
 from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
-from imagen_jax.text import clip, layers, pretrained
+from imagen_jax.text import clip, families, layers, model_files, pretrained, weights
 from imagen_jax.text.encoder import TextEncoder
 
 # Of the pictures, in [0, 1], that OpenAI's models were trained on; preprocessor_config.json comes first.
@@ -72,7 +72,7 @@ class ClipScorer(Metric):
         mean, std = _normalization(directory)
         encoder = TextEncoder.from_pretrained(directory, output="pooled")
         module = ImageHalf(config)
-        return cls(encoder, module, pretrained.load_params(directory, module, family=_FAMILY), mean, std)
+        return cls(encoder, module, weights.load_params(directory, module, family=_FAMILY), mean, std)
 
     def score(self, images: Any, captions: Sequence[str]) -> np.ndarray:
         """Return the cosine similarity of each picture and its caption, [N] float32 in [-1, 1].
@@ -254,7 +254,7 @@ def _inputs(config: ImageConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
 
 
-_FAMILY = pretrained.Family(ImageConfig.from_hf, ImageHalf, _tensor_table, _canonical_name, _inputs)
+_FAMILY = families.Family(ImageConfig.from_hf, ImageHalf, _tensor_table, _canonical_name, _inputs)
 
 
 def _read_config(directory: Path) -> ImageConfig:
@@ -264,19 +264,19 @@ def _read_config(directory: Path) -> ImageConfig:
             f"a CLIP's directory must hold config.json, got {directory}, which has none; pass a directory in "
             "Hugging Face layout."
         )
-    config = pretrained.read_json(path)
+    config = model_files.read_json(path)
     if config.get("model_type") != "clip":
         raise ValueError(
             f"{path}: CLIP score needs a model of type 'clip', which has an image half and a text half, got "
             f"{config.get('model_type')!r}; choose a whole CLIP."
         )
-    return pretrained.parse_config(_FAMILY, directory, config)
+    return families.parse_config(_FAMILY, directory, config)
 
 
 def _normalization(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std [3] by the model's preprocessor_config.json, or OpenAI's."""
     path = directory / "preprocessor_config.json"
-    found = pretrained.read_json(path) if path.is_file() else {}
+    found = model_files.read_json(path) if path.is_file() else {}
     values = {}
     for key, default in (("image_mean", MEAN), ("image_std", STD)):
         value = values[key] = found.get(key, default)

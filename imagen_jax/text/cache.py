@@ -24,12 +24,13 @@ from imagen_jax import checks
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
 from imagen_jax.text import (
+    cache_description,
     cache_files,
     cache_filling,
     cache_rows,
     cleaning,
     earlier_cache,
-    interface,
+    encoders,
     model_files,
 )
 from imagen_jax.text.cache_files import MISSING
@@ -73,13 +74,13 @@ class EmbeddingCache:
         """
         directory = Path(directory)
         check_encoder(directory, fingerprint)
-        path = directory / fingerprint / cache_files.DESCRIPTION
+        path = directory / fingerprint / cache_description.NAME
         if not path.is_file():
             raise ValueError(
                 f"{path.parent} must be converted, for an earlier version wrote it: run scripts/embed_text.py with the "
                 "same options."
             )
-        return cls(directory, fingerprint, cache_files.read_description(path, fingerprint))
+        return cls(directory, fingerprint, cache_description.read(path, fingerprint))
 
     def __getitem__(self, caption: str) -> np.ndarray:
         """Return the embeddings [its tokens, D] float32; raise ValueError if there are none, or they are damaged."""
@@ -126,7 +127,7 @@ class EmbeddingCache:
 
 def describe(directory: str | Path) -> list[str]:
     """Return what caches there are, a line each: "<fingerprint> (<encoder>)"."""
-    names, found = (cache_files.DESCRIPTION, earlier_cache.DESCRIPTION), []
+    names, found = (cache_description.NAME, earlier_cache.DESCRIPTION), []
     for root in sorted({path.parent for name in names for path in Path(directory).glob(f"*/{name}")}):
         try:
             path = next(root / name for name in names if (root / name).is_file())
@@ -154,7 +155,7 @@ def check_encoder(directory: str | Path, fingerprint: str) -> None:
 
 def build(
     captions: Iterable[str],
-    encoder: interface.Encoder,
+    encoder: encoders.Encoder,
     directory: str | Path,
     *,
     sources: Sequence[Source] = (),
@@ -199,7 +200,7 @@ def build(
         raise TypeError(f"directory must be a path; got {checks.shown(directory)}: pass a str.")
     if isinstance(captions, str | bytes | Mapping) or not isinstance(captions, Iterable):
         raise TypeError(f"captions must be an iterable of str; got {checks.shown(captions)}: pass a list.")
-    interface.check(encoder)
+    encoders.check(encoder)
     root = Path(directory) / encoder.fingerprint
     dtype = cache_filling.prepare(root, encoder, dtype)
     filling = cache_filling.Filling(root, encoder, dtype, batch_size, share, on_progress)

@@ -1,13 +1,11 @@
-"""The files of an embedding cache: its description, ArrayRecord files of embeddings, and how damage is found."""
+"""The embeddings files of a cache: ArrayRecord, a record per caption, and where each of them is."""
 
 import contextlib
-import json
 import os
 import secrets
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ import numpy as np
 from imagen_jax.storage import files
 from imagen_jax.text import model_files
 
-FORMAT = 3
-DESCRIPTION = "embeddings.json"
 PATTERN = f"embeddings-{'[0-9a-f]' * 8}.array_record"
 UNFINISHED = ".unfinished"
 KEY = np.dtype("S16")  # of a caption: the first 16 bytes of its sha256
@@ -268,55 +264,3 @@ class Index:
         keys = np.array(keys, KEY)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[places] == keys, self._locations[places], MISSING)
-
-
-# --- description --------------------------------------------------------------------------------
-
-
-_FIELDS = {
-    "format": int,
-    "fingerprint": str,
-    "encoder": str,
-    "width": int,
-    "dtype": str,
-    "clean_captions": bool,
-}
-
-
-def write_description(path: Path, description: dict[str, Any]) -> bool:
-    """Write the description of a new cache; return False if another process has been first."""
-    description = description | {"checksum": _checksum(description)}
-    return files.create(path, json.dumps(description, indent=2) + "\n")
-
-
-def read_description(path: Path, fingerprint: str, form: int = FORMAT) -> dict[str, Any]:
-    """Return the description of a cache; raise ValueError if it is damaged or of another encoder or format."""
-    found = model_files.read_json(path)
-    if (found.get("format"), found.get("fingerprint")) != (form, fingerprint):
-        raise ValueError(
-            f"{path} must be of format {form} and fingerprint {fingerprint}; got "
-            f"{found.get('format')!r:.80} and {found.get('fingerprint')!r:.80}: delete that directory and build "
-            "it again."
-        )
-    fields = {key: value for key, value in found.items() if key != "checksum"}
-    if {key: type(value) for key, value in fields.items()} != _FIELDS:
-        raise damaged_description(path, f"it must hold {', '.join(_FIELDS)} and nothing else")
-    if found["dtype"] not in DTYPES or not 1 <= found["width"] <= 1 << 20:
-        raise damaged_description(path, f"its dtype is {found['dtype']!r:.80} and its width {found['width']}")
-    if "checksum" in found or form == FORMAT:  # the first caches had none
-        if found.get("checksum") != _checksum(found):
-            raise damaged_description(path, "its checksum differs")
-    return found
-
-
-def _checksum(description: dict[str, Any]) -> str:
-    content = json.dumps({key: description[key] for key in _FIELDS})
-    return f"{zlib.crc32(content.encode()):08x}"
-
-
-def damaged_description(path: Path, reason: str) -> ValueError:
-    """Return the error for a description that cannot be right."""
-    return ValueError(
-        f"{path} must describe the embeddings beside it, and is damaged: {reason}; delete that directory and build it "
-        "again, or restore the file."
-    )

@@ -14,8 +14,8 @@ import numpy as np
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
 from imagen_jax.progress import Progress, logger
-from imagen_jax.storage.locks import lock
-from imagen_jax.text import cache_files, cache_rows, earlier_cache, interface
+from imagen_jax.storage.locks import acquire_file_lock
+from imagen_jax.text import cache_description, cache_files, cache_rows, earlier_cache, encoders
 from imagen_jax.text.cache_files import MISSING, UNFINISHED
 from imagen_jax.text.encoder import UnknownTokensWarning, unknown_message
 
@@ -23,23 +23,21 @@ CHUNK = 8192  # captions that are sorted by length and embedded together
 READ = 1024  # captions read at once
 
 
-def prepare(root: Path, encoder: interface.Encoder, dtype: str | None) -> str:
+def prepare(root: Path, encoder: encoders.Encoder, dtype: str | None) -> str:
     """Make the directory of a cache, convert an earlier version's, or check the one there; return its dtype."""
     if dtype is not None and dtype not in cache_files.DTYPES:
         raise ValueError(f"dtype must be one of {sorted(cache_files.DTYPES)}; got {dtype!r}: pass one.")
-    path = root / cache_files.DESCRIPTION
+    path = root / cache_description.NAME
     is_there = path.is_file()
     description = (
-        cache_files.read_description(path, encoder.fingerprint)
-        if is_there
-        else earlier_cache.description(root)
+        cache_description.read(path, encoder.fingerprint) if is_there else earlier_cache.description(root)
     )
     if description is not None:
         stored = description["dtype"]
         if description["width"] != encoder.width:
             wrong = path if is_there else root / earlier_cache.DESCRIPTION
             reason = f"its width is {description['width']}, the encoder's {encoder.width}"
-            raise cache_files.damaged_description(wrong, reason)
+            raise cache_description.damaged(wrong, reason)
         if dtype not in (None, stored):
             raise ValueError(
                 f"the embedding cache {root} must be stored as {stored}, as it is; got dtype {dtype!r}: leave the "
@@ -56,14 +54,14 @@ def prepare(root: Path, encoder: interface.Encoder, dtype: str | None) -> str:
     getattr(encoder, "params", None)  # a model that cannot be read leaves no cache
     root.mkdir(parents=True, exist_ok=True)
     description = {
-        "format": cache_files.FORMAT,
+        "format": cache_description.FORMAT,
         "fingerprint": encoder.fingerprint,
         "encoder": getattr(encoder, "description", encoder.name),
         "width": encoder.width,
         "dtype": dtype or "float16",
         "clean_captions": getattr(encoder, "clean_captions", False),
     }
-    if not cache_files.write_description(path, description):  # another process was first
+    if not cache_description.write(path, description):  # another process was first
         return prepare(root, encoder, dtype)
     return description["dtype"]
 
@@ -72,7 +70,7 @@ def _convert(root: Path, description: dict[str, Any]) -> None:
     """Store the embeddings of an earlier version's cache as ArrayRecord; its own files stay as they are."""
     prefix, num = "conversion", 0
     with _exclusive(root, prefix) as is_locked:
-        if (root / cache_files.DESCRIPTION).is_file():  # another process has done it
+        if (root / cache_description.NAME).is_file():  # another process has done it
             return
         _remove_unfinished(root, prefix if is_locked else None)
         token = cache_files.token_type(description["dtype"], description["width"])
@@ -83,7 +81,7 @@ def _convert(root: Path, description: dict[str, Any]) -> None:
                     writer.add(key, content)
                 num += 1
         fields = {name: value for name, value in description.items() if name != "checksum"}
-        cache_files.write_description(root / cache_files.DESCRIPTION, fields)
+        cache_description.write(root / cache_description.NAME, fields)
     logger.info(
         f"{root}: converted {num} embeddings of an earlier version; its {earlier_cache.DESCRIPTION} and shard-* are no "
         "longer read and may be deleted."
@@ -100,7 +98,7 @@ class Filling:
     def __init__(
         self,
         root: Path,
-        encoder: interface.Encoder,
+        encoder: encoders.Encoder,
         dtype: str,
         batch_size: int,
         share: tuple[int, int],
@@ -146,7 +144,7 @@ class Filling:
         ):
             for i, part, texts in _chunks(captions, sources, unread):
                 self._on_progress()
-                cleaned = [interface.clean(self._encoder, text) for text in texts]
+                cleaned = [encoders.clean(self._encoder, text) for text in texts]
                 keys = [cache_rows.key_of(text) for text in cleaned]
                 if i is not None:
                     numbers[i].append(np.array(part, np.int64))
@@ -173,7 +171,7 @@ class Filling:
         keys, texts = list(captions), list(captions.values())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownTokensWarning)  # counted over all captions instead
-            for i, embedding in interface.encode_ragged(self._encoder, texts, self._batch_size):
+            for i, embedding in encoders.encode_ragged(self._encoder, texts, self._batch_size):
                 writer.add(keys[i], cache_files.to_bytes(embedding, self._dtype, texts[i]))
                 self.num_new += 1
                 bar.update()
@@ -254,7 +252,7 @@ def _exclusive(root: Path, name: str) -> Iterator[bool]:
         except OSError:  # a cache that may only be read: whoever writes to it fails soon enough
             yield False
             return
-        is_locked = lock(file)
+        is_locked = acquire_file_lock(file)
         if not is_locked:
             with contextlib.suppress(OSError):  # no locks on this file system
                 logger.info(f"Waiting for another process that embeds into {root}.")
@@ -277,5 +275,5 @@ def _remove_unfinished(root: Path, own: str | None) -> None:
                 path.unlink()
                 continue
             with _lock_file(root, name).open("wb") as file:
-                if lock(file):
+                if acquire_file_lock(file):
                     path.unlink()

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 from imagen_jax.storage import files
-from imagen_jax.text import model_files, pretrained, torch_file
+from imagen_jax.text import families, model_files, pretrained, torch_file
 
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -57,7 +57,7 @@ def convert(name_or_path: str | Path, output: str | Path | None = None) -> Path:
 
 def _is_needed(directory: Path):
     """Of a tensor's name, whether anything here reads it: of a T5 all but the decoder."""
-    family, config = pretrained.read_config(directory)
+    family, config = families.read_config(directory)
     if not hasattr(config, "d_kv"):  # BERT has little else, and CLIP's image half is for CLIP score
         return lambda name: True
     tied = {name for others in family.tied_names(config).values() for name in others}

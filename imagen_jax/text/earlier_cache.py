@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.progress import logger
-from imagen_jax.storage.locks import lock
-from imagen_jax.text import cache_files
+from imagen_jax.storage.locks import acquire_file_lock
+from imagen_jax.text import cache_description, cache_files
 
 DESCRIPTION = "meta.json"
 _FORMAT = 2
@@ -31,7 +31,7 @@ def description(root: Path) -> dict[str, Any] | None:
     path = root / DESCRIPTION
     if not path.is_file():
         return None
-    return cache_files.read_description(path, root.name, _FORMAT) | {"format": cache_files.FORMAT}
+    return cache_description.read(path, root.name, _FORMAT) | {"format": cache_description.FORMAT}
 
 
 def embeddings(root: Path, token: np.dtype) -> Iterator[tuple[bytes, bytes]]:
@@ -46,7 +46,7 @@ def embeddings(root: Path, token: np.dtype) -> Iterator[tuple[bytes, bytes]]:
         if not (index.is_file() and tokens.is_file()):
             continue
         with index.open("rb") as file:
-            if shard.name.startswith("tmp-") and not lock(file, if_unsupported=True):
+            if shard.name.startswith("tmp-") and not acquire_file_lock(file, if_unsupported=True):
                 continue  # a process of an earlier version is writing it
             content = file.read()
         checksum = shard / "index.crc32"

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from imagen_jax import checks, sharding
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
-from imagen_jax.text import cleaning, model_files, pretrained, tokenizer
+from imagen_jax.text import cleaning, families, model_files, pretrained, tokenizer, weights
 from imagen_jax.text.known import KNOWN, split_revision
 
 # Part of every fingerprint: raise it when the same model begins to give other embeddings.
@@ -110,9 +110,9 @@ class TextEncoder:
         if mesh is not None:
             checks.instance("mesh", mesh, Mesh, "a mesh, as from sharding.make_mesh")
         directory = pretrained.resolve(name_or_path, sha256)
-        module = pretrained.make_module(directory, *_DTYPES[dtype], output)
+        module = families.make_module(directory, *_DTYPES[dtype], output)
         tokenizer.files_of(directory)
-        pretrained.locate(directory, module)
+        weights.locate(directory, module)
         tokens = tokenizer.load(directory, module.config.vocab_size)
         known = KNOWN.get(split_revision(name_or_path)[0])
         default = known.max_length if known else _DEFAULT_MAX_LENGTH
@@ -144,7 +144,7 @@ class TextEncoder:
     @functools.cached_property
     def params(self) -> Any:
         """{"params": ...}, on the devices; ValueError if the weights are not finite."""
-        return pretrained.load_params(self._directory, self.module, self.mesh)
+        return weights.load_params(self._directory, self.module, self.mesh)
 
     @functools.cached_property
     def fingerprint(self) -> str:

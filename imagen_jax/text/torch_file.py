@@ -1,15 +1,12 @@
 """Weights as torch.save writes them (pytorch_model.bin), read without torch, and written as safetensors.
 
-Such a file holds its tensors' bytes beside a pickle that says how they make up a dictionary. No unpickler runs here:
-the pickle is disassembled by `pickletools`, and the few instructions that describe tensors are interpreted. Whatever
-else a pickle can ask for, above all any function or class but those that rebuild tensors, is refused by name.
+Such a file holds its tensors' bytes, and a pickle that says how they make up a dictionary; `torch_pickle` reads it.
 """
 
 import contextlib
 import io
 import json
 import os
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,42 +16,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from imagen_jax.storage import files
-from imagen_jax.text import model_files
+from imagen_jax.text import model_files, torch_pickle
 
-# Of a model with 15,000 tensors; the pickle of a real one has some hundred kB.
-_MAX_PICKLE_BYTES = 4 << 20
-_CHUNK = 16 << 20
-# Storage class -> (name in safetensors, bytes of an element)
-_DTYPES = {
-    "torch.DoubleStorage": ("F64", 8),
-    "torch.FloatStorage": ("F32", 4),
-    "torch.HalfStorage": ("F16", 2),
-    "torch.BFloat16Storage": ("BF16", 2),
-    "torch.LongStorage": ("I64", 8),
-    "torch.IntStorage": ("I32", 4),
-    "torch.ShortStorage": ("I16", 2),
-    "torch.CharStorage": ("I8", 1),
-    "torch.ByteStorage": ("U8", 1),
-    "torch.BoolStorage": ("BOOL", 1),
-}
-_DICTIONARY = "collections.OrderedDict"
-_REBUILD, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-_ALLOWED = {*_DTYPES, _DICTIONARY, _REBUILD, _PARAMETER}
+_CHUNK = 16 << 20  # bytes copied at once
+_MAX_PICKLE_BYTES = 4 << 20  # of a model with 15,000 tensors; the pickle of a real one has some hundred kB
 # Of the format before torch 1.6.
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
-
-
-class _Global(NamedTuple):
-    """A function or class that a pickle names. Never looked up, only compared."""
-
-    name: str
-
-
-class _Storage(NamedTuple):
-    key: str
-    dtype: str
-    itemsize: int
-    size: int  # elements
 
 
 class TorchTensor(NamedTuple):
@@ -69,17 +36,6 @@ class TorchTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     copy: Callable[[BinaryIO], None]
-
-
-class _View(NamedTuple):
-    storage: _Storage
-    offset: int  # elements
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=object))
 
 
 def tensors(path: Path) -> dict[str, TorchTensor]:
@@ -156,7 +112,7 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
 
 
 def _nbytes(tensor: TorchTensor) -> int:
-    itemsize = dict(_DTYPES.values())[tensor.dtype]
+    itemsize = dict(torch_pickle.DTYPES.values())[tensor.dtype]
     return itemsize * int(np.prod(tensor.shape, dtype=object))
 
 
@@ -187,7 +143,7 @@ def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
             raise ValueError("its numbers must be little-endian")
         if members[pickles[0]].file_size > _MAX_PICKLE_BYTES:
             raise ValueError(f"its data.pkl must have at most {_MAX_PICKLE_BYTES} bytes")
-        views = _views(archive.read(pickles[0]))
+        views = torch_pickle.views(archive.read(pickles[0]))
     for name, view in views.items():
         info, storage = members.get(f"{root}data/{view.storage.key}"), view.storage
         if info is None:
@@ -222,12 +178,15 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
     with path.open("rb") as file:
         head = file.read(_MAX_PICKLE_BYTES)
         stream = io.BytesIO(head)
-        if _interpret(stream) != _LEGACY_MAGIC or _interpret(stream) != _LEGACY_VERSION:
+        if (
+            torch_pickle.interpret(stream) != _LEGACY_MAGIC
+            or torch_pickle.interpret(stream) != _LEGACY_VERSION
+        ):
             raise ValueError("it is no file of torch.save")
-        if _interpret(stream).get("little_endian") is not True:
+        if torch_pickle.interpret(stream).get("little_endian") is not True:
             raise ValueError("its numbers must be little-endian")
-        views = _as_views(_interpret(stream))
-        keys = _interpret(stream)
+        views = torch_pickle.as_views(torch_pickle.interpret(stream))
+        keys = torch_pickle.interpret(stream)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise ValueError("its list of storages is damaged")
         storages = {view.storage.key: view.storage for view in views.values()}
@@ -255,7 +214,7 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
     return {name: _tensor(view, opened(view.storage.key)) for name, view in views.items()}
 
 
-def _tensor(view: _View, opened: Callable[[], Any]) -> TorchTensor:
+def _tensor(view: torch_pickle.View, opened: Callable[[], Any]) -> TorchTensor:
     """`opened` opens the file at the start of the storage."""
     itemsize, strides, steps = view.storage.itemsize, [], 1
     for size in reversed(view.shape):
@@ -286,149 +245,3 @@ def _tensor(view: _View, opened: Callable[[], Any]) -> TorchTensor:
 def _skip(file: BinaryIO, num: int) -> None:
     while num and (chunk := file.read(min(num, _CHUNK))):
         num -= len(chunk)
-
-
-# --- pickles ------------------------------------------------------------------------------------
-
-
-def _views(data: bytes) -> dict[str, _View]:
-    stream = io.BytesIO(data)
-    return _as_views(_interpret(stream))
-
-
-def _as_views(found: Any) -> dict[str, _View]:
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"it must hold a dictionary of tensors; got {type(found).__name__}")
-    for name, view in found.items():
-        if not isinstance(name, str) or not isinstance(view, _View):
-            raise ValueError(f"it must hold tensors alone; got {type(view).__name__} under {name!r:.80}")
-    return found
-
-
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
-
-
-def _interpret(stream: io.BytesIO) -> Any:
-    """The value of the next pickle of a stream, in which tensors are `_View`s."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        at = marks.pop()
-        found = stack[at:]
-        del stack[at:]
-        return found
-
-    def pop(kind: type) -> Any:
-        value = stack.pop()
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}"
-            )
-        return value
-
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            name = opcode.name
-            if name in ("PROTO", "FRAME"):
-                continue
-            if name == "STOP":
-                return stack.pop()
-            if name in _VALUES:
-                stack.append(argument)
-            elif name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            elif name in _EMPTY:
-                stack.append(_EMPTY[name]())
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack[-1]
-            elif name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif name in ("GLOBAL", "STACK_GLOBAL"):
-                words = argument.split(" ") if name == "GLOBAL" else [pop(str), pop(str)][::-1]
-                stack.append(_allowed(".".join(words)))
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                num = int(name[-1])
-                values = tuple(stack[-num:]) if len(stack) >= num else ()
-                del stack[-num:]
-                stack.append(values)
-            elif name == "TUPLE":
-                stack.append(tuple(since_mark()))
-            elif name == "APPENDS":
-                values = since_mark()
-                stack[-1].extend(values) if isinstance(stack[-1], list) else pop(list)
-            elif name == "APPEND":
-                value = stack.pop()
-                stack[-1].append(value) if isinstance(stack[-1], list) else pop(list)
-            elif name in ("SETITEM", "SETITEMS"):
-                values = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
-                target = pop(dict)
-                if not all(isinstance(key, str) for key in values[::2]):
-                    raise ValueError("its pickle names things by something else than text")
-                target.update(zip(values[::2], values[1::2], strict=True))
-                stack.append(target)
-            elif name == "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            elif name == "REDUCE":
-                arguments, function = pop(tuple), pop(_Global)
-                stack.append(_called(function.name, arguments))
-            elif name == "BUILD":  # _metadata of a state dictionary: versions of modules
-                stack.pop()
-                stack.append(pop(dict))
-            else:
-                raise ValueError(f"its pickle must describe tensors alone; got the instruction {name}")
-    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its pickle is damaged ({model_files.first_line(error)})") from error
-    raise ValueError("its pickle has no end")
-
-
-def _allowed(name: str) -> _Global:
-    if name not in _ALLOWED:
-        raise ValueError(f"its pickle must name tensors alone; got {name!r:.200}, which it would run")
-    return _Global(name)
-
-
-def _storage(value: Any) -> _Storage:
-    """('storage', class, key, device, number of elements), before torch 1.6 with a sixth: a view of another one."""
-    kind, cls, key, _, size, *view = value
-    if kind != "storage" or not isinstance(cls, _Global) or cls.name not in _DTYPES or any(view):
-        raise ValueError("its pickle names a storage of an unknown kind")
-    if not isinstance(key, str) or type(size) is not int or not 0 <= size < 2**48:
-        raise ValueError("its pickle names a storage of an unknown size")
-    return _Storage(key, *_DTYPES[cls.name], size)
-
-
-def _called(function: str, arguments: tuple) -> Any:
-    """What the functions that rebuild tensors give, as values."""
-    if function == _DICTIONARY:
-        if arguments and arguments != ([],):
-            raise ValueError("its pickle makes a dictionary of something")
-        return {}
-    if function == _PARAMETER:
-        view, *_ = arguments
-    elif function == _REBUILD:
-        view = _View(*arguments[:4])
-    else:
-        raise ValueError(f"its pickle must name tensors alone; got a call of {function}")
-    if not isinstance(view, _View) or not isinstance(view.storage, _Storage):
-        raise ValueError("its pickle makes a tensor of something else")
-    numbers = (view.offset, *view.shape, *view.strides)
-    is_whole = isinstance(view.shape, tuple) and isinstance(view.strides, tuple)
-    if not is_whole or len(view.shape) != len(view.strides) or len(view.shape) > 16:
-        raise ValueError("its pickle names a tensor without a shape")
-    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise ValueError("its pickle names a tensor of an unknown size")
-    last = view.offset + sum(
-        (size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True)
-    )
-    # The first of these also refuses a single number that is repeated without end.
-    if view.size > view.storage.size or (view.size and last >= view.storage.size):
-        raise ValueError("its pickle names a tensor beyond its storage")
-    return view

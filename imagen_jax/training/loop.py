@@ -21,8 +21,7 @@ from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
-from imagen_jax.text import cache, interface
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text import cache, encoders
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter, utilisation_per_image_s
 from imagen_jax.training.monitor import Monitor
@@ -47,7 +46,7 @@ class Data(NamedTuple):
     source: sources.Source
     held_out: sources.Source | None
     signatures: dict[str, str]  # what tells data sets apart that hosts see under one name
-    encoder: interface.Encoder
+    encoder: encoders.Encoder
 
 
 def train(config: StageConfig, workdir: str | Path) -> Result:
@@ -83,7 +82,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             embeddings = embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
-            return _Run(config, directory, directory_lock, mesh, source, held_out, embeddings, watchdog).train()
+            return _Run(
+                config, directory, directory_lock, mesh, source, held_out, embeddings, watchdog
+            ).train()
 
 
 def _open(config: StageConfig, mesh: Mesh) -> Data:
@@ -94,7 +95,7 @@ def _open(config: StageConfig, mesh: Mesh) -> Data:
     source = sources.open_source(config.data.path, config.data.split, **options)
     held_out = _held_out(config, **options)
     # Its parameters are read only if there is something left to embed.
-    encoder = TextEncoder.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
+    encoder = encoders.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
     refuse_other_caches(config, encoder)
     signatures = {"the data set": _signature(source), "its validation split": _signature(held_out)}
     return Data(source, held_out, signatures, encoder)
@@ -141,7 +142,7 @@ class _Run:
         self._signature = _signature(source)
         self._data = pipeline.make_loader(
             source,
-            embeddings.rows(source),
+            processes.check_on_all_processes(lambda: embeddings.rows(source)),
             image_size=config.image_size,
             crop=config.data.crop,
             crop_size=config.crop_size,
@@ -156,7 +157,9 @@ class _Run:
             rows=sharding.local_batch_indices(mesh, config.optim.batch_size),
         )
         shown = source if held_out is None else held_out
-        self._monitor = Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
+        self._monitor = processes.check_on_all_processes(
+            lambda: Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
+        )
 
     def train(self) -> Result:
         with (
@@ -355,7 +358,7 @@ def warn_of_learning_rate(config: StageConfig) -> None:
         )
 
 
-def refuse_other_caches(config: StageConfig, encoder: interface.Encoder) -> None:
+def refuse_other_caches(config: StageConfig, encoder: encoders.Encoder) -> None:
     """Raise ValueError if the data set has embeddings, but of other encoders only.
 
     They may have taken days: whoever wants others says so, by scripts/embed_text.py.
@@ -382,4 +385,6 @@ def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cach
 
     processes.check_on_all_processes(build)
     watchdog.alive()
-    return processes.check_on_all_processes(lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint))
+    return processes.check_on_all_processes(
+        lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint)
+    )

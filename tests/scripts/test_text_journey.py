@@ -16,7 +16,7 @@ from imagen_jax import TextEncoder, load_cascade
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
-from imagen_jax.text import cache, cache_files, cache_rows, pretrained
+from imagen_jax.text import cache, cache_files, cache_rows, weights
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests/goldens"
@@ -67,7 +67,7 @@ def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypa
     small = ["--optim.optimizer", "adamw", "--network.channels", 8, 16, "--network.num-res-blocks", 1, 1]
     small += ["--network.attention", "False", "True", "--network.head-dim", 8, "--image-size", 8]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained, "load_params", lambda *_: pytest.fail("the language model was read"))
+        patch.setattr(weights, "load_params", lambda *_: pytest.fail("the language model was read"))
         arguments = ["--preset", "shapes", "--stage", "base", "--workdir", tmp_path / "run", *text]
         assert run("train.py", *arguments, *small, "--run.num-steps", 3) in (0, None)
     (stage,) = load_cascade(tmp_path / "run")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.text import bert, pretrained
+from imagen_jax.text import bert, weights
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 TINY = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
@@ -14,7 +14,7 @@ TINY = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
 
 @pytest.fixture(scope="module")
 def tiny():
-    return pretrained.load_model(GOLDENS / "tiny_bert", jnp.float32)
+    return weights.load_model(GOLDENS / "tiny_bert", jnp.float32)
 
 
 def test_too_many_tokens_are_refused(tiny):

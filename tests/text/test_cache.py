@@ -13,7 +13,8 @@ import warnings
 import numpy as np
 import pytest
 
-from imagen_jax.data import sources, transforms
+from imagen_jax.data import shards, sources, transforms
+from imagen_jax.prepare.records import write_records
 from imagen_jax.text import cache_files, cache_filling
 from imagen_jax.text.cache import EmbeddingCache, build
 from imagen_jax.text.encoder import TextEncoder
@@ -21,6 +22,7 @@ from imagen_jax.text.encoder import TextEncoder
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SHORT = [f"a {color} {animal}" for color in ("red", "blue") for animal in ("cat", "dog")]
 CAPTIONS = SHORT + [caption + " left" * 9 for caption in SHORT]
+PICTURE = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
 
 
 class Counting:
@@ -325,16 +327,20 @@ def test_what_the_cache_lacks_is_named(tiny, tmp_path, capsys):
 # --- rows of a data set ---------------------------------------------------------------------------
 
 
-def write_data(directory, captions, **options):
-    picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
-    records = [{"image": picture, "caption": caption} for caption in captions]
-    sources.write({"train": records}, directory, name="data", description="Black.", **options)
+def write_data(directory, captions):
+    """Write a data set whose record files have five records each."""
+    directory.mkdir()
+    writer = shards.SplitWriter(lambda i: directory / shards.file_name("data", "train", i), max_records=5)
+    for caption in captions:
+        writer.add(shards.encode({"image": PICTURE, "caption": caption}))
+    writer.close()
+    shards.write_metadata(directory, "data", "Black.", ["image", "caption"], {"train": writer.shards})
     return sources.open_source(directory)
 
 
 @pytest.fixture
 def data(tmp_path):
-    return write_data(tmp_path / "data", CAPTIONS * 2, records_per_shard=5)
+    return write_data(tmp_path / "data", CAPTIONS * 2)
 
 
 def read_captions(monkeypatch):
@@ -384,7 +390,7 @@ def test_rows_of_a_slice_are_completed_by_the_whole(tiny, data, tmp_path, monkey
 
 def test_rows_of_a_data_set_that_has_changed_are_made_again(tiny, data, tmp_path, monkeypatch):
     make([], tiny, tmp_path / "cache", sources=[data])
-    write_data(tmp_path / "other", CAPTIONS[::-1] * 2, records_per_shard=5)
+    write_data(tmp_path / "other", CAPTIONS[::-1] * 2)
     for path, _, _ in data.files[:2]:
         path.write_bytes((tmp_path / "other" / path.name).read_bytes())
     data = sources.open_source(tmp_path / "data")
@@ -397,7 +403,7 @@ def test_rows_of_a_data_set_that_has_changed_are_made_again(tiny, data, tmp_path
 def test_a_data_set_that_grows_is_read_where_it_is_new(tiny, data, tmp_path, monkeypatch):
     make([], tiny, tmp_path / "cache", sources=[data])
     new = [f"{caption} right" for caption in SHORT]
-    write_data(tmp_path / "grown", (CAPTIONS * 2)[:15] + new, records_per_shard=5)
+    write_data(tmp_path / "grown", (CAPTIONS * 2)[:15] + new)
     for path, _, _ in data.files[:3]:
         os.utime(path, (1, 1))
         os.replace(path, tmp_path / "grown" / path.name)
@@ -438,9 +444,8 @@ def test_damaged_rows_are_made_again(tiny, data, tmp_path, damage):
 
 
 def test_rows_of_another_text_feature_are_not_mixed_up(tiny, tmp_path):
-    picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
-    record = {"image": picture, "caption": SHORT[0], "claims": SHORT[1]}
-    sources.write({"train": [record]}, tmp_path / "data", name="data", description="Black.")
+    record = {"image": PICTURE, "caption": SHORT[0], "claims": SHORT[1]}
+    write_records({"train": [record]}, tmp_path / "data", name="data", description="Black.")
     source = sources.open_source(tmp_path / "data")
     other = sources.open_source(tmp_path / "data", caption_key="claims")
     for each, caption in ((source, SHORT[0]), (other, SHORT[1]), (source, SHORT[0])):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from imagen_jax.text import cache_files
+from imagen_jax.text import cache_description, cache_files
 from imagen_jax.text.cache import EmbeddingCache, build
 from imagen_jax.text.cache_rows import key_of
 
@@ -94,7 +94,7 @@ def read_all(directory, expected):
 def test_damage_is_named_or_without_effect(whole, copy, file, kind):
     directory, paths = copy
     rng, found = np.random.default_rng(len(file)), 0
-    paths = paths if file == "records" else [directory / Fake.fingerprint / cache_files.DESCRIPTION]
+    paths = paths if file == "records" else [directory / Fake.fingerprint / cache_description.NAME]
     for i in range(12):
         path = paths[i % len(paths)]
         before = path.read_bytes()
@@ -125,7 +125,7 @@ def record_at(path, number):
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_damaged_record_is_named_and_embedded_again(whole, copy, number, capsys):
+def test_a_damaged_record_is_named_and_embedded_again(whole, copy, number, caplog):
     directory, paths = copy
     path = paths[1]
     path.write_bytes(change_byte(record_at(path, number))(path.read_bytes()))
@@ -138,7 +138,7 @@ def test_a_damaged_record_is_named_and_embedded_again(whole, copy, number, capsy
     encoder = Fake()
     cache = make(directory, encoder, repair=True)
     assert encoder.embedded == [caption] and len(cache) == len(CAPTIONS)
-    assert f"1 captions in {path} are damaged; moved to damaged-{path.name}" in capsys.readouterr().out
+    assert f"1 captions in {path} are damaged; moved to damaged-{path.name}" in caplog.text
     assert path.with_name(f"damaged-{path.name}").is_file() and not path.exists()
     assert not read_all(directory, whole[1])
     again = Fake()
@@ -165,7 +165,7 @@ def test_whoever_finds_a_damaged_record_embeds_it_again(whole, copy, share):
     [lambda c: c[:-1], lambda c: b"", lambda c: c[: len(c) // 2], lambda c: bytes(len(c)), "keys"],
     ids=["cut by one", "empty", "cut", "zeros", "keys"],
 )
-def test_a_file_of_which_nothing_can_be_read_is_embedded_again(whole, copy, change, capsys):
+def test_a_file_of_which_nothing_can_be_read_is_embedded_again(whole, copy, change, caplog):
     directory, paths = copy
     path = paths[1]
     before = path.read_bytes()
@@ -181,14 +181,14 @@ def test_a_file_of_which_nothing_can_be_read_is_embedded_again(whole, copy, chan
     encoder = Fake()
     make(directory, encoder, repair=True)
     assert sorted(encoder.embedded) == sorted(CAPTIONS[5:10])
-    assert "embedded again" in capsys.readouterr().out
+    assert "embedded again" in caplog.text
     assert not read_all(directory, whole[1])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}'])
 def test_a_broken_description_is_named(copy, content):
     directory, _ = copy
-    path = directory / Fake.fingerprint / cache_files.DESCRIPTION
+    path = directory / Fake.fingerprint / cache_description.NAME
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path} must "):
         make(directory)
@@ -208,7 +208,7 @@ def test_a_broken_description_is_named(copy, content):
 )  # fmt: skip
 def test_a_description_of_other_values_is_named(copy, change):
     directory, _ = copy
-    path = directory / Fake.fingerprint / cache_files.DESCRIPTION
+    path = directory / Fake.fingerprint / cache_description.NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     for use in (lambda: make(directory), lambda: EmbeddingCache.open(directory, Fake.fingerprint)):
         with pytest.raises(ValueError, match=f"{path} must ") as error:
@@ -220,5 +220,5 @@ def test_the_width_of_the_encoder_must_be_that_of_the_cache(copy):
     directory, _ = copy
     encoder = Fake()
     encoder.width = 9
-    with pytest.raises(ValueError, match=f"{cache_files.DESCRIPTION} must .*its width is 8, the encoder's 9"):
+    with pytest.raises(ValueError, match=f"{cache_description.NAME} must .*its width is 8, the encoder's 9"):
         make(pathlib.Path(directory), encoder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.text import clip, pretrained
+from imagen_jax.text import clip, weights
 from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -15,7 +15,7 @@ TINY = json.loads((GOLDENS / "tiny_clip" / "config.json").read_text())
 
 
 def test_later_tokens_are_not_seen():
-    module, params = pretrained.load_model(GOLDENS / "tiny_clip", jnp.float32)
+    module, params = weights.load_model(GOLDENS / "tiny_clip", jnp.float32)
     ids = np.arange(1, 11)[None]
     changed = np.where(np.arange(10) < 6, ids, 30)
     mask = np.ones_like(ids)
@@ -30,7 +30,7 @@ def test_other_outputs_match_torch(name):
     ids, mask = golden["input_ids"], golden["attention_mask"]
 
     def run(output):
-        module, params = pretrained.load_model(GOLDENS / name, jnp.float32, output=output)
+        module, params = weights.load_model(GOLDENS / name, jnp.float32, output=output)
         return jax.jit(module.apply)(params, ids, mask)
 
     np.testing.assert_allclose(
@@ -105,11 +105,11 @@ def test_the_layout_of_open_clip(open_clip, output):
     directory, tensors, _ = open_clip
     golden = load_file(GOLDENS / "tiny_open_clip.safetensors")
     ids, mask = golden["input_ids"], golden["attention_mask"]
-    _, params = pretrained.load_model(GOLDENS / "tiny_open_clip", jnp.float32)
+    _, params = weights.load_model(GOLDENS / "tiny_open_clip", jnp.float32)
     for prefix in ("", "text."):  # the second where the text half is a module of its own
         named = {name if name.startswith("visual") else prefix + name: t for name, t in tensors.items()}
         save_file(named, directory / "open_clip_model.safetensors")
-        module, loaded = pretrained.load_model(directory, jnp.float32, output=output)
+        module, loaded = weights.load_model(directory, jnp.float32, output=output)
         assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, params, loaded)))
     if output != "pooled":  # the golden's end of text is not the highest id, as open_clip's is
         expected = golden["hidden" if output == "last" else output]
@@ -123,10 +123,10 @@ def test_what_open_clip_lacks_or_does_otherwise_is_named(open_clip):
     name = "transformer.resblocks.1.attn.in_proj_weight"
     save_file(tensors | {name: tensors[name][:64]}, directory / "open_clip_model.safetensors")
     with pytest.raises(ValueError, match=rf"{name} must have shape \(96, 32\) .*got \(64, 32\)"):
-        pretrained.load_model(directory, jnp.float32)
+        weights.load_model(directory, jnp.float32)
     save_file({k: v for k, v in tensors.items() if k != name}, directory / "open_clip_model.safetensors")
     with pytest.raises(ValueError, match=f"lack the tensor {name}"):
-        pretrained.load_model(directory, jnp.float32)
+        weights.load_model(directory, jnp.float32)
     for key, value in {"pool_type": "last", "no_causal_mask": True, "hf_model_name": "roberta-base"}.items():
         changed = {
             "model_cfg": config["model_cfg"] | {"text_cfg": config["model_cfg"]["text_cfg"] | {key: value}}
@@ -155,7 +155,7 @@ def test_the_whole_model_names_its_text_half():
 
 
 def test_too_many_tokens_and_other_models_are_refused():
-    module, params = pretrained.load_model(GOLDENS / "tiny_clip", jnp.float32)
+    module, params = weights.load_model(GOLDENS / "tiny_clip", jnp.float32)
     with pytest.raises(ValueError, match="at most 20 tokens.*got 21"):
         module.apply(params, np.zeros((1, 21), np.int32), np.ones((1, 21), np.int32))
     with pytest.raises(ValueError, match="hidden_act must be one of.*got 'swish'"):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from imagen_jax.text import cache_files
+from imagen_jax.text import cache_description, cache_files
 from imagen_jax.text.cache import EmbeddingCache, build, describe
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "earlier_cache"
@@ -71,7 +71,7 @@ def test_it_is_converted_and_its_own_files_stay(earlier, capsys):
 def test_an_interrupted_conversion_continues(earlier):
     directory, root, expected = earlier
     build([], Letters(), directory)
-    (root / cache_files.DESCRIPTION).unlink()  # it is written at the end
+    (root / cache_description.NAME).unlink()  # it is written at the end
     (root / "conversion-0.unfinished").touch()
     assert_equal(build([], Letters(), directory), expected)
     assert len([*root.glob(cache_files.PATTERN)]) == 1 and not [*root.glob("*.unfinished")]
@@ -90,14 +90,14 @@ def test_an_interrupted_conversion_continues(earlier):
         ("tmp-killed/index.bin", lambda content: content[:32] + b"\xff" * 12 + content[44:], 1),  # start and length
     ],
 )  # fmt: skip
-def test_what_is_damaged_is_embedded_again(earlier, file, change, num_lost, capsys):
+def test_what_is_damaged_is_embedded_again(earlier, file, change, num_lost, caplog):
     directory, root, expected = earlier
     (root / file).write_bytes(change((root / file).read_bytes()))
     encoder = Letters()
     assert_equal(build([*expected], encoder, directory), expected)
     assert len(encoder.embedded) == num_lost
     if not len((root / file).read_bytes()) == 95:  # a row that was half written when the process was killed
-        assert "embedded again" in capsys.readouterr().out
+        assert "embedded again" in caplog.text
 
 
 def test_another_width_or_dtype_is_refused_and_nothing_changes(earlier):

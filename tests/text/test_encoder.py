@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagen_jax import sharding
 from imagen_jax.config import TextConfig
-from imagen_jax.text import bert, pretrained
+from imagen_jax.text import bert, families, model_files, pretrained, weights
 from imagen_jax.text.encoder import TextEncoder, UnknownTokensWarning
 from imagen_jax.text.encoder import embed as pure_embed
 
@@ -201,8 +201,8 @@ def test_empty_caption_has_its_special_tokens(tiny):
 
 def test_parameters_are_read_when_asked_for(monkeypatch):
     reads = []
-    read = pretrained._read
-    monkeypatch.setattr(pretrained, "_read", lambda tensor: reads.append(tensor.name) or read(tensor))
+    read = weights._read
+    monkeypatch.setattr(weights, "_read", lambda tensor: reads.append(tensor.name) or read(tensor))
     encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
     assert encoder.fingerprint and encoder.tokenize(["a red cat"])[0].size and not reads
     encoder.encode(["a red cat"])
@@ -241,11 +241,11 @@ LOAD = """
 import resource, sys
 import jax, jax.numpy as jnp
 from pathlib import Path
-from imagen_jax.text import pretrained
+from imagen_jax.text import families, model_files, pretrained, weights
 small, directory = map(Path, sys.argv[1:])
-pretrained.load_model(small, jnp.bfloat16)  # what any load takes: compilers, libraries
+weights.load_model(small, jnp.bfloat16)  # what any load takes: compilers, libraries
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-_, params = pretrained.load_model(directory, jnp.bfloat16)
+_, params = weights.load_model(directory, jnp.bfloat16)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
@@ -256,8 +256,8 @@ def test_loading_holds_one_tensor_at_a_time(tmp_path):
     config = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
     config |= {"vocab_size": 4000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    module = pretrained.make_module(tmp_path, jnp.float32)
-    shapes, where, size, largest = pretrained._shapes(module), {}, 0, 0
+    module = families.make_module(tmp_path, jnp.float32)
+    shapes, where, size, largest = weights._shapes(module), {}, 0, 0
     rows = list(bert.tensor_table(module.config))
     for i in range(2):
         rng, shard = np.random.default_rng(i), f"model-{i}.safetensors"
@@ -332,7 +332,7 @@ def test_a_download_of_a_known_name_is_hash_checked(monkeypatch, directory):
 
 
 def test_a_directory_is_hash_checked_when_asked(directory):
-    right = pretrained.file_hash(directory / "model.safetensors")
+    right = model_files.file_hash(directory / "model.safetensors")
     assert pretrained.resolve(directory, sha256=right) == directory
     with pytest.raises(ValueError, match=f"sha256 {'0' * 64}; got {right}"):
         TextEncoder.from_pretrained(directory, sha256="0" * 64)
@@ -378,7 +378,7 @@ def test_bfloat16_weights_load(directory):
 
     original = load_file(directory / "model.safetensors")
     rewrite(directory, to_bfloat16)
-    _, params = pretrained.load_model(directory, jnp.float32)
+    _, params = weights.load_model(directory, jnp.float32)
     expected = original["encoder.layer.0.output.dense.weight"].T.astype(ml_dtypes.bfloat16)
     kernel = params["params"]["layer_0"]["mlp_out"]["kernel"]
     assert kernel.dtype == jnp.float32
@@ -402,11 +402,11 @@ def test_sharded_weights_load(directory, tiny):
 
 
 def test_incomplete_directories_are_refused(directory):
-    weights, config = directory / "model.safetensors", directory / "config.json"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    file, config = directory / "model.safetensors", directory / "config.json"
+    file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         TextEncoder.from_pretrained(directory)
-    weights.rename(directory / "pytorch_model.bin")
+    file.rename(directory / "pytorch_model.bin")
     with pytest.raises(
         ValueError, match="got only pytorch_model.bin.*run `python scripts/convert_weights.py"
     ):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagen_jax.config import TextConfig
-from imagen_jax.text import pretrained
+from imagen_jax.text import families, pretrained
 from imagen_jax.text.known import KNOWN, SHORT_NAMES
 
 FAMILY = {"BertConfig": "bert", "ClipConfig": "clip", "T5Config": "t5"}
@@ -15,7 +15,7 @@ FAMILY = {"BertConfig": "bert", "ClipConfig": "clip", "T5Config": "t5"}
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_sizes_as_published(name):
     known = KNOWN[name]
-    family = pretrained.FAMILIES[FAMILY[type(known.config).__name__]]
+    family = families.FAMILIES[FAMILY[type(known.config).__name__]]
     ids = jnp.zeros((1, 8), jnp.int32)
     shapes = jax.eval_shape(family.module(known.config).init, jax.random.key(0), ids, ids)["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == known.parameters
@@ -36,5 +36,5 @@ def test_short_names_are_unique_and_the_default_is_known():
 )
 def test_the_list_says_what_the_files_say():
     directory = pretrained.resolve("all-MiniLM-L6-v2")
-    _, config = pretrained.read_config(directory)
+    _, config = families.read_config(directory)
     assert config == KNOWN["sentence-transformers/all-MiniLM-L6-v2"].config

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from imagen_jax import sharding
-from imagen_jax.text import pretrained
+from imagen_jax.text import weights
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 LAYOUTS = (
@@ -27,7 +27,7 @@ LAYOUTS = (
 def layout(request):
     """(directory, apply(ids, mask), golden)"""
     directory = GOLDENS / request.param
-    module, params = pretrained.load_model(directory, jnp.float32)
+    module, params = weights.load_model(directory, jnp.float32)
     compiled = jax.jit(module.apply)
     return directory, lambda ids, mask: compiled(params, ids, mask), load_file(f"{directory}.safetensors")
 
@@ -42,7 +42,7 @@ def test_matches_torch(layout):
 
 def test_bfloat16_is_near_float32(layout):
     directory, _, golden = layout
-    module, params = pretrained.load_model(directory, jnp.bfloat16)
+    module, params = weights.load_model(directory, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     mask = golden["attention_mask"].astype(bool)
     hidden = jax.jit(module.apply)(params, golden["input_ids"], golden["attention_mask"])
@@ -53,7 +53,7 @@ def test_bfloat16_is_near_float32(layout):
 
 def test_int8_weights_are_near_float32(layout):
     directory, _, golden = layout
-    module, params = pretrained.load_model(directory, jnp.float32, jnp.int8)
+    module, params = weights.load_model(directory, jnp.float32, jnp.int8)
     # Matrices are int8, what else there is float32: a quarter of the bytes and a scale for each output.
     sizes = {jnp.dtype(jnp.int8): 0, jnp.dtype(jnp.float32): 0}
     for leaf in jax.tree.leaves(params):
@@ -69,7 +69,7 @@ def test_eight_devices_encode_as_one(layout, monkeypatch):
     directory, apply, golden = layout
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 512)
     mesh = sharding.make_mesh(fsdp=4)
-    module, params = pretrained.load_model(directory, jnp.float32, mesh=mesh)
+    module, params = weights.load_model(directory, jnp.float32, mesh=mesh)
     # Born sharded: no device has more than about a quarter.
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert held < 0.35 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))

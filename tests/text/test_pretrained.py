@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.text import pretrained
+from imagen_jax.text import families, pretrained, weights
 from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -82,26 +82,26 @@ CLIP_TABLE = "embeddings.token_embedding.weight"
 )
 def test_where_the_token_table_may_be(name, change, config, loads, model):
     directory = model(name, change, **config)
-    module = pretrained.make_module(directory, jnp.float32)
+    module = families.make_module(directory, jnp.float32)
     if not loads:
         with pytest.raises(
             ValueError, match="lack the tensor|which a model of this config.json does not have"
         ):
-            pretrained.locate(directory, module)
+            weights.locate(directory, module)
         return
-    located = {tensor.path: pretrained._read(tensor) for tensor in pretrained.locate(directory, module)}
-    original = pretrained.locate(GOLDENS / name, pretrained.make_module(GOLDENS / name, jnp.float32))
+    located = {tensor.path: weights._read(tensor) for tensor in weights.locate(directory, module)}
+    original = weights.locate(GOLDENS / name, families.make_module(GOLDENS / name, jnp.float32))
     assert len(located) == len(original)
     for tensor in original:
-        np.testing.assert_array_equal(located[tensor.path], pretrained._read(tensor))
+        np.testing.assert_array_equal(located[tensor.path], weights._read(tensor))
 
 
 def test_a_tied_table_changes_no_fingerprint_and_no_embedding_but_by_its_weights(model):
     """What the head is tied to is no part of the encoder: caches stay valid."""
     tied, untied = model("tiny_t5", tie_word_embeddings=True), None
-    first = pretrained.make_module(tied, jnp.float32)
+    first = families.make_module(tied, jnp.float32)
     untied = model("tiny_t5", tie_word_embeddings=False)
-    second = pretrained.make_module(untied, jnp.float32)
+    second = families.make_module(untied, jnp.float32)
     assert first == second and hash(first) == hash(second) and repr(first.config) == repr(second.config)
 
 
@@ -224,9 +224,9 @@ BOUNDED = [
 def test_sizes_are_bounded_by_the_weights(name, config, message, model, monkeypatch):
     directory = model(name, **config)
     if "must have shape" not in message and "does not have" not in message:  # small enough to be built
-        monkeypatch.setattr(pretrained, "_shapes", lambda *_: pytest.fail("a network was built"))
+        monkeypatch.setattr(weights, "_shapes", lambda *_: pytest.fail("a network was built"))
     with pytest.raises(ValueError, match=message) as error:
-        pretrained.locate(directory, pretrained.make_module(directory, jnp.float32))
+        weights.locate(directory, families.make_module(directory, jnp.float32))
     assert str(directory) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -248,7 +248,7 @@ def test_wrong_types_of_sizes_are_one_line(name, fields, tmp_path):
         for value in WRONG:
             (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
             with pytest.raises(ValueError, match=f"config.json: {field} must be a positive integer") as error:
-                pretrained.read_config(tmp_path)
+                families.read_config(tmp_path)
             assert str(tmp_path) in str(error.value) and len(str(error.value)) < 400
 
 
@@ -278,7 +278,7 @@ def test_wrong_types_of_the_rest_are_one_line(name, config, message, tmp_path):
     whole = json.loads((GOLDENS / name / "config.json").read_text()) | config
     (tmp_path / "config.json").write_text(json.dumps(whole))
     with pytest.raises(ValueError, match=message) as error:
-        pretrained.read_config(tmp_path)
+        families.read_config(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
@@ -293,7 +293,7 @@ def test_wrong_types_of_the_rest_are_one_line(name, config, message, tmp_path):
 def test_wrong_types_in_a_config_of_open_clip_are_one_line(config, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="open_clip") as error:
-        pretrained.read_config(tmp_path)
+        families.read_config(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.text import pretrained, t5
+from imagen_jax.text import t5, weights
 from imagen_jax.text.encoder import TextEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -48,13 +48,13 @@ def test_whole_models_and_tied_tables_load(tmp_path):
     tensors |= {"decoder.embed_tokens.weight": np.zeros(3), "lm_head.weight": np.zeros(3)}
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     save_file(tensors, tmp_path / "model.safetensors")
-    _, params = pretrained.load_model(tmp_path, jnp.float32)
-    _, expected = pretrained.load_model(source, jnp.float32)
+    _, params = weights.load_model(tmp_path, jnp.float32)
+    _, expected = weights.load_model(source, jnp.float32)
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, params, expected)))
     tensors["encoder.embed_tokens.weight"] += 1
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="shared.weight|embed_tokens.weight is there twice, and differs"):
-        pretrained.load_model(tmp_path, jnp.float32)
+        weights.load_model(tmp_path, jnp.float32)
 
 
 def test_as_a_text_encoder():

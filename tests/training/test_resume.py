@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax import config, load_cascade, load_stage
+from imagen_jax import TextEncoder, config, load_cascade, load_stage
 from imagen_jax.config.presets import load_preset
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import shapes
@@ -283,7 +283,7 @@ def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
     write_records({"train": records}, tmp_path / "data", name="data", description="Eight.")
     (settings,) = load_preset(str(preset))
     directory = loop.cache.directory_of(tmp_path / "data")
-    encoder = loop.TextEncoder.from_config(settings.text)
+    encoder = TextEncoder.from_config(settings.text)
     loop.cache.build(["picture 0", "picture 1"], encoder, directory)
     options = ("--data.path", str(tmp_path / "data"), "--run.num-steps", "1")
     code, out, err = finish(start(preset, tmp_path / "run", *options))
