@@ -367,7 +367,7 @@ def test_compile_cascade_takes_shapes(tiny_stages, checked_only):
     ("changes", "message"),
     [
         ({"stages": ()}, "stages must be a tuple of at least one Stage"),
-        ({"encoder": "tiny_bert"}, "encoder must be a TextEncoder; got 'tiny_bert'"),
+        ({"encoder": "tiny_bert"}, "encoder must be a TextEncoder, or have .* encode; got 'tiny_bert'"),
         ({"prompts": "red"}, "prompts must be a list of at least one str; got 'red'"),
         ({"prompts": np.array(["red"] * 2)}, "prompts must be a list"),
         ({"prompts": ["red", None]}, r"prompts\[1\] must be a str; got None"),

@@ -41,10 +41,10 @@ class Options:
 
 def main(parsed: tuple[Options, StageConfig]) -> None:
     options, config = parsed
-    from imagen_jax import TextEncoder, checks, sharding
+    from imagen_jax import checks, sharding
     from imagen_jax.config.validation import validate
     from imagen_jax.data import sources
-    from imagen_jax.text import cache
+    from imagen_jax.text import cache, encoders
 
     validate(config)
     if options.batch_size < 1:
@@ -62,7 +62,7 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     data = config.data.path
     keys = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
     parts = [sources.open_source(data, split, **keys) for split in options.splits or sources.splits(data)]
-    encoder = TextEncoder.from_config(config.text, mesh)
+    encoder = encoders.from_config(config.text, mesh)
     directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(
         (),

@@ -58,12 +58,13 @@ def main(options: Options) -> None:
     written = [f"{name}{end}" for name in names for end in (".md", ".json")]
     files.check_directory(output, "--output", needed=ROOM, names=(*written, "grid.png"))
 
-    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade
+    from imagen_jax import checks, compilation, grid, load_cascade
     from imagen_jax.data import pipeline, sources
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
     from imagen_jax.sampling.cascade import sampling_by_stage
     from imagen_jax.stage_dir.loading import read_cascade
+    from imagen_jax.text import encoders
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
@@ -96,7 +97,7 @@ def main(options: Options) -> None:
     compilation.use_compilation_cache()
     pictures = generate(
         stages,
-        TextEncoder.from_config(stages[0].config.text),
+        encoders.from_config(stages[0].config.text),
         captions,
         seeds=seeds,
         batch_size=options.batch_size,

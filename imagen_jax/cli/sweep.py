@@ -75,7 +75,7 @@ def main(options: Options) -> None:
     files.check_directory(output, "--output", names=FILES)
     files.check_directory(output / "best", "--output")
 
-    from imagen_jax import TextEncoder, checks, compilation, grid, load_cascade
+    from imagen_jax import checks, compilation, grid, load_cascade
     from imagen_jax.data import transforms
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
@@ -83,6 +83,7 @@ def main(options: Options) -> None:
     from imagen_jax.sampling.one_stage import evaluations
     from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
     from imagen_jax.stage_dir.loading import read_cascade
+    from imagen_jax.text import encoders
 
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
@@ -122,7 +123,7 @@ def main(options: Options) -> None:
     metrics = [build(name, options.clip) for name in names]
     stages = load_cascade(options.workdir)
     compilation.use_compilation_cache()
-    encoder = TextEncoder.from_config(stages[0].config.text)
+    encoder = encoders.from_config(stages[0].config.text)
     seeds = range(options.seed, options.seed + len(prompts))
     rows, scores, pictures, chosen, top = [], [], None, None, None
     tried = progress.over(zip(settings, per_stage, by_stage, strict=True), len(settings), "settings", "sweep")

@@ -23,12 +23,12 @@ from imagen_jax.sampling.inputs import Inputs, check_request
 from imagen_jax.sampling.one_stage import check_params
 from imagen_jax.stage import Stage, image_keys
 from imagen_jax.structs import TextCond
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text import encoders
 
 
 def generate(
     stages: tuple[Stage, ...],
-    encoder: TextEncoder,
+    encoder: encoders.Encoder,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
@@ -88,7 +88,8 @@ def generate(
     mesh = sharding.make_mesh(fsdp)
     batch_size = whole_batch(batch_size, len(prompts), fsdp)
     # All prompts are checked, and those too long warned of, before anything is computed.
-    encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
+    if hasattr(encoder, "tokenize"):
+        encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
 
     @functools.lru_cache(maxsize=batch_size)
     def encoded(prompt: str) -> TextCond:
@@ -199,14 +200,14 @@ def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
     )
 
 
-def encode(stages: tuple[Stage, ...], encoder: TextEncoder, prompts: Sequence[str]) -> TextCond:
+def encode(stages: tuple[Stage, ...], encoder: encoders.Encoder, prompts: Sequence[str]) -> TextCond:
     """Captions at the length that the stages were trained with; a warning says which are cut."""
     _check_encoder(between(stages, {}), encoder)
-    return encoder.encode(prompts, length=stages[0].config.text.length)
+    return encoders.encode(encoder, prompts, stages[0].config.text.length)
 
 
-def _check_encoder(stages: tuple[Stage, ...], encoder: TextEncoder) -> None:
-    checks.instance("encoder", encoder, TextEncoder, "a TextEncoder")
+def _check_encoder(stages: tuple[Stage, ...], encoder: encoders.Encoder) -> None:
+    encoders.check(encoder, has_fingerprint=False)
     settings = stages[0].config.text
     rule = f"be the one of training, {settings.encoder} of width {settings.width}"
     got = Verbatim(f"{encoder.name} of width {encoder.width}")

@@ -22,7 +22,7 @@ from imagen_jax.sampling.cascade import between, sampling_by_stage, sizes_by_sta
 from imagen_jax.stage import Stage
 from imagen_jax.stage_dir import loading
 from imagen_jax.storage import files, locations
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text import encoders
 
 MAX_PICTURES = 100_000  # of one request
 MAX_SIDE = 2**14  # pixels
@@ -136,7 +136,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         workdir, best=request.best, steps=request.checkpoints, return_steps=True
     )
     stages = tuple(_with_sampling(request, stage) for stage in loaded)
-    encoder = TextEncoder.from_config(stages[0].config.text)
+    encoder = encoders.from_config(stages[0].config.text)
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "

@@ -54,10 +54,17 @@ def from_config(config: TextConfig, mesh: Mesh | None = None) -> Encoder:
     return encoder
 
 
-def check(encoder: Any, name: str = "encoder") -> None:
-    """Raise ValueError unless `encoder` is an `Encoder`."""
+def check(encoder: Any, name: str = "encoder", has_fingerprint: bool = True) -> None:
+    """Raise ValueError unless `encoder` is an `Encoder`.
+
+    Args:
+      encoder: any value.
+      name: of it, in the message.
+      has_fingerprint: look at its fingerprint too, for which a `TextEncoder` may have to read its weights.
+    """
+    words = ("name", "width", "fingerprint")[: 2 + has_fingerprint]
     is_encoder = not isinstance(encoder, type) and callable(getattr(encoder, "encode", None))
-    is_encoder = is_encoder and all(hasattr(encoder, word) for word in ("name", "width", "fingerprint"))
+    is_encoder = is_encoder and all(hasattr(encoder, word) for word in words)
     checks.require(is_encoder, name, "be a TextEncoder, or have name, width, fingerprint and encode", encoder)
 
 

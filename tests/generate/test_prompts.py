@@ -74,6 +74,18 @@ def test_a_long_prompt_is_cut_with_a_warning(stages, encoder):
         list(generate(stages, encoder, ["red circle " * 20], seeds=[0], batch_size=8))
 
 
+def test_an_encoder_of_ones_own_is_enough(stages, encoder):
+    class Own:
+        name, width = "own", encoder.width
+
+        def encode(self, captions):
+            return encoder.encode(captions)
+
+    [(image,)] = generate(stages, Own(), ["a red circle"], seeds=[0], batch_size=8)
+    [(expected,)] = generate(stages, encoder, ["a red circle"], seeds=[0], batch_size=8)
+    np.testing.assert_array_equal(image, expected)
+
+
 def test_grid_holds_every_picture():
     pictures = [np.full((4, 4, 3), value, np.float32) for value in (-1.0, 0.0, 1.0)]
     sheet = np.asarray(

@@ -15,6 +15,7 @@ import pytest
 
 from imagen_jax.data import shards, sources, transforms
 from imagen_jax.prepare.records import write_records
+from imagen_jax.structs import TextCond
 from imagen_jax.text import cache_files, cache_filling
 from imagen_jax.text.cache import EmbeddingCache, build
 from imagen_jax.text.encoder import TextEncoder
@@ -23,6 +24,17 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SHORT = [f"a {color} {animal}" for color in ("red", "blue") for animal in ("cat", "dog")]
 CAPTIONS = SHORT + [caption + " left" * 9 for caption in SHORT]
 PICTURE = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
+
+
+class Letters:
+    """An encoder of nothing but what an encoder must have: a token per letter, whose numbers are its code."""
+
+    name, width, fingerprint = "letters", 4, "letters"
+
+    def encode(self, captions):
+        length = max(map(len, captions))
+        codes = np.array([[ord(letter) for letter in caption.ljust(length, "\0")] for caption in captions])
+        return TextCond(np.repeat(codes[:, :, None], 4, 2).astype(np.float32), codes > 0)
 
 
 class Counting:
@@ -450,22 +462,6 @@ def test_rows_of_another_text_feature_are_not_mixed_up(tiny, tmp_path):
     other = sources.open_source(tmp_path / "data", caption_key="claims")
     for each, caption in ((source, SHORT[0]), (other, SHORT[1]), (source, SHORT[0])):
         assert_rows(make([], tiny, tmp_path / "cache", sources=[each]), each, [caption])
-
-
-# --- encoders of one's own ------------------------------------------------------------------------
-
-
-class Letters:
-    """An encoder of nothing but what an encoder must have: a token per letter, whose numbers are its code."""
-
-    name, width, fingerprint = "letters", 4, "letters"
-
-    def encode(self, captions):
-        from imagen_jax.structs import TextCond
-
-        length = max(map(len, captions))
-        codes = np.array([[ord(letter) for letter in caption.ljust(length, "\0")] for caption in captions])
-        return TextCond(np.repeat(codes[:, :, None], 4, 2).astype(np.float32), codes > 0)
 
 
 def test_an_encoder_of_ones_own(tmp_path):
