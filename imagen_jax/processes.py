@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import logging
 import os
 import socket
 import sys
@@ -15,6 +16,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+_LOGGER = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -112,12 +115,12 @@ def _join_timeout() -> int:
 
 @contextlib.contextmanager
 def _announce_wait(timeout_s: int) -> Iterator[None]:
-    """Print after ten seconds what the process waits for: on timeout JAX prints only a stack trace."""
+    """Log after ten seconds what the process waits for: on timeout JAX prints only a stack trace."""
     line = (
         f"waiting for the other processes of the run, up to {timeout_s} s (IMAGEN_JAX_JOIN_TIMEOUT): all of them must "
         "be started, with one address"
     )
-    timer = threading.Timer(10, lambda: print(line, file=sys.stderr, flush=True))
+    timer = threading.Timer(10, lambda: _LOGGER.warning(line))
     timer.daemon = True
     timer.start()
     try:

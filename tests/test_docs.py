@@ -32,7 +32,7 @@ from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
 from imagen_jax.data import transforms
 from imagen_jax.diffusion import samplers, schedules
-from imagen_jax.evaluation import sweep
+from imagen_jax.evaluation import METRICS, sweep
 from imagen_jax.models.conditioning import conditioning_images
 from imagen_jax.models.layers import cached
 from imagen_jax.planning import chips
@@ -140,7 +140,7 @@ def names(place, monkeypatch, one_layer):
         TextEncoder, "from_pretrained", lambda name, *args, **options: published(TINY_BERT, *args, **options)
     )
     monkeypatch.setattr(imagen_jax, "use_compilation_cache", lambda directory=None: None)  # it is the user's
-    for registry in (schedules.SCHEDULES, config.NETWORKS):
+    for registry in (schedules.SCHEDULES, config.NETWORKS, METRICS):
         monkeypatch.setattr(registry, "_entries", dict(registry))
     monkeypatch.chdir(place)
     stages = imagen_jax.load_cascade("runs/quickstart")

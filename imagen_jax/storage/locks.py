@@ -3,15 +3,17 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
 from typing import IO, Any
 
 from imagen_jax.storage import locations
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def acquire_file_lock(file: IO, *, if_unsupported: bool = False) -> bool:
@@ -65,10 +67,8 @@ class BucketLock:
         found = self._read()
         if found.state == "value":
             holder = _holder(found.value)
-            print(
-                f"{self._url} is held by {holder}: waiting up to {self._stale_s:.0f} s to see whether it still runs",
-                file=sys.stderr,
-                flush=True,
+            _LOGGER.warning(
+                f"{self._url} is held by {holder}: waiting up to {self._stale_s:.0f} s to see whether it still runs"
             )
             end = time.monotonic() + self._stale_s
             while time.monotonic() < end:
