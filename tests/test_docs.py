@@ -307,7 +307,7 @@ def all_calls(path):
             words = yaml.safe_load(found[1])
             yield Path(words[1]).name, list(map(str, words[2:]))
     for code in in_code(path):
-        if re.match(CALL, code):
+        if re.match(CALL, code) and " --" in code:  # without options it is the name of a command
             yield from script_calls(code)
     # Tables whose first column holds the options of the script in their head.
     for table in re.finditer(
