@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.data import shards
+from imagen_jax.prepare.quarantine import LeftOut
 from imagen_jax.storage import files
 from imagen_jax.storage.locks import acquire_file_lock
 
 # Files of parts are joined until they have so many records or bytes; each joined record is copied once more.
 JOINED_RECORDS = 4096
 JOINED_BYTES = 2**25
+_ROW = {"split", "file", "size", "records", "bytes"}  # of a file in NUMBER.json
 _LOCK, _PLAN = "lock", "plan.json"
 
 
@@ -101,6 +103,31 @@ def _changes(begun: dict, settings: dict, differs: list[str]) -> str:
     """Return the old and new values, except the hash of the files."""
     changes = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
     return f" ({'; '.join(changes)})" if changes else ""
+
+
+def read_part(place: Path, number: int) -> dict:
+    """Return the contents of NUMBER.json; raise ValueError if it is damaged."""
+    path = place / f"{number:06d}.json"
+    try:
+        content = json.loads(path.read_text())
+        for row in content["left_out"]:
+            LeftOut(*row)
+        if any(_ROW - set(row) for row in content["files"]):
+            raise KeyError("something is missing")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must list files; got damaged content ({error}): delete {place} to start anew."
+        ) from error
+    return content
+
+
+def is_done(place: Path, number: int) -> bool:
+    """Whether a part and its files are complete."""
+    try:
+        rows = read_part(place, number)["files"]
+        return all((place / row["file"]).stat().st_size == row["size"] for row in rows)
+    except (OSError, ValueError):
+        return False  # it is written again
 
 
 def assemble(

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.prepare import captions, listing, parquet_pages
+from imagen_jax.prepare import captions, listing, parquet_pages, parquet_types
 from imagen_jax.prepare.captions import CAPTIONS
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
@@ -34,7 +33,6 @@ _FOOTER = 2**26  # bytes
 # Raised by Arrow for damage and for unknown features, such as a codec.
 _ARROW = (OSError, ValueError, ArithmeticError, NotImplementedError, LookupError, TypeError)
 _FEW, _MANY = 16, 1024  # rows whose texts are in memory at once; many if each batch copies a large dictionary
-_BYTES = ("binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
 class _NoColumnError(ValueError):
@@ -89,13 +87,18 @@ class Tables:
 
     def columns(self, schema, file: str) -> Columns:
         """Return the columns of pictures and of captions; raise ValueError if one is missing or ambiguous."""
-        kinds = {field.name: _storage(field.type) for field in schema}
-        images = [name for name in self._named(kinds, self.image_key, IMAGES) if _holds_pictures(kinds[name])]
+        kinds = {field.name: parquet_types.storage(field.type) for field in schema}
+        images = [
+            name
+            for name in self._named(kinds, self.image_key, IMAGES)
+            if parquet_types.holds_pictures(kinds[name])
+        ]
         # Captions of type bytes, in tables that have no type for text, are read only where the key names them.
         texts = [
             name
             for name in self._named(kinds, self.caption_key, CAPTIONS)
-            if _holds_text(kinds[name]) or (self.caption_key and _is_any(kinds[name], *_BYTES))
+            if parquet_types.holds_text(kinds[name])
+            or (self.caption_key and parquet_types.holds_bytes(kinds[name]))
         ]
         for found, what, option, names in (
             (images, "pictures", "--image-key", (self.image_key,) if self.image_key else IMAGES),
@@ -159,7 +162,7 @@ class Tables:
         batches = dict.fromkeys((*columns.captions, *status), many if texts.largest > 2**22 else _FEW)
         for column in columns.images:
             pages = parquet_pages.look(file, group, [column])
-            is_dictionary = _is_dictionary(schema.field(column).type)
+            is_dictionary = parquet_types.is_dictionary(schema.field(column).type)
             if pages.cost > (most := self.limits.page_bytes):
                 sizes = f"a page of {pages.largest} bytes, which takes {pages.cost} bytes of memory, more than {most}"
                 raise Unusable("too large", f"{sizes}: {fix}, or raise --max-page-bytes")
@@ -172,10 +175,12 @@ class Tables:
     def _found(self, where: str, columns: Columns, status: list[str], values: dict) -> Found | LeftOut:
         try:
             for name in status:
-                if (state := _value(values[name])) != "success":
+                if (state := parquet_types.value_of(values[name])) != "success":
                     raise Unusable("download failed", f"status {str(state)[:100]}")
             given = self._captions(values[name] for name in columns.captions)
-            picture = next(filter(None, (_bytes(values[name]) for name in columns.images)), None)
+            picture = next(
+                filter(None, (parquet_types.picture_bytes(values[name]) for name in columns.images)), None
+            )
             if picture is None:
                 raise Unusable("no picture", "no bytes in this row")
             self.limits.check_image(picture.size)
@@ -192,7 +197,7 @@ class Tables:
         return ()
 
     def _texts(self, scalar) -> list[str | None]:
-        scalar = _plain(scalar)
+        scalar = parquet_types.plain(scalar)
         values = getattr(scalar, "values", None)  # of a list
         if values is None:
             return [self._text(scalar)]
@@ -200,7 +205,7 @@ class Tables:
             values = values.unique()
         if len(values) > self.limits.captions:
             raise Unusable("too many captions", f"{len(values)}, more than {self.limits.captions}")
-        return [self._text(_plain(value)) for value in values]
+        return [self._text(parquet_types.plain(value)) for value in values]
 
     def _text(self, scalar) -> str | None:
         if not scalar.is_valid:
@@ -217,10 +222,13 @@ class Tables:
 def holds_pictures(path: Path, image_key: str | None) -> bool:
     """Whether a file is a table of pictures; True if it cannot be read."""
     try:
-        kinds = {field.name: _storage(field.type) for field in _metadata(path).schema.to_arrow_schema()}
+        kinds = {
+            field.name: parquet_types.storage(field.type)
+            for field in _metadata(path).schema.to_arrow_schema()
+        }
     except Exception:
         return True
-    return any(_holds_pictures(kinds[name]) for name in Tables._named(kinds, image_key, IMAGES))
+    return any(parquet_types.holds_pictures(kinds[name]) for name in Tables._named(kinds, image_key, IMAGES))
 
 
 def _metadata(path: Path):
@@ -274,63 +282,6 @@ def _damage(error: Exception, where: str, lost: str) -> LeftOut:
 def _status(names: list[str]) -> list[str]:
     """Return the column of download results of a table of img2dataset; elsewhere "status" has another meaning."""
     return ["status"] if "status" in names and {"error_message", "key"} & set(names) else []
-
-
-def _plain(scalar):
-    """Return the value of a scalar of a dictionary or an extension type."""
-    while hasattr(scalar, "value") and (
-        hasattr(scalar, "dictionary") or hasattr(scalar.type, "storage_type")
-    ):
-        scalar = scalar.value
-    return scalar
-
-
-def _bytes(scalar):
-    """Return pyarrow's buffer of a picture; None if there is none."""
-    scalar = _plain(scalar)
-    if scalar is None or not scalar.is_valid:
-        return None
-    if hasattr(scalar, "keys"):
-        return _bytes(scalar["bytes"])
-    return scalar.as_buffer()
-
-
-def _value(scalar):
-    scalar = _plain(scalar)
-    return scalar.as_py() if scalar is not None else None
-
-
-def _storage(kind):
-    """Return the type of the values of a dictionary or extension type."""
-    while hasattr(kind, "index_type") or hasattr(kind, "storage_type"):
-        kind = kind.value_type if hasattr(kind, "index_type") else kind.storage_type
-    return kind
-
-
-def _picture_type(kind):
-    """Return the type of the field "bytes" of a struct, None if it has none; other types unchanged."""
-    if not _is_any(kind, "struct"):
-        return kind
-    place = kind.get_field_index("bytes")
-    return kind.field(place).type if place >= 0 else None
-
-
-def _is_dictionary(kind) -> bool:
-    return hasattr(_picture_type(kind), "index_type")
-
-
-def _holds_pictures(kind) -> bool:
-    """Whether a column may hold pictures; a column without any value has the type null."""
-    return _is_any(_storage(_picture_type(kind)), "null", *_BYTES)
-
-
-def _holds_text(kind) -> bool:
-    kind = _storage(getattr(kind, "value_type", kind))  # of a list
-    return _is_any(kind, "string", "large_string", "string_view", "null")
-
-
-def _is_any(kind, *names: str) -> bool:
-    return re.split(r"[<\[]", str(kind))[0] in names
 
 
 def _gathered(rows: list[int]) -> Iterator[tuple[int, ...]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +28,6 @@ from imagen_jax.storage import files
 VERSION = 1  # of the contents of the unfinished directory
 FEW = 256  # pictures up to which starting workers would take longer than the work
 QUARANTINE = "quarantine.jsonl"
-_ROW = {"split", "file", "size", "records", "bytes"}  # of a file in NUMBER.json
 _WRITTEN, _DATA = "written", "data"
 
 
@@ -177,7 +175,7 @@ def _enough(num: int) -> str:
 def _write_parts(plan: Plan, place: Path, num_workers: int, progress) -> None:
     if (place / _WRITTEN).exists():
         return  # and their files may have been moved or joined already
-    missing = [number for number in range(len(plan.parts)) if not _is_done(place, number)]
+    missing = [number for number in range(len(plan.parts)) if not output.is_done(place, number)]
     nums = [plan.parts[number].num for number in missing]
     num_workers = 1 if all(nums) and sum(nums) <= FEW else min(num_workers, len(missing))
     calls = {number: (plan.job, plan.parts[number], number, place) for number in missing}
@@ -249,44 +247,20 @@ def _part_path(place: Path, number: int, split: str, suffix: str, index: int) ->
     return place / f"{number:06d}-{split}-{index:03d}{suffix}"
 
 
-def _read_part(place: Path, number: int) -> dict:
-    """Return the contents of NUMBER.json; raise ValueError if it is damaged."""
-    path = place / f"{number:06d}.json"
-    try:
-        content = json.loads(path.read_text())
-        for row in content["left_out"]:
-            LeftOut(*row)
-        if any(_ROW - set(row) for row in content["files"]):
-            raise KeyError("something is missing")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} must list files; got damaged content ({error}): delete {place} to start anew."
-        ) from error
-    return content
-
-
-def _is_done(place: Path, number: int) -> bool:
-    try:
-        rows = _read_part(place, number)["files"]
-        return all((place / row["file"]).stat().st_size == row["size"] for row in rows)
-    except (OSError, ValueError):
-        return False  # it is written again
-
-
 # ---- the whole ----
 
 
 def _left_out(plan: Plan, place: Path) -> Iterator[LeftOut]:
     yield from plan.left_out or ()
     for number in range(len(plan.parts)):
-        yield from (LeftOut(*row) for row in _read_part(place, number)["left_out"])
+        yield from (LeftOut(*row) for row in output.read_part(place, number)["left_out"])
 
 
 def _rows(plan: Plan, place: Path) -> dict[str, list[dict]]:
     """Return for each split the files of all parts, in order."""
     rows = {split: [] for split in plan.splits}
     for number in range(len(plan.parts)):
-        for row in _read_part(place, number)["files"]:
+        for row in output.read_part(place, number)["files"]:
             rows[row["split"]].append(row)
     return rows
 

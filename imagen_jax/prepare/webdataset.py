@@ -13,17 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
-import posixpath
-import sys
-import tarfile
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from imagen_jax.prepare import captions, listing, text_files
+from imagen_jax.prepare import captions, listing, tar_index, text_files
 from imagen_jax.prepare.captions import CAPTIONS
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
@@ -34,13 +28,6 @@ from imagen_jax.storage import input_files
 CUT = 2**30  # bytes of an archive from which on it is cut into several parts
 PART = 1024  # pictures in a part of a cut archive
 _LOOK = 64  # groups that are checked before any work
-_HEADER = 2**20  # bytes of the headers of one member, including extended ones
-_GLOBAL = 100  # extended headers that apply to all following members
-_MEMBER = 256  # approximate bytes of memory of a member in the index, without its name
-_INDEX = 2**29  # bytes of memory of the index of an archive: about two million members
-
-# A group of members by their extensions: (key, {extension: (offset, size) in the archive})
-Group = tuple[str, dict[str, tuple[int, int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +59,7 @@ class Archives:
             if _size(self.root / file) < CUT:
                 parts.append(Part(file, 0, (file, None)))
                 continue
-            groups, damage = index(self.root / file, file)
+            groups, damage = tar_index.index(self.root / file, file)
             left_out += damage
             chunks = [groups[i : i + PART] for i in range(0, len(groups), PART)]
             parts += [Part(f"{file}, {chunk[0][0]} and on", len(chunk), (file, chunk)) for chunk in chunks]
@@ -82,7 +69,7 @@ class Archives:
         file, groups = part.what
         damage: list[LeftOut] = []
         if groups is None:
-            groups, damage = index(self.root / file, file)
+            groups, damage = tar_index.index(self.root / file, file)
         if groups:
             try:
                 archive = input_files.open_file(self.root / file)
@@ -100,14 +87,16 @@ class Archives:
         try:
             chosen = self._pictures(members)
         except Unusable as error:
-            name = next((e for e in members if _kind(e) in _PICTURES), next(iter(members)))
+            name = next(
+                (e for e in members if tar_index.kind_of(e) in tar_index.PICTURES), next(iter(members))
+            )
             yield error.of(f"{where}.{name}")
             return
         for extension in chosen:
             try:
                 given = self._captions(archive, where, members, extension)
                 self.limits.check_image(members[extension][1])
-                found = Found(f"{where}.{extension}", _content(archive, members[extension]), given)
+                found = Found(f"{where}.{extension}", tar_index.content(archive, members[extension]), given)
             except Unusable as error:
                 yield error.of(f"{where}.{extension}")
             else:
@@ -125,10 +114,14 @@ class Archives:
             else _chosen(members)
         ):
             return images
-        if other := next((extension for extension in members if _kind(extension) in _PICTURES), None):
+        if other := next(
+            (extension for extension in members if tar_index.kind_of(extension) in tar_index.PICTURES), None
+        ):
             raise Unusable("no picture", f".{other}, but no .{self.image_key}")
-        captioned = any(_kind(extension) in ("txt", "json") for extension in members)
-        if captioned and (unread := next((e for e in members if f".{_kind(e)}" in listing.UNREAD), None)):
+        captioned = any(tar_index.kind_of(extension) in ("txt", "json") for extension in members)
+        if captioned and (
+            unread := next((e for e in members if f".{tar_index.kind_of(e)}" in listing.UNREAD), None)
+        ):
             raise Unusable("unknown format", f".{unread} is not read; convert it")
         if captioned:
             raise Unusable("caption without picture")
@@ -146,8 +139,8 @@ class Archives:
             if (size := members[place][1]) > text_files.MAX_BYTES:
                 detail = f"{where}.{place}: {size} bytes, more than {text_files.MAX_BYTES}"
                 raise Unusable("too large", detail)
-            content = _content(archive, members[place])
-            if _kind(place) == "json":
+            content = tar_index.content(archive, members[place])
+            if tar_index.kind_of(place) == "json":
                 found = captions.in_json(content, f"{where}.{place}", keys)
             else:
                 found = captions.lines(content, f"{where}.{place}")
@@ -160,7 +153,7 @@ class Archives:
         first: ValueError | None = None
         for file in files:
             try:
-                if groups := index(self.root / file, file, at_most=_LOOK)[0]:
+                if groups := tar_index.index(self.root / file, file, at_most=_LOOK)[0]:
                     self._check_groups(file, groups)
                     return
             except ValueError as error:
@@ -168,15 +161,15 @@ class Archives:
         if first:
             raise first
 
-    def _check_groups(self, file: str, groups: list[Group]) -> None:
+    def _check_groups(self, file: str, groups: list[tar_index.Group]) -> None:
         extensions = dict.fromkeys(extension for _, members in groups for extension in members)
-        kinds = {_kind(extension) for extension in extensions}
+        kinds = {tar_index.kind_of(extension) for extension in extensions}
         have = listing.told(dict.fromkeys(extensions, "file"))
         if self.image_key and self.image_key not in extensions:
             raise ValueError(
                 f"--image-key must be an extension in {file}; got {self.image_key!r}: it has {have}."
             )
-        if not self.image_key and not kinds & set(_PICTURES):
+        if not self.image_key and not kinds & set(tar_index.PICTURES):
             raise ValueError(
                 f"{file} must have pictures among its first members; got {have}: "
                 "name the extension of the pictures with --image-key."
@@ -195,22 +188,14 @@ class Archives:
             )
 
 
-_PICTURES = tuple(ending.removeprefix(".") for ending in listing.PICTURES)
-
-
 def _extension(key: str) -> str:
     """Return an extension in lower case without a leading dot."""
     return key.lstrip(".").lower()
 
 
-def _kind(extension: str) -> str:
-    """Return the last part of an extension: "png" of "orig.png"."""
-    return extension.rpartition(".")[2]
-
-
 def _beside(extension: str, kind: str) -> str:
     """Return the extension of a file with the same whole stem: "v1.txt" for "v1.jpg"."""
-    return extension[: -len(_kind(extension))] + kind
+    return extension[: -len(tar_index.kind_of(extension))] + kind
 
 
 def _chosen(members: dict) -> list[str]:
@@ -221,8 +206,8 @@ def _chosen(members: dict) -> list[str]:
     Raises:
       Unusable: the picture cannot be determined.
     """
-    plain = [extension for extension in members if extension in _PICTURES]
-    dotted = [e for e in members if _kind(e) in _PICTURES and e not in plain]
+    plain = [extension for extension in members if extension in tar_index.PICTURES]
+    dotted = [e for e in members if tar_index.kind_of(e) in tar_index.PICTURES and e not in plain]
     own = [e for e in dotted if {_beside(e, "txt"), _beside(e, "json")} & set(members)]
     if len(plain) > 1 or not (plain or own or len(dotted) < 2):
         names = ", ".join(plain or dotted)
@@ -240,135 +225,24 @@ def _size(archive: Path) -> int:
         return 0
 
 
-def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Group], list[LeftOut]]:
-    """Return the groups of an archive in order of their first members, and what is damaged or duplicate.
-
-    Reads only the headers of the members, and stops after `at_most` groups.
-    """
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    left_out: list[LeftOut] = []
-    taken = 0  # approximate bytes of memory
-    try:
-        for member in _members(archive):
-            # macOS may store an accent as a separate character.
-            folder, base = posixpath.split(unicodedata.normalize("NFC", member.name))
-            folder = posixpath.normpath(folder)  # ./1.jpg belongs to 1.txt
-            folder = "" if folder == "." else folder
-            stem, _, extension = base.partition(".")
-            if not stem or not extension:  # hidden, or no extension
-                continue
-            key, extension = posixpath.join(folder, stem), sys.intern(extension.lower())
-            where = f"{name}:{member.name}"
-            taken += _MEMBER + len(member.name)
-            if taken > _INDEX:
-                detail = f"the rest is not read: it has over {_INDEX // _MEMBER} members, or names that are too long"
-                left_out.append(LeftOut(name, "too large", detail))
-                break
-            if member.issparse():
-                left_out.append(
-                    LeftOut(
-                        where, "unreadable file", "stored with holes, as by tar --sparse: pack it without"
-                    )
-                )
-            elif not member.isreg():
-                if not member.isdir() and (kind := _kind(extension)) in (*_PICTURES, "txt", "json"):
-                    reason = "undecodable" if kind in _PICTURES else "unreadable file"
-                    left_out.append(LeftOut(where, reason, "a link or device, not a file"))
-            elif extension in groups.get(key, ()):
-                left_out.append(LeftOut(where, "duplicate key", "the first one counts"))
-            else:
-                groups.setdefault(key, {})[extension] = member.offset_data, member.size
-            if at_most and len(groups) > at_most:
-                break
-    except (OSError, tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        # EINVAL is an offset that no file can have, from a damaged header.
-        if (
-            isinstance(error, OSError | input_files.NoFileError)
-            and getattr(error, "errno", None) != errno.EINVAL
-        ):
-            left_out.append(listing.unreadable(error, name))
-        else:
-            left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
-    return list(groups.items()), left_out
-
-
-class _Headers:
-    """A file of which tarfile reads at most _HEADER bytes for each member, whatever the extended headers claim."""
-
-    def __init__(self, file: BinaryIO):
-        self.seek, self.tell = file.seek, file.tell
-        self._file, self._left = file, _HEADER
-
-    def start_member(self) -> None:
-        self._left = _HEADER
-
-    def read(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
-            raise tarfile.ReadError(f"headers of more than {_HEADER} bytes before byte {self.tell()}")
-        return self._file.read(size)
-
-
-def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the members that are completely in the archive; raise TarError or OSError where it is damaged."""
-    with input_files.open_file(archive) as file:
-        size, start = os.fstat(file.fileno()).st_size, 0
-        while start is not None:  # archives may be concatenated
-            file.seek(start)
-            headers = _Headers(file)
-            with tarfile.open(fileobj=headers, mode="r:") as tar:
-                last = start - 1
-                while (member := tar.next()) is not None:
-                    headers.start_member()
-                    if member.size < 0 or tar.offset <= last:
-                        raise tarfile.ReadError(f"{member.name} has a negative size")
-                    last = tar.offset
-                    tar.members.clear()  # frees their memory
-                    if len(tar.pax_headers) > _GLOBAL:
-                        raise tarfile.ReadError(f"more than {_GLOBAL} headers for all members")
-                    if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"{member.name} is cut off")
-                    yield member
-                end = tar.offset
-            start = _after_end(file, end)
-
-
-def _after_end(file: BinaryIO, end: int) -> int | None:
-    """Return the offset of what follows the end mark of an archive, None if nothing does.
-
-    Raises:
-      tarfile.ReadError: there is no end mark, or longer padding than the tar format allows. tarfile ignores both.
-    """
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
-        raise tarfile.ReadError(f"no header of a member and no end mark at byte {end}")
-    place = end + tarfile.BLOCKSIZE
-    while blocks := file.read(2**11 * tarfile.BLOCKSIZE):
-        if rest := blocks.lstrip(b"\0"):
-            return place + (len(blocks) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-        place += len(blocks)
-    if place - end > tarfile.RECORDSIZE + tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it ends in {place - end} zeros, as a download that is not complete does")
-    return None
-
-
-def _content(archive: BinaryIO, place: tuple[int, int]) -> bytes:
-    archive.seek(place[0])
-    return archive.read(place[1])
-
-
-def _fields(archive: Path, groups: list[Group]) -> dict[str, str]:
+def _fields(archive: Path, groups: list[tar_index.Group]) -> dict[str, str]:
     """Return the fields of the .json files in some groups and the types of their values."""
     fields: dict[str, str] = {}
     places = [
-        place for _, members in groups for extension, place in members.items() if _kind(extension) == "json"
+        place
+        for _, members in groups
+        for extension, place in members.items()
+        if tar_index.kind_of(extension) == "json"
     ]
     with input_files.open_file(archive) as file:
         for place in places:
             with contextlib.suppress(ValueError):
                 is_read = place[1] <= text_files.MAX_BYTES and len(fields) < 1000
-                row = captions.parse_json(text_files.decode(_content(file, place))) if is_read else None
+                row = (
+                    captions.parse_json(text_files.decode(tar_index.content(file, place)))
+                    if is_read
+                    else None
+                )
                 if isinstance(row, dict):
                     fields.update({key: type(value).__name__ for key, value in row.items()})
     return fields

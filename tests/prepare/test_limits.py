@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagen_jax.prepare import origins, parquet, parquet_pages, pictures, quarantine, text_files, webdataset
+from imagen_jax.prepare import origins, parquet, parquet_pages, pictures, quarantine, tar_index, text_files
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.quarantine import LeftOut, Unusable
 
@@ -204,7 +204,7 @@ def shared(i):
     ids=["extended header", "long name", "long names", "negative size", "global headers", "members"],
 )
 def test_archives_made_to_take_all_memory_end_there(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(webdataset, "_INDEX", 10_000)
+    monkeypatch.setattr(tar_index, "_INDEX", 10_000)
     with (tmp_path / "x.tar").open("wb") as file:
         file.write(GOOD + content.replace(b"x" * 90, b"x" * 86 + b".png"))
         file.truncate(2**32)

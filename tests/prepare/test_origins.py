@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import shards, sources
-from imagen_jax.prepare import parquet, pictures, webdataset
+from imagen_jax.prepare import parquet, pictures, tar_index, webdataset
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_of_a_damaged_archive_what_lies_before_stays(tmp_path, script):
     cases.append((whole[: headers[4] + 3] + b"\xff" + whole[headers[4] + 4 :], 4))  # a wrong checksum
     for content, readable in cases:
         (tmp_path / "x.tar").write_bytes(content)
-        groups, damage = webdataset.index(tmp_path / "x.tar", "x.tar")
+        groups, damage = tar_index.index(tmp_path / "x.tar", "x.tar")
         assert [row.reason for row in damage] == ["damaged archive"]
         assert [key for key, found in groups if "png" in found] == [str(i) for i in range(readable)]
     make_tar(tmp_path / "in" / "sound.tar", members)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagen_jax.data import sources
 from imagen_jax.prepare import folder, parts, pictures
+from imagen_jax.prepare.output import is_done
 from imagen_jax.storage.locks import acquire_file_lock
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +255,7 @@ def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path,
     (place / "000002.json").write_text("{")  # is made again
     with pytest.raises(ValueError, match=message):
         prepare(script, photos, output, test_fraction=0.03)
-    assert parts._is_done(place, 2)
+    assert is_done(place, 2)
     (place / "000002.json").write_text('{"files": [{}], "left_out": []}')
     (place / "written").touch()
     with pytest.raises(ValueError, match="000002.json must list files; got damaged.*delete"):
