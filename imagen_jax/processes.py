@@ -100,8 +100,8 @@ def wait_for_port(port: int, timeout_s: int) -> int:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or waited + 1 >= timeout_s:
                 raise ValueError(
-                    f"JAX_COORDINATOR_ADDRESS must name a free port of process 0's host; {port} cannot be used: "
-                    f"{error.strerror}."
+                    f"JAX_COORDINATOR_ADDRESS must name a free port of process 0's host; got {port}, which cannot "
+                    f"be used ({error.strerror}): choose another."
                 ) from error
             time.sleep(1)
 
@@ -168,7 +168,7 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
     if failed.any():
         which = ", ".join(map(str, np.flatnonzero(failed)[:8]))
         raise ValueError(
-            f"every process must be able to continue; process {which} of {len(failed)} cannot: see its log."
+            f"every process must be able to continue; got an error in process {which} of {len(failed)}: see its log."
         )
     return found
 
@@ -192,9 +192,9 @@ def require_same(texts: dict[str, str]) -> None:
         names = [name for name, is_other in zip(texts, differs.any(axis=0), strict=True) if is_other]
         which = np.flatnonzero(differs.any(axis=1))
         raise ValueError(
-            f"{', '.join(names[:8])} must be the same in every process; process{'es' if len(which) > 1 else ''} "
-            f"{', '.join(map(str, which[:8]))} of {len(everywhere)} {'differ' if len(which) > 1 else 'differs'} "
-            f"from process 0: start all of them with one version of the code and one command."
+            f"{', '.join(names[:8])} must be the same in every process; got a difference from process 0 in "
+            f"process{'es' if len(which) > 1 else ''} {', '.join(map(str, which[:8]))} of {len(everywhere)}: "
+            "start all of them with one version of the code and one command."
         )
 
 

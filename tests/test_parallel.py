@@ -151,7 +151,7 @@ def run_two(texts):
 
 def test_processes_agree_or_stop():
     assert all("the same" in out for out in run_two(["a", "a"]))
-    rule = "the configuration must be the same in every process; process 1 of 2 differs from process 0"
+    rule = "the configuration must be the same in every process; got a difference from process 0 in process 1 of 2"
     assert all(rule in out and "the same\n" not in out for out in run_two(["a", "b"]))
 
 

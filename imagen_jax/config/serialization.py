@@ -99,8 +99,8 @@ def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> 
     unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown or missing:
         raise ValueError(
-            f"{name} must hold exactly the keys of a {cls.__name__}; unknown: {unknown}, missing: {missing}: the file "
-            "was written by another version of imagen_jax or edited."
+            f"{name} must hold exactly the keys of a {cls.__name__}; got unknown: {unknown}, missing: {missing}: the "
+            "file was written by another version of imagen_jax or edited."
         )
     return cls(**{key: _value(value, hints[key], key) for key, value in data.items()})
 
@@ -131,8 +131,8 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(content, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:  # of the decoding, of JSON, of numbers and of nesting
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} must hold JSON, but cannot be read: {reason}.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(f"{file} must hold JSON; got what cannot be read: {reason}.") from error
 
 
 def _bounded(file: Path) -> bytes:
@@ -146,7 +146,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         twice = sorted({key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])})
-        raise ValueError(f"keys must be distinct; got {shown(twice)} more than once")
+        raise ValueError(f"keys must be distinct; got {shown(twice)} more than once.")
     return data
 
 

@@ -41,7 +41,7 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
     """
     file = workdir / SAMPLING_FILE
     if not files.exists(file):
-        raise ValueError(f"{file} must exist for the best options: make it with scripts/sweep.py.")
+        raise ValueError(f"{file} must exist for the best options; got no such file: make it with scripts/sweep.py.")
     data = read_json(file)
     replaced = []
     try:
@@ -49,8 +49,8 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
         require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
         if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
             raise ValueError(
-                "its options have changed since scripts/sweep.py stored them; remove the line of the checksum if you "
-                "did that"
+                "options must be as scripts/sweep.py stored them; got a change since: remove the line of the checksum "
+                "if it is yours."
             )
         for each in stages:
             sampling = each.config.sampling
@@ -59,5 +59,6 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
             validate_sampling(each.config, sampling, prefix=f"{each.config.name}.")
             replaced.append(each.replace(config=dataclasses.replace(each.config, sampling=sampling)))
     except ValueError as error:
-        raise ValueError(f"{file} must hold sampling options, but does not: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{file} must hold sampling options; got an error in them: {reason}.") from error
     return tuple(replaced)

@@ -52,7 +52,7 @@ class Checkpoints:
             self._manager = checkpoint_files.make_manager(self._directory, config.run.keep_checkpoints)
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # of metadata of the wrong kinds
             raise ValueError(
-                f"{self._directory / 'checkpoints'} must hold checkpoints that can be listed; one has damaged "
+                f"{self._directory / 'checkpoints'} must hold checkpoints that can be listed; got one with damaged "
                 f"metadata ({_first_line(error)}): move it away."
             ) from error
 
@@ -144,8 +144,8 @@ class Checkpoints:
             damaged[step] = error
             first_error = first_error or error
         raise ValueError(
-            f"one of the checkpoints of steps {[*damaged]} must be readable by every process; none is. "
-            f"{first_error or 'See the logs of the other processes.'}"
+            f"one of the checkpoints of steps {[*damaged]} must be readable by every process; got none: "
+            f"{str(first_error or 'see the logs of the other processes').rstrip('.')}."
         ) from first_error
 
     def _move_away(self, damaged: dict[int, ValueError | None]) -> None:
@@ -213,8 +213,8 @@ def _check_config(folder: Path, config: StageConfig) -> None:
     sampling = [line for line in found if line.startswith("sampling.")]
     if len(found) > len(sampling):
         raise integrity.ChangedError(
-            f"{file} and the {CONFIG_FILE} of the stage must agree; they differ in {'; '.join(found)}. Put back the "
-            "one that has changed."
+            f"{file} and the {CONFIG_FILE} of the stage must agree; got {'; '.join(found)}: put back the one that "
+            "has changed."
         )
     if sampling:
         logger.warning(
@@ -275,8 +275,8 @@ def _read(folder: Path, restore: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise ValueError(
-            f"checkpoint {folder} must be complete and of the stage's shapes, but cannot be read "
-            f"({_first_line(error)}). Move it away to continue from the one before."
+            f"checkpoint {folder} must be complete and of the stage's shapes; got an error when it was read "
+            f"({_first_line(error)}): move it away to continue from the one before."
         ) from error
 
 

@@ -98,7 +98,8 @@ def lock_directory(directory: str | Path) -> Iterator[DirectoryLock]:
         is_free = processes.check_on_all_processes(lambda: jax.process_index() > 0 or directory_lock.acquire())
         if not processes.all_gather_int(is_free).all():
             raise ValueError(
-                f"{directory} is in use by another run: wait for its end, or give another --workdir."
+                f"{directory} must not be in use by another run; got a lock of one: wait for its end, or give another "
+                "--workdir."
             )
         yield directory_lock
     finally:
@@ -116,8 +117,8 @@ def check_space(directory: Path, abstract: TrainState) -> None:
     needed, free = sharding.byte_counts(abstract).total, shutil.disk_usage(directory).free
     if free < needed:
         raise ValueError(
-            f"the disk of {directory} must have room for a checkpoint, {needed / 2**20:.4g} MiB; "
-            f"{free / 2**20:.4g} MiB are free: free some space, or give another --workdir."
+            f"the disk of {directory} must have room for a checkpoint of {needed / 2**20:.4g} MiB; got "
+            f"{free / 2**20:.4g} MiB: free some space, or give another --workdir."
         )
 
 
@@ -137,8 +138,8 @@ def write_config(directory: str | Path, config: StageConfig) -> None:
         ]
         if different:
             raise ValueError(
-                f"{directory} holds a stage of another configuration ({'; '.join(different)}). "
-                "Give another --workdir, or the options that it was started with."
+                f"{directory} must hold no stage of another configuration; got {'; '.join(different)}: "
+                "give another --workdir, or the options that it was started with."
             )
     if jax.process_index() == 0 and found != config:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -157,8 +158,9 @@ def check_visible_everywhere(directory: str | Path, config: StageConfig) -> None
             return
         if time.monotonic() > end:
             raise ValueError(
-                f"--workdir must be a directory that every process sees; process {jax.process_index()} does not find "
-                f"in {directory} what process 0 has written there: give one on a shared file system or in a bucket."
+                f"--workdir must be a directory that every process sees; got {directory}, in which process "
+                f"{jax.process_index()} does not find what process 0 has written: give one on a shared file system "
+                "or in a bucket."
             )
         time.sleep(0.5)
 
@@ -172,7 +174,7 @@ def read_config(directory: str | Path) -> StageConfig:
     found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
     if found is None:
         raise ValueError(
-            f"{directory} must hold a trained stage, but has no {CONFIG_FILE}. Train one with scripts/train.py."
+            f"{directory} must hold a trained stage; got no {CONFIG_FILE}: train one with scripts/train.py."
         )
     return found
 
@@ -185,7 +187,8 @@ def _stored_config(file: Path) -> StageConfig | None:
     try:
         return validate(from_dict(data))
     except ValueError as error:
-        raise ValueError(f"{file} must hold a stage's configuration, but does not: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{file} must hold a stage's configuration; got an error in it: {reason}.") from error
 
 
 def absolute(directory: str | Path) -> Path:

@@ -8,7 +8,7 @@ from imagen_jax.config import read_json
 from imagen_jax.stage_dir import checksums
 from imagen_jax.storage import files, locations
 
-_ADVICE = "Move the checkpoint away to continue from the one before."
+_ADVICE = "move the checkpoint away to continue from the one before"
 _MAX_METADATA_BYTES = 2**28  # some MiB for thousands of arrays
 _KEYS = {"step", "position", "arrays", "checksum"}
 
@@ -43,13 +43,13 @@ def read_record(file: Path, step: int) -> Record:
         is_whole = isinstance(content, dict) and set(content) == _KEYS
         kept = {key: value for key, value in content.items() if key != "checksum"} if is_whole else None
         if not is_whole or checksums.of_json(kept) != content["checksum"]:
-            raise ChangedError(f"{file} must be as it was saved, but has changed. {_ADVICE}")
+            raise ChangedError(f"{file} must be as it was saved; got a change since: {_ADVICE}.")
         if content["step"] != step:
-            raise ChangedError(f"{file} must be of step {step}; it is of step {content['step']}. {_ADVICE}")
+            raise ChangedError(f"{file} must be of step {step}; got step {content['step']}: {_ADVICE}.")
         record = Record(content["position"], content["arrays"])
     if record.position.get("next_index") != step:  # one batch a step
         raise ChangedError(
-            f"{file} must hold the position of step {step} in the data; got {record.position}. {_ADVICE}"
+            f"{file} must hold the position of step {step} in the data; got {record.position}: {_ADVICE}."
         )
     return record
 
@@ -76,7 +76,7 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
         shown = ", ".join(f"{name} (in {_where(folder, name)})" for name in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ChangedError(
-            f"checkpoint {folder} must hold what was saved, but {shown}{more} changed since. {_ADVICE}"
+            f"checkpoint {folder} must hold what was saved; got a change since in {shown}{more}: {_ADVICE}."
         )
 
 
@@ -89,7 +89,7 @@ def check_files(folder: Path) -> None:
             files.check_regular(path)
             if path.parent.name != "d" and path.stat().st_size > _MAX_METADATA_BYTES:  # d: where the arrays are
                 raise OSError(
-                    f"{path} must have at most {_MAX_METADATA_BYTES} bytes; got {path.stat().st_size}. {_ADVICE}"
+                    f"{path} must have at most {_MAX_METADATA_BYTES} bytes; got {path.stat().st_size}: {_ADVICE}."
                 )
 
 

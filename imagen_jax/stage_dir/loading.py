@@ -45,7 +45,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise ValueError(
-                f"{directory / 'checkpoints'} must hold {wanted}; found steps {steps}. Train longer with "
+                f"{directory / 'checkpoints'} must hold {wanted}; got steps {steps}: train longer with "
                 "scripts/train.py."
             )
         chosen = steps[-1] if step is None else step

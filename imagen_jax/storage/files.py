@@ -164,15 +164,15 @@ def check_directory(
     for link in (Path(path), *Path(path).parents):
         if os.path.islink(link) and not os.path.isdir(link):
             what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"
-            raise ValueError(f"{option} must be a directory; {link} is {what}: name another.")
+            raise ValueError(f"{option} must be a directory; got {link}, which is {what}: name another.")
     place = Path(os.path.realpath(path))
     parent, missing = place, []
     while not os.path.lexists(parent):
         parent, missing = parent.parent, [parent.name, *missing]
     if not parent.is_dir():
         what = "a file" if parent.is_file() else "no directory"
-        told = f"{path} is {what}" if parent == place else f"{parent}, above {path}, is {what}"
-        raise ValueError(f"{option} must be a directory; {told}: name another.")
+        told = f"{path}, which is {what}" if parent == place else f"{parent}, above {path}, which is {what}"
+        raise ValueError(f"{option} must be a directory; got {told}: name another.")
     longest = os.pathconf(parent, "PC_NAME_MAX")
     too_long = [name for name in missing if len(os.fsencode(name)) > longest]
     if too_long or len(os.fsencode(place)) + longest >= os.pathconf(parent, "PC_PATH_MAX"):
@@ -186,20 +186,21 @@ def check_directory(
         probe.open("xb").close()
         probe.unlink()
     except OSError as error:
-        where = path if parent == place else f"{parent}, where {path} would be made,"
+        where = f"{path}," if parent == place else f"{parent}, where {path} would be made,"
         raise ValueError(
-            f"{option} must be writable; {where} is not ({error.strerror}): name another."
+            f"{option} must be writable; got {where} which is not ({error.strerror}): name another."
         ) from error
     for name in names:
         if os.path.exists(place / name) and not os.path.isfile(place / name):
             raise ValueError(
-                f"{option} must be a place for the file {name}; {place / name} is none: move it away, or name another."
+                f"{option} must be a place for the file {name}; got {place / name}, which is no file: move it away, or "
+                "name another."
             )
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ValueError(
-            f"{option} must have room for about {needed / 2**20:.4g} MiB; the disk of {path} has "
-            f"{free / 2**20:.4g} MiB free: free some space, or name a directory on another disk."
+            f"{option} must have room for about {needed / 2**20:.4g} MiB; got {free / 2**20:.4g} MiB on the disk of "
+            f"{path}: free some space, or name a directory on another disk."
         )
 
 

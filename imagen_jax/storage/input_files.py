@@ -64,12 +64,13 @@ def read_given(option: str, path: Path, most: int, what: str, fix: str, *, pipes
     except NoFileError as error:
         reason = f"is {error.kind}"
     except TooLargeError as error:
-        raise ValueError(f"{option} must have at most {most} bytes; {path} has {error}: give a smaller one.") from error
+        rule = f"have at most {most} bytes"
+        raise ValueError(f"{option} must {rule}; got {path} of {error}: give a smaller one.") from error
     except FileNotFoundError:
         reason = "does not exist"
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
-    raise ValueError(f"{option} must be {what}; {path} {reason}: {fix}.")
+    raise ValueError(f"{option} must be {what}; got {path}, which {reason}: {fix}.")
 
 
 def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:

@@ -58,7 +58,8 @@ def location(place: str | os.PathLike, name: str) -> Path:
     library = _LIBRARIES[scheme]
     if importlib.util.find_spec(library) is None:
         raise ValueError(
-            f"{name} of {scheme}:// needs {library}; got {text!r}: pip install {library}, or 'imagen_jax[{scheme}]'."
+            f"{library} must be installed for {scheme}://; got {text!r} as {name}: pip install {library}, or "
+            f"'imagen_jax[{scheme}]'."
         )
     import fsspec.config
     from etils import epath

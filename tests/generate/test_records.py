@@ -156,7 +156,7 @@ def test_what_is_no_record_is_one_line(tmp_path, data, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.mkdir(), "must be a PNG file; .* is a folder"),
+        (lambda path: path.mkdir(), "must be a PNG file; got .* is a folder"),
         (os.mkfifo, "must be a PNG file; .* is a pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "must be a PNG file; .* is a device"),
         (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**31), "must have at most"),
@@ -235,7 +235,7 @@ def test_a_request_from_a_record(recorded, tmp_path):
         (lambda d: (d / "photo.png").unlink(), {}, "--image must be the file .*photo.png does not exist: give --image"),
         (lambda d: (d / "run").rmdir(), {}, "--workdir must be the directory .*run does not exist: give --workdir"),
         (None, {"inputs": {"image": "run"}}, "--image must be a picture file; .*run is a folder"),
-        (None, {"inputs": {"image": "nowhere.png"}}, "--image must be .*nowhere.png does not exist"),
+        (None, {"inputs": {"image": "nowhere.png"}}, "--image must be .*nowhere.png, which does not exist"),
         (None, {"inputs": {"mask": "photo.png"}}, "--mask must be left out: the picture was made without"),
         (None, {"inputs": {"low_res": "photo.png"}}, "--low-res must be left out"),
         (None, {"batch_size": 0}, "--batch-size must be at least 1"),

@@ -266,7 +266,7 @@ def test_an_empty_split_loses_nothing_that_is_finished(script, photos, tmp_path,
 def test_where_no_data_set_can_stand_is_said_before_any_work(script, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "write", None)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="--output must be a directory; .*file, above .*out.*, is a file"):
+    with pytest.raises(ValueError, match="--output must be a directory; got .*file, above .*out.*, which is a file"):
         prepare(script, photos, tmp_path / "file" / "out")
     with pytest.raises(ValueError, match="got the mount point /proc|not empty"):
         prepare(script, photos, Path("/proc"))
@@ -283,7 +283,7 @@ def test_where_no_data_set_can_stand_is_said_before_any_work(script, photos, tmp
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ValueError, match="--output must be writable; .*out.* would be made, is not"):
+    with pytest.raises(ValueError, match="--output must be writable; got .*out.* would be made, which is not"):
         prepare(script, photos, tmp_path / "new" / "out")
     assert sorted(os.listdir(tmp_path)) == ["disk", "file", "link"]
 

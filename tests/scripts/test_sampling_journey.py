@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing_and_a_missing_checkpoint_makes_nothing(
     code, _, err = run(
         "sample.py", "--from-png", png, "--workdir", tmp_path / "run", "--output", tmp_path / "out"
     )
-    assert code == 2 and "must hold the checkpoint of step 1; found steps [2]" in err
+    assert code == 2 and "must hold the checkpoint of step 1; got steps [2]" in err
     config = json.loads((tmp_path / "run" / "base" / "config.json").read_text())
     (tmp_path / "run" / "base" / "config.json").write_text(json.dumps(config | {"name": "small"}))
     code, _, err = run(
@@ -226,9 +226,9 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--image", "{photo}", "--strength", "0.5", "--size", "1000000", "1000000"], "--size must be at most 16384"),
         (["--size", "16", f"{10**400}"], "--size must be at most 16384"),
         (["--size", "16384", "16384", "--num", "100000"], "--output must have room for about"),
-        (["--image", "missing.png"], "--image must be a picture file; missing.png does not exist: give another file"),
-        (["--image", "{photo}", "--mask", "missing.png"], "--mask must be a picture file; missing.png does not exist"),
-        (["--start", "sr16", "--low-res", "m.png"], "--low-res must be a picture file; m.png does not exist"),
+        (["--image", "missing.png"], "--image must be a picture file; got missing.png, which does not exist: give"),
+        (["--image", "{photo}", "--mask", "missing.png"], "--mask must be a picture file; got missing.png, which"),
+        (["--start", "sr16", "--low-res", "m.png"], "--low-res must be a picture file; got m.png, which does not"),
         (["--size", "17", "16"], "--size must be (H, W) in multiples of 2"),
         (["--eta", "0.5", "--sampler", "unipc"], "--eta must be left out, since sampler 'unipc' does not use it"),
         (["--best"], "sampling.json must exist"),

@@ -338,7 +338,7 @@ def test_changed_sampling_options_are_told(workdir, caplog):
     content = json.loads(file.read_text())
     content["stages"]["base"]["steps"] = 8
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="changed since scripts/sweep.py stored them; remove the line"):
+    with pytest.raises(ValueError, match="must be as scripts/sweep.py stored them; got a change since: remove the line"):
         load_cascade(workdir, best=True)
     file.write_text(json.dumps({"stages": content["stages"]}))
     assert load_cascade(workdir, best=True)[0].config.sampling.steps == 8
@@ -374,7 +374,7 @@ def test_a_wanted_step_that_is_removed_is_told_as_such(workdir, monkeypatch):
         raise FileNotFoundError(folder)
 
     monkeypatch.setattr(checkpoint_files, "restore_item", removed)
-    with pytest.raises(ValueError, match=r"must hold the checkpoint of step 5; found steps \[10\]"):
+    with pytest.raises(ValueError, match=r"must hold the checkpoint of step 5; got steps \[10\]"):
         load_stage(workdir / "base", step=5)
 
 

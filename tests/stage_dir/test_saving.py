@@ -48,7 +48,7 @@ def test_another_stage_is_not_overwritten(tiny_stages, tmp_path):
 
 
 def test_a_directory_of_a_run_is_not_written_to(tiny_stages, tmp_path):
-    with stage_dir.lock_directory(tmp_path), pytest.raises(ValueError, match="is in use by another run"):
+    with stage_dir.lock_directory(tmp_path), pytest.raises(ValueError, match="must not be in use by another run"):
         save_stage(tiny_stages[0], tmp_path)
 
 

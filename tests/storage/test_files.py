@@ -169,19 +169,19 @@ def test_writers_at_the_same_time_replace_nothing(tmp_path, monkeypatch, has_lin
         ("new/in/new", None),
         ("link to there", None),
         ("link to there/new", None),
-        ("file", "must be a directory; .*file is a file: name another"),
-        ("file/new/below", "must be a directory; .*file, above .*below, is a file"),
-        ("FIFO", "must be a directory; .*FIFO is no directory"),
+        ("file", "must be a directory; got .*file, which is a file: name another"),
+        ("file/new/below", "must be a directory; got .*file, above .*below, which is a file"),
+        ("FIFO", "must be a directory; got .*FIFO, which is no directory"),
         ("link to a file", "is a link to what is no directory"),
         ("dangling", "is a link that leads nowhere"),
         ("loop", "is a link that leads nowhere"),
-        ("dangling/new", "dangling is a link that leads nowhere"),
+        ("dangling/new", "dangling, which is a link that leads nowhere"),
         ("n" * 256, "names of at most 255 bytes in a path .*; got nnn.*of 256 bytes: shorten it"),
         ("new/" + "ä" * 128, "names of at most 255 bytes in a path .* of 256 bytes"),
         ("a/" * 2000, "in a path that leaves room for a file's"),
-        ("/dev/null", "must be a directory; /dev/null is no directory"),
-        ("/proc/new", "must be writable; /proc, where /proc/new would be made, is not"),
-        ("/sys", "must be writable; /sys is not"),
+        ("/dev/null", "must be a directory; got /dev/null, which is no directory"),
+        ("/proc/new", "must be writable; got /proc, where /proc/new would be made, which is not"),
+        ("/sys", "must be writable; got /sys, which is not"),
     ],
 )
 def test_directories_are_checked_and_not_made(tmp_path, below, message):
@@ -209,7 +209,7 @@ def test_names_that_are_taken(tmp_path, what):
     files.check_directory(tmp_path, "--output", names=["a.md", "b.md", "c.md"])
     make(tmp_path / "a", what)
     with pytest.raises(
-        ValueError, match="--output must be a place for the file a; .*a is none: move it away"
+        ValueError, match="--output must be a place for the file a; got .*a, which is no file: move it away"
     ):
         files.check_directory(tmp_path, "--output", names=["a.md", "a"])
 
@@ -217,6 +217,6 @@ def test_names_that_are_taken(tmp_path, what):
 def test_room_on_the_disk(tmp_path):
     files.check_directory(tmp_path / "new", "--output", needed=1)
     with pytest.raises(
-        ValueError, match="--output must have room for about 1.153e.18 MiB; the disk of .*new has .* free"
+        ValueError, match="--output must have room for about 1.153e.18 MiB; got .* MiB on the disk of .*new: free"
     ):
         files.check_directory(tmp_path / "new", "--output", needed=2**80)

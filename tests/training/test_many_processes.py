@@ -162,7 +162,7 @@ def two_processes(code, *arguments):
 
 def test_processes_of_another_workdir_are_told_before_anything_is_written(tmp_path):
     for out in two_processes(ELSEWHERE, str(tmp_path)):
-        assert "--workdir must be the same in every process; process 1 of 2 differs from process 0" in out
+        assert "--workdir must be the same in every process; got a difference from process 0 in process 1 of 2" in out
     assert not list(tmp_path.iterdir())
 
 

@@ -236,7 +236,7 @@ def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path):
     _, preset = setup
     with stage_dir.lock_directory(tmp_path / "base"):
         code, _, err = finish(start(preset, tmp_path))
-    assert code == 2 and "is in use by another run" in err and len(err.strip().splitlines()) == 1, err
+    assert code == 2 and "must not be in use by another run" in err and len(err.strip().splitlines()) == 1, err
     assert [path.name for path in (tmp_path / "base").iterdir()] == [stage_dir.LOCK_FILE]
 
 
@@ -334,10 +334,10 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
 def test_missing_checkpoints_are_named(tmp_path, uninterrupted):
     with pytest.raises(ValueError, match="workdir must hold trained stages, but has none"):
         load_cascade(tmp_path)
-    with pytest.raises(ValueError, match="checkpoint of step 7; found steps"):
+    with pytest.raises(ValueError, match="checkpoint of step 7; got steps"):
         load_stage(uninterrupted / "base", step=7)
     empty = tmp_path / "base"
     empty.mkdir()
     shutil.copy(uninterrupted / "base/config.json", empty)
-    with pytest.raises(ValueError, match=r"must hold a checkpoint; found steps \[\]"):
+    with pytest.raises(ValueError, match=r"must hold a checkpoint; got steps \[\]"):
         load_cascade(tmp_path)
