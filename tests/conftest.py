@@ -22,7 +22,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from imagen_jax import Stage, config, resize, signals, stage
+from imagen_jax import Stage, config, resize, sample_cascade, signals, stage
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
@@ -119,6 +119,18 @@ def tiny_text() -> TextCond:
     rng = np.random.default_rng(0)
     mask = np.arange(5)[None] < np.array([5, 3, 4, 2, 5, 1, 3])[:, None]
     return TextCond(jax.numpy.asarray(rng.normal(size=(7, 5, WIDTH)), "float32"), jax.numpy.asarray(mask))
+
+
+@pytest.fixture(scope="session")
+def make_request(tiny_text):
+    """make_request(num) -> (text, keys) of as many images; image i does not depend on the number."""
+    return lambda num: (jax.tree.map(lambda leaf: leaf[np.arange(num) % 7], tiny_text), stage.image_keys(3, num))
+
+
+@pytest.fixture(scope="session")
+def sixteen_images(tiny_stages, make_request) -> np.ndarray:
+    """The images of `make_request(16)`, sampled on one device."""
+    return np.asarray(sample_cascade(tiny_stages, *make_request(16)))
 
 
 @pytest.fixture(scope="session")

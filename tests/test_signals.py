@@ -5,13 +5,12 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from imagen_jax import compilation, signals
+from imagen_jax import signals
 
 ROOT = Path(__file__).parent.parent
 BEGIN = """
@@ -134,37 +133,6 @@ def test_commands_end_at_random_moments(load_script, tmp_path):
         assert came in ("ended", "before the script", "STATUS 2") or "STATUS 2" in came, (name, came)
     left = {path.name for path in place.root.iterdir()}
     assert left <= {"preset.py", "data", ".data.unfinished"}, left
-
-
-def test_a_compilation_that_is_no_longer_wanted_is_not_waited_for():
-    ended = threading.Event()
-
-    class Jitted:
-        def lower(self, *args):
-            ended.wait(30)
-            return self
-
-        def compile(self):
-            return "program"
-
-    asked = iter([None, None, signal.SIGTERM])
-    with pytest.raises(compilation.Cancelled):
-        compilation.compile_jitted(Jitted(), 1, cancelled=lambda: next(asked))
-    assert compilation.has_abandoned_compilation()
-    ended.set()
-    assert compilation.compile_jitted(Jitted(), 1, cancelled=lambda: None) == "program"
-    compilation._abandoned.pop().join(10)
-    assert not compilation.has_abandoned_compilation()
-
-
-@pytest.mark.parametrize("error", [ValueError("shape"), TimeoutError("slow"), KeyboardInterrupt()])
-def test_an_error_in_a_compilation_is_its_own(error):
-    class Jitted:
-        def lower(self, *args):
-            raise error
-
-    with pytest.raises(type(error)):
-        compilation.compile_jitted(Jitted(), cancelled=lambda: None)
 
 
 def test_without_an_installation_nothing_is_deferred():
