@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import config, load_cascade, load_stage
+from imagen_jax import Stage, config, load_cascade, load_stage, save_cascade, stage
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
@@ -205,6 +205,17 @@ def test_checkpoints_are_kept_damaged_and_continued_as_on_a_disk(bucket, preset)
     found = names(str(place))
     assert any(name.startswith("damaged/3/") for name in found)
     assert not any(name.startswith("checkpoints/3/") for name in found)
+
+
+def test_a_cascade_is_saved_to_a_bucket_and_never_over_another(bucket, preset):
+    shapes_of = jax.eval_shape(lambda: stage.init(preset, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes_of)
+    save_cascade((Stage(params, preset),), f"{bucket}/runs/saved")
+    (loaded,) = load_cascade(f"{bucket}/runs/saved")
+    assert loaded.config == preset
+    assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves(loaded.params))
+    with pytest.raises(ValueError, match="directory must hold no stages yet; got s3://bucket/runs/saved with base"):
+        save_cascade((loaded,), f"{bucket}/runs/saved")
 
 
 def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
