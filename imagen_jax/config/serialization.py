@@ -16,7 +16,7 @@ MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few t
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a StageConfig, or a part of one, as a dict for JSON.
+    """Return `config`, a StageConfig or a part of one, as a dict for JSON.
 
     That of a StageConfig begins with the version of the format, that of a network with its kind.
     """
