@@ -79,22 +79,6 @@ def test_differences_are_named(tiny_configs):
     assert C.differences(config, other) == ["optim.b2: 0.999 -> 0.5", "seed: 0 -> 4"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"a": 1, "a": 2}', "keys must be distinct; got .*'a'.* more than once"),
-        ("{", "must hold JSON"),
-        ("[" * 100_000, "must hold JSON"),
-        (b"\xff", "must hold JSON"),
-    ],
-)
-def test_json_that_cannot_be_read(tmp_path, content, message):
-    file = tmp_path / "config.json"
-    file.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(ValueError, match=message):
-        C.read_json(file)
-
-
 def test_json_that_is_no_file(tmp_path):
     with pytest.raises(ValueError, match="must be a file; got something else"):
         C.read_json(tmp_path)
@@ -115,7 +99,7 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must hold JSON, but cannot be read"),
+        (b"", "must hold JSON; got what cannot be read"),
         (b"{", "must hold JSON"),
         (b"\xff\x00\xfe", "must hold JSON"),
         (b"[" * 100_000, "must hold JSON"),
@@ -124,7 +108,7 @@ def changed(path, value):
         (b"5", "StageConfig must be a JSON object; got 5"),
         (b"null", "StageConfig must be a JSON object; got None"),
         (b"[]", r"StageConfig must be a JSON object; got \[\]"),
-        (b"{}", r"must hold exactly the keys of a StageConfig; unknown: \[\], missing: \['"),
+        (b"{}", r"must hold exactly the keys of a StageConfig; got unknown: \[\], missing: \['"),
         (changed("text", 5), "text must be a JSON object; got 5"),
         (changed("optim", []), "optim must be a JSON object"),
         (changed("text.length", "many"), "text.length must be a whole number .*; got 'many'"),
