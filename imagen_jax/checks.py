@@ -201,7 +201,7 @@ def _field(name: str, value: Any, hint: Any, interval: Any) -> None:
             _field(f"{name}[{i}]", entry, typing.get_args(kind)[0], interval)
     elif dataclasses.is_dataclass(kind):
         names = " or ".join(each.__name__ for each in kinds)
-        require(isinstance(value, kinds), name, f"be a {names}", value)
+        require(isinstance(value, kinds), name, f"be {'an' if names[0] in 'AEIO' else 'a'} {names}", value)
     elif kind is bool:
         require(isinstance(value, bool), name, "be True or False", value)
     elif kind is int:

@@ -86,27 +86,25 @@ def run_blocks(
     *,
     skips: Sequence[jax.Array] | None = None,
     rng: jax.Array | None = None,
-    scan: bool = False,
-    remat: Remat = "none",
 ) -> list[jax.Array]:
     """Run blocks in sequence and return the output of each.
 
     Args:
-      parent: the module that owns the blocks.
+      parent: the module that owns the blocks. Its attribute `scan` says whether neighbouring blocks of equal shapes are
+        compiled once and run as a loop over their stacked parameters. Its `remat` says what the backward pass computes
+        again: nothing ("none"), all but the first convolution of a block ("save_convs"), or everything from the block's
+        input ("full").
       block: makes a block, given `name` or `parent`.
       names: of the blocks in `parent`.
       h: [B, H, W, C], the input of the first block.
       emb, text: of every block.
       skips: one for each block.
       rng: turns dropout on.
-      scan: compile neighbouring blocks of equal shapes once and run them as a loop over their stacked parameters.
-      remat: what the backward pass computes again: nothing ("none"), all but the first convolution of a block
-        ("save_convs"), or everything from the block's input ("full").
-
     Parameters and results are the same for every `scan` and `remat`.
     """
     dropout = [None if rng is None else jax.random.fold_in(rng, i) for i in range(len(names))]
     rows = list(zip(names, skips or [None] * len(names), dropout, strict=True))
+    scan, remat = parent.scan, parent.remat
     outputs = []
     if parent.is_initializing() or parent.is_mutable_collection("features") or not (scan or remat != "none"):
         for name, *inputs in rows:
@@ -152,25 +150,21 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
     return jax.checkpoint(function, policy=policy)
 
 
-def output_layers(
-    parent: nn.Module, h: jax.Array, emb: jax.Array | None, features: int, dtype: Dtype, remat: Remat
-) -> jax.Array:
-    """Return norm, SiLU and a convolution of h, [B, H, W, features] in float32; zero at initialisation.
+def output_layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
+    """Return norm, SiLU and a convolution of h, [B, H, W, out_channels] in float32; zero at initialisation.
 
     Args:
-      parent: the module that owns these layers.
+      parent: the module that owns these layers, with attributes out_channels, dtype (of the norm) and remat (any but
+        "none": the backward pass computes these layers again).
       h: [B, H, W, C].
       emb: [B, E] for FiLM in the norm; None: no FiLM.
-      features: of the output.
-      dtype: of the norm.
-      remat: any but "none" recomputes these layers in the backward pass.
     """
 
     def layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
-        h = nn.silu(GroupNorm(dtype, name="norm_out")(h, emb))
-        return conv3x3(features, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
+        h = nn.silu(GroupNorm(parent.dtype, name="norm_out")(h, emb))
+        return conv3x3(parent.out_channels, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
 
-    return (layers if remat == "none" else nn.remat(layers))(parent, h, emb)
+    return (layers if parent.remat == "none" else nn.remat(layers))(parent, h, emb)
 
 
 def _variables(parent: nn.Module, name: str) -> dict[str, Any]:

@@ -117,9 +117,7 @@ class EfficientUNet(nn.Module):
             names = [f"{way}_{level}_block_{i}" for i in range(self.num_res_blocks[level])]
             block = partial(Block, self.channels[level], rescale=True, dropout=self.dropout, dtype=self.dtype)
             rng = self.make_rng("dropout") if use_dropout else None
-            return run_blocks(
-                self, block, names, h, emb, text, skips=skips, rng=rng, scan=self.scan, remat=self.remat
-            )
+            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng)
 
         def attend(h: jax.Array, level: int, name: str) -> jax.Array:
             over_pixels = self.self_attention[level]
@@ -143,4 +141,4 @@ class EfficientUNet(nn.Module):
             h = conv3x3(width, self.dtype, f"up_{level}_upsample")(upsample(h))
         assert not skips
         h = jnp.concatenate([h, stem], axis=-1)
-        return output_layers(self, h, emb, self.out_channels, self.dtype, self.remat)
+        return output_layers(self, h, emb)

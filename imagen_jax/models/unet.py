@@ -113,9 +113,7 @@ class UNet(nn.Module):
                 Block, width, resample, num_heads=heads, head_dim=self.head_dim, dropout=self.dropout, dtype=self.dtype
             )  # fmt: skip
             rng = self.make_rng("dropout") if use_dropout else None
-            return run_blocks(
-                self, block, names, h, emb, text, skips=skips, rng=rng, scan=self.scan, remat=self.remat
-            )
+            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng)
 
         h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, conditioning_images(cond))
         skips = [h]
@@ -135,4 +133,4 @@ class UNet(nn.Module):
             if level > 0:
                 (h,) = run(h, level, [f"up_{level}_upsample"], resample="up", attend=False)
         assert not skips
-        return output_layers(self, h, None, self.out_channels, self.dtype, self.remat)
+        return output_layers(self, h, None)

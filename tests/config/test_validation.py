@@ -165,7 +165,7 @@ def test_extreme_values_that_pass_work(kind, changes):
         ("base", "network", None, "network must be a NetworkConfig; got None"),
         ("sr", "network.num_heads", 0, "network.num_heads must be at least 1; got 0"),
         ("base", "name", "a" * 300, "name must have at most 100 characters"),
-        ("base", "optim", {}, r"optim must be a OptimConfig; got \{\}"),
+        ("base", "optim", {}, r"optim must be an OptimConfig; got \{\}"),
         ("base", "optim.learning_rate", NAN, "optim.learning_rate must be a finite number; got nan"),
         ("base", "optim.learning_rate", 1e23, r"optim.learning_rate must be in \(0, 1000\]; got 1e\+23"),
         ("base", "optim.b2", 1.0, r"optim.b2 must be in \[0, 1\); got 1.0"),
