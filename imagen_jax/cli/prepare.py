@@ -3,7 +3,7 @@
   imagen-jax prepare --input photos --output datasets/photos
   imagen-jax prepare --shapes single --output datasets/shapes
 
-The input is recognised by what lies there: a folder of pictures with captions (a .txt beside each
+The input is recognised by its files: a folder of pictures with captions (a .txt beside each
 picture, each line a caption, or a field of a .json, or one table at the top: captions.jsonl,
 captions.csv, metadata.jsonl or metadata.csv), .tar archives as WebDataset and img2dataset write them,
 .parquet tables with pictures in them, or a TFDS data set. What cannot be used is skipped and listed,
@@ -98,14 +98,20 @@ SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
 
 
 def settings(options: Options) -> dict:
-    """The checked options with their defaults filled in, as stored with the data set."""
+    """Check the options; return them with their defaults filled in, as stored with the data set."""
     if (options.input is None) == (options.shapes is None):
-        raise ValueError("Give either --input FOLDER or --shapes single|full, not both nor none.")
+        got = "none" if options.input is None else "both"
+        raise ValueError(
+            f"One of --input and --shapes must be given; got {got}: give --input FOLDER or --shapes single|full."
+        )
     used, unused = (PICTURES, SHAPES) if options.shapes is None else (SHAPES, PICTURES)
     source = "--input" if options.shapes is None else "--shapes"
     for key in unused:
         if getattr(options, key) is not None:
-            raise ValueError(f"--{key.replace('_', '-')} has no effect with {source}; remove it.")
+            raise ValueError(
+                f"--{key.replace('_', '-')} must not be given with {source}, where it has no effect; got "
+                f"{getattr(options, key)}: remove it."
+            )
     if options.num_workers is not None:
         checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
     name = options.name or output.name_of(options.output)
@@ -131,17 +137,14 @@ def settings(options: Options) -> dict:
     ):
         if values[key] > most:
             raise ValueError(f"--{key.replace('_', '-')} must be at most {most}, {why}; got {values[key]}.")
-    fractions = values["validation_fraction"], values["test_fraction"]
-    if not (min(fractions) >= 0 and sum(fractions) < 1):
-        raise ValueError(
-            "--validation-fraction and --test-fraction must be at least 0 and below 1 together; "
-            f"got {fractions[0]} and {fractions[1]}."
-        )
+    Rules(
+        values["min_size"], values["max_size"], values["validation_fraction"], values["test_fraction"]
+    )  # checks them
     return {"input": str(options.input), "name": name, **values}
 
 
 def already_there(directory: Path, wanted: dict) -> bool:
-    """Whether a data set with all these settings has been prepared there before; raises ValueError if it is damaged."""
+    """Whether the directory holds a data set with all these settings; raise ValueError if it is damaged."""
     if not sources.is_data_set(directory) or not (directory / SETTINGS).is_file():
         return False
     checksums.check(directory, (*checksums.METADATA, parts.QUARANTINE))
@@ -149,7 +152,7 @@ def already_there(directory: Path, wanted: dict) -> bool:
         made = json.loads((directory / SETTINGS).read_text())
     except ValueError:
         return False
-    # A set that was made before there were limits has none.
+    # Earlier data sets have no limits in their settings.
     return isinstance(made, dict) and all(
         made.get(key, LIMITS.get(key)) == value for key, value in wanted.items()
     )
@@ -170,10 +173,12 @@ def plan_shapes(made: dict) -> parts.Plan:
 
 
 def plan_pictures(made: dict, directory: Path) -> parts.Plan:
-    """What to do with an input; raises ValueError, in one line, if it is none or lacks something."""
+    """Return the plan of an input; raise ValueError if it cannot be prepared."""
     root = Path(made["input"])
     if root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve()):
-        raise ValueError(f"--output {directory} lies inside --input {root}; choose a place outside.")
+        raise ValueError(
+            f"--output must be outside of --input {root}; got {directory}: choose another place."
+        )
     limits = Limits(**{key.removeprefix("max_"): made[key] for key in LIMITS})
     survey = origins.survey(root, made["image_key"], made["caption_key"], limits)
     rules = Rules(
@@ -181,8 +186,8 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     )
     if survey.splits is not None and len(rules.splits()) > 1:
         raise ValueError(
-            "--validation-fraction and --test-fraction have no effect with a TFDS data set, whose splits "
-            f"are kept ({', '.join(survey.splits)}); remove them."
+            "--validation-fraction and --test-fraction must be 0 with a TFDS data set, whose splits are kept "
+            f"({', '.join(survey.splits)}); got {rules.validation_fraction} and {rules.test_fraction}: remove them."
         )
     return parts.Plan(
         job=origins.Pictures(survey.origin, rules),
@@ -198,7 +203,7 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
 
 
 def _without_path(made: dict) -> dict:
-    """The settings without the path of the input, which may be called otherwise the next time."""
+    """Return the settings without the path of the input, which may be renamed later."""
     return {key: value for key, value in made.items() if key != "input"}
 
 
@@ -207,14 +212,14 @@ def store(directory: Path, made: dict) -> None:
 
 
 def shown(done: Iterable, total: int, before: int) -> Iterable:
-    """`done` with its progress."""
+    """Return `done` with a progress bar."""
     if before:
         _LOGGER.info(f"Continuing: {before} of {total} parts are done.")
     return progress.over(done, total, "parts", "preparing", done=before)
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -225,15 +230,15 @@ def main(options: Options) -> None:
     perhaps_there = already_there(directory, _without_path(made))
     if not perhaps_there:
         sources.check_free(directory)
-        output.resolved(directory)  # refuses before any work what would fail at its end
+        output.resolved(directory)  # checks before any work that the data set can be written
     plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
     if already_there(directory, plan.settings):
         _LOGGER.info(f"{directory} is already there, nothing to do.")
         return
     if perhaps_there:
         raise ValueError(
-            f"{directory} already holds a data set made with these settings, but the files of the input have "
-            "changed since; choose another directory, or delete this one first."
+            f"--output must be free; got {directory} with a data set of these settings, made before the files of the "
+            "input changed: choose another directory, or delete this one first."
         )
     counts, left_out = parts.write(
         plan,

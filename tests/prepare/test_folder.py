@@ -165,8 +165,8 @@ def test_failures_leave_nothing_and_say_why(tmp_path, script):
         ({"input": root}, "must be a folder"),
         ({}, "--input FOLDER or --shapes"),
         ({"input": root, "shapes": "full"}, "--input FOLDER or --shapes"),
-        ({"input": root, "num_train": 3}, "--num-train has no effect with --input"),
-        ({"shapes": "full", "max_size": 3}, "--max-size has no effect with --shapes"),
+        ({"input": root, "num_train": 3}, "--num-train must not be given with --input"),
+        ({"shapes": "full", "max_size": 3}, "--max-size must not be given with --shapes"),
         ({"shapes": "full", "num_train": 0}, "--num-train must be at least 1"),
         ({"input": root, "min_size": 64, "max_size": 32}, "--min-size must lie in"),
         ({"input": root, "validation_fraction": 0.6, "test_fraction": 0.5}, "below 1 together"),
@@ -184,7 +184,7 @@ def test_failures_leave_nothing_and_say_why(tmp_path, script):
     save(root / "b.png", picture())
     with pytest.raises(ValueError, match="must give the split 'validation'"):
         script.main(script.Options(output=output, input=root, validation_fraction=1e-9))
-    with pytest.raises(ValueError, match="inside --input"):
+    with pytest.raises(ValueError, match="must be outside of --input"):
         script.main(script.Options(output=root / "out", input=root))
     (root / "captions.csv").write_text("file,caption\nb.png,x\n")
     with pytest.raises(ValueError, match="in a table or beside pictures; got captions.csv and.*a.txt"):
@@ -213,7 +213,7 @@ def test_pictures_twice(tmp_path, script, capsys):
     script.main(script.Options(output=output, input=root))
     assert capsys.readouterr().out.endswith("is already there, nothing to do.\n")
     save(root / "b.png", picture(1))
-    with pytest.raises(ValueError, match="the files of the input have changed since; choose another"):
+    with pytest.raises(ValueError, match="made before the files of the input changed: choose another"):
         script.main(script.Options(output=output, input=root))
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
