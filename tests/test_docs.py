@@ -228,6 +228,21 @@ def test_programs_in_shell_commands_use_names_that_exist(page):
                 check_call(known[node.func.id], node)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_programs_that_measure_loading_run(dtype, tmp_path, monkeypatch, capsys):
+    """With a smaller model than the page's."""
+    monkeypatch.setenv("DTYPE", dtype)
+    programs = [b.text for b in python_in_shell(ROOT / "docs/text.md") if "large_t5" in b.text]
+    assert len(programs) == 2
+    small = {"/tmp/large_t5": str(tmp_path / "t5"), "32128": "64", "1536": "16", "4096": "16"}
+    small |= {'"num_layers": 20': '"num_layers": 2', '"num_heads": 24': '"num_heads": 2'}
+    for text in programs:
+        for word, other in small.items():
+            text = text.replace(word, other)
+        exec(compile(text, "docs/text.md", "exec"), {})
+    assert f"{dtype}: files " in capsys.readouterr().out
+
+
 def attribute(module, name):
     try:
         return importlib.import_module(f"{module}.{name}")

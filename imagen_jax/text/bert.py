@@ -44,7 +44,7 @@ class BertConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """The config of a Hugging Face config.json, already parsed into a dict.
+        """Return the config of a parsed Hugging Face config.json.
 
         Raises:
           ValueError: a size is missing, or the model does something this encoder does not.
@@ -167,7 +167,7 @@ def tensor_table(config: BertConfig) -> Iterator[layers.Row]:
 
 
 def canonical_name(name: str) -> str | None:
-    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+    """Return the name that `tensor_table` has for a checkpoint's tensor; None for one that is not needed.
 
     Checkpoints with heads put "bert." before each name, and those converted from TensorFlow call
     a LayerNorm's weight and bias gamma and beta. Pooler, heads and the stored positions 0..511
@@ -184,6 +184,6 @@ def canonical_name(name: str) -> str | None:
 
 
 def tied_names(config: BertConfig) -> dict[str, tuple[str, ...]]:
-    """Name in `tensor_table` -> other names of the same tensor, for checkpoints that keep a shared one once."""
+    """Return other names of a table's tensors, by name, for checkpoints that store a shared tensor once."""
     heads = ("cls.predictions.decoder.weight",) if config.tie_word_embeddings else ()
     return {"embeddings.word_embeddings.weight": heads}

@@ -20,7 +20,7 @@ _MOST_CHARACTERS = 4096
 
 
 def clean(caption: str) -> str:
-    """The caption with broken Unicode and HTML entities repaired (ftfy), tags and URLs removed.
+    """Return the caption with broken Unicode and HTML entities repaired (ftfy), tags and URLs removed.
 
     Curly quotes become straight, ligatures and full-width letters plain, and white space single spaces.
     What is clean stays as it is, so cleaning twice is cleaning once. Characters after the first 4096 are cut.

@@ -49,7 +49,7 @@ class ClipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":
-        """The config of a Hugging Face config.json (of the whole model, or of its text half), as a dict.
+        """Return the config of a parsed Hugging Face config.json, of the whole model or of its text half.
 
         Raises:
           ValueError: the model does something this encoder does not.
@@ -127,7 +127,7 @@ class ClipEncoder(nn.Module):
 
 
 def _end(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
-    """[B]: where the text ends, at its first end-of-text token, as padding may be the same token.
+    """Return the position [B] of the first end-of-text token; padding may be the same token.
 
     Configs of before 2023 give 2 for that token, wrongly; there it is the highest id of the vocabulary.
     """
@@ -188,7 +188,7 @@ def layer_rows(source: str, num_layers: int) -> Iterator[layers.Row]:
 
 
 def canonical_name(name: str) -> str | None:
-    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+    """Return the name that `tensor_table` has for a checkpoint's tensor; None for one that is not needed.
 
     The image half, the projections into the space of both, and stored positions play no part.
     """
@@ -202,7 +202,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def open_clip_config(config: Mapping[str, Any]) -> ClipConfig:
-    """The config of an open_clip_config.json, already parsed into a dict.
+    """Return the config of a parsed open_clip_config.json.
 
     Raises:
       ValueError: a size is missing, or the model does something this encoder does not.

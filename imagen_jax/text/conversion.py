@@ -11,7 +11,7 @@ _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def convert(name_or_path: str | Path, output: str | Path | None = None) -> Path:
-    """Writes model.safetensors of a model that has only pytorch_model.bin, tensor by tensor, without torch.
+    """Write model.safetensors of a model that has only pytorch_model.bin, tensor by tensor, without torch.
 
     Args:
       name_or_path: a directory, or a name on the hub, also as name@revision.

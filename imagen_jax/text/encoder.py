@@ -35,7 +35,7 @@ _DEFAULT_MAX_LENGTH = 256
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed(module: nn.Module, params: Any, input_ids: jax.Array, attention_mask: jax.Array):
-    """What the module gives, [B, L, D]; compiled once per module and shape, parameters an argument."""
+    """Return the module's output [B, L, D]; compiled once per module and shape."""
     return module.apply(params, input_ids, attention_mask)
 
 
@@ -88,7 +88,7 @@ class TextEncoder:
         clean_captions: bool = False,
         mesh: Mesh | None = None,
     ) -> "TextEncoder":
-        """Finds published weights and their tokenizer, and checks them.
+        """Find published weights and their tokenizer, and check them.
 
         Args:
           name_or_path: a directory in Hugging Face layout, or a name, also as name@revision; see `pretrained.resolve`.
@@ -121,7 +121,7 @@ class TextEncoder:
 
     @classmethod
     def from_config(cls, config: TextConfig, mesh: Mesh | None = None) -> "TextEncoder":
-        """The encoder that a stage was, or is to be, trained with: `stage.config.text`.
+        """Return the encoder that a stage was, or is to be, trained with: `stage.config.text`.
 
         Raises:
           ValueError: as `from_pretrained` does, or its width is not `config.width`.
@@ -148,7 +148,7 @@ class TextEncoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """32 hex digits: equal where equal captions get equal embeddings, in any process.
+        """32 hex digits, equal where equal captions get equal embeddings, in any process.
 
         Made of the weights, the tokenizer, the config and output, the dtypes, max_length, clean_captions
         and this code's version; the first call reads weight files that are not in the hub's cache.
@@ -173,11 +173,11 @@ class TextEncoder:
         return f"{self.name}, {stored}, {output}, at most {self.max_length} tokens{cleaned}"
 
     def clean(self, caption: str) -> str:
-        """The caption as the tokenizer sees it: repaired if `clean_captions`."""
+        """Return the caption as the tokenizer sees it: repaired if `clean_captions`."""
         return cleaning.clean(caption) if self.clean_captions else caption
 
     def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each caption, special tokens included, uncut.
+        """Return the token ids of each caption, special tokens included, uncut.
 
         Raises:
           TypeError: a caption is not a str.
@@ -194,7 +194,7 @@ class TextEncoder:
         return ids
 
     def mostly_unknown(self, captions: Sequence[str]) -> list[int]:
-        """Which captions the tokenizer turns mostly into tokens for unknown text, which makes them all alike.
+        """Return the indices of captions that the tokenizer turns mostly into tokens for unknown text.
 
         That is more than half of their tokens or characters. Raises as `token_ids` does.
         """
@@ -206,7 +206,7 @@ class TextEncoder:
         return [i for i in some if self._tokenizer.unknown_share(self.clean(captions[i])) > 0.5]
 
     def tokenize(self, captions: Sequence[str], length: int | None = None):
-        """Captions -> (input_ids [B, L] int32, attention_mask [B, L] int32), NumPy arrays.
+        """Return input_ids and attention_mask of captions, NumPy int32 [B, L].
 
         L is `length`, or the smallest bucket that holds the longest caption. A caption that is
         longer is cut, its final special token kept, and one warning says so.
@@ -215,7 +215,7 @@ class TextEncoder:
         return self._pad(ids, length or _bucket(max(map(len, ids)), self.max_length))
 
     def embed(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        """input_ids and attention_mask [B, L] -> hidden states [B, L, D], or [B, 1, D] if pooled.
+        """Return hidden states [B, L, D], or [B, 1, D] if pooled, of input_ids and attention_mask [B, L].
 
         Pure. Rows at padding are whatever the model computes there.
 
@@ -227,7 +227,7 @@ class TextEncoder:
         return self._on_devices(embed, input_ids, attention_mask)
 
     def encode(self, captions: Sequence[str], length: int | None = None) -> TextCond:
-        """Captions -> TextCond; embeddings at padding are zero.
+        """Return the embeddings and the mask of captions; embeddings at padding are zero.
 
         Args:
           captions: at least one str; long lists are computed in batches of similar length.
@@ -256,7 +256,7 @@ class TextEncoder:
     def encode_ragged(
         self, captions: Sequence[str], batch_size: int = _BATCH_SIZE
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (index of the caption, its embeddings [its tokens, D]) in order of length.
+        """Yield (index of the caption, its embeddings [its tokens, D]) in order of length.
 
         The way to encode many captions: nothing is padded to the longest of all, and no more than
         one batch is held. Raises as `encode` does.
@@ -281,7 +281,7 @@ class TextEncoder:
                 yield i, embedding[: len(ids[i])]
 
     def _embed_ids(self, ids: list[list[int]], length: int) -> tuple[jax.Array, np.ndarray]:
-        """Embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids).
+        """Return embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids).
 
         L is `length`, or 1 if pooled.
         """
@@ -305,7 +305,7 @@ class TextEncoder:
         return getattr(self.module.config, "output", "last") == "pooled"
 
     def _cut(self, captions: Sequence[str], length: int | None) -> list[list[int]]:
-        """Token ids of each caption, at most `length` or `max_length`.
+        """Return the token ids of each caption, at most `length` or `max_length`.
 
         One warning says which captions are cut, another which are mostly unknown.
         """
@@ -352,7 +352,7 @@ def _lengthened(text: TextCond, length: int) -> TextCond:
 
 
 def _bucket(length: int, limit: int) -> int:
-    """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, ... that holds `length`, at most `limit`.
+    """Return the smallest of 8, 16, 24, 32, 48, 64, 96, 128, ... that holds `length`, at most `limit`.
 
     Powers of two and the middles between them: at most a third is padding, in few shapes.
     """
@@ -436,7 +436,7 @@ def _check_ids(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:
 
 
 def unknown_message(name: str, unknown: Sequence[str], num: int) -> str:
-    """What to tell of captions that the encoder `name` does not understand: `unknown` of `num`."""
+    """Return the message about `unknown` of `num` captions that the encoder `name` cannot read."""
     first = ", ".join(map(shorten, unknown[:3]))
     return (
         f"{len(unknown)} of {num} captions consist mostly of text that the tokenizer of {name} does not know, such as "
@@ -446,5 +446,5 @@ def unknown_message(name: str, unknown: Sequence[str], num: int) -> str:
 
 
 def shorten(caption: str) -> str:
-    """A caption as messages show it."""
+    """Return a caption as messages show it."""
     return repr(caption if len(caption) <= 60 else caption[:57] + "...")

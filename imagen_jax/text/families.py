@@ -71,7 +71,7 @@ _OPEN_CLIP = Family(clip.open_clip_config, clip.ClipEncoder, clip.open_clip_tabl
 
 
 def read_config(directory: Path) -> tuple[Family, Any]:
-    """The family of a model directory and the parsed config.
+    """Return the family of a model directory and the parsed config.
 
     Raises:
       ValueError: no config.json, or a model_type that is not in FAMILIES.
@@ -96,7 +96,7 @@ def read_config(directory: Path) -> tuple[Family, Any]:
 
 
 def parse_config(family: Family, directory: Path, config: Mapping[str, Any]) -> Any:
-    """The config of a model directory; an error names the directory."""
+    """Return the parsed config of a model directory; an error names the directory."""
     try:
         return family.parse(config)
     except ValueError as error:
@@ -104,7 +104,7 @@ def parse_config(family: Family, directory: Path, config: Mapping[str, Any]) -> 
 
 
 def make_module(directory: Path, dtype: Any, param_dtype: Any = None, output: str = "last") -> nn.Module:
-    """The Linen module of a model directory, without its parameters.
+    """Return the Linen module of a model directory, without its parameters.
 
     Args:
       directory: in Hugging Face layout.

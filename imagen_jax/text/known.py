@@ -89,7 +89,7 @@ SHORT_NAMES = {name.rpartition("/")[2]: name for name in KNOWN}
 
 
 def split_revision(name_or_path: object) -> tuple[str, str | None]:
-    """NAME@REVISION -> (the hub's name, the revision), without @ (the name, None).
+    """Split NAME@REVISION into the hub's name and the revision, which is None without @.
 
     A name that is known by what stands behind its slash is completed; others stay as they are.
     """

@@ -29,7 +29,7 @@ _VALID = {
 
 
 def sizes(cls: type, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the dataclass `cls` that a config.json holds.
+    """Return the fields of the dataclass `cls` that a config.json holds.
 
     Raises:
       ValueError: a field without a default is missing, or one has another type or range than it must.

@@ -20,12 +20,12 @@ OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, in one line of at most 300 characters."""
+    """Return another library's error message in one line of at most 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def check_size(path: Path, limit: int = MAX_TEXT_BYTES) -> None:
-    """Raises ValueError if a text file of a model is larger than any real one."""
+    """Raise ValueError if a text file of a model is larger than any real one."""
     size = path.stat().st_size
     if size > limit:
         raise ValueError(f"{path} must have at most {limit} bytes; got {size}: get the file again.")
@@ -35,7 +35,7 @@ def check_size(path: Path, limit: int = MAX_TEXT_BYTES) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError if there is none."""
+    """Return the JSON object in a file; raise ValueError if there is none."""
     check_size(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ _SETTINGS = {
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A tokenizer's settings without those that are null; {} if there is no such file.
+    """Return a tokenizer's settings without those that are null; {} if there is no such file.
 
     Raises:
       ValueError: what is read of it has another type than it must.
@@ -123,7 +123,7 @@ def is_open_clip(directory: Path) -> bool:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that make up the model's weights, in a fixed order.
+    """Return the safetensors files that make up a model's weights, in a fixed order.
 
     Raises:
       ValueError: there are none, or some shards are missing.
@@ -152,7 +152,7 @@ def has_pickles(directory: Path) -> bool:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index of sharded weights names.
+    """Return the files that an index of sharded weights names.
 
     Raises:
       ValueError: the index names none, some that are missing, or some in other directories.
@@ -176,7 +176,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def stored_tensors(directory: Path) -> Iterator[Stored]:
-    """What the headers of a model's weights state, file by file.
+    """Yield the tensors that the headers of a model's weights state, file by file.
 
     Raises:
       ValueError: as `weight_files` does, or a file is not safetensors.

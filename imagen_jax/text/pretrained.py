@@ -22,7 +22,7 @@ def resolve(
     kind: str = "text encoder",
     example: str = next(iter(KNOWN)),
 ) -> Path:
-    """The directory of a model, which is downloaded if need be.
+    """Return the directory of a model; download it if necessary.
 
     Tried in this order: a local directory; for a known name, the pip package that carries it; the
     Hugging Face hub. Weights whose hash is known are checked wherever they come from. Those
@@ -64,7 +64,7 @@ def resolve(
 
 
 def local(name_or_path: str | Path) -> Path | None:
-    """The directory that a model's name stands for, None if there is none."""
+    """Return the directory that a model's name stands for, None if there is none."""
     try:
         directory = Path(name_or_path).expanduser()
         return directory if directory.is_dir() else None
@@ -73,7 +73,7 @@ def local(name_or_path: str | Path) -> Path | None:
 
 
 def verify(directory: Path, sha256: str) -> None:
-    """Raises ValueError unless model.safetensors in `directory` has this hash."""
+    """Raise ValueError unless model.safetensors in `directory` has this hash."""
     files = weight_files(directory)
     found = file_hash(files[0])
     if len(files) > 1 or found != sha256:
@@ -98,7 +98,7 @@ def download(
     kind: str = "text encoder",
     example: str = next(iter(KNOWN)),
 ) -> Path:
-    """A snapshot of a hub model with its weights in files of `patterns`: from the local hub cache if it is there.
+    """Return a hub model's snapshot with its weights in files of `patterns`, from the local hub cache if it is there.
 
     Raises:
       ValueError: the name is none, or the hub does not give it.

@@ -22,7 +22,7 @@ class SentencePieceTokenizer:
     num_special = 1  # </s> at the end
 
     def __init__(self, directory: Path, vocab_size: int):
-        """Reads spiece.model and, where they are there, the settings beside it.
+        """Read spiece.model and the settings beside it, if there are any.
 
         Args:
           directory: of the model.

@@ -63,7 +63,7 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "T5Config":
-        """The config of a Hugging Face config.json, already parsed into a dict.
+        """Return the config of a parsed Hugging Face config.json.
 
         Raises:
           ValueError: a size is missing, or the model does something this encoder does not.
@@ -145,7 +145,7 @@ class _PositionBias(nn.Module):
 
 
 def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance: int) -> jax.Array:
-    """Key position minus query position -> bucket: exact when near, logarithmic up to `max_distance`.
+    """Return the bucket of key position minus query position: exact when near, logarithmic up to `max_distance`.
 
     Half of the buckets are for keys behind the query; all distances from `max_distance` on share one.
     """
@@ -223,7 +223,7 @@ def tensor_table(config: T5Config) -> Iterator[layers.Row]:
 
 
 def canonical_name(name: str) -> str | None:
-    """The name `tensor_table` uses for a checkpoint's tensor; None for one that is not needed.
+    """Return the name that `tensor_table` has for a checkpoint's tensor; None for one that is not needed.
 
     Whole models bring a decoder and a head. The token table may be there under its encoder's name.
     """
@@ -233,7 +233,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def tied_names(config: T5Config) -> dict[str, tuple[str, ...]]:
-    """Name in `tensor_table` -> other names of the same tensor, for checkpoints that keep a shared one once.
+    """Return other names of a table's tensors, by name, for checkpoints that store a shared tensor once.
 
     Encoder and decoder always share the token table; the head has it only where it is tied, not in v1.1.
     """

@@ -19,7 +19,7 @@ _PROBES = ("", "a", "A photo of a cat.", " \u5317\u4eac \U0001f43b\n", "a" * 400
 
 
 class Tokenizer(Protocol):
-    """Captions to token ids; neither cuts nor pads unless asked.
+    """Captions to token ids, neither cut nor padded unless asked for.
 
     Attributes:
       num_special: how many special tokens a caption gets.
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
-    """The model's own tokenizer.
+    """Return the tokenizer of a model directory.
 
     Args:
       directory: of the model.
@@ -183,7 +183,7 @@ _NUM_BYTE_IDS = 3 + 256
 
 
 def _byte_tokenizer(extra_ids: int) -> Any:
-    """ByT5's (Xue et al. 2021, arXiv:2105.13626), which has no file: three special tokens, the 256 bytes,
+    """Return ByT5's tokenizer (Xue et al. 2021, arXiv:2105.13626), which has no file: special tokens, the 256 bytes,
     and the sentinels."""
     from tokenizers import AddedToken, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as FromModel

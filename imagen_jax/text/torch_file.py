@@ -39,7 +39,7 @@ class TorchTensor(NamedTuple):
 
 
 def tensors(path: Path) -> dict[str, TorchTensor]:
-    """The tensors of a file, by name. Reads what describes them; their bytes are read by `TorchTensor.copy`.
+    """Return the tensors of a file, by name; their bytes are read by `TorchTensor.copy`.
 
     Raises:
       ValueError: the file is damaged, or its pickle does anything but describe a dictionary of tensors.
@@ -59,7 +59,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = lambda name: True) -> Path:
-    """Writes model.safetensors from the pytorch_model.bin, or its shards, of a directory; tensor by tensor.
+    """Write model.safetensors from the pytorch_model.bin of a directory, or its shards, tensor by tensor.
 
     Args:
       directory: of the model.
@@ -117,7 +117,7 @@ def _nbytes(tensor: TorchTensor) -> int:
 
 
 def _header(found: dict[str, TorchTensor]) -> bytes:
-    """The header of a safetensors file: its length, then JSON."""
+    """Return the header of a safetensors file: its length, then JSON."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in found.items():
         start, end = end, end + _nbytes(tensor)
@@ -131,7 +131,7 @@ def _header(found: dict[str, TorchTensor]) -> bytes:
 
 
 def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
-    """Of torch 1.6 and later: an archive of data.pkl and data/KEY for each storage."""
+    """Return the tensors of a file of torch 1.6 or later: an archive of data.pkl and data/KEY for each storage."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -174,7 +174,7 @@ class _member:
 
 
 def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
-    """Of torch before 1.6: five pickles, then each storage behind its size."""
+    """Return the tensors of a file of torch before 1.6: five pickles, then each storage after its size."""
     with path.open("rb") as file:
         head = file.read(_MAX_PICKLE_BYTES)
         stream = io.BytesIO(head)
@@ -215,7 +215,7 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
 
 
 def _tensor(view: torch_pickle.View, opened: Callable[[], Any]) -> TorchTensor:
-    """`opened` opens the file at the start of the storage."""
+    """Return the tensor of a view; `opened` opens the file at the start of its storage."""
     itemsize, strides, steps = view.storage.itemsize, [], 1
     for size in reversed(view.shape):
         strides.insert(0, steps)

@@ -31,12 +31,14 @@ _ALLOWED = {*DTYPES, _DICTIONARY, _REBUILD, _PARAMETER}
 
 
 class _Global(NamedTuple):
-    """A function or class that a pickle names. Never looked up, only compared."""
+    """A function or class that a pickle names; its name is compared and never looked up."""
 
     name: str
 
 
 class Storage(NamedTuple):
+    """The bytes of one or more tensors: key in the file, dtype as safetensors names it, bytes per element, elements."""
+
     key: str
     dtype: str
     itemsize: int
@@ -44,6 +46,8 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
+    """A tensor as a part of a storage: offset, shape and strides in elements."""
+
     storage: Storage
     offset: int  # elements
     shape: tuple[int, ...]
@@ -55,11 +59,13 @@ class View(NamedTuple):
 
 
 def views(data: bytes) -> dict[str, View]:
+    """Return the tensors that a pickle describes, by name."""
     stream = io.BytesIO(data)
     return as_views(interpret(stream))
 
 
 def as_views(found: Any) -> dict[str, View]:
+    """Return what a pickle holds if it is a dictionary of tensors; raise ValueError otherwise."""
     if not isinstance(found, dict) or not found:
         raise ValueError(f"it must hold a dictionary of tensors; got {type(found).__name__}")
     for name, view in found.items():
@@ -74,7 +80,7 @@ _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNIC
 
 
 def interpret(stream: io.BytesIO) -> Any:
-    """The value of the next pickle of a stream, in which tensors are `View`s."""
+    """Return the value of the next pickle of a stream, with a `View` for each tensor."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -159,7 +165,7 @@ def _allowed(name: str) -> _Global:
 
 
 def _storage(value: Any) -> Storage:
-    """('storage', class, key, device, number of elements), before torch 1.6 with a sixth: a view of another one."""
+    """Return the storage of ('storage', class, key, device, number of elements); before torch 1.6 also None."""
     kind, cls, key, _, size, *view = value
     if kind != "storage" or not isinstance(cls, _Global) or cls.name not in DTYPES or any(view):
         raise ValueError("its pickle names a storage of an unknown kind")
@@ -169,7 +175,7 @@ def _storage(value: Any) -> Storage:
 
 
 def _called(function: str, arguments: tuple) -> Any:
-    """What the functions that rebuild tensors give, as values."""
+    """Return what the functions that rebuild tensors return, as plain values."""
     if function == _DICTIONARY:
         if arguments and arguments != ([],):
             raise ValueError("its pickle makes a dictionary of something")

@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
 def load_model(
     directory: Path, dtype: Any, param_dtype: Any = None, *, output: str = "last", mesh: Mesh | None = None
 ) -> tuple[nn.Module, Any]:
-    """`make_module` and its parameters by `load_params`."""
+    """Return the module of a directory and its parameters, as `make_module` and `load_params` do."""
     module = make_module(directory, dtype, param_dtype, output)
     return module, load_params(directory, module, mesh)
 
@@ -41,7 +41,7 @@ def load_model(
 def load_params(
     directory: Path, module: nn.Module, mesh: Mesh | None = None, family: Family | None = None
 ) -> Any:
-    """The parameters {"params": ...} of `module` from the weights in `directory`.
+    """Return the parameters {"params": ...} of `module` from the weights in `directory`.
 
     Tensor by tensor, from the file to the devices, where it is cast: host memory never holds more than
     one of them.
@@ -76,7 +76,7 @@ def load_params(
 
 
 def locate(directory: Path, module: nn.Module, family: Family | None = None) -> list[Tensor]:
-    """Where in the files the parameters of `module` lie. Reads the headers alone, and what is there twice.
+    """Return where in the files the parameters of `module` are; only headers, and tensors stored twice, are read.
 
     Every tensor of the files is accounted for. Nothing is built before the sizes of the module prove to be those
     of the files.
@@ -125,7 +125,7 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
 
 
 def _check_axes(directory: Path, config: Any, stored: list[Stored]) -> None:
-    """Raises ValueError if a size of `config` is beyond the longest axis of all tensors."""
+    """Raise ValueError if a size of `config` is beyond the longest axis of all tensors."""
     longest = max((size for tensor in stored for size in tensor.shape), default=0)
     for key, size in config.axes.items():
         if size > longest:
@@ -136,7 +136,7 @@ def _check_axes(directory: Path, config: Any, stored: list[Stored]) -> None:
 
 
 def _by_table_name(stored: list[Stored], config: Any, family: Family) -> dict[str, list[Stored]]:
-    """The tensors that are needed, by their name in the table."""
+    """Return the tensors that are needed, by their name in the table."""
     found = collections.defaultdict(list)
     for tensor in stored:
         canonical = family.canonical_name(tensor.name)
@@ -157,7 +157,7 @@ _MOST_MISSING = 10_000
 def _rows(
     directory: Path, config: Any, family: Family, found: Mapping[str, Any]
 ) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    """Name in the table -> (path, transposed) of its parts; ValueError if the files lack one."""
+    """Return (path, transposed) of the parts of each tensor in the table; raise ValueError if the files lack one."""
     rows, missing = collections.defaultdict(list), []
     for name, path, transposed in family.tensor_table(config):
         rows[name].append((path, transposed))
@@ -175,13 +175,13 @@ def _rows(
 
 
 def _shapes(module: nn.Module, family: Family | None = None) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Path of each parameter -> its shape and dtype."""
+    """Return the shape and dtype of each parameter, by its path."""
     inputs = (family.inputs if family else families.tokens)(module.config)
     return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
 
 
 def _scale(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Where the scale of an int8 parameter lies."""
+    """Return the path of the scale of an int8 parameter."""
     return *path[:-1], "scale"
 
 
@@ -191,7 +191,7 @@ def _read(tensor: Tensor) -> np.ndarray:
 
 @functools.lru_cache
 def _caster(transposed: bool, dtype: Any, axis: int, shardings: tuple) -> Callable:
-    """A compiled function from a checkpoint's tensor to the parameter, its scale if it is int8, and whether all is
+    """Return a compiled function from a checkpoint's tensor to the parameter, its scale if int8, and whether all is
     finite."""
 
     def cast(values: jax.Array) -> tuple[jax.Array, ...]:
