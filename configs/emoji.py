@@ -21,7 +21,7 @@ from imagen_jax.config import (
 
 TEXT = TextConfig(encoder="all-MiniLM-L6-v2", width=384, length=24)
 DATA = DataConfig(path="datasets/emoji")
-# Networks this narrow learn outlines sooner by predicting x: v would have to carry all the noise through.
+# Networks this narrow learn outlines sooner with prediction x than with v, which contains all of the noise.
 PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0)
 OPTIM = OptimConfig(optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, ema_decay=0.995)
 

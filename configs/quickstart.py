@@ -19,12 +19,12 @@ from imagen_jax.config import (
 
 TEXT = TextConfig(encoder="all-MiniLM-L6-v2", width=384, length=24)
 DATA = DataConfig(path="datasets/shapes_single")
-# Networks this narrow learn outlines sooner by predicting x: v would have to carry all the noise through.
+# Networks this narrow learn outlines sooner with prediction x than with v, which contains all of the noise.
 PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0)
 OPTIM = OptimConfig(optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, ema_decay=0.99)
 
-# Nothing looks at these short runs: compiling what does would take a good part of them.
-BLIND = {"validate_every": 0, "sample_every": 0}
+# Compiling validation and samples would take a good part of these short runs.
+NO_MONITORING = {"validate_every": 0, "sample_every": 0}
 
 
 def get_config() -> tuple[StageConfig, ...]:
@@ -44,7 +44,7 @@ def get_config() -> tuple[StageConfig, ...]:
         data=DATA,
         # Many small steps: the number of steps teaches outlines, more than that of pictures.
         optim=dataclasses.replace(OPTIM, decay_steps=5600, batch_size=8),
-        run=RunConfig(num_steps=5600, checkpoint_every=800, log_every=50, **BLIND),
+        run=RunConfig(num_steps=5600, checkpoint_every=800, log_every=50, **NO_MONITORING),
     )
     super_resolution = StageConfig(
         name="sr64",
@@ -66,6 +66,6 @@ def get_config() -> tuple[StageConfig, ...]:
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, decay_steps=1000, batch_size=8),
-        run=RunConfig(num_steps=1000, checkpoint_every=200, log_every=20, **BLIND),
+        run=RunConfig(num_steps=1000, checkpoint_every=200, log_every=20, **NO_MONITORING),
     )
     return base, super_resolution

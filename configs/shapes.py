@@ -22,11 +22,11 @@ from imagen_jax.config import (
     UNetConfig,
 )
 
-# Flat saturated colors fill these pictures, so a threshold that rescales the whole picture (dynamic)
-# would turn white to grey: static clipping fits.
+# Flat saturated colors fill these pictures. The dynamic threshold rescales the whole picture and would turn white to
+# grey; use static clipping.
 TEXT = TextConfig(encoder="all-MiniLM-L6-v2", width=384, length=40)
 DATA = DataConfig(path="datasets/shapes")
-# Networks this narrow learn outlines sooner by predicting x: v would have to carry all the noise through.
+# Networks this narrow learn outlines sooner with prediction x than with v, which contains all of the noise.
 PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0)
 OPTIM = OptimConfig(
     optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, batch_size=8, ema_decay=0.995
