@@ -30,10 +30,11 @@ def main(parsed) -> None:
 
     from imagen_jax import sharding
     from imagen_jax.config.validation import validate
-    from imagen_jax.planning import chips
-    from imagen_jax.planning.estimate import estimate, train_inputs
+    from imagen_jax.planning import targets
+    from imagen_jax.planning.estimate import estimate
     from imagen_jax.training import state as states
     from imagen_jax.training.step import make_train_step
+    from imagen_jax.training.utilisation import batch_shapes
 
     validate(config)
     if options.steps < 1:
@@ -44,7 +45,7 @@ def main(parsed) -> None:
     # Values between 0 and 1 for pictures and text, True for every token.
     made = {
         name: rng.random(s.shape, np.float32) if s.dtype != bool else np.ones(s.shape, bool)
-        for name, s in train_inputs(config, config.optim.batch_size).items()
+        for name, s in batch_shapes(config, config.optim.batch_size).items()
     }
     batch = sharding.shard_batch(made, mesh)
     abstract = states.abstract_state(config, mesh)
@@ -72,7 +73,7 @@ def main(parsed) -> None:
     print(f"compiled in   {compilation:8.1f} s")
     print(f"step          {median:8.4g} s, median of {options.steps} ({spread})")
     print(f"throughput    {config.optim.batch_size / median:8.4g} images/s, {rate / 1e12:.3g} TFLOP/s")
-    chip = chips.target(None).chip
+    chip = targets.target(None).chip
     if chip is not None:
         print(
             f"utilisation   {100 * rate / (chip.flops * mesh.size):8.1f} % of {chip.flops / 1e12:.0f} TFLOP/s"

@@ -7,6 +7,7 @@ Images are float32 in [-1, 1].
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -109,15 +110,25 @@ class Cond:
 
 @flax.struct.dataclass
 class TrainState:
-    """State of training. Randomness is derived from the seed and `step` and is not stored.
+    """State of a training run. Randomness is derived from the seed and `step`, not stored.
 
     Attributes:
-      step: [] int32, steps taken.
-      params, ema_params: of the network; their exponential moving average.
-      opt_state: of the optimiser.
+      step: int32 scalar, steps done.
+      params: nested dict of the trainable parameters.
+      ema_params: their exponential moving average.
+      opt_state: the optimiser's state.
+      frozen: nested dict of the network's other parameters, which training does not change; None: there are none.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
+    frozen: Any = None
+
+    def merged(self, params: Any) -> Any:
+        """Return all parameters of the network: `frozen` and `params`, trainable ones or their average, in one tree."""
+        if self.frozen is None:
+            return params
+        flat = flax.traverse_util.flatten_dict
+        return flax.traverse_util.unflatten_dict(flat(self.frozen) | flat(params))

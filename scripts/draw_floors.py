@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "imagen_jax"
 # From the ground up.
 FLOORS = (
     {
-        "arrays", "checks", "compilation", "grid", "methods", "processes", "progress",
-        "registry", "resize", "sharding", "signals", "storage", "structs",
+        "arrays", "checks", "chips", "compilation", "grid", "methods", "processes", "progress",
+        "registry", "resize", "sharding", "signals", "storage", "structs", "tracing",
     },
     {"data", "diffusion", "models"},
     {"config", "prepare"},

@@ -35,7 +35,7 @@ from imagen_jax.diffusion import samplers, schedules
 from imagen_jax.evaluation import METRICS, sweep
 from imagen_jax.models.conditioning import conditioning_images
 from imagen_jax.models.layers import cached
-from imagen_jax.planning import chips
+from imagen_jax.planning import targets
 from imagen_jax.prepare import output, parts, shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.sampling.cascade import sampling_by_stage
@@ -350,7 +350,7 @@ def check(parse, script, arguments):
         options, settings = parsed
         validate(settings)
         if getattr(options, "topology", None):
-            assert chips.num_devices(options.topology) > 0
+            assert targets.num_devices(options.topology) > 0
     elif isinstance(parsed, cli.SamplingOptions) and "quickstart" in str(parsed.workdir):
         stages = tuple(imagen_jax.Stage(None, settings) for settings in load_preset("quickstart"))
         if script == "sweep.py":

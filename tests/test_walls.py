@@ -28,9 +28,7 @@ from draw_floors import (  # noqa: E402
 
 FILES = draw_floors.source_files()
 # (file, room that it imports although the wall forbids it): the reason.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("training/meter.py", "planning"): "the share of the peak is reckoned by planning, which traces the train step",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 # Packages that only these rooms may import; all others may be imported anywhere.
 HOMES = {
     "orbax": {"stage_dir", "processes"},  # processes: the barrier alone

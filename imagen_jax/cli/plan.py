@@ -38,8 +38,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
+    from imagen_jax import chips
     from imagen_jax.config.validation import validate
-    from imagen_jax.planning import chips, fit, program
+    from imagen_jax.planning import fit, program, targets
     from imagen_jax.planning.estimate import UTILISATION, estimate
 
     def change(part: str, **values):
@@ -53,11 +54,11 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         config = dataclasses.replace(config, compute_dtype="bfloat16")
     validate(config)
     if options.quick and options.topology is not None:
-        devices = chips.num_devices(options.topology)
+        devices = targets.num_devices(options.topology)
         chip = chips.CHIPS[options.topology.partition(":")[0]]
         memory, where = chip.memory, options.topology
     else:
-        target = chips.target(options.topology)
+        target = targets.target(options.topology)
         devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
 
     plan = estimate(config, options.kind, devices)

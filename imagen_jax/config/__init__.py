@@ -3,6 +3,8 @@
 from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig, override
 from imagen_jax.config.serialization import MAX_JSON, differences, flat, from_dict, read_json, to_dict
 from imagen_jax.config.stage import (
+    OBJECTIVES,
+    OPTIMIZERS,
     DataConfig,
     OptimConfig,
     ProcessConfig,
@@ -19,6 +21,8 @@ __all__ = [
     "NEED_CHURN",
     "NEED_GUIDANCE",
     "NETWORKS",
+    "OBJECTIVES",
+    "OPTIMIZERS",
     "USED_BY",
     "DataConfig",
     "EfficientUNetConfig",

@@ -59,6 +59,7 @@ def _upgrade_from_0(data: dict[str, Any]) -> dict[str, Any]:
 _ADDED_IN_1: dict[str, dict[str, Any]] = {
     "text": {"dtype": "float32", "output": "last", "clean_captions": False},
     "process": {"zero_terminal_snr": False},
+    "optim": {"objective": "denoising"},
     "data": {"split": "train", "image_key": "image", "caption_key": "caption", "crop": "center"},
     "run": {
         "remat": "none", "scan_blocks": False, "height": 1, "max_skipped": 0, "data_threads": 2, "data_workers": 0,

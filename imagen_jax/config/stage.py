@@ -6,11 +6,16 @@ a stage can be rebuilt from its directory alone.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from imagen_jax.config.sampling import SamplingConfig
 from imagen_jax.models.network import NetworkConfig, Remat
 from imagen_jax.models.unet import UNetConfig
+from imagen_jax.registry import Registry
+
+# Filled by imagen_jax.training, and by code outside the package: a configuration only names the entries.
+OBJECTIVES = Registry("objective")
+OPTIMIZERS = Registry("optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +84,10 @@ class DataConfig:
 class OptimConfig:
     """Optimiser and averaging."""
 
-    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """Optimiser of the parameters."""
+    objective: Annotated[str, OBJECTIVES] = "denoising"
+    """What is minimised; one of training.objectives."""
+    optimizer: Annotated[str, OPTIMIZERS] = "adamw"
+    """Optimiser of the parameters; one of training.optim."""
     learning_rate: float = 1e-4
     """Highest learning rate, reached after the warm-up."""
     warmup_steps: int = 10_000

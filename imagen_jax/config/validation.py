@@ -10,7 +10,7 @@ from typing import Any
 from imagen_jax import checks
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
 from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig
-from imagen_jax.config.stage import StageConfig
+from imagen_jax.config.stage import OBJECTIVES, OPTIMIZERS, StageConfig
 from imagen_jax.models.network import NETWORKS
 from imagen_jax.storage import locations
 
@@ -162,9 +162,12 @@ def validate_for_training(config: StageConfig) -> StageConfig:
     """Return `config` after `validate` and after checking that it can be trained on a data set of captioned pictures.
 
     Raises:
-      ValueError: it is invalid, or needs other than RGB images or a control image.
+      ValueError: it is invalid, names an objective or optimiser that is not registered, or needs other than RGB
+        images or a control image.
     """
     validate(config)
+    checks.choice("optim.objective", config.optim.objective, OBJECTIVES)
+    checks.choice("optim.optimizer", config.optim.optimizer, OPTIMIZERS)
     fix = "train with stage.loss and a batch of your own"
     require(
         config.image_channels == 3, "image_channels", "be 3 to train on a data set, whose pictures are RGB",

@@ -7,16 +7,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from imagen_jax import sharding, stage
+from imagen_jax import sharding, stage, tracing
+from imagen_jax.chips import Chip
 from imagen_jax.config import StageConfig
-from imagen_jax.planning import trace
-from imagen_jax.planning.chips import Chip
 from imagen_jax.sampling import one_stage
 from imagen_jax.sampling.inputs import Inputs
 from imagen_jax.stage import Stage
 from imagen_jax.structs import TextCond
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
+from imagen_jax.training.utilisation import batch_shapes, model_flops_per_image
 
 Kind = Literal["train", "sample"]
 UTILISATION = 0.5  # share of the peak that matrix products reach where nothing else is the limit
@@ -61,16 +61,6 @@ class Plan:
         }
 
 
-def train_inputs(config: StageConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch's shapes."""
-    side, text = config.train_size, config.text
-    return {
-        "x": jax.ShapeDtypeStruct((rows, side, side, config.image_channels), jnp.float32),
-        "text": jax.ShapeDtypeStruct((rows, text.length, text.width), jnp.float32),
-        "text_mask": jax.ShapeDtypeStruct((rows, text.length), bool),
-    }
-
-
 def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
     """(the function that samples the stage from params and inputs, the shapes of those inputs)."""
     text = TextCond(
@@ -112,21 +102,21 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     state = states.abstract_state(config, mesh)
     bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
-        inputs = train_inputs(config, rows)
-        program = trace.trace(
+        inputs = batch_shapes(config, rows)
+        program = tracing.trace(
             make_train_step(small, alone), jax.eval_shape(lambda: states.new_state(small)), inputs
         )
         held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(state.opt_state)}
     else:
         function, inputs = sampler(config, rows)
-        program = trace.trace(function, jax.eval_shape(lambda: states.new_state(small)).params, inputs)
+        program = tracing.trace(function, jax.eval_shape(lambda: states.new_state(small)).params, inputs)
         held = {"ema_bytes": 0, "optimizer_bytes": 0}
     steps = math.ceil(config.sampling.steps * config.sampling.strength)
-    flops = trace.flops(program, steps)
+    flops = tracing.flops(program, steps)
     parameters = states.count(state.params)
     sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     split = {tuple(sorted(leaf.shape)): run.fsdp for leaf in sharded}
-    temporary = trace.peak_memory(program, split)
+    temporary = tracing.peak_memory(program, split)
     if kind == "sample" and config.compute_dtype == "bfloat16":
         temporary += bytes_of(state.params) // 2  # a copy to compute with, made once before the loop
     if run.fsdp > 1:
@@ -136,26 +126,14 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         replicated=sharding.byte_counts(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
         # Inputs arrive whole on all devices that share their rows.
-        input_bytes=int(sum(map(trace.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
+        input_bytes=int(sum(map(tracing.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,
-        model_flops_per_image=3 * _forward_flops(small, alone) if kind == "train" else flops // rows,
+        model_flops_per_image=model_flops_per_image(config) if kind == "train" else flops // rows,
         flops=int(flops * share / rows),
-        traffic=int(trace.traffic(program, steps) * share / rows),
+        traffic=int(tracing.traffic(program, steps) * share / rows),
         collective_bytes=_collective_bytes(config, kind, parameters, devices, steps),
         **held,
     )
-
-
-def _forward_flops(config: StageConfig, mesh: Any) -> int:
-    """Of one image."""
-    one = dataclasses.replace(config, run=dataclasses.replace(config.run, remat="none"))
-    params = jax.eval_shape(lambda: states.new_state(one)).params
-
-    def forward(params: Any, batch: Any) -> jax.Array:
-        return stage.loss(params, one, batch, stage.draw(one, jax.random.key(0), 1))
-
-    with sharding.use_mesh(mesh):
-        return trace.flops(trace.trace(forward, params, train_inputs(one, 1)))
 
 
 def _collective_bytes(config: StageConfig, kind: Kind, parameters: int, devices: int, steps: int) -> int:

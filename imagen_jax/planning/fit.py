@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Iterator
 
 from imagen_jax import sharding
+from imagen_jax.chips import CHIPS, Chip
 from imagen_jax.config import StageConfig
-from imagen_jax.planning.chips import CHIPS, Chip, num_devices
 from imagen_jax.planning.estimate import Kind, estimate
+from imagen_jax.planning.targets import num_devices
 from imagen_jax.training.state import abstract_state
 
 _MARGIN = 0.9  # share of the memory that is planned for: the estimate may be a tenth too low

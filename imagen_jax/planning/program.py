@@ -12,10 +12,11 @@ import jax
 
 from imagen_jax import sharding
 from imagen_jax.config import StageConfig
-from imagen_jax.planning.chips import Target
-from imagen_jax.planning.estimate import Kind, sampler, train_inputs
+from imagen_jax.planning.estimate import Kind, sampler
+from imagen_jax.planning.targets import Target
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
+from imagen_jax.training.utilisation import batch_shapes
 
 
 class DoesNotFit(Exception):
@@ -56,7 +57,7 @@ def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
     if kind == "train":
         out = (states.shardings(state), None)
         step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
-        args = (state, placed(train_inputs(config, rows)))
+        args = (state, placed(batch_shapes(config, rows)))
     else:
         function, inputs = sampler(config, rows)
 

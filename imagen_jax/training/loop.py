@@ -23,11 +23,12 @@ from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache, encoders
 from imagen_jax.training import state as states
-from imagen_jax.training.meter import Meter, utilisation_per_image_s
+from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.optim import learning_rate
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import StopRequests, Watchdog
+from imagen_jax.training.utilisation import utilisation_per_image_s
 from imagen_jax.training.writer import METRICS_FILE, SAMPLES, Writer, check_wandb
 
 REPLAY_FILE = "nonfinite.json"

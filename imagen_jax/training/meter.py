@@ -1,31 +1,33 @@
-"""What a run reports about its last steps."""
+"""Metrics of the steps since the last log line."""
 
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
 
 from imagen_jax import processes
 from imagen_jax.config import StageConfig
-from imagen_jax.diffusion.losses import BUCKETS
 
 GIB = 2**30
 
 
 class Meter:
-    """Gathers the metrics of steps, fetched from the devices only when asked for.
+    """Collects the metrics of steps, and fetches them from the devices when they are read.
 
-    Every process has one and makes the same calls; all of them get the same numbers, but for times and memory, which
-    are a process's own.
+    Every process has one and makes the same calls. All processes get the same numbers, except for times and memory,
+    which are those of each process.
+
+    Args:
+      config: of the stage.
+      step: number of steps done before.
+      utilisation: as from `utilisation.utilisation_per_image_s`; None: it is not reported.
     """
 
     def __init__(self, config: StageConfig, step: int, utilisation: float | None = None):
-        """`utilisation` is that of one image a second, see `utilisation_per_image_s`."""
         self._config, self._utilisation = config, utilisation
         self._step, self._in_a_row = step, 0
         self._pending: list[dict[str, jax.Array]] = []
@@ -37,8 +39,11 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for the next batch. Only waits with nothing left for the devices to do count: all of one
-        that begins when the last step is done, half of one during which it ends."""
+        """Return a context for waiting for the next batch.
+
+        Only time in which the devices are idle counts: all of a wait that begins after the last step is done, half of
+        one during which it ends.
+        """
         is_idle, begin = self._is_idle(), time.perf_counter()
         yield
         self._waited += (time.perf_counter() - begin) * (is_idle + self._is_idle()) / 2
@@ -47,8 +52,12 @@ class Meter:
         return not self._pending or self._pending[-1]["loss"].is_ready()
 
     def add(self, metrics: dict[str, jax.Array], undecodable: int) -> None:
-        """One step: its metrics, and how many of this process's records in it had to be replaced. Returns when the step
-        before is done: batches and programs must not pile up on the devices."""
+        """Add one step, and wait for the one before, so that batches and programs do not pile up on the devices.
+
+        Args:
+          metrics: as from the train step.
+          undecodable: how many of this process's records in the batch were replaced.
+        """
         self._pending.append(metrics)
         self._undecodable += undecodable
         if len(self._pending) > 1:
@@ -56,14 +65,16 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training: compiling, saving, looking."""
+        """Return a context for what is not training: compiling, saving, evaluating."""
         begin = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begin
 
     def read(self, done: int) -> tuple[dict[str, float], list[int], range | None]:
-        """Of the steps since the last call, up to `done`: (their metrics, those that were skipped, and the last
-        steps if more than `run.max_skipped` in a row were)."""
+        """Return (metrics, skipped steps, failed steps) of the steps since the last call, up to step `done`.
+
+        The last is None unless more than `run.max_skipped` steps in a row were skipped.
+        """
         fetched = jax.device_get(self._pending)
         skipped = [self._step + 1 + i for i, metrics in enumerate(fetched) if metrics["skipped"]]
         for step in range(self._step + 1, done + 1):
@@ -81,8 +92,9 @@ class Meter:
         values = {key: float(fetched[-1][key]) for key in scalars}
         if kept:
             values["loss"] = float(np.mean([metrics["loss"] for metrics in kept]))
-            sums, counts = (np.sum([m[key] for m in kept], axis=0) for key in ("loss_sums", "loss_counts"))
-            values |= by_bucket("loss", sums, counts)
+            for name in kept[0]["sums"]:
+                total, count = np.sum([metrics["sums"][name] for metrics in kept], axis=0)
+                values |= {name: float(total / count)} if count else {}
         return values
 
     def _data(self) -> dict[str, float]:
@@ -100,24 +112,3 @@ class Meter:
         unit = 1 if sys.platform == "darwin" else 1024
         values["host_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
         return values
-
-
-def by_bucket(name: str, sums: Any, counts: Any) -> dict[str, float]:
-    """Mean losses by log-SNR, of the buckets that have any."""
-    return {
-        f"{name}_logsnr/{bucket}": float(total / count)
-        for bucket, total, count in zip(BUCKETS, sums, counts, strict=True)
-        if count
-    }
-
-
-def utilisation_per_image_s(config: StageConfig, num_devices: int) -> float | None:
-    """What one image a second is of the devices' peak: model FLOPs (forward and backward, nothing computed twice) over
-    the peak of bfloat16 products of all devices. None where the devices' peak is not known."""
-    from imagen_jax.planning import chips  # inside, for planning looks into training
-    from imagen_jax.planning.estimate import estimate
-
-    chip = chips.of_kind(jax.devices()[0].device_kind)
-    if chip is None:
-        return None
-    return estimate(config, "train", num_devices).model_flops_per_image / (chip.flops * num_devices)

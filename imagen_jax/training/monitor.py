@@ -19,7 +19,6 @@ from imagen_jax.grid import labelled_grid
 from imagen_jax.sampling import one_stage
 from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.text import cache
-from imagen_jax.training.meter import by_bucket
 from imagen_jax.training.writer import Writer
 
 
@@ -124,7 +123,7 @@ class Monitor:
         right, wrong = sums.sum() / counts.sum(), shuffled.sum() / counts.sum()
         values = {
             "validation_loss": float(right),
-            **by_bucket("validation_loss", sums, counts),
+            **_by_logsnr(sums, counts),
             "validation_undecodable": int(processes.all_gather_int(replaced).sum()),
         }
         if num > 1:
@@ -183,6 +182,15 @@ def _samples(
         keys = stage.image_keys(config.seed, len(text.mask))
         made = one_stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
     return jax.lax.with_sharding_constraint(made, sharding.replicated(mesh))
+
+
+def _by_logsnr(sums: Any, counts: Any) -> dict[str, float]:
+    """Return the mean validation loss of each bucket of log-SNR that has images."""
+    return {
+        f"validation_loss_logsnr/{bucket}": float(total / count)
+        for bucket, total, count in zip(losses.BUCKETS, sums, counts, strict=True)
+        if count
+    }
 
 
 def _apart(batch_size: int, num: int) -> int:

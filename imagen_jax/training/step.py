@@ -10,72 +10,100 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
-from imagen_jax.diffusion import losses
 from imagen_jax.structs import TrainState
-from imagen_jax.training.optim import learning_rate, make_optimizer, update_ema
+from imagen_jax.training.objectives import OBJECTIVES
+from imagen_jax.training.optim import is_packable, learning_rate, make_optimizer
+from imagen_jax.training.packing import Packing
 
-StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, dict[str, jax.Array]]]
+Metrics = dict[str, Any]
+Objective = Callable[[Any, stage.Batch, stage.Draws], tuple[jax.Array, Metrics]]
+StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: StageConfig, mesh: Mesh) -> StepFn:
-    """step(state, batch) -> (state, metrics), to be jitted.
+def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None = None) -> StepFn:
+    """Return step(state, batch) -> (state, metrics), to be jitted.
+
+    All randomness is derived from (seed, state.step), so that a restored run repeats it exactly.
 
     Args:
       config: of the stage. Batches have config.optim.batch_size rows; see `stage.image_losses`.
       mesh: as from `sharding.make_mesh`; state and batch lie on it.
+      objective: what is minimised, see `objectives`; None: the one that config.optim.objective names.
 
-    Metrics are the scalars loss, grad_norm, learning_rate, ema_distance (of the averaged parameters from the others, as
-    a share of their norm) and skipped, and [K] loss_sums and loss_counts of `losses.by_logsnr`. A step whose loss or
-    gradient is not finite changes nothing but the step's number, and has skipped = 1.
+    Returns:
+      A function. `state.params` are differentiated and updated, `state.frozen` are not. A step whose loss or gradient
+      is not finite changes nothing but the step's number. Metrics are the scalars loss, grad_norm, learning_rate,
+      ema_distance (of the averaged parameters from the others, as a share of their norm) and skipped (1 if nothing
+      changed, else 0), and under "sums" the objective's metrics.
 
-    All randomness is derived from (seed, state.step), so a restored run repeats it exactly.
+    Raises:
+      ValueError: no such objective or optimiser is registered.
     """
-    optimizer = make_optimizer(config.optim)
+    objective = objective or OBJECTIVES[config.optim.objective](config)
+    optimizer, packs = make_optimizer(config.optim), is_packable(config.optim)
     root = stage.named_key(jax.random.key(config.seed), "train")
 
-    def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, Metrics]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
+        loss_of = lambda params, *inputs: objective(state.merged(params), *inputs)
         with sharding.use_mesh(mesh):
-            (loss, (sums, counts)), grads = _loss_and_grads(config, mesh, state.params, batch, draws)
+            (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, state.params, batch, draws)
+        packing = Packing(state.params) if packs else None
+        old = _packed(packing, state)
+        grads = packing.pack(grads) if packing else grads
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
         is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(
-            step=state.step,
-            params=params,
-            ema_params=update_ema(state.ema_params, params, state.step, config.optim.ema_decay),
-            opt_state=opt_state,
-        )
-        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
-        apart = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
-        return new.replace(step=state.step + 1), {
+        params = optax.apply_updates(old.params, updates)
+        # The decay of the average warms up: the first parameters are soon forgotten.
+        decay = jnp.minimum(config.optim.ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, old.ema_params, 1 - decay)
+        new = old.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
+        distance = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
+        metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate(config.optim)(state.step),
-            "ema_distance": apart / optax.global_norm(new.params),
+            "ema_distance": distance / optax.global_norm(new.params),
             "skipped": 1 - is_finite.astype(jnp.int32),
-            "loss_sums": sums,
-            "loss_counts": counts,
+            "sums": sums,
         }
+        return _unpacked(packing, new).replace(step=state.step + 1, frozen=state.frozen), metrics
 
     return step
 
 
+def _packed(packing: Packing | None, state: TrainState) -> TrainState:
+    """Return what an update changes of a state, its parameters packed."""
+    state = state.replace(frozen=None)
+    if packing is None:
+        return state
+    return state.replace(
+        params=packing.pack(state.params),
+        ema_params=packing.pack(state.ema_params),
+        opt_state=packing.pack_state(state.opt_state),
+    )
+
+
+def _unpacked(packing: Packing | None, state: TrainState) -> TrainState:
+    if packing is None:
+        return state
+    return state.replace(
+        params=packing.unpack(state.params),
+        ema_params=packing.unpack(state.ema_params),
+        opt_state=packing.unpack_state(state.opt_state),
+    )
+
+
 def _loss_and_grads(
-    config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, draws: stage.Draws
-) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Any]:
-    """((mean loss, the losses by log-SNR), gradient) of the batch, in `accumulation` parts to save memory."""
-    parts = config.optim.accumulation
-
-    def loss(params: Any, config: StageConfig, batch: stage.Batch, draws: stage.Draws) -> Any:
-        per_image, logsnr_t = stage.image_losses(params, config, batch, draws)
-        return jnp.mean(per_image), losses.by_logsnr(per_image, logsnr_t)
-
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    objective: Objective, parts: int, mesh: Mesh, params: Any, batch: stage.Batch, draws: stage.Draws
+) -> tuple[tuple[jax.Array, Metrics], Any]:
+    """Return ((loss, metrics), gradient) of the batch, computed in `parts` parts to save memory."""
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
-        return value_and_grad(params, config, batch, sharding.constrain_batch(draws, mesh))
+        return value_and_grad(params, batch, sharding.constrain_batch(draws, mesh))
 
     # Part i takes every parts-th row, so that each device keeps its own rows.
     split = jax.tree.map(
@@ -84,9 +112,9 @@ def _loss_and_grads(
     split = sharding.constrain_batch(split, mesh, axis=1)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, value_and_grad(params, config, *part)), None
+        return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
-    by_logsnr = (jnp.zeros(len(losses.BUCKETS)),) * 2
-    zero = ((jnp.zeros(()), by_logsnr), jax.tree.map(jnp.zeros_like, params))
-    ((loss_sum, by_logsnr), grads), _ = jax.lax.scan(add, zero, split)
-    return (loss_sum / parts, by_logsnr), jax.tree.map(lambda leaf: leaf / parts, grads)
+    shapes = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda a: a[0], split))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    ((loss_sum, sums), grads), _ = jax.lax.scan(add, zero, split)
+    return (loss_sum / parts, sums), jax.tree.map(lambda leaf: leaf / parts, grads)

@@ -31,7 +31,6 @@ def replace(config, path, value):
         (0, "sampling.sampler", "euler", "sampling.sampler must be one of"),
         (0, "process.min_snr_floor", 6.0, "process.min_snr_floor must be from 0 to min_snr_gamma, 5; got 6"),
         (0, "process.prediction", "flow", "process.prediction must be one of"),
-        (0, "optim.optimizer", "sgd", "optim.optimizer must be one of"),
         (0, "run.num_steps", 0, "run.num_steps must be at least 1; got 0"),
         (0, "name", "64/base", "name must be an identifier"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import sharding
-from imagen_jax.planning import chips, program
+from imagen_jax.planning import program, targets
 from imagen_jax.planning.estimate import estimate
 from imagen_jax.training import state as states
 
@@ -52,40 +52,11 @@ def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     assert sampled().optimizer_bytes == 0
 
 
-@pytest.mark.parametrize(
-    ("topology", "message"),
-    [
-        ("v5x:2x2", "must be a TPU slice"),
-        ("v5e:2x2x1", "must be a TPU slice"),
-        ("v4:2x2", "must be a TPU slice"),
-        ("v5e", "must be a TPU slice"),
-    ],
-)
-def test_an_unknown_topology(topology, message):
-    with pytest.raises(ValueError, match=message):
-        chips.num_devices(topology)
-
-
-def test_every_slice_has_its_number_of_devices():
-    assert chips.num_devices("v5e:16x16") == 256 and chips.num_devices("v4:4x4x8") == 128
-    for name, chip in chips.CHIPS.items():
-        sizes = [chips.num_devices(f"{name}:{shape}") for shape in chip.shapes]
-        assert sizes == sorted(set(sizes))
-
-
-def test_libtpu_is_asked_for_by_its_extra(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ValueError, match=r"libtpu must be installed .*\[tpu\]"):
-        chips.target("v5e:2x2")
-
-
 def test_local_devices_run_what_was_planned(tiny_configs):
     config = run_on(tiny_configs[1], fsdp=2)
-    compiled = program.compile_for(config, "train", chips.target(None))
+    compiled = program.compile_for(config, "train", targets.target(None))
     assert compiled.peak_bytes > 0 and sum(size for _, size in compiled.collectives.values()) > 0
-    sampled = program.compile_for(config, "sample", chips.target(None))
+    sampled = program.compile_for(config, "sample", targets.target(None))
     assert sampled.argument_bytes < compiled.argument_bytes
 
 
@@ -98,20 +69,6 @@ def test_against_the_compiler_for_tpus():
         optim=C.OptimConfig(batch_size=64),
         compute_dtype="bfloat16",
     )
-    target = chips.target("v5e:2x2")
+    target = targets.target("v5e:2x2")
     compiled = program.compile_for(config, "train", target)
     assert estimate(config, "train", 4).peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("TPU v5 lite", "TPU v5e"),
-        ("TPU v5p", "TPU v5p"),
-        ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
-        ("cpu", None),
-    ],
-)
-def test_chips_are_known_by_what_jax_calls_them(kind, name):
-    found = chips.of_kind(kind)
-    assert (found and found.name) == name

@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import sharding
+from imagen_jax import chips, sharding
 from imagen_jax.config import RunConfig
 from imagen_jax.data import sources, transforms
 from imagen_jax.diffusion import losses
-from imagen_jax.planning import chips, estimate
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.training import meter as meters
 from imagen_jax.training import monitor as monitors
 from imagen_jax.training import state as states
+from imagen_jax.training import utilisation
 from imagen_jax.training import writer as writers
 
 # --- meter ----------------------------------------------------------------------------------------
@@ -28,12 +28,12 @@ from imagen_jax.training import writer as writers
 def metrics(loss, logsnr, skipped=0):
     """Those of a step with one image of each of these losses and levels."""
     sums, counts = losses.by_logsnr(jax.numpy.asarray(loss, "float32"), jax.numpy.asarray(logsnr, "float32"))
+    names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
     scalars = {"grad_norm": 1.0, "learning_rate": 0.1, "ema_distance": 0.5}
     return scalars | {
         "loss": jax.numpy.asarray(np.mean(loss)),
         "skipped": skipped,
-        "loss_sums": sums,
-        "loss_counts": counts,
+        "sums": dict(zip(names, zip(sums, counts, strict=True), strict=True)),
     }
 
 
@@ -72,9 +72,8 @@ def test_too_many_skipped_in_a_row_are_hopeless_also_over_two_readings(tiny_conf
 def test_utilisation_is_the_work_over_the_peak(tiny_configs, monkeypatch):
     chip = dataclasses.replace(chips.CHIPS["v4"], flops=1e9)
     monkeypatch.setattr(chips, "of_kind", lambda kind: chip)
-    plan = types.SimpleNamespace(model_flops_per_image=4e6)  # what it says is tested with the plans
-    monkeypatch.setattr(estimate, "estimate", lambda config, kind, num_devices: plan)
-    per_image = meters.utilisation_per_image_s(tiny_configs[0], 8)
+    monkeypatch.setattr(utilisation, "model_flops_per_image", lambda config: 4e6)  # tested with the plans
+    per_image = utilisation.utilisation_per_image_s(tiny_configs[0], 8)
     assert per_image == pytest.approx(4e6 / 8e9)
     meter = meters.Meter(tiny_configs[0], 0, per_image)
     meter.add(metrics([1.0], [0]), 0)

@@ -1,0 +1,83 @@
+"""The devices that a stage is planned for: a TPU slice that need not be attached, or the local devices."""
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from imagen_jax import chips
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to plan for; `chip` is None for local devices that are not in the tables of `chips`."""
+
+    name: str
+    devices: tuple[Any, ...]
+    chip: chips.Chip | None
+
+    @property
+    def memory(self) -> int | None:
+        """Memory of each device in bytes, None if unknown."""
+        if self.chip is not None:
+            return self.chip.memory
+        return (self.devices[0].memory_stats() or {}).get("bytes_limit")
+
+
+def num_devices(topology: str) -> int:
+    """Return the number of devices of a TPU topology such as "v5e:16x16" or "v4:4x4x8".
+
+    Raises:
+      ValueError: `topology` does not name a TPU slice.
+    """
+    kind, _, shape = topology.partition(":")
+    sides = re.fullmatch(r"\d+(x\d+){1,2}", shape) and [int(side) for side in shape.split("x")]
+    if kind not in chips.CHIPS or not sides or len(sides) != len(chips.CHIPS[kind].shapes[0].split("x")):
+        known = "; ".join(
+            f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}" for name, chip in chips.CHIPS.items()
+        )
+        raise ValueError(
+            f"--topology must be a TPU slice ({known}), or left out for local devices; got {topology!r}."
+        )
+    return math.prod(sides)
+
+
+def target(topology: str | None) -> Target:
+    """Return the devices of a TPU slice, described by the compiler in libtpu; for None, the local devices.
+
+    Raises:
+      ValueError: there is no such slice, or libtpu is not installed.
+    """
+    if topology is None:
+        local = tuple(jax.devices())
+        return Target(f"{len(local)} x {local[0].device_kind}", local, chips.of_kind(local[0].device_kind))
+    num = num_devices(topology)
+    kind = topology.partition(":")[0]
+    # Outside a TPU VM the metadata server is unreachable, and no TPU needs to be locked.
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5e-4",
+        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"libtpu must be installed to compile for --topology {topology}: pip install -e '.[tpu]', or add --quick."
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **dict(chips.CHIPS[kind].options)
+        )
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"--topology must be one that libtpu knows; got {topology!r} ({first[:150]})."
+        ) from error
+    assert len(found.devices) == num, (topology, len(found.devices))
+    return Target(topology, tuple(found.devices), chips.CHIPS[kind])

@@ -1,0 +1,26 @@
+"""Training objectives by name: `optim.objective` of a configuration chooses one.
+
+An objective is a function `objective(params, batch, draws) -> (loss, metrics)`:
+
+    params: parameters of the network, as from `stage.init`; the train step differentiates `loss` with respect to them.
+    batch: see `stage.image_losses`.
+    draws: the batch's random choices, as from `stage.draw`.
+    loss: a float32 scalar, the mean over the images of the batch.
+    metrics: name -> (sum, count), two scalars. Sums and counts are added over the parts of a batch and over steps; the
+        quotient is logged under the name.
+
+What is registered is a function from a `StageConfig` to such an objective:
+
+    @OBJECTIVES.register("mine")
+    def mine(config):
+        def objective(params, batch, draws):
+            ...
+            return loss, {}
+
+        return objective
+"""
+
+from imagen_jax.config import OBJECTIVES
+from imagen_jax.training.objectives import denoising
+
+__all__ = ["OBJECTIVES", "denoising"]

@@ -1,0 +1,35 @@
+"""TPU slices by their names."""
+
+import sys
+
+import pytest
+
+from imagen_jax.chips import CHIPS
+from imagen_jax.planning.targets import num_devices, target
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:2x2", "must be a TPU slice"),
+        ("v5e:2x2x1", "must be a TPU slice"),
+        ("v4:2x2", "must be a TPU slice"),
+        ("v5e", "must be a TPU slice"),
+    ],
+)
+def test_an_unknown_topology(topology, message):
+    with pytest.raises(ValueError, match=message):
+        num_devices(topology)
+
+
+def test_every_slice_has_its_number_of_devices():
+    assert num_devices("v5e:16x16") == 256 and num_devices("v4:4x4x8") == 128
+    for name, chip in CHIPS.items():
+        sizes = [num_devices(f"{name}:{shape}") for shape in chip.shapes]
+        assert sizes == sorted(set(sizes))
+
+
+def test_libtpu_is_asked_for_by_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match=r"libtpu must be installed .*\[tpu\]"):
+        target("v5e:2x2")
