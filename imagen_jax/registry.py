@@ -24,13 +24,17 @@ class Registry(Mapping[str, Any]):
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that enters a class or function under `name`.
 
+        A file that is run again, as presets are, may enter what it entered before.
+
         Raises:
           ValueError: `name` is empty, or taken by another class or function.
         """
         rule = f"be a new name of a {self.kind}, other than {', '.join(self)}"
 
         def enter(entry: T) -> T:
-            require(isinstance(name, str) and name not in ("", *self), "name", rule, name)
+            known = self._entries.get(name)
+            is_again = known is not None and _origin(known) == _origin(entry)
+            require(isinstance(name, str) and (is_again or name not in ("", *self)), "name", rule, name)
             self._entries[name] = entry
             return entry
 
@@ -60,3 +64,8 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _origin(entry: Any) -> tuple[str, str]:
+    """Return the module and the name in it of a class or function."""
+    return entry.__module__, entry.__qualname__

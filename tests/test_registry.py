@@ -16,5 +16,7 @@ def test_entries_by_name():
         numbers["two"]
     with pytest.raises(ValueError, match="name must be a new name of a number, other than one; got 'one'"):
         numbers.register("one")(int)
+    again = type("One", (), {"__module__": One.__module__, "__qualname__": One.__qualname__})
+    assert numbers.register("one")(again) is numbers["one"] is again
     with pytest.raises(ValueError, match="number must be a registered number"):
         numbers.name_of(int)

@@ -49,7 +49,7 @@ def _upgrade_from_0(data: dict[str, Any]) -> dict[str, Any]:
     if "control_channels" not in data:
         kept = {key: value for key, value in data.items() if key != "cond_image_channels"}
         data = kept | {"control_channels": data.get("cond_image_channels", 0)}
-    data = {"crop_size": None} | data
+    data = {"crop_size": None, "init_from": ""} | data
     for part, added in _ADDED_IN_1.items():
         if isinstance(data.get(part), dict):
             data[part] = added | data[part]

@@ -184,6 +184,9 @@ class StageConfig:
     """Type that networks compute in; auto: bfloat16 on accelerators, float32 on CPUs."""
     seed: int = 0
     """Seed of the initial parameters, of the order of the data and of all noise."""
+    init_from: str = ""
+    """Fine-tuning: DIR or DIR@STEP, the directory of a trained stage whose averaged parameters training starts from;
+    empty: random ones."""
 
     @property
     def train_size(self) -> int:

@@ -25,6 +25,7 @@ _RANGES: dict[str, dict[str, Any]] = {
         "image_channels": (1, 1024),
         "control_channels": (0, 1024),
         "seed": (0, MAX_SEED),
+        "init_from": "may be empty",
     },
     "process.": {
         "min_snr_gamma": "[1e-09, 1e+09]",

@@ -22,6 +22,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache, encoders
+from imagen_jax.training import initial
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
@@ -76,6 +77,8 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         processes.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
+        config = processes.check_on_all_processes(lambda config=config: initial.resolve(config, directory))
+        processes.require_same({"the checkpoint of --init-from": config.init_from})
         with stage_dir.lock_directory(directory) as directory_lock:
             processes.check_on_all_processes(lambda: checkpoint_files.check_continuable(directory))
             processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
@@ -240,7 +243,9 @@ class _Run:
 
     def _state(self, checkpoints: checkpoint.Checkpoints, abstract: TrainState) -> TrainState:
         if checkpoints.latest_step is None:
-            return states.init_state(self._config, abstract)
+            config = self._config
+            params = initial.load(config, abstract.params) if config.init_from else None
+            return states.init_state(config, abstract, params)
         state, position = checkpoints.restore(abstract)
         before = position.pop("data_set", self._signature)  # checkpoints of before do not tell
         if before != self._signature:
@@ -259,6 +264,8 @@ class _Run:
         )
         if config.run.fsdp > 1:
             line += f", {100 * spread.replicated:.1f} % of the state on every device"
+        if config.init_from:
+            line += f", initial parameters from {config.init_from}"
         if self._held_out is None and config.run.validate_every:
             line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
         return line

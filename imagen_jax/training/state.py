@@ -1,5 +1,6 @@
-"""The train state, born sharded."""
+"""The train state, created in its shards."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,15 @@ from imagen_jax.structs import TrainState
 from imagen_jax.training.optim import make_optimizer
 
 
-def new_state(config: StageConfig) -> TrainState:
-    """The state of step 0. Pure: a function of `config` (and its seed) alone."""
-    params = stage.init(config, stage.named_key(jax.random.key(config.seed), "init"))
+def new_state(config: StageConfig, params: Any = None) -> TrainState:
+    """Return the state of step 0.
+
+    Args:
+      config: of the stage.
+      params: initial parameters; None: random ones, a function of the seed alone.
+    """
+    if params is None:
+        params = stage.init(config, stage.named_key(jax.random.key(config.seed), "init"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -24,22 +31,22 @@ def new_state(config: StageConfig) -> TrainState:
 
 
 def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
-    """The state of `config` as ShapeDtypeStructs with their shardings on `mesh`, without making it."""
+    """Return the shapes of the state of `config`, as ShapeDtypeStructs with their shardings on `mesh`."""
     shapes = jax.eval_shape(lambda: new_state(config))
     shardings = sharding.state_sharding(shapes, mesh)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
 def shardings(abstract: Any) -> Any:
-    """The shardings of an abstract state."""
+    """Return the shardings of an abstract state."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def init_state(config: StageConfig, abstract: TrainState) -> TrainState:
-    """The new state of `config`, laid out as `abstract` says (`abstract_state`); each device computes its shards."""
-    return jax.jit(lambda: new_state(config), out_shardings=shardings(abstract))()
+def init_state(config: StageConfig, abstract: TrainState, params: Any = None) -> TrainState:
+    """Return `new_state`, laid out as `abstract` (from `abstract_state`); each device computes its own shards."""
+    return jax.jit(partial(new_state, config), out_shardings=shardings(abstract))(params)
 
 
 def count(params: Any) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

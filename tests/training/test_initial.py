@@ -1,0 +1,126 @@
+"""Fine-tuning: training that starts from the parameters of a trained stage."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax import config as C
+from imagen_jax import load_stage, sharding
+from imagen_jax.data import transforms
+from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
+from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.training import initial, loop
+from imagen_jax.training import state as states
+
+ROOT = Path(__file__).parents[2]
+
+
+def change(config, **fields):
+    for path, value in fields.items():
+        part, _, name = path.rpartition("__")
+        value = dataclasses.replace(getattr(config, part), **{name: value}) if part else value
+        config = dataclasses.replace(config, **{part or name: value})
+    return config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, num in (("few", 8), ("others", 12)):
+        records = [
+            {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+            for e in shapes.examples("train", "single", num)
+        ]
+        write_records({"train": records}, folder / name, name="data", description="Shapes.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return C.StageConfig(
+        image_size=8,
+        network=C.UNetConfig((8,), (1,), (False,), embedding=32),
+        text=C.TextConfig(encoder=str(ROOT / "tests/goldens/tiny_bert"), width=32, length=12),
+        data=C.DataConfig(path=str(data / "few")),
+        optim=C.OptimConfig(batch_size=8, warmup_steps=0, learning_rate=1e-3, ema_decay=0.9),
+        run=C.RunConfig(num_steps=1, log_every=1, sample_every=0, validate_every=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """The directory of a stage with checkpoints of steps 1 and 2, whose averaged parameters are 1 and 2 everywhere."""
+    directory = tmp_path_factory.mktemp("trained") / "base"
+    state = states.init_state(config, states.abstract_state(config, sharding.make_mesh()))
+    stage_dir.write_config(directory, config)
+    with checkpoint.Checkpoints(directory, config) as checkpoints:
+        for step in (1, 2):
+            ema_params = jax.tree.map(lambda leaf: 0 * leaf + step, state.ema_params)  # noqa: B023
+            state = state.replace(step=jax.numpy.int32(step), ema_params=ema_params)
+            checkpoints.save(state, {"next_index": step})
+    return directory
+
+
+def test_training_starts_from_the_averaged_parameters_on_other_data(config, data, trained, tmp_path):
+    """Other sizes and another optimiser, with a rate at which nothing moves."""
+    tuned = change(
+        config, init_from=f"{trained}@1", data__path=str(data / "others"), image_size=16, seed=3,
+        optim__optimizer="adafactor", optim__learning_rate=1e-12, optim__weight_decay=0.0,
+    )  # fmt: skip
+    result = loop.train(tuned, tmp_path)
+    assert int(result.state.step) == 1
+    for leaf in jax.tree.leaves((result.state.params, result.state.ema_params)):
+        np.testing.assert_allclose(leaf, 1.0, atol=1e-6)
+    stored = load_stage(tmp_path / "base").config
+    assert stored.init_from == f"{trained}@1" and stored.data.path == str(data / "others")
+    # It continues without the option, and with it, and from nothing else.
+    for given in ("", str(trained), f"{trained}@1"):
+        assert initial.resolve(dataclasses.replace(tuned, init_from=given), tmp_path / "base") == tuned
+    for given in (f"{trained}@2", str(tmp_path)):
+        with pytest.raises(ValueError, match=rf"^--init-from must be {trained}@1 or left out to .* got {given}"):
+            initial.resolve(dataclasses.replace(tuned, init_from=given), tmp_path / "base")
+
+
+def test_the_newest_checkpoint_is_taken_and_recorded(config, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    found = initial.resolve(dataclasses.replace(config, init_from="base"), tmp_path / "base")
+    assert found.init_from == f"{trained}@2"
+    shapes = states.abstract_state(found, sharding.make_mesh()).params
+    assert {float(leaf.max()) for leaf in jax.tree.leaves(initial.load(found, shapes))} == {2.0}
+
+
+def test_a_stage_that_began_from_random_parameters_keeps_to_them(config, trained):
+    with pytest.raises(ValueError, match="--init-from must be left out to continue the stage in"):
+        initial.resolve(dataclasses.replace(config, init_from=f"{trained}@1"), trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "message"),
+    [
+        ({}, "nowhere", "must be the directory of a trained stage, or DIR@STEP for one checkpoint of it; got nowhere"),
+        ({}, "{trained}@newest", "must be the directory of a trained stage, or DIR@STEP"),
+        ({}, "{trained}/..", "must be the directory of a trained stage"),
+        ({}, "{trained}@7", r"must name a checkpoint of the stage; got .*@7, which has those of steps \[1, 2\]"),
+        ({}, "ftp://there", "must be a path, or a URL of gs:// or s3://"),
+        ({"network__channels": (16,)}, "{trained}", r"with network.channels \[8\] instead of \[16\]: give"),
+        ({"text__width": 64}, "{trained}", "architecture of stage base; got .* with text.width 32 instead of 64"),
+        ({"low_res_size": 4}, "{trained}", "with low_res_size None instead of 4"),
+        ({"network": C.EfficientUNetConfig()}, "{trained}", "with .*network.kind unet instead of efficient_unet"),
+    ],
+)
+def test_what_training_cannot_start_from_is_one_line(config, trained, tmp_path, changes, given, message):
+    wrong = change(config, init_from=given.format(trained=trained), **changes)
+    with pytest.raises(ValueError, match=f"^--init-from .*{message}") as error:
+        initial.resolve(wrong, tmp_path / "base")
+    assert "\n" not in str(error.value)
+
+
+def test_other_captions_or_predictions_are_said(config, trained, tmp_path, caplog):
+    other = change(config, init_from=str(trained), process__prediction="eps")
+    initial.resolve(other, tmp_path / "base")
+    assert "process.prediction v instead of eps" in caplog.text
