@@ -1,7 +1,7 @@
 """Initial parameters of a run: those of another trained stage, for fine-tuning.
 
-`init_from` of a configuration is "DIR" or "DIR@STEP": a stage's directory, and which of its checkpoints. Training begins
-at step 0 from its averaged parameters, those that are sampled, with a new optimiser and on any data.
+`init_from` of a configuration is "DIR" or "DIR@STEP": a stage's directory, and which of its checkpoints. Training
+begins at step 0 from its averaged parameters, those that are sampled, with a new optimiser and on any data.
 """
 
 import dataclasses

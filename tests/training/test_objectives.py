@@ -1,0 +1,138 @@
+"""Objectives by name, also from outside the package."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax import config as C
+from imagen_jax import sharding, stage
+from imagen_jax.config.validation import validate_for_training
+from imagen_jax.data import transforms
+from imagen_jax.diffusion import losses
+from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
+from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.training import state as states
+from imagen_jax.training.objectives import OBJECTIVES
+from imagen_jax.training.step import make_train_step
+
+ROOT = Path(__file__).parents[2]
+# The squared norm of the parameters, which training lowers whatever the data.
+OUTSIDE = """
+import jax
+from imagen_jax.config import OBJECTIVES
+
+@OBJECTIVES.register("small_parameters")
+def small_parameters(config):
+    def objective(params, batch, draws):
+        loss = sum((leaf**2).sum() for leaf in jax.tree.leaves(params))
+        return loss, {"mean_pixel": (batch["x"].sum(), 1.0 * batch["x"].size)}
+
+    return objective
+"""
+PRESET = """
+from imagen_jax.config import *
+
+def get_config():
+    base = StageConfig(
+        image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32),
+        text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
+        optim=OptimConfig(objective="small_parameters", batch_size=8, warmup_steps=0, learning_rate=1e-2),
+        run=RunConfig(num_steps=2, log_every=1, validate_every=0, sample_every=0),
+    )
+    return (base,)
+"""
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A file that registers an objective; this process forgets it afterwards."""
+    file = tmp_path / "outside.py"
+    file.write_text(OUTSIDE)
+    yield file
+    OBJECTIVES._entries.pop("small_parameters", None)
+
+
+def with_objective(config, name):
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, objective=name))
+
+
+def test_denoising_is_the_mean_loss_and_the_loss_by_level(tiny_stages, tiny_batch):
+    config, params = tiny_stages[1].config, tiny_stages[1].params
+    draws = stage.draw(config, jax.random.key(0), 8)
+    loss, metrics = jax.jit(OBJECTIVES["denoising"](config))(params, tiny_batch, draws)
+    per_image, logsnr_t = jax.jit(stage.image_losses, static_argnums=1)(params, config, tiny_batch, draws)
+    np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-6)
+    sums, counts = losses.by_logsnr(per_image, logsnr_t)
+    assert list(metrics) == [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
+    np.testing.assert_allclose(list(metrics.values()), np.stack([sums, counts], axis=1), rtol=1e-6)
+
+
+def test_an_objective_from_outside_trains_from_python(tiny_configs, tiny_batch, outside):
+    exec(compile(outside.read_text(), str(outside), "exec"), {"__name__": "outside"})
+    config = validate_for_training(with_objective(tiny_configs[1], "small_parameters"))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step = jax.jit(make_train_step(config, mesh))
+    state, found = states.init_state(config, states.abstract_state(config, mesh)), []
+    for _ in range(3):
+        state, metrics = step(state, tiny_batch)
+        found.append(float(metrics["loss"]))
+    assert found[0] > found[1] > found[2]
+    total, count = metrics["sums"]["mean_pixel"]
+    np.testing.assert_allclose(total / count, tiny_batch["x"].mean(), rtol=1e-4)
+
+
+def test_parts_of_a_batch_add_up(tiny_configs, tiny_batch):
+    optim = dataclasses.replace(tiny_configs[1].optim, accumulation=4)
+    config = dataclasses.replace(tiny_configs[1], optim=optim)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    objective = lambda params, batch, draws: (params["stem"]["kernel"].sum(), {"a": (batch["x"].sum(), 1.0)})
+    step = jax.jit(make_train_step(config, mesh, objective))
+    _, metrics = step(states.init_state(config, states.abstract_state(config, mesh)), tiny_batch)
+    total, count = metrics["sums"]["a"]
+    np.testing.assert_allclose((total, count), (tiny_batch["x"].sum(), 4), rtol=1e-4)
+
+
+@pytest.mark.parametrize("field", ["objective", "optimizer"])
+def test_an_unknown_name_is_refused_before_training_and_not_when_a_stage_is_loaded(tiny_configs, tmp_path, field):
+    optim = dataclasses.replace(tiny_configs[1].optim, **{field: "elsewhere"})
+    config = dataclasses.replace(tiny_configs[1], optim=optim)
+    with pytest.raises(ValueError, match=f"^optim.{field} must be one of .*(denoising|adamw).*; got 'elsewhere'"):
+        validate_for_training(config)
+    stage_dir.claim(tmp_path / "base", config)
+    assert stage_dir.read_config(tmp_path / "base") == config
+
+
+def test_configurations_of_before_minimise_the_denoising_loss(tiny_configs):
+    data = C.to_dict(tiny_configs[0])
+    del data["optim"]["objective"]
+    assert C.from_dict(data) == tiny_configs[0]
+
+
+def test_an_objective_from_outside_trains_from_the_command_line(tmp_path, outside):
+    records = [
+        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
+        for e in shapes.examples("train", "single", 8)
+    ]
+    write_records({"train": records}, tmp_path / "data", name="data", description="Eight shapes.")
+    preset = tmp_path / "preset.py"
+    preset.write_text(PRESET.format(encoder=str(ROOT / "tests/goldens/tiny_bert"), data=str(tmp_path / "data")))
+    environment = os.environ | {"IMAGEN_JAX_PLUGINS": str(outside), "XLA_FLAGS": ""}
+
+    def run(*options):
+        command = [sys.executable, ROOT / "scripts/train.py", "--preset", preset, "--stage", "base", *options]
+        return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=300)
+
+    shown = run("--help")
+    assert "--optim.objective {denoising,small_parameters}" in shown.stdout
+    wrong = run("--workdir", tmp_path / "run", "--optim.objective", "small_parameter")
+    assert wrong.returncode == 2 and "(did you mean small_parameters?)" in wrong.stderr
+    done = run("--workdir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "mean_pixel" in (tmp_path / "run/base/metrics.jsonl").read_text()
