@@ -105,7 +105,7 @@ def test_an_unknown_name_is_refused_before_training_and_not_when_a_stage_is_load
     config = dataclasses.replace(tiny_configs[1], optim=optim)
     with pytest.raises(ValueError, match=f"^optim.{field} must be one of .*(denoising|adamw).*; got 'elsewhere'"):
         validate_for_training(config)
-    stage_dir.claim(tmp_path / "base", config)
+    stage_dir.write_config(tmp_path / "base", config)
     assert stage_dir.read_config(tmp_path / "base") == config
 
 
