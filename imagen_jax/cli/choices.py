@@ -1,36 +1,24 @@
-"""Options that name a registered method: their choices are the names registered when the command line is parsed."""
+"""Shows tyro the choices of options that name a registered method, also in dataclasses within others."""
 
 import dataclasses
 import typing
-from typing import Any, Literal
 
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from imagen_jax.registry import Registry
+from imagen_jax.cli.options import type_hints
+from imagen_jax.methods import docstrings
 
-CONSTRUCTORS = ConstructorRegistry()  # used as a context around tyro.cli
-
-
-def hints(cls: type) -> dict[str, Any]:
-    """Return the type of each field of a dataclass; `Annotated[str, registry]` as the `Literal` of registered names."""
-    found = typing.get_type_hints(cls)
-    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        for registry in getattr(hint, "__metadata__", ()):
-            if isinstance(registry, Registry) and registry:
-                found[name] = Literal[tuple(registry)]
-    return found
+CONSTRUCTORS = ConstructorRegistry()  # a context for calls of tyro.cli
 
 
 @CONSTRUCTORS.struct_rule
 def _dataclass_with_names(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Show tyro the choices of the fields that are names; None: it finds the fields of any other class itself."""
-    if not dataclasses.is_dataclass(info.type) or dataclasses.is_dataclass(type(info.default)) is False:
+    """Return the fields of a dataclass that has names of registered methods; None: tyro's own rules hold."""
+    if not dataclasses.is_dataclass(info.type) or not isinstance(info.default, info.type):
         return None
-    found = hints(info.type)
+    found = type_hints(info.type)
     if found == typing.get_type_hints(info.type):
         return None
-    from imagen_jax.cli.options import docstrings
-
     texts = docstrings(info.type)
     fields = (
         StructFieldSpec(field.name, found[field.name], getattr(info.default, field.name), texts.get(field.name))

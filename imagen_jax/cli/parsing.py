@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from imagen_jax.cli import commands, options
+from imagen_jax.cli import choices, commands, options
 from imagen_jax.cli.help import described
 from imagen_jax.config import StageConfig
 from imagen_jax.config.presets import load_preset
@@ -71,6 +71,8 @@ def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, Sta
     Raises:
       ValueError: one line; as `parse`, or there is no such preset or stage.
     """
+    from imagen_jax.training import objectives, optim  # noqa: F401  their registered names are choices
+
     wants_help = options.asks_for_help(args)
     own = options.fields(kind)
     named = {name: values for name, values in options.given(args) if name in own}
@@ -114,7 +116,7 @@ def _tyro(kind: type, description: str, args: list[str]) -> Any:
     printed = io.StringIO()
     markers = (tyro.conf.AvoidSubcommands, tyro.conf.HelptextFromCommentsOff)
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), choices.CONSTRUCTORS:
             return tyro.cli(kind, description=description, args=args, config=markers)
     except SystemExit as stop:
         if not stop.code:
