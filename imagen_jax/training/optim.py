@@ -7,7 +7,6 @@ What is registered is a function `(config: OptimConfig, rate: optax.Schedule) ->
         return optax.lion(rate)
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import optax
 import optax.contrib
 
 from imagen_jax.config import OPTIMIZERS, OptimConfig
-from imagen_jax.training.packing import is_at_an_end, is_stack, path_of
+from imagen_jax.training.stacking import is_stack, path_of, stacked
 
 # Coefficients of the quintic iteration, and five steps of it: Jordan et al. 2024, the Muon optimizer.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -39,22 +38,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
 
 
-def packable(make: Callable) -> Callable:
-    """Mark an optimiser that gives the same updates when parameters are packed by `packing.Packing`.
-
-    It treats all elements of a vector alike, and those of a kernel, or a packed stack as its matrices one by one.
-    """
-    make.is_packable = True
-    return make
-
-
-def is_packable(config: OptimConfig) -> bool:
-    """Whether the optimiser of `config` is marked as `packable`."""
-    return getattr(OPTIMIZERS[config.optimizer], "is_packable", False)
-
-
 @OPTIMIZERS.register("adamw")
-@packable
 def adamw(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019); biases and norms have no weight decay."""
     is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -68,14 +52,13 @@ def adafactor(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 @OPTIMIZERS.register("muon")
-@packable
 def muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024).
 
     Its updates have the size of AdamW's, so that one learning rate suits both (Liu et al. 2025, arXiv 2502.16982,
     section 2.2). Biases, norms and the convolutions at both ends take Adam with Nesterov momentum and no weight decay.
     """
-    return optax.contrib.muon(
+    update = optax.contrib.muon(
         rate,
         ns_coeffs=(_NEWTON_SCHULZ,) * 5,  # as a table: a loop to compile instead of five copies
         eps=config.eps,
@@ -85,16 +68,21 @@ def muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformat
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=0.2,
     )
+    return stacked(update, _is_matrix)
+
+
+def _is_matrix(path: str, leaf: Any) -> bool:
+    """Whether a parameter is the kernel of a hidden layer."""
+    return leaf.ndim > 1 and not any(part in ("conv_in", "stem", "conv_out") for part in path.split("/"))
 
 
 def _matrices(params: Any) -> Any:
     """Return for each leaf the axes that Muon sees as a matrix, None for all but the kernels of hidden layers."""
 
     def axes(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        name = path_of(path)
-        if leaf.ndim < 2 or is_at_an_end(name):
+        if not _is_matrix(path_of(path), leaf):
             return None
-        first = 1 if is_stack(name) else 0
+        first = 1 if is_stack(path_of(path)) else 0
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
 
     return jax.tree_util.tree_map_with_path(axes, params)

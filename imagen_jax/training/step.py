@@ -12,8 +12,7 @@ from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import TrainState
 from imagen_jax.training.objectives import OBJECTIVES
-from imagen_jax.training.optim import is_packable, learning_rate, make_optimizer
-from imagen_jax.training.packing import Packing
+from imagen_jax.training.optim import learning_rate, make_optimizer
 
 Metrics = dict[str, Any]
 Objective = Callable[[Any, stage.Batch, stage.Draws], tuple[jax.Array, Metrics]]
@@ -40,7 +39,7 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
       ValueError: no such objective or optimiser is registered.
     """
     objective = objective or OBJECTIVES[config.optim.objective](config)
-    optimizer, packs = make_optimizer(config.optim), is_packable(config.optim)
+    optimizer = make_optimizer(config.optim)
     root = stage.named_key(jax.random.key(config.seed), "train")
 
     def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, Metrics]:
@@ -48,19 +47,16 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
         loss_of = lambda params, *inputs: objective(state.merged(params), *inputs)
         with sharding.use_mesh(mesh):
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, state.params, batch, draws)
-        packing = Packing(state.params) if packs else None
-        old = _packed(packing, state)
-        grads = packing.pack(grads) if packing else grads
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
-        params = optax.apply_updates(old.params, updates)
+        params = optax.apply_updates(state.params, updates)
         # The decay of the average warms up: the first parameters are soon forgotten.
         decay = jnp.minimum(config.optim.ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, old.ema_params, 1 - decay)
-        new = old.replace(params=params, ema_params=ema_params, opt_state=opt_state)
-        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        new = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
         distance = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
         metrics = {
             "loss": loss,
@@ -70,31 +66,9 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
             "skipped": 1 - is_finite.astype(jnp.int32),
             "sums": sums,
         }
-        return _unpacked(packing, new).replace(step=state.step + 1, frozen=state.frozen), metrics
+        return new.replace(step=state.step + 1, frozen=state.frozen), metrics
 
     return step
-
-
-def _packed(packing: Packing | None, state: TrainState) -> TrainState:
-    """Return what an update changes of a state, its parameters packed."""
-    state = state.replace(frozen=None)
-    if packing is None:
-        return state
-    return state.replace(
-        params=packing.pack(state.params),
-        ema_params=packing.pack(state.ema_params),
-        opt_state=packing.pack_state(state.opt_state),
-    )
-
-
-def _unpacked(packing: Packing | None, state: TrainState) -> TrainState:
-    if packing is None:
-        return state
-    return state.replace(
-        params=packing.unpack(state.params),
-        ema_params=packing.unpack(state.ema_params),
-        opt_state=packing.unpack_state(state.opt_state),
-    )
 
 
 def _loss_and_grads(
