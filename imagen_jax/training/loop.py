@@ -215,23 +215,23 @@ class _Run:
             writer.advance()
             stopped_by = stops.asked()  # once: a signal during what follows waits for the next step
             is_saving = done == last or stopped_by or done % run.checkpoint_every == 0
-            is_looking = self._monitor.is_due(done) and not stopped_by
-            if is_saving or is_looking or done % run.log_every == 0:  # nothing is saved unchecked
+            is_evaluating = self._monitor.is_due(done) and not stopped_by
+            if is_saving or is_evaluating or done % run.log_every == 0:  # nothing is saved unchecked
                 values = self._read(writer, meter, done, checkpoints)
                 checkpoints.check()
-                looked = not is_looking
+                is_evaluated = not is_evaluating
                 try:
-                    if is_looking:
+                    if is_evaluating:
                         with meter.paused():
-                            values |= self._monitor.look(state, writer)
-                        looked = True
+                            values |= self._monitor.evaluate(state, writer)
+                        is_evaluated = True
                 except compilation.Cancelled:
-                    stopped_by, is_saving, looked = stops.asked(), True, True
+                    stopped_by, is_saving, is_evaluated = stops.asked(), True, True
                 finally:
-                    # In this order: once there is a checkpoint of a step, its metrics are not made again. If a
-                    # look fails, its step is saved all the same, except with several processes: all must take part.
+                    # In this order: once there is a checkpoint of a step, its metrics are not made again. If an
+                    # evaluation fails, its step is saved, except with several processes: all of them must take part.
                     writer.write(done, values)
-                    if is_saving and (looked or jax.process_count() == 1):
+                    if is_saving and (is_evaluated or jax.process_count() == 1):
                         with meter.paused():
                             position = self._data.get_state()  # before the next batch is drawn
                             writer.flush()

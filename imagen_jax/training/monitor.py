@@ -1,4 +1,4 @@
-"""Looks at a stage while it trains: validation loss, whether it listens to its captions, samples."""
+"""Monitoring of a stage while it trains: validation loss, the effect of captions on it, samples."""
 
 import time
 from collections.abc import Callable
@@ -30,10 +30,10 @@ class Monitor:
     Args:
       config: of the stage.
       mesh: that the state lies on.
-      held_out: pictures for validation and captions for samples; None: nothing is validated.
-      shown: pictures (for super-resolution) and captions of the samples.
+      held_out: data set to validate on; None: nothing is validated.
+      shown: data set with the captions, and for super-resolution the images, of the samples.
       embeddings: of all captions and prompts.
-      alive: called while there is progress.
+      alive: called after each program that has run.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Monitor:
         self.cancelled: Callable[[], Any] = lambda: None  # asked while programs are compiled
 
     def is_due(self, step: int) -> bool:
-        """Whether there is something to look at after this step."""
+        """Whether validation or samples are due after this step."""
         return self._validates(step) or self._samples(step)
 
-    def look(self, state: TrainState, writer: Writer) -> dict[str, float]:
-        """The metrics of what is due at `state.step`; pictures go to the writer.
+    def evaluate(self, state: TrainState, writer: Writer) -> dict[str, float]:
+        """Return the metrics of what is due at `state.step`, and give samples to the writer.
 
         Raises:
           compilation.Cancelled: `cancelled` returned something true while a program was compiled, in the only process.
@@ -70,11 +70,11 @@ class Monitor:
         if self._samples(step):
             try:
                 picture = self.sample(state.ema_params)
-            except FloatingPointError as error:  # a stage may not be able to draw yet; it may still learn to
+            except FloatingPointError as error:  # early in training samples may diverge
                 writer.say(f"{self._config.name}: no samples of step {step}: {error}")
             else:
                 writer.picture(step, "samples", picture)
-        return values | {"look_s": time.perf_counter() - begin}
+        return values | {"evaluation_s": time.perf_counter() - begin}
 
     def _validates(self, step: int) -> bool:
         every = self._config.run.validate_every
@@ -87,9 +87,13 @@ class Monitor:
     # --- validation -----------------------------------------------------------------------------
 
     def validate(self, params: Any) -> dict[str, float]:
-        """validation_loss, also by log-SNR; the same with every picture under another's caption; and the gap between
-        the two as a share of the former: near 0 for a network that does not listen to text. The last two need several
-        pictures in a batch. And how many records had to be replaced."""
+        """Return the metrics of validation by `params`.
+
+        They are validation_loss, also by log-SNR; validation_loss_shuffled, with the caption of another image for each;
+        caption_gap, the difference of the two as a share of the former, near 0 for a network that ignores text; and
+        validation_undecodable, the number of records that were replaced. The shuffled loss and the gap are left out for
+        batches of one image.
+        """
         config = self._config
         batch_size = config.optim.batch_size // config.optim.accumulation
         num_batches = -(-min(config.run.validation_images, len(self._held_out)) // batch_size)
@@ -134,7 +138,7 @@ class Monitor:
         return values
 
     def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """function(config, mesh, *args) as one program, compiled when first used."""
+        """Return function(config, mesh, *args), compiled as one program at the first call."""
         if function not in self._programs:
             jitted = jax.jit(partial(function, self._config, self._mesh))
             self._programs[function] = compilation.compile_jitted(jitted, *args, cancelled=self.cancelled)
@@ -145,8 +149,10 @@ class Monitor:
     # --- samples --------------------------------------------------------------------------------
 
     def sample(self, params: Any) -> Image.Image:
-        """A labelled grid of run.sample_images pictures, or fewer where there are fewer records, or of the prompts in
-        turn; in super-resolution, the low-res picture before each."""
+        """Return a labelled grid of run.sample_images samples, or of as many as there are records.
+
+        With run.prompts, they are of the prompts in turn. In super-resolution each follows its low-res image.
+        """
         config, num = self._config, self._config.run.sample_images
         size = config.image_size if config.is_super_resolution else 1  # the base needs captions alone
         if config.run.prompts:  # several pictures of each, if there are fewer prompts
@@ -177,7 +183,7 @@ class Monitor:
 def _samples(
     config: StageConfig, mesh: Mesh, params: Any, text: TextCond, low_res: jax.Array | None
 ) -> jax.Array:
-    """One image per caption, whole on every device."""
+    """Return one image per caption, replicated on every device."""
     with sharding.use_mesh(mesh):
         keys = stage.image_keys(config.seed, len(text.mask))
         made = one_stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
@@ -194,9 +200,11 @@ def _by_logsnr(sums: Any, counts: Any) -> dict[str, float]:
 
 
 def _apart(batch_size: int, num: int) -> int:
-    """How many rows away from a picture the caption of another is taken, where `num` records fill batches of two or
-    more over and over: half a batch, for the records of a picture with several captions lie side by side; but where
-    there are fewer than rows, not where it meets itself."""
+    """Return how many rows apart an image and the caption that it is shuffled with are, in batches of at least two.
+
+    Half a batch, since records of one image with several captions are neighbours; where `num` records repeat within a
+    batch, a nearby number at which no image meets its own caption.
+    """
 
     def badness(rows: int) -> tuple[int, int]:
         meets_itself = (rows % num == 0) + ((batch_size - rows) % num == 0)  # the latter over the batch's end
@@ -208,9 +216,10 @@ def _apart(batch_size: int, num: int) -> int:
 def _fixed_losses(
     config: StageConfig, mesh: Mesh, params: Any, batch: stage.Batch, index: jax.Array, apart: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums of the losses of a batch by log-SNR, how many there are, and the sums with the captions of the pictures so
-    many rows apart: [K] each. Times are stratified over the batch, and all noise depends on the seed and the batch's
-    index alone."""
+    """Return sums of a batch's losses by log-SNR, their counts, and the sums with captions `apart` rows away: [K] each.
+
+    Times are stratified over the batch; all noise depends on the seed and on the batch's index alone.
+    """
     key = jax.random.fold_in(stage.named_key(jax.random.key(config.seed), "validation"), index)
     draws = stage.draw(config, key, len(batch["x"]))
     draws = sharding.constrain_batch(draws.replace(dropped=jnp.zeros_like(draws.dropped)), mesh)

@@ -138,7 +138,7 @@ class Pictures:
         self.lines.append(line)
 
 
-def look(stage, source, num_devices, **run):
+def evaluate(stage, source, num_devices, **run):
     config = settings(stage.config, validate_every=2, sample_every=4, sample_images=3, **run)
     mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     params = sharding.replicate(stage.params, mesh)
@@ -146,19 +146,19 @@ def look(stage, source, num_devices, **run):
     monitor = monitors.Monitor(config, mesh, source, source, Embeddings())
     assert [monitor.is_due(step) for step in (1, 2, 4)] == [False, True, True]
     writer = Pictures()
-    return monitor, state, monitor.look(state, writer), writer
+    return monitor, state, monitor.evaluate(state, writer), writer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_look_is_the_same_again_and_on_other_devices(tiny_stages, source, index):
-    monitor, state, values, writer = look(tiny_stages[index], source, 1)
-    again = monitor.look(state, writer)
+def test_an_evaluation_is_the_same_again_and_on_other_devices(tiny_stages, source, index):
+    monitor, state, values, writer = evaluate(tiny_stages[index], source, 1)
+    again = monitor.evaluate(state, writer)
     keys = [key for key in values if key.startswith(("validation", "caption"))]
     assert len(keys) >= 5 and [values[key] for key in keys] == [again[key] for key in keys]
     assert [(step, name) for step, name, _ in writer.pictures] == [(4, "samples")] * 2
     if index == 0:
-        _, _, others, _ = look(tiny_stages[index], source, 8)
+        _, _, others, _ = evaluate(tiny_stages[index], source, 8)
         np.testing.assert_allclose([others[k] for k in keys], [values[k] for k in keys], atol=1e-5)
 
 
@@ -166,13 +166,13 @@ def test_a_look_is_the_same_again_and_on_other_devices(tiny_stages, source, inde
 def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source, monkeypatch):
     """Every caption has the same embedding, so a wrong one is as good as the right one."""
     loud = jax.tree.map(lambda leaf: 3 * leaf, tiny_stages[0])  # random parameters react to text, but little
-    _, _, values, _ = look(loud, source, 1)
+    _, _, values, _ = evaluate(loud, source, 1)
     assert abs(values["caption_gap"]) > 2e-5
     assert values["caption_gap"] == pytest.approx(
         values["validation_loss_shuffled"] / values["validation_loss"] - 1
     )
     monkeypatch.setattr(Embeddings, "__getitem__", lambda self, caption: np.ones((2, 12), "float32"))
-    _, _, values, _ = look(loud, source, 1)
+    _, _, values, _ = evaluate(loud, source, 1)
     assert abs(values["caption_gap"]) < 1e-6
 
 
@@ -182,14 +182,14 @@ def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(ti
     records[2]["image"] = b"no picture"
     write_records({"validation": records}, tmp_path / "data", name="data", description="Eight.")
     damaged = sources.open_source(tmp_path / "data", "validation")
-    _, _, values, _ = look(tiny_stages[0], damaged, 1)
+    _, _, values, _ = evaluate(tiny_stages[0], damaged, 1)
     assert values["validation_undecodable"] == 1 and "caption_gap" in values
     few = sources.open_source(tmp_path / "data", "validation[:4]")  # half as many as stand in a batch
-    _, _, values, _ = look(tiny_stages[0], few, 1)
+    _, _, values, _ = evaluate(tiny_stages[0], few, 1)
     assert values["caption_gap"] != 0
     optim = dataclasses.replace(tiny_stages[0].config.optim, batch_size=1)
     single = dataclasses.replace(tiny_stages[0].config, optim=optim)
-    _, _, values, _ = look(tiny_stages[0].replace(config=single), damaged, 1)
+    _, _, values, _ = evaluate(tiny_stages[0].replace(config=single), damaged, 1)
     assert values["validation_undecodable"] == 1 and values["validation_loss"] > 0
     assert "caption_gap" not in values and "validation_loss_shuffled" not in values
 

@@ -158,25 +158,25 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_of_the_last_step(setup, monk
     assert max(saved) == int(result.state.step) == 4
 
 
-def test_a_checkpoint_comes_after_the_metrics_of_its_step_and_a_look_that_fails_costs_none(
+def test_a_checkpoint_comes_after_the_metrics_of_its_step_and_a_failed_evaluation_costs_none(
     setup, monkeypatch
 ):
     folder, preset = setup
     (settings,) = load_preset(str(preset))
     run = dataclasses.replace(settings.run, num_steps=6, checkpoint_every=3, sample_every=3)
-    saved = folder / "look/base/checkpoints"
+    saved = folder / "evaluation/base/checkpoints"
 
-    def look(monitor, state, writer):
+    def evaluate(monitor, state, writer):
         assert not (saved / str(int(state.step))).exists()
         if int(state.step) == 6:
             raise RuntimeError("no memory to draw")
         return {"caption_gap": 0.5}
 
-    monkeypatch.setattr(loop.Monitor, "look", look)
+    monkeypatch.setattr(loop.Monitor, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="no memory to draw"):
-        loop.train(dataclasses.replace(settings, run=run), folder / "look")
+        loop.train(dataclasses.replace(settings, run=run), folder / "evaluation")
     assert sorted(path.name for path in saved.iterdir()) == ["3", "6"]
-    rows = metrics(folder / "look")
+    rows = metrics(folder / "evaluation")
     assert [row["step"] for row in rows] == list(range(1, 7)) and rows[2]["caption_gap"] == 0.5
 
 
