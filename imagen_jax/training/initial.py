@@ -14,7 +14,7 @@ import jax
 from imagen_jax.checks import Said, require
 from imagen_jax.config import StageConfig, flat
 from imagen_jax.progress import logger
-from imagen_jax.stage_dir import checkpoint
+from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 
@@ -49,13 +49,13 @@ def resolve(config: StageConfig, directory: Path) -> StageConfig:
         require(is_same, OPTION, f"{rule} to continue the stage in {directory}", Said(config.init_from), fix)
         config = dataclasses.replace(config, init_from=begun)
         source, step = _split(begun)
-        if checkpoint.list_steps(directory):  # its initial parameters are not needed again
+        if checkpoint_files.list_steps(directory):  # its initial parameters are not needed again
             return config
     if source is None:
         return config
     rule = "be the directory of a trained stage, or DIR@STEP for one checkpoint of it"
     require(files.exists(source / stage_dir.CONFIG_FILE), OPTION, rule, Said(config.init_from))
-    steps = sorted(checkpoint.list_steps(source))
+    steps = sorted(checkpoint_files.list_steps(source))
     step = max(steps, default=None) if step is None else step
     found = Said(f"{config.init_from}, which has those of steps {steps}")
     require(step in steps, OPTION, "name a checkpoint of the stage", found)
