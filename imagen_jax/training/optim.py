@@ -14,7 +14,6 @@ import optax
 import optax.contrib
 
 from imagen_jax.config import OPTIMIZERS, OptimConfig
-from imagen_jax.training.stacking import is_stack, path_of, stacked
 
 # Coefficients of the quintic iteration, and five steps of it: Jordan et al. 2024, the Muon optimizer.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -58,7 +57,7 @@ def muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformat
     Its updates have the size of AdamW's, so that one learning rate suits both (Liu et al. 2025, arXiv 2502.16982,
     section 2.2). Biases, norms and the convolutions at both ends take Adam with Nesterov momentum and no weight decay.
     """
-    update = optax.contrib.muon(
+    return optax.contrib.muon(
         rate,
         ns_coeffs=(_NEWTON_SCHULZ,) * 5,  # as a table: a loop to compile instead of five copies
         eps=config.eps,
@@ -68,21 +67,15 @@ def muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformat
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=0.2,
     )
-    return stacked(update, _is_matrix)
-
-
-def _is_matrix(path: str, leaf: Any) -> bool:
-    """Whether a parameter is the kernel of a hidden layer."""
-    return leaf.ndim > 1 and not any(part in ("conv_in", "stem", "conv_out") for part in path.split("/"))
 
 
 def _matrices(params: Any) -> Any:
     """Return for each leaf the axes that Muon sees as a matrix, None for all but the kernels of hidden layers."""
 
     def axes(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        if not _is_matrix(path_of(path), leaf):
+        is_at_an_end = any(getattr(key, "key", None) in ("conv_in", "stem", "conv_out") for key in path)
+        if leaf.ndim < 2 or is_at_an_end:
             return None
-        first = 1 if is_stack(path_of(path)) else 0
-        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
 
     return jax.tree_util.tree_map_with_path(axes, params)
