@@ -89,16 +89,11 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
         spec: list[str | None] = [None] * len(shape.shape)
         ways = mesh.shape["fsdp"]
         divisible = [axis for axis, size in enumerate(shape.shape) if size % ways == 0]
-        if ways > 1 and divisible and not is_small(shape):
+        if ways > 1 and divisible and np.prod(shape.shape) * shape.dtype.itemsize >= _MIN_SHARDED_BYTES:
             spec[max(divisible, key=lambda axis: shape.shape[axis])] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(leaf, shapes)
-
-
-def is_small(leaf: Any) -> bool:
-    """Whether a leaf has too few bytes to be sharded over "fsdp"."""
-    return leaf.size * leaf.dtype.itemsize < _MIN_SHARDED_BYTES
 
 
 class ByteCounts(NamedTuple):
