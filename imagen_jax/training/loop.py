@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +21,14 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache, encoders
-from imagen_jax.training import initial
+from imagen_jax.training import initial, reports
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
-from imagen_jax.training.optim import learning_rate
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import StopRequests, Watchdog
 from imagen_jax.training.utilisation import utilisation_per_image_s
-from imagen_jax.training.writer import METRICS_FILE, SAMPLES, Writer, check_wandb
-
-REPLAY_FILE = "nonfinite.json"
+from imagen_jax.training.writer import Writer, check_wandb
 
 
 class Result(NamedTuple):
@@ -176,11 +172,12 @@ class _Run:
             processes.check_on_all_processes(lambda: stage_dir.check_space(self._directory, abstract))
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
-                writer.say(self._describe(abstract, int(state.step)))
-                warn_of_learning_rate(self._config)
+                first, has_validation = int(state.step), self._held_out is not None
+                writer.say(reports.describe(self._config, abstract, first, self._source, has_validation))
+                reports.warn_of_learning_rate(self._config)
                 result = self._steps(state, abstract, checkpoints, writer, stops)
                 if result.stopped_by is None:
-                    writer.say(self._left(int(result.state.step)))
+                    writer.say(reports.summarize(self._config, self._directory, int(result.state.step)))
             self._data.close()
         return result
 
@@ -256,30 +253,6 @@ class _Run:
         self._data.set_state(position)
         return state
 
-    def _describe(self, abstract: TrainState, first: int) -> str:
-        config, spread = self._config, sharding.byte_counts(abstract)
-        line = (
-            f"{config.name}: {states.count(abstract.params) / 1e6:.2f}M parameters, {len(self._source)} pictures, "
-            f"{self._mesh.size} x {jax.devices()[0].device_kind}, step {first} of {config.run.num_steps}"
-        )
-        if config.run.fsdp > 1:
-            line += f", {100 * spread.replicated:.1f} % of the state on every device"
-        if config.init_from:
-            line += f", initial parameters from {config.init_from}"
-        if self._held_out is None and config.run.validate_every:
-            line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
-        return line
-
-    def _left(self, step: int) -> str:
-        """What the finished run has left, and where."""
-        places = {
-            "checkpoints": self._directory / "checkpoints",
-            "metrics": self._directory / METRICS_FILE,
-            "samples": self._directory / SAMPLES,
-        }
-        there = [f"{name} in {path}" for name, path in places.items() if path.exists()]
-        return f"{self._config.name}: trained to step {step}; {', '.join(there)}"
-
     def _count_undecodable(self, replaced: np.ndarray) -> int:
         """How many records of a batch had to be replaced; names each of them once."""
         numbers = [int(number) for number in replaced[replaced >= 0]]
@@ -306,64 +279,20 @@ class _Run:
         self, writer: Writer, meter: Meter, done: int, checkpoints: checkpoint.Checkpoints
     ) -> dict[str, float]:
         """The metrics up to step `done`; a FloatingPointError if too many steps in a row were skipped."""
-        values, skipped, hopeless = meter.read(done)
-        if hopeless is not None:
-            raise FloatingPointError(self._give_up(hopeless, checkpoints.latest_step))
+        values, skipped, failed = meter.read(done)
+        if failed is not None:
+            found = [{"step": step, "records": self._data.records(step - 1)} for step in failed]
+            raise reports.nonfinite_error(self._config, self._directory, found, checkpoints.latest_step)
         if skipped:
             steps = f"step{'s' if len(skipped) > 1 else ''} {', '.join(map(str, skipped[:8]))}"
             writer.say(f"{self._config.name}: the gradient of {steps} was not finite; skipped")
         return values
-
-    def _give_up(self, steps: range, latest: int | None) -> str:
-        """Leaves what is needed to replay steps that were not finite, and says so."""
-        file, name, data = self._directory / REPLAY_FILE, self._config.name, self._config.data
-        found = [{"step": step, "records": self._data.records(step - 1)} for step in steps]
-        where = f"are in {file}"
-        if jax.process_index() == 0:
-            content = {"stage": name, "data": data.path, "split": data.split, "seed": self._config.seed}
-            content |= {"checkpoint": latest, "steps": found}
-            try:
-                files.write_json(file, content)
-            except OSError as error:
-                where = f"cannot be written ({error}); those of the first are {found[0]['records']}"
-        if latest is None:
-            fix = "There is no checkpoint yet: begin in another --workdir with a lower {}."
-        else:
-            fix = f"The checkpoint of step {latest} is unharmed: continue from it with a lower {{}}, given as an "
-            fix += f"option and changed in {self._directory / stage_dir.CONFIG_FILE} too."
-        return (
-            f"the gradient of stage {name} was not finite in steps {steps[0]} to {steps[-1]}, more than "
-            f"run.max_skipped {self._config.run.max_skipped} in a row; their records {where}. "
-            f"{fix.format('optim.learning_rate or optim.clip_norm')}"
-        )
 
 
 def _code() -> str:
     """The text of the whole package."""
     package = Path(__file__).parents[1]
     return "".join(file.read_text() for file in sorted(package.rglob("*.py")))
-
-
-def warn_of_learning_rate(config: StageConfig) -> None:
-    """Warns, in process 0, of a run that ends in its warm-up, or goes on when its rate has fallen to 0."""
-    optim, num_steps = config.optim, config.run.num_steps
-    if jax.process_index() > 0:
-        return
-    if optim.warmup_steps >= num_steps:
-        reached = float(learning_rate(optim)(num_steps - 1))
-        warnings.warn(
-            f"--optim.warmup-steps must be below --run.num-steps {num_steps} to reach the learning rate "
-            f"{optim.learning_rate:g}; got {optim.warmup_steps}, so that the rate only reaches {reached:.2g} "
-            f"({100 * reached / optim.learning_rate:.3g} %): give --optim.warmup-steps {max(1, num_steps // 20)}.",
-            stacklevel=2,
-        )
-    if 0 < optim.decay_steps < num_steps:
-        warnings.warn(
-            f"--optim.decay-steps must be 0 or at least --run.num-steps {num_steps} for all steps to train; got "
-            f"{optim.decay_steps}, so that the rate of the last {num_steps - optim.decay_steps} steps is 0: give "
-            f"--optim.decay-steps {num_steps}, in another --workdir if this run began without it.",
-            stacklevel=2,
-        )
 
 
 def refuse_other_caches(config: StageConfig, encoder: encoders.Encoder) -> None:

@@ -21,7 +21,7 @@ from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
-from imagen_jax.training import loop
+from imagen_jax.training import loop, reports
 
 pytestmark = pytest.mark.slow
 
@@ -225,7 +225,7 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
         FloatingPointError, match="stage base was not finite in steps 1 to 3, more than run.max_skipped 2"
     ):
         loop.train(settings, folder / "nonfinite")
-    found = json.loads((folder / "nonfinite/base" / loop.REPLAY_FILE).read_text())
+    found = json.loads((folder / "nonfinite/base" / reports.REPLAY_FILE).read_text())
     assert (found["split"], found["seed"], found["checkpoint"]) == ("train", settings.seed, None)
     assert found["stage"] == "base" and [row["step"] for row in found["steps"]] == [1, 2, 3]
     records = [number for row in found["steps"] for number in row["records"]]

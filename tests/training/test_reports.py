@@ -1,4 +1,4 @@
-"""What a run says at its start and its end."""
+"""What a run tells its user at its start and its end."""
 
 import dataclasses
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from imagen_jax.config import OptimConfig, RunConfig, StageConfig
-from imagen_jax.training import loop
+from imagen_jax.training import reports
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_rate_that_is_never_reached_or_falls_to_zero_is_told(num_steps, warmup
     config = dataclasses.replace(StageConfig(), optim=optim, run=RunConfig(num_steps=num_steps))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        loop.warn_of_learning_rate(config)
+        reports.warn_of_learning_rate(config)
     assert len(told) == bool(words)
     for word in words:
         assert word in str(told[0].message)
