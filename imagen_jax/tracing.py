@@ -1,4 +1,4 @@
-"""A program as the list of its operations: what it computes and how much memory it needs, without compiling it.
+"""Work, memory traffic and peak memory of a traced program, without compiling it.
 
 Memory is that of a simple compiler: operations run in the order in which they were traced; those on single
 elements are fused into what reads them and own no memory; matrix products, convolutions and loops read and
@@ -48,7 +48,7 @@ class Program:
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
-    """The program of `function` for arguments that may be mere shapes."""
+    """Return the program of `function` for arguments that are arrays or shapes."""
     return _flatten(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -84,7 +84,7 @@ def _flatten(jaxpr: Any) -> Program:
     walk(jaxpr, env)
     outputs = [read(env, atom) for atom in jaxpr.outvars]
     used, live = set(outputs), []
-    for operation in reversed(operations):  # nothing is computed that nobody reads
+    for operation in reversed(operations):  # operations whose results are not used are dropped
         if used.intersection(operation.outputs):
             used.update(operation.inputs)
             live.append(operation)
@@ -105,9 +105,9 @@ def _bodies(eqn: Any) -> Iterator[Any]:
 
 
 def flops(program: Program, trip_count: int = 1) -> int:
-    """Floating-point operations of matrix products and convolutions, a multiply-add being two.
+    """Return the floating-point operations of matrix products and convolutions; a multiply-add counts as two.
 
-    `trip_count` is that of `while` loops, whose length no trace knows.
+    `trip_count` is that of `while` loops, whose length is not known from a trace.
     """
     total = 0
     for operation in program.operations:
@@ -128,7 +128,7 @@ def _dot_flops(operation: Operation) -> int:
 
 
 def _conv_flops(operation: Operation) -> int:
-    """Zeros that dilation puts between the input's pixels are not multiplied."""
+    """Return the operations of a convolution, without those on the zeros of a dilated input."""
     (_, kernel), (out,) = operation.shapes
     numbers = operation.params["dimension_numbers"]
     window = math.prod(kernel.shape[axis] for axis in numbers.rhs_spec[1:])  # input features, then space
@@ -136,7 +136,7 @@ def _conv_flops(operation: Operation) -> int:
 
 
 def traffic(program: Program, trip_count: int = 1) -> int:
-    """Bytes that products, loops and reductions read and write; what is fused into them is not written."""
+    """Return the bytes that products, loops and reductions read and write; operations fused into them write nothing."""
     total = 0
     for operation in program.operations:
         if operation.bodies:
@@ -151,7 +151,7 @@ def traffic(program: Program, trip_count: int = 1) -> int:
 
 
 def size_of(aval: Any) -> int:
-    """Bytes."""
+    """Return the bytes of an array or shape."""
     dtype = getattr(aval, "dtype", None)
     if dtype is None or not hasattr(aval, "shape"):
         return 0
@@ -161,7 +161,7 @@ def size_of(aval: Any) -> int:
 
 
 def peak_memory(program: Program, split: Mapping[tuple[int, ...], int] | None = None) -> int:
-    """Most bytes that are in use at a time, arguments and results apart.
+    """Return the largest number of bytes in use at a time, without arguments and results.
 
     Args:
       program: as from `trace`, with the arrays of one device.

@@ -1,1 +1,1 @@
-"""Whether a stage fits devices that are not at hand, and how fast it should go there."""
+"""Estimates of a stage's memory and speed on devices that need not be attached."""

@@ -1,4 +1,4 @@
-"""Memory and time of a stage's train step or sampler from shapes alone, without compiling: in seconds."""
+"""Memory and time of a stage's train step or sampler, from shapes alone, without compiling."""
 
 import dataclasses
 import math
@@ -25,20 +25,18 @@ GATHERED_AHEAD = 0.25  # share of the parameters that the compiler keeps gathere
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one device has to hold and to do; bytes, operations and seconds are those of one device and step.
-
-    For "sample" a step is a whole batch of images.
+    """Memory and work of one device in one step; for "sample" a step is a whole batch of images.
     """
 
     parameters: int
-    replicated: float  # share of the state's bytes that lies whole on every device
+    replicated: float  # fraction of the state's bytes that is replicated on every device
     params_bytes: int
     ema_bytes: int
     optimizer_bytes: int
     input_bytes: int
     temporary_bytes: int  # activations, gradients, gathered parameters
     model_flops_per_image: int  # training: three forward passes
-    flops: int  # with what is computed again
+    flops: int  # including recomputation
     traffic: int
     collective_bytes: int
 
@@ -49,11 +47,11 @@ class Plan:
 
     @property
     def intensity(self) -> float:
-        """Operations for each byte of HBM traffic."""
+        """Operations per byte of HBM traffic."""
         return self.flops / max(1, self.traffic)
 
     def seconds(self, chip: Chip) -> dict[str, float]:
-        """Of compute, memory and links, each as if it were alone; a step takes at least the longest."""
+        """Return the seconds of compute, memory traffic and links, each alone; a step takes at least the longest."""
         return {
             "compute": self.flops / (UTILISATION * chip.flops),
             "memory": self.traffic / chip.bandwidth,
@@ -62,7 +60,7 @@ class Plan:
 
 
 def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
-    """(the function that samples the stage from params and inputs, the shapes of those inputs)."""
+    """Return (a function that samples the stage from parameters and inputs, the shapes of those inputs)."""
     text = TextCond(
         jax.ShapeDtypeStruct((rows, config.text.length, config.text.width), jnp.float32),
         jax.ShapeDtypeStruct((rows, config.text.length), bool),
@@ -84,7 +82,7 @@ def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
 
 
 def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
-    """The plan of a stage whose `run` says how it is spread over that many devices.
+    """Return the plan of a stage on `devices` devices, sharded as its `run` says.
 
     Raises:
       ValueError: batch or mesh do not divide; see `sharding.check_batch` and `sharding.make_mesh`.
@@ -93,8 +91,8 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     mesh = sharding.abstract_mesh(devices, run.fsdp, height=run.height)
     parts = optim.accumulation if kind == "train" else 1
     sharding.check_batch(optim.batch_size, parts, mesh)
-    # A device that has half of the rows of each image holds and does as much as one with half as many images.
-    # Less than a whole image in each part is reckoned as one.
+    # A device with half of the rows of each image has the memory and work of one with half as many images.
+    # Less than one image in each part counts as one.
     share = optim.batch_size / (sharding.num_batch_shards(mesh) * run.height)
     rows = math.ceil(share / parts) * parts
     alone = sharding.make_mesh(devices=jax.local_devices()[:1])
@@ -125,7 +123,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
         parameters=parameters,
         replicated=sharding.byte_counts(state if kind == "train" else state.params).replicated,
         params_bytes=bytes_of(state.params),
-        # Inputs arrive whole on all devices that share their rows.
+        # Inputs are replicated on all devices that share the rows of an image.
         input_bytes=int(sum(map(tracing.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,
         model_flops_per_image=model_flops_per_image(config) if kind == "train" else flops // rows,
@@ -137,7 +135,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
 
 
 def _collective_bytes(config: StageConfig, kind: Kind, parameters: int, devices: int, steps: int) -> int:
-    """Parameters gathered and gradients reduced, in bfloat16; an all-reduce moves its array twice."""
+    """Return the bytes of gathered parameters and reduced gradients in bfloat16; an all-reduce moves them twice."""
     copy = 2 * parameters
     fsdp = config.run.fsdp
     copies = devices // fsdp  # devices that share an image's rows hold a copy each

@@ -1,4 +1,4 @@
-"""The nearest setting, or the smallest slice, in which a stage fits, by the estimate."""
+"""The nearest setting, or the smallest TPU slice, in which a stage fits by the estimate."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ _MARGIN = 0.9  # share of the memory that is planned for: the estimate may be a 
 
 
 def advice(config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chip | None) -> str:
-    """One line for a person whose stage does not fit so many devices of `memory` bytes each."""
+    """Return one line of advice for a stage that does not fit `devices` devices of `memory` bytes each."""
     if (found := nearest(config, kind, devices, memory)) is not None:
         return f"nearest that does    {found} (estimated)"
     name = next((name for name, each in CHIPS.items() if each is chip), None)
@@ -29,7 +29,7 @@ def advice(config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chi
 
 
 def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str | None:
-    """Options of scripts/plan.py with which the stage fits, or None."""
+    """Return options of scripts/plan.py with which the stage fits, or None."""
     for flags, changed in settings(config, kind, devices, memory):
         try:
             plan = estimate(changed, kind, devices)
@@ -41,7 +41,7 @@ def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str |
 
 
 def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iterator[tuple[str, StageConfig]]:
-    """Other ways to run the same step, those that cost least speed first."""
+    """Yield (options, configuration) of other ways to run the same step, in the order of their cost in speed."""
 
     def state_bytes(fsdp: int) -> int:
         state = abstract_state(config, sharding.abstract_mesh(devices, fsdp, height=config.run.height))

@@ -1,4 +1,4 @@
-"""The real train step or sampler, compiled for devices that need not be at hand."""
+"""The real train step or sampler, compiled for devices that need not be attached."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ from imagen_jax.training.utilisation import batch_shapes
 
 
 class DoesNotFit(Exception):
-    """The compiler found no room; `needed` bytes for temporaries, if it says how many."""
+    """The program does not fit the devices' memory; `needed`: bytes of temporaries, None if not known."""
 
     def __init__(self, message: str, needed: int | None):
         super().__init__(message)
@@ -29,24 +29,24 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program on each device, in bytes."""
+    """Memory of a compiled program on each device, in bytes, and the time of its compilation."""
 
     argument_bytes: int
     temporary_bytes: int
     peak_bytes: int
     code_bytes: int
-    collectives: dict[str, tuple[int, int]]  # name -> (how many, bytes of their results)
+    collectives: dict[str, tuple[int, int]]  # name -> (number, bytes of their results)
     seconds: float
 
 
 def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
-    """Compiles the stage's program for the target.
+    """Compile the stage's program for the target, at the compiler's lowest level of optimisation.
 
-    The compiler's quickest level is used: programs for TPUs then compile in minutes, on one core, instead of a
-    quarter of an hour. It makes a program of the same arrays, which may run slower.
+    Programs for TPUs then compile in minutes on one core, instead of a quarter of an hour. They hold the same arrays,
+    but may run slower.
 
     Raises:
-      DoesNotFit: the compiler cannot place the program's arrays.
+      DoesNotFit: the program's arrays do not fit the devices' memory.
     """
     mesh = sharding.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
     rows = config.optim.batch_size
@@ -112,9 +112,9 @@ _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """Exchanges between devices in a compiled program's text: name -> (count, bytes of the results).
+    """Return the collectives in a compiled program's text: name -> (number, bytes of their results).
 
-    What is inside a loop counts as often as the loop runs, where the compiler knows how often.
+    Those in a loop count as often as the loop runs, where the compiler knows its trip count.
     """
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -145,7 +145,7 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
 
 
 def _result_bytes(text: str, is_start: bool) -> int:
-    """Of an array or a tuple of arrays; what starts an exchange returns its operands and counters as well."""
+    """Return the bytes of a result; that of an operation which starts a collective also holds operands and counters."""
     sizes = []
     for _, bits, shape in _ARRAY.findall(text):
         size = max(1, int(bits or 8) // 8)

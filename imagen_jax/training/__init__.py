@@ -1,1 +1,1 @@
-"""Training one stage: state, step, checkpoints and the loop."""
+"""Training one stage: objectives, optimisers, state, step, loop and monitoring."""

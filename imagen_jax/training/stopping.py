@@ -1,4 +1,4 @@
-"""Ends of a run that come from outside: signals, notices of a cluster, and steps that never come back."""
+"""Stopping a run from outside: signals, preemption notices, and a watchdog for steps that never finish."""
 
 import collections
 import faulthandler
@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding, signals
 
-_LATER = 2  # steps after which processes read what the others were asked
+_DELAY = 2  # steps after which a process reads whether another one was asked to stop
 
 
 class StopRequests:
-    """Notes SIGINT and SIGTERM between `begin` and the end of this context, which ask a run to stop after a step.
+    """Records SIGINT and SIGTERM between `begin` and the end of this context; they ask a run to stop after a step.
 
-    SIGTERM is also how clusters announce that they will take a machine away, some more than once; a second SIGINT ends
-    the process at once. Of several processes any may be asked: all of them stop after the same step, one of the next.
+    Clusters send SIGTERM before they take a machine away, some more than once; a second SIGINT ends the process at
+    once. With several processes, a signal to any of them stops all after the same step, one of the next.
     """
 
     def __init__(self, mesh: Mesh):
@@ -31,7 +31,7 @@ class StopRequests:
         self._asked = _asked_of_any(self._received, mesh) if several else self.asked_here
 
     def begin(self) -> None:
-        """From here on there is something to save. Before, a signal does what it does to any command."""
+        """Record signals from now on; before the first step there is nothing to save, and they end the process."""
         if signals.defer(self._received) or threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -43,11 +43,11 @@ class StopRequests:
             signal.signal(number, self._before[number])
 
     def asked(self) -> int | None:
-        """The signal that asks to stop here, or None; to be called after every step, by every process."""
+        """Return the signal that asks to stop after this step, or None; every process calls this after every step."""
         return self._asked()
 
     def asked_here(self) -> int | None:
-        """The signal that this process has received, if any."""
+        """Return the signal that this process has received, or None."""
         return next(iter(self._received), None)
 
     def __enter__(self) -> "StopRequests":
@@ -60,12 +60,12 @@ class StopRequests:
 
 
 def _asked_of_any(received: list[int], mesh: Mesh) -> Callable[[], int | None]:
-    """The processes tell each other at every step, and read it some steps later, when it costs no waiting."""
+    """Return a function that exchanges signals at every step and reads the result some steps later, without waiting."""
     told: collections.deque[jax.Array] = collections.deque()
 
     def asked() -> int | None:
         told.append(sharding.any_process(bool(received), mesh))
-        if len(told) <= _LATER or not np.asarray(told.popleft()):
+        if len(told) <= _DELAY or not np.asarray(told.popleft()):
             return None
         return next(iter(received), signal.SIGTERM)
 
@@ -73,21 +73,21 @@ def _asked_of_any(received: list[int], mesh: Mesh) -> Callable[[], int | None]:
 
 
 class Watchdog:
-    """Ends a process that has not called `alive` for `limit_s` seconds, with every thread's stack on stderr.
+    """Ends the process if `alive` is not called for `limit_s` seconds, with the stacks of all threads on stderr.
 
-    A read from a dead file server, or a collective whose other side is stuck, would otherwise hold the devices for
-    ever. It needs no Python thread to be running. Use as a context manager.
+    Otherwise a read from a file server that is down, or a collective that never completes, would hold the devices
+    indefinitely. It works while no Python thread runs. A context manager.
     """
 
     def __init__(self, limit_s: int):
         self._limit_s = limit_s
 
     def alive(self) -> None:
-        """There is progress; watches from now on."""
+        """Restart the countdown."""
         faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__)
 
     def rest(self) -> None:
-        """Watches no more until the next `alive`: this process waits for others, which watch themselves."""
+        """Stop the countdown until the next `alive`: this process waits for others with watchdogs of their own."""
         faulthandler.cancel_dump_traceback_later()
 
     def __enter__(self) -> "Watchdog":

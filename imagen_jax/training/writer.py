@@ -1,7 +1,4 @@
-"""Where metrics and pictures go: what shows progress, JSONL and PNG files, TensorBoard, Weights & Biases.
-
-Process 0 alone writes.
-"""
+"""Output of a run: progress, metrics as JSON lines, samples as PNG, TensorBoard, Weights & Biases; by process 0 alone."""
 
 import importlib.util
 import json
@@ -29,12 +26,12 @@ _COPY_EVERY_S = 60
 
 
 class Writer:
-    """Writes a run's metrics into the stage's directory; use as a context manager.
+    """Writes a run's metrics and samples into the stage's directory; a context manager.
 
-    A disk that is full or gone does not end training here: what cannot be written is lost, and said once.
+    Errors of the disk or of a service do not end training: output that cannot be written is dropped after one warning.
 
-    Objects in a bucket cannot be appended to. There everything is written into a temporary directory of this machine
-    first, and what has changed is copied: by `flush`, with every picture, and once in `_COPY_EVERY_S`.
+    Objects in a bucket cannot be appended to. For those, files are written into a local temporary directory and copied
+    when they have changed: by `flush`, with every sample, and once in `_COPY_EVERY_S` seconds.
     """
 
     def __init__(self, directory: str | Path, config: StageConfig, first_step: int):
@@ -63,16 +60,16 @@ class Writer:
             self._run = _wandb_run(config, self._directory, self._place.parent.name)
 
     def resume(self) -> None:
-        """Training goes on after something else, whose time is left out of the speed."""
+        """Leave the time since the last step out of the speed that is shown."""
         self._progress.resume()
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step."""
         self._progress.update()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of `step` that are finite, and shows the first of them beside the bar."""
-        # JSON has no nan, and a step that was skipped has nothing finite to show.
+        """Record the finite metrics of `step`, and show the first of them beside the progress."""
+        # JSON has no nan; metrics of a skipped step may not be finite.
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         shown = {key: value for key, value in metrics.items() if "/" not in key}
         self._progress.status(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
@@ -88,7 +85,7 @@ class Writer:
             self._copy()
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
-        """Keeps a picture of `step`, as samples/<name>-<step>.png and on the boards."""
+        """Write an image of `step` to samples/<name>-<step>.png, TensorBoard and Weights & Biases."""
         if self._file is not None:
             self._attempt(lambda: self._picture(step, name, picture))
 
@@ -104,7 +101,7 @@ class Writer:
         self._copy()
 
     def flush(self) -> None:
-        """Puts everything in its final place; called before a checkpoint, after which it is not written again."""
+        """Copy everything to its final place; called before a checkpoint, after which its steps are not written again."""
         if self._file is not None:
             self._attempt(self._copy)
 
@@ -115,7 +112,7 @@ class Writer:
             return
 
     def _copy(self) -> None:
-        """Puts what has changed into the bucket."""
+        """Copy changed files into the bucket."""
         if not self._is_remote:
             return
         for path in sorted((*self._directory.glob("*"), *self._directory.glob(f"{SAMPLES}/*"))):
@@ -126,14 +123,14 @@ class Writer:
         self._copied_at = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Says what happens, in a line that does not break the bar."""
+        """Log one line, in process 0."""
         if jax.process_index() == 0:
             logger.info(line)
 
     def _attempt(self, write) -> None:
         try:
             write()
-        except Exception as error:  # a full disk, or whatever a service on the network raises
+        except Exception as error:  # a full disk, or any error of a remote service
             if not self._failed:
                 self.say(f"Metrics cannot be written ({error}); training goes on without them.")
             self._failed = True
@@ -154,15 +151,15 @@ class Writer:
 
 
 class _Board:
-    """Event files for TensorBoard, written at once: tensorboardX's own writer has a thread for it, which a full disk
-    ends, and then waits for that thread for ever."""
+    """Event files for TensorBoard, written synchronously: the thread of tensorboardX's own writer ends on a full disk, and
+    closing the writer then never returns."""
 
     def __init__(self, directory: Path, first_step: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._events = EventsWriter(str(directory / "events"), f".from-{first_step}")
-        # TensorBoard forgets what a killed run showed of this step and later ones: it comes again.
+        # Makes TensorBoard drop what an interrupted run wrote of this step and later ones.
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -188,7 +185,7 @@ class _Board:
 
 
 def _wandb_run(config: StageConfig, directory: Path, workdir: str) -> Any:
-    """The stage's run at Weights & Biases: a new one, or the one that an earlier process of the run began."""
+    """Return the stage's run at Weights & Biases, which is continued if the stage has one."""
     import wandb
 
     file = directory / WANDB_FILE
@@ -202,13 +199,13 @@ def _wandb_run(config: StageConfig, directory: Path, workdir: str) -> Any:
         config=to_dict(config),
         dir=str(directory),
     )
-    # Its own count of steps never goes back, as a run does that continues from its last checkpoint.
+    # Its own step counter cannot go back, which a run does when it continues from a checkpoint.
     run.define_metric("*", step_metric="step")
     return run
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Drops the lines of later steps than `step`, and half a line at the end, from a JSONL file of metrics."""
+    """Drop the lines of steps after `step`, and an incomplete last line, from a JSONL file of metrics."""
     if not file.exists():
         return
     files.check_regular(file)  # before it is opened, which a pipe would never let happen
@@ -226,7 +223,7 @@ def _step(line: str) -> float:
 
 
 def check_wandb(project: str) -> None:
-    """Raises a ValueError if runs are to be logged to Weights & Biases, but it is not installed."""
+    """Raise a ValueError if a project is given and wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"run.wandb must be empty where wandb is not installed; got {project!r}: pip install wandb, or leave it "
