@@ -1,4 +1,4 @@
-"""Output of a run: progress, metrics as JSON lines, samples as PNG, TensorBoard, Weights & Biases; by process 0 alone."""
+"""Output of a run by process 0: progress, metrics as JSON lines, samples, TensorBoard, Weights & Biases."""
 
 import importlib.util
 import json
@@ -101,7 +101,7 @@ class Writer:
         self._copy()
 
     def flush(self) -> None:
-        """Copy everything to its final place; called before a checkpoint, after which its steps are not written again."""
+        """Copy everything to its final place; called before a checkpoint, which ends the steps before it."""
         if self._file is not None:
             self._attempt(self._copy)
 
@@ -151,8 +151,10 @@ class Writer:
 
 
 class _Board:
-    """Event files for TensorBoard, written synchronously: the thread of tensorboardX's own writer ends on a full disk, and
-    closing the writer then never returns."""
+    """Event files for TensorBoard, written synchronously.
+
+    The thread of tensorboardX's own writer ends on a full disk, and closing the writer then never returns.
+    """
 
     def __init__(self, directory: Path, first_step: int):
         from tensorboardX.event_file_writer import EventsWriter
