@@ -1,6 +1,5 @@
 """Training one stage from start, or from its newest checkpoint, to its last step."""
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -20,15 +19,15 @@ from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
-from imagen_jax.text import cache, encoders
-from imagen_jax.training import initial, reports
+from imagen_jax.text import cache
+from imagen_jax.training import initial, inputs, reports
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stopping import StopRequests, Watchdog
 from imagen_jax.training.utilisation import utilisation_per_image_s
-from imagen_jax.training.writer import Writer, check_wandb
+from imagen_jax.training.writer import Writer
 
 
 class Result(NamedTuple):
@@ -38,17 +37,8 @@ class Result(NamedTuple):
     stopped_by: int | None
 
 
-class Data(NamedTuple):
-    """What a stage is trained and looked at with; `held_out` is None where the data set has no such split."""
-
-    source: sources.Source
-    held_out: sources.Source | None
-    signatures: dict[str, str]  # what tells data sets apart that hosts see under one name
-    encoder: encoders.Encoder
-
-
 def train(config: StageConfig, workdir: str | Path) -> Result:
-    """Trains the stage in `workdir`/`config.name`. Every process of a run calls it.
+    """Train the stage in `workdir`/`config.name`. Every process of a run calls this.
 
     SIGINT and SIGTERM end it after the current step, or one of the next, with a checkpoint. Called again with
     the same configuration, on the same devices or others, it continues; on the same, to the bit as if it had never
@@ -69,7 +59,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         )
         processes.require_same({name: json.dumps(value) for name, value in options.items()})
         mesh = sharding.make_mesh(config.run.fsdp, height=config.run.height)
-        data = processes.check_on_all_processes(lambda: _open(config, mesh))
+        data = processes.check_on_all_processes(lambda: inputs.open_inputs(config, mesh))
         processes.require_same(data.signatures)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
@@ -79,7 +69,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             processes.check_on_all_processes(lambda: checkpoint_files.check_continuable(directory))
             processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
             processes.check_on_all_processes(lambda: stage_dir.check_visible_everywhere(directory, config))
-            embeddings = embedding_cache(config, data, watchdog)
+            embeddings = inputs.embedding_cache(config, data, watchdog)
             source, held_out = data.source, data.held_out
             del data  # the language model with it: training has its own use for the memory
             return _Run(
@@ -87,43 +77,8 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             ).train()
 
 
-def _open(config: StageConfig, mesh: Mesh) -> Data:
-    """Opens what the configuration names; raises a ValueError for whatever this process cannot train with."""
-    sharding.check_batch(config.optim.batch_size, config.optim.accumulation, mesh)
-    check_wandb(config.run.wandb)
-    options = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
-    source = sources.open_source(config.data.path, config.data.split, **options)
-    held_out = _held_out(config, **options)
-    # Its parameters are read only if there is something left to embed.
-    encoder = encoders.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
-    refuse_other_caches(config, encoder)
-    signatures = {"the data set": _signature(source), "its validation split": _signature(held_out)}
-    return Data(source, held_out, signatures, encoder)
-
-
-def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
-    """The pictures that the run is looked at with, if it is and the data set has them."""
-    path, run = config.data.path, config.run
-    split = run.validation_split
-    if not (run.validate_every or run.sample_every) or split.split("[")[0] not in sources.splits(path):
-        return None
-    found = sources.open_source(path, split, **options)
-    if len(found) > run.validation_images and "[" not in split:  # the captions of more need not be embedded
-        found = sources.open_source(path, f"{split}[:{run.validation_images}]", **options)
-    return found
-
-
-def _signature(source: sources.Source | None) -> str:
-    if source is None:
-        return "none"
-    last = ""
-    with contextlib.suppress(Exception):  # whatever the format raises for a damaged record
-        last = source[-1]["caption"]
-    return f"{len(source)} records from {next(sources.captions(source), '')!r:.60} to {last!r:.60}"
-
-
 class _Run:
-    """What follows once everything has proved right and the directory is this run's."""
+    """Trains a stage whose configuration and data are checked and whose directory is locked."""
 
     def __init__(
         self,
@@ -139,7 +94,7 @@ class _Run:
         self._config, self._directory, self._lock, self._mesh = config, directory, directory_lock, mesh
         self._source, self._held_out, self._watchdog = source, held_out, watchdog
         self._replaced: set[int] = set()
-        self._signature = _signature(source)
+        self._signature = inputs.signature(source)
         self._data = pipeline.make_loader(
             source,
             processes.check_on_all_processes(lambda: embeddings.rows(source)),
@@ -254,7 +209,7 @@ class _Run:
         return state
 
     def _count_undecodable(self, replaced: np.ndarray) -> int:
-        """How many records of a batch had to be replaced; names each of them once."""
+        """Return how many records of a batch were replaced, and log each of them once."""
         numbers = [int(number) for number in replaced[replaced >= 0]]
         for number in sorted(set(numbers) - self._replaced):
             reason = reader.reason_against(self._source, number, self._config.image_size)
@@ -278,7 +233,7 @@ class _Run:
     def _read(
         self, writer: Writer, meter: Meter, done: int, checkpoints: checkpoint.Checkpoints
     ) -> dict[str, float]:
-        """The metrics up to step `done`; a FloatingPointError if too many steps in a row were skipped."""
+        """Return the metrics up to step `done`; raise a FloatingPointError if too many steps in a row were skipped."""
         values, skipped, failed = meter.read(done)
         if failed is not None:
             found = [{"step": step, "records": self._data.records(step - 1)} for step in failed]
@@ -290,38 +245,6 @@ class _Run:
 
 
 def _code() -> str:
-    """The text of the whole package."""
+    """Return the package's source code, to detect hosts that run different versions."""
     package = Path(__file__).parents[1]
     return "".join(file.read_text() for file in sorted(package.rglob("*.py")))
-
-
-def refuse_other_caches(config: StageConfig, encoder: encoders.Encoder) -> None:
-    """Raise ValueError if the data set has embeddings, but of other encoders only.
-
-    They may have taken days: whoever wants others says so, by scripts/embed_text.py.
-    """
-    directory = cache.directory_of(config.data.path)
-    if cache.describe(directory):
-        cache.check_encoder(directory, encoder.fingerprint)
-
-
-def embedding_cache(config: StageConfig, data: Data, watchdog: Watchdog) -> cache.EmbeddingCache:
-    """Return the embeddings of all captions that the run needs; those that are missing are named and computed first.
-
-    scripts/embed_text.py does that beforehand. Each process computes its share.
-    """
-    directory = cache.directory_of(config.data.path)
-    share = (jax.process_index(), jax.process_count())
-    used = [source for source in (data.source, data.held_out) if source is not None]
-
-    def build() -> None:
-        cache.build(
-            config.run.prompts, data.encoder, directory, sources=used, share=share, on_progress=watchdog.alive
-        )
-        watchdog.rest()  # other processes may have a larger share
-
-    processes.check_on_all_processes(build)
-    watchdog.alive()
-    return processes.check_on_all_processes(
-        lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint)
-    )

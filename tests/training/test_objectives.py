@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_an_unknown_name_is_refused_before_training_and_not_when_a_stage_is_load
 
 def test_configurations_of_before_minimise_the_denoising_loss(tiny_configs):
     data = C.to_dict(tiny_configs[0])
-    del data["optim"]["objective"]
+    del data["version"], data["optim"]["objective"]
     assert C.from_dict(data) == tiny_configs[0]
 
 
@@ -130,7 +131,8 @@ def test_an_objective_from_outside_trains_from_the_command_line(tmp_path, outsid
         return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=300)
 
     shown = run("--help")
-    assert "--optim.objective {denoising,small_parameters}" in shown.stdout
+    (choices,) = re.findall(r"--optim.objective \{(.*)\}", shown.stdout)
+    assert {"denoising", "small_parameters"} <= set(choices.split(","))
     wrong = run("--workdir", tmp_path / "run", "--optim.objective", "small_parameter")
     assert wrong.returncode == 2 and "(did you mean small_parameters?)" in wrong.stderr
     done = run("--workdir", tmp_path / "run")
