@@ -110,3 +110,23 @@ def make(methods: Mapping[str, type], name: str, options: Mapping[str, Any]) -> 
     unknown = sorted(set(options) - set(known))
     require(not unknown, f"options of {name}", f"be among {', '.join(known) or 'none'}", Verbatim(", ".join(unknown)))
     return cls(**options)
+
+
+def make_flat(cls: type, options: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return the method of class `cls` with those of the flat `options` that are its own.
+
+    Args:
+      cls: of the method.
+      options: by their flat names; those of other methods are ignored.
+      prefix: of the names in messages.
+
+    Raises:
+      ValueError: an option is of a wrong type or out of range; names it by its flat name.
+    """
+    known = options_of(cls)
+    names = {each.field: f"{prefix}{flat}" for flat, each in known.items()}
+    try:
+        return cls(**{known[name].field: value for name, value in options.items() if name in known})
+    except ValueError as error:
+        first, _, rest = str(error).partition(" ")
+        raise ValueError(f"{names.get(first, first)} {rest}") from None

@@ -4,14 +4,11 @@ tyro parses the options; its own messages are boxes of several lines, which name
 choices in order, and it takes the last of two values in silence.
 """
 
-import ast
 import dataclasses
 import difflib
 import functools
-import inspect
 import operator
 import re
-import textwrap
 import types
 import typing
 from collections import Counter
@@ -19,6 +16,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from imagen_jax.methods import docstrings as docstrings
 from imagen_jax.registry import Registry
 from imagen_jax.storage.locations import Location
 
@@ -259,15 +257,3 @@ def rule(hint: Any) -> str:
 
 def _none(arguments: tuple) -> tuple:
     return tuple(part for part in arguments if part is type(None))
-
-
-def docstrings(cls: type) -> dict[str, str]:
-    """The docstrings behind the fields of a dataclass, each in one line."""
-    (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }

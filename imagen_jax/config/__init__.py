@@ -1,6 +1,6 @@
 """Frozen, hashable configurations: one `StageConfig` describes one diffusion stage completely."""
 
-from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig, override
+from imagen_jax.config.sampling import FlatOption, SamplingConfig, flat_options, override
 from imagen_jax.config.serialization import MAX_JSON, differences, flat, from_dict, read_json, to_dict
 from imagen_jax.config.stage import (
     OBJECTIVES,
@@ -18,13 +18,11 @@ from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
     "MAX_JSON",
-    "NEED_CHURN",
-    "NEED_GUIDANCE",
     "NETWORKS",
     "OBJECTIVES",
     "OPTIMIZERS",
-    "USED_BY",
     "DataConfig",
+    "FlatOption",
     "EfficientUNetConfig",
     "NetworkConfig",
     "OptimConfig",
@@ -36,6 +34,7 @@ __all__ = [
     "UNetConfig",
     "differences",
     "flat",
+    "flat_options",
     "from_dict",
     "override",
     "read_json",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.checks import Verbatim, is_whole, plain, require, shown
-from imagen_jax.config.sampling import USED_BY, SamplingConfig
+from imagen_jax.config.sampling import CORE, SamplingConfig, flat_options, kinds
 from imagen_jax.config.stage import StageConfig
 from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.storage import files, locations
@@ -20,6 +20,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     That of a StageConfig begins with the version of the format, that of a network with its kind.
     """
+    if isinstance(config, SamplingConfig):
+        return config.flat()
     out = {"version": VERSION} if isinstance(config, StageConfig) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -75,8 +77,8 @@ def _upgrade_sampling(data: dict[str, Any]) -> dict[str, Any]:
     """Upgrade sampling options, which carry no version: before `spacing`, unused options had values as well."""
     if "spacing" in data:
         return data
-    unused = [name for name, (field, values) in USED_BY.items() if data.get(field) not in values]
-    return to_dict(SamplingConfig()) | {name: value for name, value in data.items() if name not in unused}
+    used = {*CORE, *SamplingConfig(**{kind: data[kind] for kind in kinds() if kind in data}).used}
+    return CORE | {name: value for name, value in data.items() if name in used or name not in flat_options()}
 
 
 def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> Any:
@@ -97,13 +99,14 @@ def from_dict(data: dict[str, Any], cls: type = StageConfig, name: str = "") -> 
     elif cls is SamplingConfig:
         data = _upgrade_sampling(data)
     hints = typing.get_type_hints(cls)
-    unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
+    known, needed = (flat_options(), CORE) if cls is SamplingConfig else (hints, hints)
+    unknown, missing = sorted(set(data) - set(known)), sorted(set(needed) - set(data))
     if unknown or missing:
         raise ValueError(
             f"{name} must hold exactly the keys of a {cls.__name__}; got unknown: {unknown}, missing: {missing}: the "
-            "file was written by another version of imagen_jax or edited."
+            "file was written by another version of imagen_jax or edited, or a method of it is not registered."
         )
-    return cls(**{key: _value(value, hints[key], key) for key, value in data.items()})
+    return cls(**{key: _value(value, hints.get(key), key) for key, value in data.items()})
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:

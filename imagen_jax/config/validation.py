@@ -4,17 +4,17 @@ Every field has a type and a range. The ranges end above what any real stage use
 by name instead of overflowing elsewhere.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 from imagen_jax import checks
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
-from imagen_jax.config.sampling import NEED_CHURN, NEED_GUIDANCE, USED_BY, SamplingConfig
+from imagen_jax.config.sampling import GUIDED, SamplingConfig, flat_options, kinds
 from imagen_jax.config.stage import OBJECTIVES, OPTIMIZERS, StageConfig
+from imagen_jax.methods import options_of
 from imagen_jax.models.network import NETWORKS
 from imagen_jax.storage import locations
-
-TRAILING_TIMES = 1000  # of the discretely trained networks that the spacing is for
 
 # By field: (least, largest) for whole numbers, an interval for floats.
 _RANGES: dict[str, dict[str, Any]] = {
@@ -58,34 +58,6 @@ _RANGES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("data_threads", "data_workers"), (0, 256)),
     },
 }
-
-_SAMPLING_RANGES: dict[str, Any] = {
-    "steps": (1, MAX_STEPS),
-    "ddpm_gamma": "[0, 1]",
-    "eta": "[0, 1]",
-    "order": (1, 3),
-    "churn": "[0, 1e+06]",
-    "churn_min": "(0, 1e+06]",
-    "churn_max": "(0, 1e+06]",
-    "churn_noise": "(0, 10]",
-    "sigma_min": "[1e-06, 1e+06]",
-    "sigma_max": "[1e-06, 1e+06]",
-    "rho": "[0.1, 1000]",
-    "guidance_scale": "[-1000, 1000]",
-    **dict.fromkeys(("guidance_min_logsnr", "guidance_max_logsnr", "guidance_low"), "[-1000, 1000]"),
-    "guidance_low_start": (0, MAX_STEPS),
-    "guidance_rescale": "[0, 1]",
-    "apg_parallel": "[-1000, 1000]",
-    "apg_norm": "(0, 1e+06]",
-    "apg_momentum": "(-1, 1)",
-    "percentile": "(0, 1]",
-    "floor": "(0, 1e+06]",
-    "cap": "(0, 1e+06]",
-    "strength": "(0, 1]",
-    "resample": (1, 1000),
-    "jump": (1, MAX_STEPS),
-}
-
 
 def validate(config: StageConfig) -> StageConfig:
     """Return `config` after checking it.
@@ -194,8 +166,9 @@ def validate_sampling(
       prefix: of the options' names in messages.
     """
     checks.instance("sampling", sampling, SamplingConfig, "a SamplingConfig")
-    checks.fields(sampling, _SAMPLING_RANGES, prefix)
-    is_guided = sampling.is_guided
+    fields = dataclasses.fields(sampling)
+    checks.fields(sampling, {field.name: field.metadata.get("interval") for field in fields}, prefix)
+    known, given, used = flat_options(), dict(sampling.options), sampling.used
 
     def left_out(name: str, unless: bool, why: str) -> None:
         value = getattr(sampling, name)
@@ -204,49 +177,51 @@ def validate_sampling(
     def rule(name: str, holds: bool, text: str) -> None:
         require(holds, f"{prefix}{name}", text, getattr(sampling, name))
 
-    for name, (field, values) in USED_BY.items():
-        users = f"{' and '.join(map(repr, values))} {'does' if len(values) == 1 else 'do'}"
-        chosen = getattr(sampling, field)
-        left_out(name, chosen in values, f", since {field} {chosen!r} does not use it (only {users})")
-    for name in NEED_CHURN:
-        left_out(name, bool(sampling.churn), " without churn")
-    left_out("guidance_low", not sampling.churn, " with churn, which moves between the steps that it counts")
+    for kind in kinds():
+        sampling.check_chosen(kind, prefix)
+    named = {kind: checks.shown(getattr(sampling, kind)) for kind in kinds()}
+    for name in given:
+        kind, users = known[name].kind, known[name].users
+        only = f"{' and '.join(map(repr, users))} {'does' if len(users) == 1 else 'do'}"
+        left_out(name, name in used, f", since {kind} {named[kind]} does not use it (only {only})")
+    chosen = {kind: sampling.method(kind, prefix) for kind in kinds()}
+    sampler, guide = chosen["sampler"], chosen["guidance"]
+    for name in given:
+        kind = known[name].kind
+        needed = options_of(type(chosen[kind]))[name].needs
+        left_out(name, needed is None or bool(given.get(needed)), f" without {needed}")
+    off_grid = sampler.off_grid
+    left_out("guidance_low", not off_grid, f" with {off_grid}, which moves between the steps that it counts")
     left_out("guidance_low_start", sampling.guidance_low is not None, " without guidance_low")
-    # With only one of a pair given, the grid or the sampler compares it with its own default.
-    for low, high in (
-        ("sigma_min", "sigma_max"), ("churn_min", "churn_max"), ("guidance_min_logsnr", "guidance_max_logsnr"),
-    ):  # fmt: skip
-        bottom, top = getattr(sampling, low), getattr(sampling, high)
-        rule(low, bottom is None or top is None or bottom < top, f"be below {high} {top}")
-    floor = 1 if sampling.floor is None else sampling.floor
-    rule("cap", sampling.cap is None or sampling.cap >= floor, f"be at least floor ({floor:g})")
+    low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
+    rule("guidance_min_logsnr", low is None or high is None or low < high, f"be below guidance_max_logsnr {high}")
     rule("jump", sampling.jump == 1 or sampling.resample > 1, "be 1 unless resample is more than 1")
     rule(
         "resample", sampling.steps * sampling.resample <= 10 * MAX_STEPS,
         f"be at most {10 * MAX_STEPS // sampling.steps} with {sampling.steps} steps",
     )  # fmt: skip
-    if sampling.spacing == "trailing":
-        times = f"with spacing 'trailing', which stops at whole {TRAILING_TIMES}ths of the time"
-        rule("steps", sampling.steps <= TRAILING_TIMES, f"be at most {TRAILING_TIMES} {times}")
-        least = 1 / TRAILING_TIMES
-        rule("strength", sampling.strength >= least, f"be at least {least:g} {times}")
+    names = (f"{prefix}steps", f"{prefix}strength")
+    chosen["spacing"].check_range(sampling.steps, 1.0, names)
+    chosen["spacing"].check_range(1, sampling.strength, names)
+    is_guided = sampling.is_guided
     rule(
         "guidance_scale", not is_guided or not needs_null or config.process.cond_drop_prob > 0,
         "be 1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null",
     )  # fmt: skip
-    for name in NEED_GUIDANCE:
+    for name in GUIDED:
         left_out(name, is_guided, ", since guidance_scale 1 is no guidance")
+        left_out(name, guide.is_off_at_one, f", since guidance {named['guidance']} does not use it")
     rule("guidance", is_guided or sampling.guidance == "cfg", "be 'cfg' with guidance_scale 1 (off)")
     rule("threshold_at", is_guided or sampling.threshold_at == "after", "be 'after' without guidance")
     rule(
-        "threshold_at", sampling.threshold != "none" or sampling.threshold_at == "after",
+        "threshold_at", not chosen["threshold"].is_identity or sampling.threshold_at == "after",
         "be 'after' with threshold 'none'",
     )  # fmt: skip
-    if sampling.guidance == "cfg++":
-        rule("sampler", sampling.sampler == "ddim", "be 'ddim' for guidance 'cfg++'")
-        rule("guidance_scale", 0 < sampling.guidance_scale <= 1, "be in (0, 1] for guidance 'cfg++'")
-        for name in NEED_GUIDANCE:
-            left_out(name, False, ", since guidance 'cfg++' does not use it")
+    if guide.gives_noise_x:
+        names = [repr(name) for name, each in kinds()["sampler"].registry.items() if each.reads_noise_x]
+        rule("sampler", sampler.reads_noise_x, f"be {' or '.join(names)} for guidance {named['guidance']}")
+    why = f"guidance {named['guidance']} is defined there"
+    checks.number(f"{prefix}guidance_scale", sampling.guidance_scale, guide.scale_interval, why)
     if sampling.schedule is not None:
         _schedule_name(f"{prefix}schedule", sampling.schedule)
     if config.is_super_resolution:
