@@ -38,7 +38,7 @@ from imagen_jax.models.layers import cached
 from imagen_jax.planning import targets
 from imagen_jax.prepare import output, parts, shapes
 from imagen_jax.prepare.records import write_records
-from imagen_jax.sampling.cascade import sampling_by_stage
+from imagen_jax.sampling.plan import sampling_by_stage
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TextCond, TrainState

@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     from imagen_jax.data import pipeline, sources
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.sampling.cascade import sampling_by_stage
+    from imagen_jax.sampling.plan import sampling_by_stage
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
 

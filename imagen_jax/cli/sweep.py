@@ -79,8 +79,8 @@ def main(options: Options) -> None:
     from imagen_jax.data import transforms
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.sampling.cascade import sampling_by_stage, sizes_by_stage
     from imagen_jax.sampling.one_stage import evaluations
+    from imagen_jax.sampling.plan import sampling_by_stage, sizes_by_stage
     from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders

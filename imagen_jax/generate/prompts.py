@@ -12,15 +12,10 @@ import numpy as np
 from imagen_jax import arrays, checks, sharding
 from imagen_jax.checks import Verbatim, error, require
 from imagen_jax.generate import pmapped
-from imagen_jax.sampling.cascade import (
-    between,
-    check_cascade,
-    raise_if_any_broken,
-    run_cascade,
-    sample_cascade,
-)
-from imagen_jax.sampling.inputs import Inputs, check_request
+from imagen_jax.sampling.cascade import raise_if_any_broken, run_cascade
+from imagen_jax.sampling.inputs import Inputs, check_request, with_current_names
 from imagen_jax.sampling.one_stage import check_params
+from imagen_jax.sampling.plan import plan_cascade, select_stages
 from imagen_jax.stage import Stage, image_keys
 from imagen_jax.structs import TextCond
 from imagen_jax.text import encoders
@@ -51,7 +46,7 @@ def generate(
       batch_size: images computed at once; see `whole_batch`.
       fsdp: devices that share each copy of the parameters.
       negative: a prompt to steer away from.
-      images: "low_res", "image", "mask", "cond_image" of `sample_cascade`, one row per prompt.
+      images: "low_res", "image", "mask", "control" of `sample_cascade`, one row per prompt.
       **options: of `sample_cascade`.
 
     Yields:
@@ -67,9 +62,10 @@ def generate(
         checks.text("negative", negative, may_be_empty=True)
     seeds = checks.seeds(seeds)
     rule = f"be a dict of arrays with keys among {', '.join(pmapped.BY_IMAGE)}"
-    is_right = images is None or (isinstance(images, Mapping) and set(images) <= set(pmapped.BY_IMAGE))
-    require(is_right, "images", rule, images)
-    images = {name: rows for name, rows in (images or {}).items() if rows is not None}
+    require(images is None or isinstance(images, Mapping), "images", rule, images)
+    images = {name: rows for name, rows in with_current_names(images or {}).items() if rows is not None}
+    require(set(images) <= set(pmapped.BY_IMAGE), "images", rule, images)
+    options = with_current_names(options)
     for name, rows in images.items():
         require(arrays.is_array(rows) and rows.ndim > 0, name, "be an array of one row for each prompt", rows)
     counts = {"seeds": len(seeds), **{name: len(rows) for name, rows in images.items()}}
@@ -81,10 +77,11 @@ def generate(
         raise error(name, "be left out: it is made from prompts and seeds", options[name])
     for name in set(pmapped.BY_IMAGE) & {name for name, value in options.items() if value is not None}:
         raise error(name, "be given in images, with one row for each prompt", options[name])
-    _check_encoder(between(stages, {}), encoder)
+    _check_encoder(select_stages(stages), encoder)
     keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
     given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
-    check_cascade(stages, _text_shape(stages, len(prompts)), keys, may_be_shapes=True, **images, **given)
+    shapes = _text_shape(stages, len(prompts))
+    plan = plan_cascade(stages, shapes, keys, may_be_shapes=True, **images, **given)
     mesh = sharding.make_mesh(fsdp)
     batch_size = whole_batch(batch_size, len(prompts), fsdp)
     # All prompts are checked, and those too long warned of, before anything is computed.
@@ -97,20 +94,23 @@ def generate(
         with warnings.catch_warnings(action="ignore"):
             return encode(stages, encoder, [prompt])
 
-    stages = sharding.shard_params(stages, mesh)
-    if options.get("weak") is not None:
-        options["weak"] = sharding.shard_params(options["weak"], mesh)
+    weak = [sharding.shard_params(own.weak, mesh) for own in plan.inputs]
+    inputs = tuple(own.replace(weak=each) for own, each in zip(plan.inputs, weak, strict=True))
+    plan = plan.replace(stages=sharding.shard_params(plan.stages, mesh), inputs=inputs)
     if negative is not None:
-        options["negative"] = sharding.replicate(encode(stages, encoder, [negative]), mesh)
+        plan = plan.with_inputs(negative=sharding.replicate(encode(stages, encoder, [negative]), mesh))
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
             text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, prompts[rows]))
             keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds[rows]])
-            inputs = text, keys, jax.tree.map(itemgetter(rows), images)
-            *inputs, by_image = sharding.pad_batch(inputs, batch_size, mesh)
-            results = jax.device_get(sample_cascade(stages, *inputs, return_all=True, **by_image, **options))
+            own = text, keys, jax.tree.map(itemgetter(rows), images)
+            text, keys, by_image = sharding.pad_batch(own, batch_size, mesh)
+            batch = plan.with_inputs(**by_image).replace(texts=(text,), keys=keys)
+            results, infos = run_cascade(batch)
+            raise_if_any_broken(batch.stages, infos)
+            results = jax.device_get(results)
             for i in range(rows.stop - rows.start):
                 yield tuple(stage_images[i] for stage_images in results)
 
@@ -145,12 +145,13 @@ def compile_cascade(
     batch_size = checks.whole("batch_size", batch_size, 1)
     require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
     return_all = checks.boolean("return_all", return_all)
+    options = with_current_names(options)
     for name in {"text", "keys", "negative", "weak", *pmapped.BY_IMAGE} & set(options):
         fix = "use sample_cascade inside jax.jit"
         rule = "be left out of a compiled cascade, which takes text and keys alone"
         require(options[name] is None, name, rule, options[name], fix)
     options = {name: value for name, value in options.items() if value is not None}
-    chosen = between(stages, options)
+    chosen = select_stages(stages, options.get("start"), options.get("stop"))
     name, is_base = chosen[0].config.name, not chosen[0].config.is_super_resolution
     require(is_base, "start", "be the base stage in a compiled cascade", name)
     settings = stages[0].config.text
@@ -159,7 +160,7 @@ def compile_cascade(
     keys_shape = jax.eval_shape(lambda: image_keys(0, batch_size))
     program = (
         jax.jit(
-            lambda stages, text, keys: run_cascade(stages, text, keys, **options),
+            lambda stages, text, keys: run_cascade(plan_cascade(stages, text, keys, **options)),
             in_shardings=sharding.sampling_shardings(stages, mesh),
         )
         .lower(stages, text, keys_shape)
@@ -167,7 +168,7 @@ def compile_cascade(
     )
 
     def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
-        for i, stage in enumerate(between(stages, {})):
+        for i, stage in enumerate(select_stages(stages)):
             check_params(f"stages[{i}]", stage)
         got = tuple(stage.config for stage in stages)
         rule = "have the configurations that the program was compiled for"
@@ -193,7 +194,7 @@ def compile_cascade(
 
 def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
     """Shapes of encoded captions as the stages were trained with."""
-    settings = between(stages, {})[0].config.text
+    settings = select_stages(stages)[0].config.text
     return TextCond(
         jax.ShapeDtypeStruct((rows, settings.length, settings.width), np.float32),
         jax.ShapeDtypeStruct((rows, settings.length), bool),
@@ -202,7 +203,7 @@ def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
 
 def encode(stages: tuple[Stage, ...], encoder: encoders.Encoder, prompts: Sequence[str]) -> TextCond:
     """Captions at the length that the stages were trained with; a warning says which are cut."""
-    _check_encoder(between(stages, {}), encoder)
+    _check_encoder(select_stages(stages), encoder)
     return encoders.encode(encoder, prompts, stages[0].config.text.length)
 
 

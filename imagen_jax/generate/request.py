@@ -18,7 +18,7 @@ from imagen_jax.generate import records
 from imagen_jax.generate.prompts import generate, whole_batch
 from imagen_jax.generate.records import MAX_BATCH, InputFile, Record
 from imagen_jax.sampling import fitting
-from imagen_jax.sampling.cascade import between, sampling_by_stage, sizes_by_stage
+from imagen_jax.sampling.plan import sampling_by_stage, select_stages, sizes_by_stage
 from imagen_jax.stage import Stage
 from imagen_jax.stage_dir import loading
 from imagen_jax.storage import files, locations
@@ -250,7 +250,7 @@ def _place(recorded: str, given: Path | None, option: str, what: str) -> Path:
 
 def _chosen(request: Request, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The stages that run, with the sampling options of the request if it has all of them."""
-    chosen = between(stages, {"start": request.start, "stop": request.stop})
+    chosen = select_stages(stages, request.start, request.stop)
     names = [stage.config.name for stage in chosen]
     if request.sampling is not None and names != list(request.sampling):
         raise ValueError(

@@ -12,6 +12,7 @@ from imagen_jax.chips import Chip
 from imagen_jax.config import StageConfig
 from imagen_jax.sampling import one_stage
 from imagen_jax.sampling.inputs import Inputs
+from imagen_jax.sampling.recipe import recipe_and_values
 from imagen_jax.stage import Stage
 from imagen_jax.structs import TextCond
 from imagen_jax.training import state as states
@@ -71,12 +72,11 @@ def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
         inputs["low_res"] = jax.ShapeDtypeStruct(low, jnp.float32)
 
     def sample(params: Any, inputs: dict[str, Any]) -> jax.Array:
-        given = Inputs(inputs.get("low_res"), None, None, None, None, None, None)
-        size = (config.image_size,) * 2
-        run = one_stage.run_stage(
-            Stage(params, config), (inputs["text"],), inputs["keys"], given, config.sampling, None, size
-        )
-        return run[0]
+        given = Inputs(inputs.get("low_res"))
+        recipe, values = recipe_and_values(config, config.sampling)
+        return one_stage.run_stage(
+            Stage(params, config), (inputs["text"],), inputs["keys"], given, recipe, values
+        )[0]
 
     return sample, inputs
 

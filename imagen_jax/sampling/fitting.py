@@ -11,7 +11,7 @@ from imagen_jax import checks
 from imagen_jax.config import StageConfig
 from imagen_jax.data import masks, transforms
 from imagen_jax.diffusion import editing
-from imagen_jax.sampling.cascade import sizes_by_stage
+from imagen_jax.sampling.plan import sizes_by_stage
 
 
 def fit_inputs(

@@ -1,9 +1,11 @@
 """What a stage is given when it is sampled, and whether it fits, before anything is compiled.
 
-`check_request` looks once at the kinds and values of all that a user gives; `check_inputs` at what a stage gets of it.
+`check_request` looks once at the kinds and values of all that a user gives, `check_pictures` at the sizes of image and
+mask; `check_inputs` at what a stage gets of it.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -19,15 +21,36 @@ from imagen_jax.structs import TextCond
 
 @flax.struct.dataclass
 class Inputs:
-    """What a stage may be given besides text and keys; see `stage.sample_stage`."""
+    """What a stage may be given besides text and keys; see `sample_stage`."""
 
     low_res: jax.Array | None = None
     negative: TextCond | None = None
     weak: Any = None  # a Stage
     image: jax.Array | None = None
     mask: jax.Array | None = None
-    cond_image: jax.Array | None = None
+    control: jax.Array | None = None
     z_1: jax.Array | None = None
+
+
+FORMER_NAMES = {"cond_image": "control"}
+
+
+def with_current_names(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs by name with former names replaced by current ones."""
+    for old, new in FORMER_NAMES.items():
+        rule = f"be left out beside {new}, whose former name it is"
+        require(not {old, new} <= set(inputs), old, rule, inputs.get(old))
+    return {FORMER_NAMES.get(name, name): value for name, value in inputs.items()}
+
+
+def with_former_names(function: Callable) -> Callable:
+    """Decorate a function so that it takes its inputs by their former names as well."""
+
+    @functools.wraps(function)
+    def renamed(*args: Any, **options: Any) -> Any:
+        return function(*args, **with_current_names(options))
+
+    return renamed
 
 
 def check_request(
@@ -63,7 +86,7 @@ def check_request(
         arrays.leaves("text", texts, "as from TextEncoder.encode")
         arrays.leaves("negative", inputs.negative, "as from TextEncoder.encode")
         arrays.leaves("keys", keys, "as from image_keys")
-    for name in ("image", "low_res", "cond_image"):
+    for name in ("image", "low_res", "control"):
         value = getattr(inputs, name)
         if value is not None:
             arrays.pictures(name, arrays.floats_of_pictures(name, value))
@@ -104,6 +127,30 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
     is_right = is_pair and all(is_whole(side) and 1 <= side <= 2**16 for side in size)
     require(is_right, name, "be (H, W), two positive whole numbers of pixels", size)
     return int(size[0]), int(size[1])
+
+
+def check_pictures(inputs: Inputs, batch: int, size: tuple[int, int], *, has_strength: bool) -> None:
+    """Raise a ValueError unless image and mask are of the result's size, and the image has an effect.
+
+    Args:
+      inputs: as given by the user; B is `batch`.
+      batch: B.
+      size: (H, W) of the result.
+      has_strength: whether a stage starts from the image (`strength` below 1).
+    """
+    image, mask = inputs.image, inputs.mask
+    shape = None if image is None else tuple(image.shape)
+    if shape is not None:
+        is_right = len(shape) == 4 and shape[1:3] == tuple(size)
+        rule = f"be [B, H, W, C] of the result's size {tuple(size)}"
+        require(is_right, "image", rule, Verbatim(shape), "resize it (imagen_jax.resize.area, bilinear), or give size")
+        rule = "be below 1 for an image without a mask, otherwise the image has no effect"
+        require(mask is not None or has_strength, "strength", rule, 1)
+    if mask is not None:
+        whole = (batch, *size)
+        is_right = shape is not None and tuple(mask.shape) in (whole, (*whole, 1))
+        rule = "have the image's size, [B, H, W] or [B, H, W, 1] (1 = paint here)"
+        require(is_right, "mask", rule, Verbatim(f"{tuple(mask.shape)} for image {shape}"))
 
 
 def check_inputs(
@@ -165,7 +212,7 @@ def _check_images(
         rule = "be given to the super-resolution" if config.is_super_resolution else "be None for the base"
         raise error("low_res", f"{rule} stage {config.name}", inputs.low_res)
     whole = (batch, *size, config.image_channels)
-    expected = {"image": whole, "z_1": whole, "cond_image": (*whole[:3], config.control_channels)}
+    expected = {"image": whole, "z_1": whole, "control": (*whole[:3], config.control_channels)}
     if config.is_super_resolution:
         height, width = (side * config.low_res_size / config.image_size for side in size)
         rule = f"be a multiple of the stage's factor {config.image_size}/{config.low_res_size}"
@@ -173,11 +220,11 @@ def _check_images(
         expected["low_res"] = (batch, int(height), int(width), config.image_channels)
     takes_control = config.control_channels > 0
     require(
-        (inputs.cond_image is not None) == takes_control,
-        "cond_image",
+        (inputs.control is not None) == takes_control,
+        "control",
         f"be {'given' if takes_control else 'left out'}: stage {config.name} has control_channels "
         f"{config.control_channels}",
-        inputs.cond_image,
+        inputs.control,
     )
     fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want"
     for name, shape in expected.items():
@@ -185,15 +232,6 @@ def _check_images(
         if value is not None:
             rule = f"be {list(shape)} for stage {config.name}"
             require(tuple(value.shape) == shape, name, rule, Verbatim(tuple(value.shape)), fix)
-    if inputs.mask is not None:
-        require(inputs.image is not None, "mask", "come with the image to paint in", Verbatim("image None"))
-        shape = tuple(inputs.mask.shape)
-        rule = f"have the image's size, {list(whole[:3])} or {[*whole[:3], 1]}"
-        require(shape in (whole[:3], (*whole[:3], 1)), "mask", rule, Verbatim(shape))
-    require(
-        inputs.image is None or inputs.mask is not None or sampling.strength < 1,
-        "strength", "be below 1 for an image without a mask, otherwise the image has no effect", 1,
-    )  # fmt: skip
     is_started = sampling.strength == 1 or inputs.image is not None
     require(is_started, "strength", "be 1 without an image", sampling.strength)
     require(

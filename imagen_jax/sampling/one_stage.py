@@ -1,6 +1,5 @@
 """Sampling one stage."""
 
-import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,19 +12,22 @@ from imagen_jax import arrays, checks, sharding
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.config.validation import validate_sampling
-from imagen_jax.diffusion import (
-    editing,
-    guidance,
-    process,
-    samplers,
-    schedules,
-    thresholding,
+from imagen_jax.diffusion import editing, guidance, process, samplers
+from imagen_jax.diffusion.denoisers import Denoiser, then
+from imagen_jax.sampling.inputs import (
+    Inputs,
+    check_inputs,
+    check_pictures,
+    check_request,
+    check_size,
+    with_former_names,
 )
-from imagen_jax.sampling.inputs import Inputs, check_inputs, check_request, check_size
-from imagen_jax.stage import Stage, condition_on_low_res, image_noise, named_key, schedule
+from imagen_jax.sampling.recipe import Recipe, Values, recipe_and_values
+from imagen_jax.stage import Stage, condition_on_low_res, image_noise, named_key
 from imagen_jax.structs import Cond, TextCond
 
 
+@with_former_names
 def sample_stage(
     stage: Stage,
     text: TextCond | Sequence[TextCond],
@@ -38,7 +40,7 @@ def sample_stage(
     weak: Stage | None = None,
     image: jax.Array | None = None,
     mask: jax.Array | None = None,
-    cond_image: jax.Array | None = None,
+    control: jax.Array | None = None,
     z_1: jax.Array | None = None,
     size: tuple[int, int] | None = None,
     return_info: bool = False,
@@ -58,7 +60,7 @@ def sample_stage(
       weak: a weaker stage to steer away from, in place of the null caption (autoguidance).
       image: [B, H, W, C] to start from (`sampling.strength` below 1) or to paint in (`mask`).
       mask: [B, H, W] or [B, H, W, 1]: 1 = paint here, 0 = keep the image.
-      cond_image: [B, H, W, C'] for a stage with control_channels.
+      control: [B, H, W, C'] for a stage with control_channels.
       z_1: [B, H, W, C] initial noise, standard normal, in place of that of the keys.
       size: (H, W) of the result, if not the stage's own; low_res is smaller by the stage's factor.
       return_info, trajectory, callback: see `samplers.sample`. The callback is static: another one compiles anew.
@@ -77,15 +79,20 @@ def sample_stage(
         check_params("weak", require_stage("weak", weak))
     size = check_size(size) or (config.image_size,) * 2
     sampling = config.sampling if sampling is None else sampling
-    inputs = Inputs(low_res, negative, weak, image, mask, cond_image, z_1)
+    inputs = Inputs(low_res, negative, weak, image, mask, control, z_1)
     texts, weights = check_request(text, keys, weights, inputs)
-    check_stage(config, texts, keys, inputs, sampling, size)
+    validate_sampling(config, sampling, needs_null=weak is None)
+    check_pictures(inputs, keys.shape[0], size, has_strength=sampling.strength < 1)
+    check_inputs(config, texts, keys, inputs, sampling, size)
     return_info, trajectory = checks.boolean("return_info", return_info), checks.boolean("trajectory", trajectory)
     is_function = callback is None or (callable(callback) and isinstance(callback, Hashable))
     require(is_function, "callback", "be a function of (step, x_hat) that has a hash", callback)
     rule = "come with return_info, which holds it"
     require(return_info or not trajectory, "trajectory", rule, Verbatim("return_info False"))
-    x, info = run_stage(stage, texts, keys, inputs, sampling, weights, size, trajectory, callback)
+    recipe, values = recipe_and_values(
+        config, sampling, size=size, weights=weights, trajectory=trajectory, callback=callback
+    )
+    x, info = run_stage(stage, texts, keys, inputs, recipe, values)
     raise_if_broken(stage.config, info)
     return (x, info) if return_info else x
 
@@ -110,79 +117,13 @@ def run_stage(
     texts: tuple[TextCond, ...],
     keys: jax.Array,
     inputs: Inputs,
-    sampling: SamplingConfig,
-    weights: tuple[float, ...] | None,
-    size: tuple[int, int],
-    trajectory: bool = False,
-    callback: Callable[[jax.Array, jax.Array], None] | None = None,
+    recipe: Recipe,
+    values: Values,
 ) -> tuple[jax.Array, samplers.Info]:
-    """`sample_stage` for a caller that has called `check_stage` and looks for broken images itself: (x, info)."""
+    """Sample with arguments that have been checked, in one compiled call: (x [B, H, W, C], info)."""
     if inputs.mask is not None:
         inputs = inputs.replace(mask=inputs.mask.reshape(inputs.image.shape[:3] + (1,)))
-    values = {
-        "guidance_scale": jnp.float32(sampling.guidance_scale),
-        "aug_level": jnp.float32(sampling.aug_level),
-    }
-    # Compiled once for all scales, aug levels and grids of as many steps.
-    fixed = dataclasses.replace(
-        sampling, guidance_scale=0.0 if sampling.is_guided else 1.0, aug_level=0.0, schedule=None, spacing="t",
-        sigma_min=None, sigma_max=None, rho=None, strength=1.0 if sampling.strength == 1 else 0.5,
-    )  # fmt: skip
-    return _sample(
-        stage, texts, keys, inputs, logsnr_grid(stage.config, sampling), values, sampling=fixed, weights=weights,
-        size=size, trajectory=trajectory, callback=callback,
-    )  # fmt: skip
-
-
-def check_stage(
-    config: StageConfig,
-    texts: Sequence[TextCond],
-    keys: jax.Array,
-    inputs: Inputs,
-    sampling: SamplingConfig,
-    size: tuple[int, int],
-) -> None:
-    """Raises a ValueError for anything that the stage cannot be sampled with; `inputs` may be mere shapes."""
-    validate_sampling(config, sampling, needs_null=inputs.weak is None)
-    check_inputs(config, texts, keys, inputs, sampling, size)
-    logsnr_grid(config, sampling)
-    _sampler(sampling)
-
-
-def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
-    """The log-SNRs [T+1], noisiest first, on which a stage of `config` is sampled with the options `sampling`; T is in
-    proportion to `strength`."""
-    options = {name: getattr(sampling, name) for name in ("sigma_min", "sigma_max", "rho")}
-    steps = max(1, round(sampling.steps * sampling.strength))
-    with jax.ensure_compile_time_eval():
-        grid = schedules.grid(
-            schedule(config, sampling.schedule),
-            steps,
-            sampling.spacing,
-            start=sampling.strength,
-            **{name: value for name, value in options.items() if value is not None},
-        )
-        levels = np.asarray(grid)
-    is_falling = bool((np.diff(levels) > 0).all())
-    name, value = ("steps", sampling.steps) if levels[0] < levels[-1] else ("strength", sampling.strength)
-    rule = "be larger, so that some noise is left at the start" if name == "strength" else "be fewer"
-    what = f"schedule {sampling.schedule or config.process.schedule!r} and spacing {sampling.spacing!r}"
-    require(is_falling, name, f"{rule} with {what}, whose levels of noise are equal in float32", value)
-    return grid
-
-
-def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
-    """How many images go through the network of `config` for one result with the options `sampling`: two a guided step,
-    twice as many with Heun."""
-    grid = np.asarray(logsnr_grid(config, sampling))
-    weight = np.full(len(grid), sampling.guidance_scale)
-    with jax.ensure_compile_time_eval():
-        scale = _scale(sampling, jnp.float32(sampling.guidance_scale), jnp.asarray(grid))
-        weight = np.asarray(scale(jnp.asarray(grid))) if callable(scale) else weight
-    images = np.where((weight != 1) | (sampling.guidance == "cfg++"), 2, 1)
-    total = images[:-1].sum()
-    total += images[1:][_sampler(sampling).corrected(grid)].sum()
-    return int(total) * sampling.resample
+    return _sample(stage, texts, keys, inputs, values, recipe=recipe)
 
 
 def raise_if_broken(config: StageConfig, info: samplers.Info) -> None:
@@ -206,33 +147,22 @@ def _summary(broken_at: jax.Array) -> jax.Array:
     return jnp.stack([first, jnp.sum(is_broken), jnp.argmax(is_broken)])
 
 
-@partial(jax.jit, static_argnames=("sampling", "weights", "size", "trajectory", "callback"))
+@partial(jax.jit, static_argnames=("recipe",))
 def _sample(
-    stage: Stage,
-    texts: tuple[TextCond, ...],
-    keys: jax.Array,
-    inputs: Inputs,
-    grid: jax.Array,
-    values: dict[str, jax.Array],
-    *,
-    sampling: SamplingConfig,
-    weights: tuple[float, ...] | None,
-    size: tuple[int, int],
-    trajectory: bool,
-    callback: Callable | None,
+    stage: Stage, texts: tuple[TextCond, ...], keys: jax.Array, inputs: Inputs, values: Values, *, recipe: Recipe
 ) -> tuple[jax.Array, samplers.Info]:
-    config = stage.config
+    config, grid = stage.config, values.grid
     keys = jax.vmap(lambda key: named_key(key, config.name))(keys)
-    cond = Cond(texts[0], control=inputs.cond_image)
+    cond = Cond(texts[0], control=inputs.control)
     if config.is_super_resolution:
-        aug_level = jnp.broadcast_to(values["aug_level"], (len(keys),))
+        aug_level = jnp.broadcast_to(values.aug_level, (len(keys),))
         cond = condition_on_low_res(config, cond, inputs.low_res.astype(jnp.float32), aug_level, keys)
         cond = cond.replace(low_res_noised=sharding.constrain_images(cond.low_res_noised))
-    denoise = _denoiser(stage, cond, texts, inputs, grid, values["guidance_scale"], sampling, weights)
+    denoise = _denoiser(stage, cond, texts, inputs, recipe, values)
     z_1 = inputs.z_1
     if z_1 is None:
-        z_1 = image_noise(keys, "z_1", (*size, config.image_channels))
-    if sampling.strength < 1:
+        z_1 = image_noise(keys, "z_1", (*recipe.size, config.image_channels))
+    if recipe.starts_from_image:
         z_1 = process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0])
     elif inputs.mask is not None:  # a grid may start below pure noise: the known part is exact there too
         z_1 = editing.merge(z_1, process.diffuse(inputs.image.astype(jnp.float32), z_1, grid[0]), inputs.mask)
@@ -240,13 +170,13 @@ def _sample(
         denoise,
         sharding.constrain_images(z_1),
         grid,
-        sampler=_sampler(sampling),
+        sampler=recipe.sampler,
         keys=jax.vmap(lambda key: named_key(key, "sampler"))(keys),
-        resample=sampling.resample,
-        jump=sampling.jump,
+        resample=recipe.resample,
+        jump=recipe.jump,
         return_info=True,
-        trajectory=trajectory,
-        callback=callback,
+        trajectory=recipe.trajectory,
+        callback=recipe.callback,
     )
     if inputs.mask is not None:
         x = editing.merge(x, inputs.image, inputs.mask)
@@ -256,27 +186,20 @@ def _sample(
 
 
 def _denoiser(
-    stage: Stage,
-    cond: Cond,
-    texts: tuple[TextCond, ...],
-    inputs: Inputs,
-    grid: jax.Array,
-    guidance_scale: jax.Array,
-    sampling: SamplingConfig,
-    weights: tuple[float, ...] | None,
-) -> guidance.Denoiser:
+    stage: Stage, cond: Cond, texts: tuple[TextCond, ...], inputs: Inputs, recipe: Recipe, values: Values
+) -> Denoiser:
     """The stage's network under guidance, thresholding and the mask."""
 
     def limit(x_hat: jax.Array) -> jax.Array:
         # Infinity is not to be clipped into range: the sampler looks for it.
-        return _threshold(sampling)(jnp.where(jnp.isfinite(x_hat), x_hat, jnp.nan))
+        return recipe.threshold(jnp.where(jnp.isfinite(x_hat), x_hat, jnp.nan))
 
     options = {
-        "rule": _rule(sampling),
-        "threshold": limit if sampling.threshold_at in ("before", "both") else None,
+        "rule": recipe.rule,
+        "threshold": limit if recipe.threshold_at in ("before", "both") else None,
     }
-    is_off = not sampling.is_guided
-    scale = 1 if is_off else _scale(sampling, guidance_scale, grid)
+    is_off = not recipe.is_guided
+    scale = 1 if is_off else recipe.scale(values.guidance_scale, values.grid)
     batch = len(cond.text.mask)
     conds = [cond.replace(text=text) for text in texts]
     if inputs.weak is not None:
@@ -293,10 +216,10 @@ def _denoiser(
         conds = _prepared(stage, conds if is_off else [*conds, cond.replace(text=null)])
         null = conds[0] if is_off else conds.pop()
         denoise = guidance.classifier_free(
-            stage.denoise, conds if weights else conds[0], null, scale, weights=weights, **options
+            stage.denoise, conds if recipe.weights else conds[0], null, scale, weights=recipe.weights, **options
         )
-    if sampling.threshold_at in ("after", "both"):
-        denoise = guidance.then(denoise, limit)
+    if recipe.threshold_at in ("after", "both"):
+        denoise = then(denoise, limit)
     if inputs.mask is not None:
         denoise = editing.inpainting(denoise, inputs.image, inputs.mask)
     return denoise
@@ -308,41 +231,3 @@ def _prepared(stage: Stage, conds: list[Cond]) -> list[Cond]:
     parts = jax.tree.map(lambda leaf: jnp.split(leaf, len(conds)), together)
     outer, inner = jax.tree.structure(together), jax.tree.structure([0] * len(conds))
     return jax.tree.transpose(outer, inner, parts)
-
-
-def _sampler(sampling: SamplingConfig) -> samplers.Sampler:
-    options = {"gamma": sampling.ddpm_gamma} | {
-        name: getattr(sampling, name)
-        for name in ("eta", "order", "churn", "churn_min", "churn_max", "churn_noise")
-    }
-    return samplers.make(sampling.sampler, **{k: v for k, v in options.items() if v is not None})
-
-
-def _rule(sampling: SamplingConfig) -> guidance.Rule:
-    if sampling.guidance == "cfg++":
-        return guidance.plus_plus()
-    rule = guidance.linear()
-    if sampling.guidance == "apg":
-        rule = guidance.projected(
-            sampling.apg_parallel or 0.0, sampling.apg_norm, sampling.apg_momentum or 0.0
-        )
-    return guidance.rescaled(rule, sampling.guidance_rescale) if sampling.guidance_rescale else rule
-
-
-def _scale(sampling: SamplingConfig, guidance_scale: jax.Array, grid: jax.Array) -> guidance.Scale:
-    scale = guidance_scale
-    if sampling.guidance_low is not None:
-        scale = guidance.oscillating(scale, sampling.guidance_low, sampling.guidance_low_start or 0, grid)
-    low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
-    if low is None and high is None:
-        return scale
-    return guidance.interval(scale, -np.inf if low is None else low, np.inf if high is None else high)
-
-
-def _threshold(sampling: SamplingConfig) -> Callable[[jax.Array], jax.Array]:
-    if sampling.threshold == "none":
-        return lambda x_hat: x_hat
-    if sampling.threshold == "static":
-        return thresholding.static
-    options = {name: getattr(sampling, name) for name in ("percentile", "floor", "cap")}
-    return partial(thresholding.dynamic, **{k: v for k, v in options.items() if v is not None})

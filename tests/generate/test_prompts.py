@@ -11,6 +11,7 @@ from imagen_jax import config as C
 from imagen_jax.generate import compile_cascade, generate
 from imagen_jax.grid import labelled_grid, to_uint8
 from imagen_jax.sampling.cascade import run_cascade
+from imagen_jax.sampling.plan import plan_cascade
 
 TINY_BERT = Path(__file__).parents[1] / "goldens/tiny_bert"
 PROMPTS = ["red circle", "a blue star", "two green rings", "red", "circle", "a", "heart"]
@@ -122,7 +123,7 @@ def test_one_program_needs_no_more_memory_than_its_largest_stage(tiny_stages, ma
     text, keys = make_request(8)
     small = jnp.zeros((8, 8, 8, 3))
     memory = lambda f, *a: jax.jit(f).lower(*a).compile().memory_analysis().temp_size_in_bytes
-    both = memory(lambda s: run_cascade(s, text, keys), tiny_stages)
+    both = memory(lambda s: run_cascade(plan_cascade(s, text, keys)), tiny_stages)
     base = memory(lambda s: sample_stage(s, text, keys), tiny_stages[0])
     last = memory(lambda s: sample_stage(s, text, keys, low_res=small), tiny_stages[1])
     assert both < max(base, last) + 0.5 * min(base, last)

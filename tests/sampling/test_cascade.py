@@ -9,7 +9,7 @@ import pytest
 from imagen_jax import config as C
 from imagen_jax import image_keys, sample_cascade, sample_stage, sharding
 from imagen_jax.sampling import one_stage
-from imagen_jax.sampling.cascade import sampling_by_stage
+from imagen_jax.sampling.plan import sampling_by_stage
 
 SEED = 3
 
