@@ -263,7 +263,8 @@ def test_numbers_of_keys(num):
         ({"mask": np.ones((7, 16, 16))}, "mask must have the image's size"),
         ({"negative": "blue"}, "negative must be a TextCond; got 'blue'"),
         ({"negative": text(embeddings=None)}, "negative must have embeddings"),
-        ({"cond_image": 5}, "cond_image must be an array of floats"),
+        ({"control": 5}, "control must be an array of floats"),
+        ({"control": None, "cond_image": None}, "cond_image must be left out beside control, whose former name it is"),
         ({"z_1": "noise"}, "z_1 must be"),
         ({"z_1": picture(NAN, 8)}, r"z_1 must hold finite numbers \(standard normal noise\)"),
         ({"z_1": picture(200.0, 8)}, "z_1 must be standard normal noise; got values from 200 to 200"),
@@ -754,13 +755,13 @@ def requests(tiny_stages, tiny_text):
     return {
         "sample_cascade": (sample_cascade, {
             "stages": tiny_stages, "text": tiny_text, "keys": KEYS, "return_all": False, "start": None, "stop": None,
-            "low_res": None, "size": (16, 16), "image": picture(), "mask": np.ones((7, 16, 16)), "cond_image": None,
+            "low_res": None, "size": (16, 16), "image": picture(), "mask": np.ones((7, 16, 16)), "control": None,
             "z_1": None, "negative": None, "weights": None, "weak": None, "steps": 4, "sampler": "ddim",
             "guidance_scale": 2.0, "eta": None, "strength": 1.0, "resample": 1, "spacing": "t", "schedule": None,
         }),
         "sample_stage": (one_stage.sample_stage, {
             "stage": base, "text": tiny_text, "keys": KEYS, "low_res": None, "sampling": None, "negative": None,
-            "weights": None, "weak": None, "image": picture(size=8), "mask": np.ones((7, 8, 8)), "cond_image": None,
+            "weights": None, "weak": None, "image": picture(size=8), "mask": np.ones((7, 8, 8)), "control": None,
             "z_1": None, "size": (8, 8), "return_info": True, "trajectory": False, "callback": None,
         }),
         "sample_stage, larger": (

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from imagen_jax import progress
-from imagen_jax.cli import parsing, program
+from imagen_jax.cli import parsing
+from imagen_jax.cli.sampling_options import SamplingOptions
 from imagen_jax.evaluation import METRICS, Samples, build, check_needs, needs
 from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
@@ -29,7 +30,7 @@ ROOM = 2**23  # bytes that all files need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(program.SamplingOptions):
+class Options(SamplingOptions):
     workdir: Location
     """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path

@@ -9,13 +9,12 @@ import tyro
 from imagen_jax.cli import logs, options
 
 
-def described(kind: type) -> type:
-    """Return a dataclass for --help: the fields of `kind` itself, those that it inherits, and those of all commands.
+def described(kind: type, own: type) -> type:
+    """Return a dataclass for --help: the fields of `kind`, first those of the class `own`, and those of all commands.
 
     A default that the description of a field tells is not shown again.
     """
-    own = options.docstrings(kind)
-    fields = [*_fields(kind, own), *_fields(logs.Options, options.docstrings(logs.Options))]
+    fields = [*_fields(kind, options.docstrings(own)), *_fields(logs.Options, options.docstrings(logs.Options))]
     return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True, frozen=True)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from imagen_jax.cli import sampling_options
+from imagen_jax.config import SamplingConfig
 from imagen_jax.methods import docstrings as docstrings
 from imagen_jax.registry import Registry
 from imagen_jax.storage.locations import Location
@@ -40,6 +42,10 @@ def fields(options: Any, prefix: str = "") -> dict[str, Field]:
     for field in dataclasses.fields(options):
         name = prefix + field.name.replace("_", "-")
         value = getattr(options, field.name, dataclasses.MISSING)
+        if isinstance(value, SamplingConfig):
+            known = sampling_options.hints().items()
+            found |= {f"{name}.{n.replace('_', '-')}": Field(h, False, False, getattr(value, n)) for n, h in known}
+            continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             found |= fields(value, f"{name}.")
             continue

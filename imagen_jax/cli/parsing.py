@@ -11,6 +11,7 @@ import tyro
 
 from imagen_jax.cli import choices, commands, options
 from imagen_jax.cli.help import described
+from imagen_jax.cli.sampling_options import tyro_rules, with_all_options
 from imagen_jax.config import StageConfig
 from imagen_jax.config.presets import load_preset
 from imagen_jax.storage import locations
@@ -22,8 +23,9 @@ def parse(kind: type, description: str, args: list[str]) -> Any:
     Raises:
       ValueError: one line; an option does not exist, lacks a value, has a wrong one, or is given twice.
     """
+    own, kind = kind, with_all_options(kind)
     if options.asks_for_help(args):  # whatever else is there may be incomplete
-        return _tyro(described(kind), commands.examples_as_typed(description), ["--help"])
+        return _tyro(described(kind, own), commands.examples_as_typed(description), ["--help"])
     options.check(args, options.fields(kind))
     return _located(_tyro(kind, description, args))
 
@@ -92,7 +94,7 @@ def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, Sta
     both = dataclasses.make_dataclass(
         "Options",
         [("config", Annotated[StageConfig, tyro.conf.arg(name="")], config)],
-        bases=(described(kind) if wants_help else kind,),
+        bases=(described(kind, kind) if wants_help else kind,),
         kw_only=True,
         frozen=True,
     )
@@ -116,7 +118,7 @@ def _tyro(kind: type, description: str, args: list[str]) -> Any:
     printed = io.StringIO()
     markers = (tyro.conf.AvoidSubcommands, tyro.conf.HelptextFromCommentsOff)
     try:
-        with contextlib.redirect_stderr(printed), choices.CONSTRUCTORS:
+        with contextlib.redirect_stderr(printed), choices.CONSTRUCTORS, tyro_rules():
             return tyro.cli(kind, description=description, args=args, config=markers)
     except SystemExit as stop:
         if not stop.code:

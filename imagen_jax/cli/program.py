@@ -1,52 +1,15 @@
 """Runs a command, and reports a user's error as one line and exit status 2."""
 
-import dataclasses
 import logging
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from imagen_jax import signals
 from imagen_jax.cli import logs, options, parsing, plugins
-from imagen_jax.config import SamplingConfig
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def _given(parsed: Any) -> dict[str, Any]:
-    """The sampling options that were given: name -> one value, or a tuple of one per stage."""
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(SamplingConfig)}
-    return {name: value[0] if len(value) == 1 else value for name, value in values.items() if value}
-
-
-def _sampling_options() -> type:
-    hints = typing.get_type_hints(SamplingConfig)
-    described = options.docstrings(SamplingConfig)
-    fields = []
-    for field in dataclasses.fields(SamplingConfig):
-        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
-        is_choice = typing.get_origin(hints[field.name]) is typing.Literal
-        metavar = "|".join(kinds) if is_choice else (kinds or [hints[field.name]])[0].__name__.upper()
-        text, has_own, without = described[field.name].partition(" None: ")
-        shown = tyro.conf.arg(
-            metavar=f"{metavar} [...]",
-            help=text.rstrip(";") + ("." if has_own and text.endswith(";") else ""),
-            help_behavior_hint=f"(default: the stage's own{', else ' * bool(has_own)}{without.rstrip('.')})",
-        )
-        hint = Annotated[tuple[hints[field.name] | None, ...], shown]
-        fields.append((field.name, hint, dataclasses.field(default=())))
-    return dataclasses.make_dataclass(
-        "SamplingOptions", fields, frozen=True, kw_only=True, namespace={"sampling": _given}
-    )
-
-
-# Every field of SamplingConfig as an option of one value for all stages or one for each ("None": the stage's own);
-# `.sampling()` returns those that were given.
-SamplingOptions = _sampling_options()
 
 
 def run(main: Callable[[Any], int | None], parse: Callable[[list[str]], Any]) -> None:

@@ -19,7 +19,8 @@ import re
 from pathlib import Path
 
 from imagen_jax import progress
-from imagen_jax.cli import parsing, program
+from imagen_jax.cli import parsing
+from imagen_jax.cli.sampling_options import SamplingOptions
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
@@ -27,7 +28,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(program.SamplingOptions):
+class Options(SamplingOptions):
     workdir: Location | None = None
     """Directory of the cascade, as imagen-jax train wrote it. Must be given, except with --from-png."""
     prompts: tuple[str, ...] = ()

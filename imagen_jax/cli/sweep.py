@@ -29,8 +29,8 @@ from typing import Annotated
 import numpy as np
 
 from imagen_jax import progress
-from imagen_jax.cli import parsing, program
-from imagen_jax.config import SamplingConfig
+from imagen_jax.cli import parsing
+from imagen_jax.cli.sampling_options import SamplingOptions
 from imagen_jax.evaluation import METRICS, Metric, Samples, build, check_needs, is_per_picture, needs, sweep
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
@@ -43,7 +43,7 @@ ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(program.SamplingOptions):
+class Options(SamplingOptions):
     workdir: Location
     """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path | None = None
@@ -79,8 +79,8 @@ def main(options: Options) -> None:
     from imagen_jax.data import transforms
     from imagen_jax.generate import generate
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.sampling.one_stage import evaluations
     from imagen_jax.sampling.plan import sampling_by_stage, sizes_by_stage
+    from imagen_jax.sampling.recipe import evaluations
     from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
@@ -96,11 +96,7 @@ def main(options: Options) -> None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
     given = {"claims": claims, "reference": reference is not None, "low_res": len(stages) > 1, "clip": options.clip}
     score_name, names = choose_metrics(options, {name for name, value in given.items() if value})
-    choices = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(SamplingConfig)
-        if getattr(options, field.name)
-    }
+    choices = options.given()
     if not choices:
         raise ValueError(
             "Give at least one sampling option with the values to try, such as --aug-level 0 0.1 0.3."

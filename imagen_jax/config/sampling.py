@@ -39,10 +39,11 @@ class SamplingConfig:
 
     Besides the fields, the options of all registered methods are keywords and attributes, such as `eta`; see
     `flat_options`. None is the method's own default. An option that the chosen method does not use must stay None.
+    sampler, spacing, guidance and threshold are names of registered methods, or instances.
     """
 
     sampler: Any = "ddim"
-    """Method that goes from noise to image: a name in diffusion.samplers.SAMPLERS, or a Sampler."""
+    """Method that goes from noise to image."""
     steps: int = option(64, (1, MAX_STEPS))
     """Steps of the sampler from noise to image."""
     schedule: str | None = None

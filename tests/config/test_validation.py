@@ -32,7 +32,11 @@ def replace(config, path, value):
 
 def paths(config, prefix=""):
     """(path, type) of every field, also of the parts themselves."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    if isinstance(config, C.SamplingConfig):
+        hints = {name: each.hint | None if each.users else each.hint for name, each in C.flat_options().items()}
+    else:
+        hints = typing.get_type_hints(type(config))
+    for name, hint in hints.items():
         yield f"{prefix}{name}", hint
         if dataclasses.is_dataclass(getattr(config, name)):
             yield from paths(getattr(config, name), f"{prefix}{name}.")

@@ -118,7 +118,7 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"order": 4, "sampler": "unipc"}, "order must be at most 3; got 4"),
         ({"churn": 10.0}, "churn must be left out"),
         ({"rho": 3.0}, "rho must be left out, since spacing 't'"),
-        ({"sigma_min": 3.0, "sigma_max": 1.0, "spacing": "rho"}, "sigma_min must be below sigma_max"),
+        ({"sigma_min": 3.0, "sigma_max": 1.0, "spacing": "rho"}, "sigma_min must be positive and below sigma_max"),
         (
             {"sigma_max": 1e-3, "spacing": "rho"},
             "sigma_min must be positive and below sigma_max; got 0.002 and 0.001",
@@ -126,7 +126,7 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"sampler": (None, "heun"), "churn": (None, 9.0), "churn_min": (None, 99.0)}, "got 99.0 and 50.0"),
         ({"schedule": "quadratic"}, "schedule must be one of cosine, .*got 'quadratic'"),
         ({"apg_norm": 3.0}, "apg_norm must be left out, since guidance 'cfg'"),
-        ({"guidance": "cfg++"}, r"guidance_scale must be in \(0, 1\] for guidance 'cfg\+\+'; got 3.0"),
+        ({"guidance": "cfg++"}, r"guidance_scale must be in \(0, 1\]; got 3.0: guidance 'cfg\+\+'"),
         ({"guidance": "cfg++", "guidance_scale": 0.5, "sampler": "dpmpp_2m"}, "sampler must be 'ddim'"),
         ({"guidance_scale": 1.0, "guidance_rescale": 0.5}, "guidance_rescale must be left out, since guid"),
         ({"guidance_min_logsnr": 3.0, "guidance_max_logsnr": 1.0}, "must be below guidance_max_logsnr 1.0"),

@@ -11,7 +11,7 @@ import pytest
 from imagen_jax import Stage, image_keys, resize, sample_cascade, sample_stage, stage
 from imagen_jax import config as C
 from imagen_jax.diffusion import editing, samplers, schedules
-from imagen_jax.sampling import one_stage
+from imagen_jax.sampling import one_stage, recipe
 from tests.conftest import WIDTH, random_array
 
 KEYS = image_keys(3, 7)
@@ -81,12 +81,12 @@ def controlled(tiny_configs):
 @pytest.mark.slow
 def test_control_conditions_every_stage(controlled, tiny_stages, tiny_text):
     control = jax.random.uniform(jax.random.key(0), (7, 16, 16, 2), minval=-1)
-    one, other = (sample_cascade(controlled, tiny_text, KEYS, cond_image=c) for c in (control, -control))
+    one, other = (sample_cascade(controlled, tiny_text, KEYS, control=c) for c in (control, -control))
     assert np.abs(one - other).mean() > 0.01
-    with pytest.raises(ValueError, match="cond_image must be given: stage base has control_channels 2"):
+    with pytest.raises(ValueError, match="control must be given: stage base has control_channels 2"):
         sample_cascade(controlled, tiny_text, KEYS)
-    with pytest.raises(ValueError, match="cond_image must be left out: no stage"):
-        sample_cascade(tiny_stages, tiny_text, KEYS, cond_image=control)
+    with pytest.raises(ValueError, match="control must be left out: no stage"):
+        sample_cascade(tiny_stages, tiny_text, KEYS, control=control)
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ def test_every_stage_takes_edm_and_zero_terminal_snr(tiny_configs, tiny_text):
             stages.append(with_random_params(dataclasses.replace(config, process=process)))
         x = sample_cascade(tuple(stages), tiny_text, KEYS, sampler=sampler, spacing="rho", steps=3)
         assert np.isfinite(x).all()
-        grid = one_stage.logsnr_grid(stages[0].config, stages[0].config.sampling)
+        grid = recipe.logsnr_grid(stages[0].config, stages[0].config.sampling)
         assert bool(jnp.isneginf(grid[0])) == is_stretched
 
 

@@ -20,7 +20,7 @@ class DDIM(Sampler):
     """
 
     eta: float = option(0.0, "[0, 1]")
-    """share of fresh noise in each step, 0 none and 1 ancestral (`DDPM` with gamma 0)."""
+    """share of fresh noise in each step, 0 none and 1 ancestral."""
 
     reads_noise_x = True
 

@@ -1,0 +1,80 @@
+"""Sampling options on command lines. They follow from the methods that are registered when a command line is parsed."""
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
+
+from imagen_jax.checks import require
+from imagen_jax.config import FlatOption, SamplingConfig, flat_options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Base of the options of a command that samples.
+
+    `with_all_options` adds every option of `SamplingConfig`, as one value for all stages or one for each ("None": the
+    stage's own).
+    """
+
+    def given(self) -> dict[str, tuple]:
+        """Return the values of the sampling options that were given."""
+        return {name: value for name in flat_options() if (value := getattr(self, name))}
+
+    def sampling(self) -> dict[str, Any]:
+        """Return the sampling options that were given: name -> one value, or a tuple of one per stage."""
+        return {name: value[0] if len(value) == 1 else value for name, value in self.given().items()}
+
+
+def with_all_options(kind: type) -> type:
+    """Return the dataclass `kind` with all sampling options if it is a `SamplingOptions`, else as it is."""
+    if not issubclass(kind, SamplingOptions):
+        return kind
+    own, fields = {field.name for field in dataclasses.fields(kind)}, []
+    for name, option in flat_options().items():
+        require(name not in own, f"sampling option {name}", "have another name than an option of this command", name)
+        hint = Annotated[tuple[option.hint | None, ...], _described(option)]
+        fields.append((name, hint, dataclasses.field(default=())))
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
+
+
+def _described(option: FlatOption) -> Any:
+    kinds = [kind for kind in typing.get_args(option.hint) if kind is not type(None)] or [option.hint]
+    metavar = "|".join(kinds) if typing.get_origin(option.hint) is typing.Literal else kinds[0].__name__.upper()
+    text, has_default, default = option.doc.partition(" None: ")
+    text = text.rstrip(";") + ("." if has_default and text.endswith(";") else "")
+    if option.users:
+        text, has_default, default = f"{' and '.join(option.users)}: {option.doc}", True, option.default
+    return tyro.conf.arg(
+        metavar=f"{metavar} [...]",
+        help=text,
+        help_behavior_hint=f"(default: the stage's own{', else ' * bool(has_default)}{default.rstrip('.')})",
+    )
+
+
+def hints() -> dict[str, Any]:
+    """Return the types of the options of a `SamplingConfig`."""
+    return {name: each.hint | None if each.users else each.hint for name, each in flat_options().items()}
+
+
+def tyro_rules() -> ConstructorRegistry:
+    """Return tyro's rule for a `SamplingConfig` inside another dataclass: its options as they are now."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def sampling(info: Any) -> StructConstructorSpec | None:
+        if info.type is not SamplingConfig:
+            return None
+        default = info.default if isinstance(info.default, SamplingConfig) else SamplingConfig()
+        fields = []
+        for name, hint in hints().items():
+            option = flat_options()[name]
+            users = f"{' and '.join(option.users)}: " if option.users else ""
+            without = f"; None: {option.default}" if option.users else ""
+            text = f"{users}{option.doc.rstrip('.')}{without}." if users else option.doc
+            fields.append(StructFieldSpec(name, hint, getattr(default, name), text))
+        return StructConstructorSpec(SamplingConfig, tuple(fields))
+
+    return registry
