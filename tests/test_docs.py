@@ -28,6 +28,7 @@ import imagen_jax
 from imagen_jax import TextEncoder, config, sample_stage, stage
 from imagen_jax.cli import program as cli
 from imagen_jax.cli.commands import COMMANDS
+from imagen_jax.cli.sampling_options import SamplingOptions
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
 from imagen_jax.data import transforms
@@ -351,7 +352,7 @@ def check(parse, script, arguments):
         validate(settings)
         if getattr(options, "topology", None):
             assert targets.num_devices(options.topology) > 0
-    elif isinstance(parsed, cli.SamplingOptions) and "quickstart" in str(parsed.workdir):
+    elif isinstance(parsed, SamplingOptions) and "quickstart" in str(parsed.workdir):
         stages = tuple(imagen_jax.Stage(None, settings) for settings in load_preset("quickstart"))
         if script == "sweep.py":
             chosen = {n: v if isinstance(v, tuple) else (v,) for n, v in parsed.sampling().items()}

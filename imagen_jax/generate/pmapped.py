@@ -30,7 +30,7 @@ def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any)
     rows = -(-batch // devices)
 
     def split(leaf: jax.Array) -> jax.Array:
-        return sharding.padded(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
+        return sharding.pad_rows(leaf, devices * rows).reshape(devices, rows, *leaf.shape[1:])
 
     each = lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:]))
     by_row = tuple(own.replace(negative=jax.tree.map(each, own.negative), weak=None) for own in plan.inputs)
