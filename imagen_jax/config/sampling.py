@@ -140,7 +140,7 @@ class SamplingConfig:
           ValueError: a method is an instance of a class that is not registered.
         """
         values = {name: getattr(self, name) for name in CORE}
-        for kind in (kind for kind, value in values.items() if isinstance(value, Method)):
+        for kind in [kind for kind, value in values.items() if isinstance(value, Method)]:
             method, registry = values[kind], kinds()[kind].registry
             values[kind] = registry.name_of(method)
             values |= {name: getattr(method, each.field) for name, each in options_of(type(method)).items()}
