@@ -74,7 +74,7 @@ def test_only_files_are_read_and_nothing_is_waited_for(tmp_path, monkeypatch):
             text_files.read_lines(tmp_path / name)
     (tmp_path / "loop").symlink_to("loop")
     for name, reason in (("loop", "cannot be read (Too many levels"), ("missing", "does not exist: give")):
-        message = re.escape(f"--prompts-file must be a text file; {tmp_path / name} {reason}")
+        message = re.escape(f"--prompts-file must be a text file; got {tmp_path / name}, which {reason}")
         with pytest.raises(ValueError, match=message):
             text_files.read_lines(tmp_path / name, "--prompts-file")
 
