@@ -143,7 +143,7 @@ def init(config: StageConfig, key: jax.Array) -> Any:
     checks.instance("config", config, StageConfig, "a StageConfig")
     arrays.key("key", key)
     rule = f"be the width of {config.text.encoder} before parameters are made"
-    require(config.text.width is not None, "text.width", rule, None, "set it, as scripts/train.py does")
+    require(config.text.width is not None, "text.width", rule, None, "set it, as imagen-jax train does")
     size = config.image_size
     image = jnp.zeros((1, size, size, config.image_channels))
     level = jnp.zeros((1,))

@@ -59,6 +59,6 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "  --version prints the version.",
+            "  --version prints the version. Every command takes --quiet and --log-json.",
         ]
     )

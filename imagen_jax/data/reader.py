@@ -147,7 +147,7 @@ def _decode(source: Source, number: int, record: Read, image_size: int, **option
 
 def _hopeless(errors: list[opening.UndecodableError]) -> ValueError:
     return ValueError(
-        f"{errors[0]}; nor can the {len(errors) - 1} records after it. See scripts/prepare_data.py, "
+        f"{errors[0]}; nor can the {len(errors) - 1} records after it. See imagen-jax prepare, "
         "which checks every picture."
     )
 
@@ -166,7 +166,7 @@ def pad_text(embeddings: Sequence[np.ndarray], text_length: int) -> dict[str, np
         if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
             raise ValueError(
                 f"embeddings must be [l, D] with l >= 1 and one D for all; got shape {embedding.shape} at index {i}: "
-                "make them again with scripts/embed_text.py."
+                "make them again with imagen-jax embed."
             )
         length = min(len(embedding), text_length)
         text[i, :length], mask[i, :length] = embedding[:length], True

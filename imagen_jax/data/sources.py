@@ -170,7 +170,7 @@ def locate(directory: str | os.PathLike) -> Path:
         names = ", ".join(sorted(path.name for path in versions))
         raise ValueError(f"{directory} must have one version; got {names}: name one, such as {versions[0]}.")
     got = "no such path" if not directory.exists() else "no dataset_info.json in it"
-    fix = f"did you mean {below[0].parent}?" if below else "see scripts/prepare_data.py"
+    fix = f"did you mean {below[0].parent}?" if below else "see imagen-jax prepare"
     raise ValueError(f"{directory} must be a data set; got {got}: {fix}.")
 
 
@@ -287,7 +287,7 @@ def _check_features(directory, features, image_key: str, caption_key: str) -> No
             where = "" if key in features else " in a dict"
             raise ValueError(
                 f"{key!r} of {directory} must be one {kind} at the top; got {have}{where}: prepare it with "
-                f"scripts/prepare_data.py --input {directory}."
+                f"imagen-jax prepare --input {directory}."
             )
         raise ValueError(
             f"{option}_key must be a feature of {kind} in {directory}; got {key!r}, it has {told(kinds)}: name the "

@@ -31,7 +31,7 @@ _MAX_CHUNKS = 2**16  # Pillow writes one for 64 KiB
 INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
 _CHUNK = "imagen_jax"
 _OWN_CHUNKS = ("prompt", "seed", "sampling")
-_FIX = "name a PNG that scripts/sample.py wrote"
+_FIX = "name a PNG that imagen-jax sample wrote"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Request:
       workdir: of the cascade.
       jobs: (prompt, seed) of each picture.
       options: sampling options, as of `sample_cascade`.
-      best: start from the options that scripts/sweep.py found best.
+      best: start from the options that imagen-jax sweep found best.
       sampling: by stage, all sampling options; instead of `options` and `best`.
       checkpoints: by stage, the step of the checkpoint to load instead of the newest.
       encoder: fingerprint that the text encoder must have.

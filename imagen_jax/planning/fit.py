@@ -29,7 +29,7 @@ def advice(config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chi
 
 
 def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str | None:
-    """Return options of scripts/plan.py with which the stage fits, or None."""
+    """Return options of imagen-jax plan with which the stage fits, or None."""
     for flags, changed in settings(config, kind, devices, memory):
         try:
             plan = estimate(changed, kind, devices)

@@ -1,4 +1,4 @@
-"""The best sampling options that scripts/sweep.py found, stored beside the stages of a cascade."""
+"""The best sampling options that imagen-jax sweep found, stored beside the stages of a cascade."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
     """
     file = workdir / SAMPLING_FILE
     if not files.exists(file):
-        raise ValueError(f"{file} must exist for the best options; got no such file: make it with scripts/sweep.py.")
+        raise ValueError(f"{file} must exist for the best options; got no such file: make it with imagen-jax sweep.")
     data = read_json(file)
     replaced = []
     try:
@@ -49,7 +49,7 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
         require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
         if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
             raise ValueError(
-                "options must be as scripts/sweep.py stored them; got a change since: remove the line of the checksum "
+                "options must be as imagen-jax sweep stored them; got a change since: remove the line of the checksum "
                 "if it is yours."
             )
         for each in stages:

@@ -174,7 +174,7 @@ def read_config(directory: str | Path) -> StageConfig:
     found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
     if found is None:
         raise ValueError(
-            f"{directory} must hold a trained stage; got no {CONFIG_FILE}: train one with scripts/train.py."
+            f"{directory} must hold a trained stage; got no {CONFIG_FILE}: train one with imagen-jax train."
         )
     return found
 

@@ -22,7 +22,7 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     """Load a stage with its averaged parameters, ready to sample.
 
     Args:
-      directory: path or URL of one stage, as scripts/train.py and `save_stage` write it.
+      directory: path or URL of one stage, as imagen-jax train and `save_stage` write it.
       step: of the checkpoint; None takes the newest.
 
     Raises:
@@ -46,7 +46,7 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise ValueError(
                 f"{directory / 'checkpoints'} must hold {wanted}; got steps {steps}: train longer with "
-                "scripts/train.py."
+                "imagen-jax train."
             )
         chosen = steps[-1] if step is None else step
         try:
@@ -84,8 +84,8 @@ def load_cascade(
     """Load all trained stages in `workdir`, base first, from the newest checkpoint of each.
 
     Args:
-      workdir: path or URL with a directory for each stage, as scripts/train.py and `save_cascade` write it.
-      best: whether stages get the sampling options that scripts/sweep.py stored as the best.
+      workdir: path or URL with a directory for each stage, as imagen-jax train and `save_cascade` write it.
+      best: whether stages get the sampling options that imagen-jax sweep stored as the best.
       steps: checkpoints to load instead of the newest, by the name of the stage.
       return_steps: whether to return the steps of the loaded checkpoints as well, by the name of the stage.
 
@@ -111,7 +111,7 @@ def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
     with files.one_line_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
-        fix = "train one with scripts/train.py"
+        fix = "train one with imagen-jax train"
         if files.exists(workdir / CONFIG_FILE):
             parent = workdir.parent if workdir.name else workdir / ".."
             fix = f"it is a stage itself; give the directory of its cascade, {parent}"

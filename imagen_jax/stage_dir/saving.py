@@ -17,7 +17,7 @@ from imagen_jax.storage import files
 
 
 def save_stage(saved: stage.Stage, directory: str | Path, *, step: int = 0) -> None:
-    """Save a stage, to be read by `load_stage`, scripts/sample.py and scripts/train.py --init-from.
+    """Save a stage, to be read by `load_stage`, imagen-jax sample and imagen-jax train --init-from.
 
     The directory holds a stage once everything is written: config.json comes last. Every process of a run calls it.
 
@@ -38,7 +38,7 @@ def save_stage(saved: stage.Stage, directory: str | Path, *, step: int = 0) -> N
 
 
 def save_cascade(stages: Sequence[stage.Stage], directory: str | Path) -> None:
-    """Save the stages of a cascade, to be read by `load_cascade`, scripts/sample.py and scripts/train.py --init-from.
+    """Save the stages of a cascade, to be read by `load_cascade`, imagen-jax sample and imagen-jax train --init-from.
 
     Each stage is saved as by `save_stage`, in the sub-directory of its name. Every process of a run calls it.
 

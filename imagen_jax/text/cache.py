@@ -77,7 +77,7 @@ class EmbeddingCache:
         path = directory / fingerprint / cache_description.NAME
         if not path.is_file():
             raise ValueError(
-                f"{path.parent} must be converted, for an earlier version wrote it: run scripts/embed_text.py with the "
+                f"{path.parent} must be converted, for an earlier version wrote it: run imagen-jax embed with the "
                 "same options."
             )
         return cls(directory, fingerprint, cache_description.read(path, fingerprint))
@@ -88,7 +88,7 @@ class EmbeddingCache:
         if location == MISSING:
             raise ValueError(
                 f"the caption {caption!r} is not in the embedding cache {self._directory}; "
-                "complete it with scripts/embed_text.py, or call imagen_jax.text.cache.build with all captions."
+                "complete it with imagen-jax embed, or call imagen_jax.text.cache.build with all captions."
             )
         try:
             return self._records.embeddings(locations, self._token)[0]
@@ -146,7 +146,7 @@ def check_encoder(directory: str | Path, fingerprint: str) -> None:
         raise ValueError(
             f"{directory} must hold the embeddings of the encoder with fingerprint {fingerprint}; got "
             f"{f'only those of {others}' if found else 'no cache at all'}: load the encoder (model, dtype, "
-            "output, max_length, clean_captions) it was built with, or build it: scripts/embed_text.py."
+            "output, max_length, clean_captions) it was built with, or build it: imagen-jax embed."
         )
 
 

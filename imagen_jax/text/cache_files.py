@@ -29,7 +29,7 @@ DTYPES = {
 _MAX_CAPTIONS, _MAX_BYTES = 65_536, 4 << 30  # in one file
 _MAX_SECONDS = 60.0
 _REPAIR = (
-    "run scripts/embed_text.py with the same options, which embeds again what is damaged, or call "
+    "run imagen-jax embed with the same options, which embeds again what is damaged, or call "
     "imagen_jax.text.cache.build with repair=True"
 )
 

@@ -46,7 +46,7 @@ class RowEmbeddings:
             number = numbers[int(np.argmax(locations == MISSING))]
             raise ValueError(
                 f"record {number} of {self._name} must have an embedding; its caption could not be read "
-                "when the embeddings were made: run scripts/embed_text.py with the same options."
+                "when the embeddings were made: run imagen-jax embed with the same options."
             )
         return self._records.embeddings(locations, self._token)
 

@@ -138,7 +138,7 @@ def weight_files(directory: Path) -> list[Path]:
     if has_pickles(directory):
         raise ValueError(
             f"weights must be safetensors; got only pytorch_model.bin in {directory}, a pickle, which can run any "
-            f"code when it is read: run `python scripts/convert_weights.py --model {directory}`, which runs none of it."
+            f"code when it is read: run `imagen-jax convert --model {directory}`, which runs none of it."
         )
     raise ValueError(
         f"a text encoder's directory must hold model.safetensors; got {directory}, which has "

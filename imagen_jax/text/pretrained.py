@@ -53,8 +53,8 @@ def resolve(
         directory = download(name_or_path, kind=kind, example=example)
         if not any(directory.glob("*.safetensors")):
             raise ValueError(
-                f"weights must be safetensors, and {str(name_or_path)!r} has none on the hub; run `python "
-                f"scripts/convert_weights.py --model {name_or_path} --output DIRECTORY`, which runs nothing of theirs, "
+                f"weights must be safetensors, and {str(name_or_path)!r} has none on the hub; run "
+                f"`imagen-jax convert --model {name_or_path} --output DIRECTORY`, which runs nothing of theirs, "
                 "and pass DIRECTORY, or pass NAME@REVISION of a revision that has them."
             )
     expected = sha256 or (known and known.sha256)

@@ -62,7 +62,7 @@ def signature(source: sources.Source | None) -> str:
 def _refuse_other_encoders(config: StageConfig, encoder: encoders.Encoder) -> None:
     """Raise ValueError if the data set has embeddings, but of other encoders only.
 
-    They may have taken days: whoever wants others says so, by scripts/embed_text.py.
+    They may have taken days: whoever wants others says so, by imagen-jax embed.
     """
     directory = cache.directory_of(config.data.path)
     if cache.describe(directory):
@@ -72,7 +72,7 @@ def _refuse_other_encoders(config: StageConfig, encoder: encoders.Encoder) -> No
 def embedding_cache(config: StageConfig, data: Inputs, watchdog: Watchdog) -> cache.EmbeddingCache:
     """Return the embeddings of all captions that the run needs; those that are missing are named and computed first.
 
-    scripts/embed_text.py does that beforehand. Each process computes its share.
+    imagen-jax embed does that beforehand. Each process computes its share.
     """
     directory = cache.directory_of(config.data.path)
     share = (jax.process_index(), jax.process_count())

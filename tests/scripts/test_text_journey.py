@@ -103,7 +103,7 @@ def test_training_refuses_a_data_set_with_embeddings_of_another_encoder(data, tm
         )
         err = capsys.readouterr().err
         assert code == 2 and "got only those of" in err and "float32, last, at most 40 tokens" in err
-        assert "scripts/embed_text.py" in err and len(err.strip().splitlines()) == 1
+        assert "imagen-jax embed" in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -118,7 +118,7 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     records = [{"image": picture, "caption": caption} for caption in captions]
     write_records({"train": records}, data, name="data", description="Many captions.")
     command = [
-        sys.executable, ROOT / "scripts/embed_text.py", "--preset", "shapes", "--data.path", data,
+        sys.executable, ROOT / "imagen-jax embed", "--preset", "shapes", "--data.path", data,
         "--text.encoder", GOLDENS / "tiny_bert", "--batch-size", "8",
     ]  # fmt: skip
     root = cache.directory_of(data)

@@ -247,7 +247,7 @@ def test_a_full_disk_is_named_and_leaves_no_unfinished_file(tmp_path):
 def test_missing_caption_names_it_and_the_fix(tiny, tmp_path):
     cache = make(CAPTIONS, tiny, tmp_path)
     assert "a zebra" not in cache
-    with pytest.raises(ValueError, match="'a zebra' is not in .*scripts/embed_text.py"):
+    with pytest.raises(ValueError, match="'a zebra' is not in .*imagen-jax embed"):
         cache["a zebra"]
     # A new cache holds nothing, and says the same.
     empty = make([], tiny, tmp_path / "empty")

@@ -134,7 +134,7 @@ def test_a_damaged_record_is_named_and_embedded_again(whole, copy, number, caplo
     assert error.startswith(
         f"{caption!r} cannot be read: record {number} of {path} is damaged: its checksum differs"
     )
-    assert "run scripts/embed_text.py" in error
+    assert "run imagen-jax embed" in error
     encoder = Fake()
     cache = make(directory, encoder, repair=True)
     assert encoder.embedded == [caption] and len(cache) == len(CAPTIONS)
@@ -172,7 +172,7 @@ def test_a_file_of_which_nothing_can_be_read_is_embedded_again(whole, copy, chan
     path.write_bytes((change_byte(record_at(path, 5)) if change == "keys" else change)(before))
     (error,) = read_all(directory, whole[1])
     assert error.startswith(
-        f"{path} is damaged: it is cut off, or a checksum differs; run scripts/embed_text.py"
+        f"{path} is damaged: it is cut off, or a checksum differs; run imagen-jax embed"
     )
     files = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match=f"{path.name} is damaged"):

@@ -121,7 +121,7 @@ def run(*arguments):
 
 
 def test_a_pickled_encoder_is_one_step_away(pickled_t5, capsys):
-    with pytest.raises(ValueError, match=f"run `python scripts/convert_weights.py --model {pickled_t5}`"):
+    with pytest.raises(ValueError, match=f"run `imagen-jax convert --model {pickled_t5}`"):
         TextEncoder.from_pretrained(pickled_t5)
     assert run("--model", pickled_t5) in (0, None)
     assert f"{pickled_t5}/model.safetensors: written." in capsys.readouterr().out

@@ -53,7 +53,7 @@ def test_it_is_converted_and_its_own_files_stay(earlier, capsys):
     before = files(root)
     assert describe(directory) == ["0123456789abcdef (letters)"]
     with pytest.raises(
-        ValueError, match=f"^{root} must be converted, .* run scripts/embed_text.py with the same"
+        ValueError, match=f"^{root} must be converted, .* run imagen-jax embed with the same"
     ):
         EmbeddingCache.open(directory, Letters.fingerprint)
     encoder = Letters()

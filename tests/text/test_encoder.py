@@ -316,7 +316,7 @@ def test_a_hub_model_without_safetensors_says_how_to_convert_it(monkeypatch, dir
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
     with pytest.raises(
         ValueError,
-        match="'some/model' has none on the hub; run `python scripts/convert_weights.py --model some/model",
+        match="'some/model' has none on the hub; run `imagen-jax convert --model some/model",
     ):
         pretrained.resolve("some/model")
 
@@ -408,7 +408,7 @@ def test_incomplete_directories_are_refused(directory):
         TextEncoder.from_pretrained(directory)
     file.rename(directory / "pytorch_model.bin")
     with pytest.raises(
-        ValueError, match="got only pytorch_model.bin.*run `python scripts/convert_weights.py"
+        ValueError, match="got only pytorch_model.bin.*run `imagen-jax convert"
     ):
         TextEncoder.from_pretrained(directory)
     (directory / "pytorch_model.bin").unlink()
