@@ -118,7 +118,7 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     records = [{"image": picture, "caption": caption} for caption in captions]
     write_records({"train": records}, data, name="data", description="Many captions.")
     command = [
-        sys.executable, ROOT / "imagen-jax embed", "--preset", "shapes", "--data.path", data,
+        sys.executable, ROOT / "scripts/embed_text.py", "--preset", "shapes", "--data.path", data,
         "--text.encoder", GOLDENS / "tiny_bert", "--batch-size", "8",
     ]  # fmt: skip
     root = cache.directory_of(data)

@@ -102,7 +102,7 @@ def test_damage_is_named_or_without_effect(whole, copy, file, kind):
         errors = read_all(directory, whole[1])
         for error in errors:
             assert "\n" not in error and str(directory) in error
-            assert "embed_text.py" in error or "build it again" in error or "get it again" in error
+            assert "imagen-jax embed" in error or "build it again" in error or "get it again" in error
         found += bool(errors)
         path.write_bytes(before)
     assert not read_all(directory, whole[1])

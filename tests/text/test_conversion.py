@@ -144,7 +144,7 @@ def test_a_name_on_the_hub_is_converted_into_a_directory(pickled_t5, tmp_path, m
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
     with pytest.raises(
-        ValueError, match="convert_weights.py --model t5-v1_1-xxl --output DIRECTORY.*NAME@REVISION"
+        ValueError, match="imagen-jax convert --model t5-v1_1-xxl --output DIRECTORY.*NAME@REVISION"
     ):
         pretrained.resolve("t5-v1_1-xxl")
     assert run("--model", "t5-v1_1-xxl") == 2  # into the hub's cache
