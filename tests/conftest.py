@@ -15,20 +15,29 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import json
+import runpy
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from imagen_jax import Stage, config, resize, sample_cascade, signals, stage
+from imagen_jax import Stage, compilation, config, resize, sample_cascade, signals, stage
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
+from imagen_jax.prepare.records import write_records
 from imagen_jax.structs import TextCond
 
+ROOT = Path(__file__).parents[1]
+GOLDENS = ROOT / "tests/goldens"
+TINY_BERT = GOLDENS / "tiny_bert"  # a language model of random parameters, and its tokenizer
 WIDTH = 12
 
 
@@ -36,6 +45,69 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
     """About the size of trained parameters, and nothing at zero."""
     fan_in = max(1, int(np.prod(shape[:-1])))
     return jax.numpy.asarray(rng.normal(0, 0.5 / fan_in**0.5 if len(shape) > 1 else 0.5, shape), "float32")
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def write_shapes(directory: Path, part: str = "single", **numbers: int) -> Path:
+    """Write a data set of so many pictures of shapes in each split, such as `train=30`; return its directory."""
+    records = {
+        split: [
+            {"image": transforms.encode_png(e["image"]), "caption": e["caption"], "claims": json.dumps(e["claims"])}
+            for e in shapes.examples(split, part, num)
+        ]
+        for split, num in numbers.items()
+    }
+    write_records(records, directory, name="data", description="Shapes.")
+    return directory
+
+
+class Ran(NamedTuple):
+    """What a script has left: its exit status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """run_script(name, *arguments) -> Ran: scripts/name, as a person runs it, in this process."""
+
+    def run(name: str, *arguments: object) -> Ran:
+        path = str(ROOT / "scripts" / name)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(sys, "argv", [path, *map(str, arguments)])
+            runpy.run_path(path, run_name="__main__")
+        return Ran(stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory) -> dict[str, str]:
+    """Environment of a process that tests start: what one of them has compiled, the next ones need not."""
+    directory = tmp_path_factory.mktemp("compiled")
+    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(directory)}
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled_programs):
+    """The tests of a module that asks for it share compiled programs, also with the processes that they start."""
+
+    def switch(is_on: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", is_on)
+        compilation_cache.reset_cache()  # JAX looks at the option once
+
+    compilation.use_compilation_cache(compiled_programs["JAX_COMPILATION_CACHE_DIR"])
+    switch(True)
+    yield
+    switch(False)
 
 
 _tests_run = 0

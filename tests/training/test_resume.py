@@ -10,33 +10,31 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from imagen_jax import TextEncoder, config, load_cascade, load_stage
+from imagen_jax import TextEncoder, load_cascade, load_stage
 from imagen_jax.config.presets import load_preset
 from imagen_jax.data import sources, transforms
-from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop, reports
+from tests.conftest import ROOT, TINY_BERT, write_shapes
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 STEPS = 24
 PRESET = """
 from imagen_jax.config import *
 
 def get_config():
-    text = TextConfig(encoder={encoder!r}, width=32, length=12)
-    optim = OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9)
-    run = RunConfig(num_steps={steps}, checkpoint_every=5, log_every=1)
     base = StageConfig(
-        image_size=8, network=UNetConfig((8, 16), (1, 1), (False, True), embedding=32, head_dim=8, dropout=0.1),
-        text=text, optim=optim, run=run, data=DataConfig(path={data!r}),
+        image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, dropout=0.1),
+        text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
+        optim=OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9),
+        run=RunConfig(num_steps={steps}, checkpoint_every=5, log_every=1),
     )
     return (base,)
 """
@@ -46,42 +44,44 @@ def get_config():
 def setup(tmp_path_factory):
     """A preset for a tiny stage on thirty shapes, with a small random language model."""
     folder = tmp_path_factory.mktemp("resume")
-    records = [
-        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
-        for e in shapes.examples("train", "single", 30)
-    ]
-    write_records({"train": records}, folder / "data", name="data", description="Thirty shapes.")
-    encoder = str(ROOT / "tests/goldens/tiny_bert")
+    data = write_shapes(folder / "data", train=30)
     preset = folder / "preset.py"
-    preset.write_text(PRESET.format(encoder=encoder, steps=STEPS, data=str(folder / "data")))
+    preset.write_text(PRESET.format(encoder=str(TINY_BERT), steps=STEPS, data=str(data)))
     return folder, preset
 
 
-def start(preset, workdir, *options, largest_file_kib="unlimited"):
-    command = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "bash"]
-    command += [
-        sys.executable,
-        ROOT / "scripts/train.py",
-        "--preset",
-        preset,
-        "--stage",
-        "base",
-        "--workdir",
-        workdir,
-    ]
-    # What one run has compiled, the next ones need not.
-    cached = {
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(preset.parent / "compiled"),
-    }
-    environment = os.environ | cached | {"XLA_FLAGS": ""}
-    return subprocess.Popen(
-        [*map(str, command), *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture(scope="module", autouse=True)
+def one_device(compiled_once):
+    """As in the processes that these tests start: parameters are compared to the bit."""
+    make_mesh = loop.sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        alone = lambda *args, **options: make_mesh(*args, **options | {"devices": jax.devices()[:1]})
+        patch.setattr(loop.sharding, "make_mesh", alone)
+        yield
+
+
+@pytest.fixture
+def train(setup, run_script):
+    """train(workdir, *options) -> what train.py has left, run in this process."""
+    return lambda workdir, *options: run_script("train.py", *arguments(setup[1], workdir), *options)
+
+
+def arguments(preset, workdir):
+    return ["--preset", preset, "--stage", "base", "--workdir", workdir]
+
+
+@pytest.fixture(scope="module")
+def start(setup, compiled_programs):
+    """start(workdir, *options) -> a process of train.py; its files have at most `largest_file_kib`."""
+    environment = os.environ | compiled_programs | {"XLA_FLAGS": ""}
+
+    def call(workdir, *options, largest_file_kib="unlimited"):
+        command = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "bash", sys.executable]
+        command += [ROOT / "scripts/train.py", *arguments(setup[1], workdir), *options]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(list(map(str, command)), env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    return call
 
 
 def finish(process):
@@ -100,37 +100,30 @@ def metrics(workdir):
 
 
 def params(workdir):
-    import jax
-
     return [np.asarray(leaf) for leaf in jax.tree.leaves(load_cascade(workdir)[0].params)]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(setup):
-    folder, preset = setup
-    code, _, err = finish(start(preset, folder / "whole"))
+def uninterrupted(setup, start):
+    workdir = setup[0] / "whole"
+    code, _, err = finish(start(workdir))
     assert code == 0, err
-    return folder / "whole"
+    return workdir
 
 
-def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted):
-    folder, preset = setup
-    workdir = folder / "interrupted"
-    rng = random.Random(os.getpid())
+def test_interrupted_runs_continue_to_the_bit(setup, uninterrupted, start):
+    workdir = setup[0] / "interrupted"
+    rng = random.Random(0)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        process = start(preset, workdir)
-        before = (
-            (workdir / "base/metrics.jsonl").read_text().count("\n")
-            if (workdir / "base/metrics.jsonl").exists()
-            else 0
-        )
+        before = len(metrics(workdir)) if (workdir / "base/metrics.jsonl").exists() else 0
+        process = start(workdir)
         wait_for_step(workdir, before + rng.randint(1, 7), process)
         process.send_signal(number)
         code, out, err = finish(process)
         assert code == (143 if number == signal.SIGTERM else -signal.SIGKILL), err
         if number == signal.SIGTERM:
             assert "the same command continues" in out + err
-    code, _, err = finish(start(preset, workdir))
+    code, _, err = finish(start(workdir))
     assert code == 0, err
     for one, other in zip(params(uninterrupted), params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -180,15 +173,15 @@ def test_a_checkpoint_comes_after_the_metrics_of_its_step_and_a_failed_evaluatio
     assert [row["step"] for row in rows] == list(range(1, 7)) and rows[2]["caption_gap"] == 0.5
 
 
-def test_another_data_set_at_the_path_is_refused(setup, uninterrupted):
-    folder, preset = setup
+def test_another_data_set_at_the_path_is_refused(setup, uninterrupted, train):
+    folder, _ = setup
     workdir, data = folder / "other_data", folder / "data"
     shutil.copytree(uninterrupted, workdir)
     records = [sources.open_source(data)[i] for i in range(29)]
     data.rename(folder / "kept")
     try:
         write_records({"train": records}, data, name="data", description="One less.")
-        code, _, err = finish(start(preset, workdir))
+        code, _, err = train(workdir)
     finally:
         shutil.rmtree(data)
         (folder / "kept").rename(data)
@@ -197,24 +190,20 @@ def test_another_data_set_at_the_path_is_refused(setup, uninterrupted):
     assert "it now holds 29 records from" in line
 
 
-def test_a_position_that_is_not_the_steps_own_is_damage(setup, uninterrupted):
-    folder, preset = setup
+def test_a_position_that_is_not_the_steps_own_is_damage(setup, uninterrupted, train):
+    folder, _ = setup
     workdir = folder / "position"
     shutil.copytree(uninterrupted, workdir)
     (file,) = (workdir / f"base/checkpoints/{STEPS}/data").rglob("metadata")
     file.write_text('{"next_index": 3}')
-    code, out, err = finish(start(preset, workdir))
+    code, out, err = train(workdir)
     assert code == 0 and f"The checkpoint of step {STEPS} cannot be read; moved to" in out, err
 
 
 def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, monkeypatch):
     folder, preset = setup
     (settings,) = load_preset(str(preset))
-    settings = dataclasses.replace(
-        settings,
-        network=config.UNetConfig((8,), (1,), (False,), embedding=32),  # compiles in a third of the time
-        run=dataclasses.replace(settings.run, max_skipped=2),
-    )
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, max_skipped=2))
     place = loop.sharding.shard_batch
     monkeypatch.setattr(
         loop.sharding,
@@ -232,19 +221,18 @@ def test_steps_that_are_not_finite_end_the_run_with_what_replays_them(setup, mon
     assert len(records) == 24 and len(set(records)) == 24 and set(records) <= set(range(30))
 
 
-def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path):
-    _, preset = setup
+def test_a_directory_in_use_is_refused_and_unchanged(setup, tmp_path, train):
     with stage_dir.lock_directory(tmp_path / "base"):
-        code, _, err = finish(start(preset, tmp_path))
+        code, _, err = train(tmp_path)
     assert code == 2 and "must not be in use by another run" in err and len(err.strip().splitlines()) == 1, err
     assert [path.name for path in (tmp_path / "base").iterdir()] == [stage_dir.LOCK_FILE]
 
 
-def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
-    folder, preset = setup
+def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted, train):
+    folder, _ = setup
     workdir = folder / "extended"
     shutil.copytree(uninterrupted, workdir)
-    code, _, err = finish(start(preset, workdir, "--optim.learning-rate", "0.5"))
+    code, _, err = train(workdir, "--optim.learning-rate", "0.5")
     assert code == 2 and "optim.learning_rate: 0.01 -> 0.5" in err and len(err.strip().splitlines()) == 1
     assert load_stage(workdir / "base").config.optim.learning_rate == 0.01
     unfinished = workdir / f"base/checkpoints/{STEPS + 1}.orbax-checkpoint-tmp"  # as a killed save leaves it
@@ -253,30 +241,29 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted):
     file = workdir / "base/config.json"  # as docs/training.md says, to go on with a lower rate
     stored = json.loads(file.read_text())
     file.write_text(json.dumps(stored | {"optim": stored["optim"] | {"learning_rate": 0.005}}))
-    code, out, err = finish(start(preset, workdir, *options))
+    code, out, err = train(workdir, *options)
     assert code == 0 and f"step {STEPS} of {STEPS + 1}" in out, err
     assert [path.name for path in (workdir / "base/checkpoints").iterdir()] == [str(STEPS + 1)]
     assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
 
 
-def test_a_full_disk_leaves_the_last_whole_checkpoint(setup):
+def test_a_full_disk_leaves_the_last_whole_checkpoint(setup, start):
     """Files larger than a limit cannot be written, as on a disk that is full; metrics are below it for some steps."""
-    folder, preset = setup
-    workdir = folder / "full"
-    code, _, err = finish(start(preset, workdir, "--run.num-steps", "5"))
+    workdir = setup[0] / "full"
+    code, _, err = finish(start(workdir, "--run.num-steps", "5"))
     assert code == 0, err
-    code, _, err = finish(start(preset, workdir, "--run.log-every", "24", largest_file_kib=20))
+    code, _, err = finish(start(workdir, "--run.log-every", "24", largest_file_kib=20))
     assert code == 2, err
     (line,) = re.findall("train.py: .*", err)
     assert "Traceback" not in err, err
     assert "The one of step 5 is whole" in line and "free some space" in line, line
     assert int(load_stage(workdir / "base").config.run.num_steps) == STEPS  # it can be read
-    code, _, err = finish(start(preset, workdir))
+    code, _, err = finish(start(workdir))
     assert code == 0, err
     assert sorted(path.name for path in (workdir / "base/checkpoints").iterdir()) == ["20", "24"]
 
 
-def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
+def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path, train):
     _, preset = setup
     black = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
     records = [{"image": black, "caption": f"picture {i}"} for i in range(8)]
@@ -286,7 +273,7 @@ def test_captions_that_the_cache_lacks_are_named_and_embedded(setup, tmp_path):
     encoder = TextEncoder.from_config(settings.text)
     loop.cache.build(["picture 0", "picture 1"], encoder, directory)
     options = ("--data.path", str(tmp_path / "data"), "--run.num-steps", "1")
-    code, out, err = finish(start(preset, tmp_path / "run", *options))
+    code, out, err = train(tmp_path / "run", *options)
     assert code == 0, err
     assert f"{directory} lacks captions, such as 'picture 2', 'picture 3', 'picture 4'" in out
     found = loop.cache.EmbeddingCache.open(directory, encoder.fingerprint)
@@ -301,15 +288,15 @@ def damage(checkpoint):
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_damaged_checkpoints_are_skipped_for_the_one_before(setup, uninterrupted):
-    folder, preset = setup
+def test_damaged_checkpoints_are_skipped_for_the_one_before(setup, uninterrupted, train):
+    folder, _ = setup
     workdir = folder / "damaged"
     shutil.copytree(uninterrupted, workdir)
     older, newest = sorted((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
     damage(newest)
     with pytest.raises(ValueError, match="cannot be read"):  # whoever samples is told
         load_cascade(workdir)
-    code, out, err = finish(start(preset, workdir))
+    code, out, err = train(workdir)
     assert code == 0 and f"step {older.name} of {STEPS}" in out, err
     assert f"The checkpoint of step {STEPS} cannot be read; moved to" in out
     assert (workdir / "base/damaged" / newest.name).is_dir()
@@ -317,15 +304,15 @@ def test_damaged_checkpoints_are_skipped_for_the_one_before(setup, uninterrupted
         np.testing.assert_array_equal(one, other)
 
 
-def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted):
-    folder, preset = setup
+def test_where_no_checkpoint_can_be_read_none_is_touched(setup, uninterrupted, train):
+    folder, _ = setup
     workdir = folder / "all_damaged"
     shutil.copytree(uninterrupted, workdir)
     newest = max((workdir / "base/checkpoints").iterdir(), key=lambda path: int(path.name))
     for each in (workdir / "base/checkpoints").iterdir():
         damage(each)
     before = sorted(str(path) for path in workdir.rglob("*") if path.name != stage_dir.LOCK_FILE)
-    code, _, err = finish(start(preset, workdir))
+    code, _, err = train(workdir)
     assert code == 2 and str(newest) in err, err
     assert len(re.findall("^train.py:", err, re.MULTILINE)) == 1 and "Traceback" not in err, err
     assert sorted(str(path) for path in workdir.rglob("*") if path.name != stage_dir.LOCK_FILE) == before
