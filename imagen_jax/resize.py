@@ -98,7 +98,7 @@ def area_by_rows(
     """
     (height, width, channels), (new_height, new_width) = shape, size
     if not (1 <= new_height <= height and 1 <= new_width <= width):
-        raise ValueError(f"area_by_rows() only makes pictures smaller: got {height}x{width} and size {size}.")
+        raise ValueError(f"size of area_by_rows() must be at most that of the picture, {height}x{width}; got {size}.")
     out = np.empty((new_height, new_width * channels), np.float32)
     length = width * channels
     rows = max(1, _BLOCK_ROWS // length)
@@ -159,19 +159,19 @@ def _dense(pixel: np.ndarray, weight: np.ndarray, num_in: int) -> np.ndarray:
 def _resize(x, size, name: str, part=None, out=None):
     height, width = _pair(size)
     if x.ndim < 3:
-        raise ValueError(f"{name}() takes pictures [..., H, W, C], got an array of shape {x.shape}.")
+        raise ValueError(f"pictures for {name}() must be [..., H, W, C]; got shape {x.shape}.")
     old_height, old_width = x.shape[-3:-1]
     smaller, larger = height <= old_height and width <= old_width, height >= old_height and width >= old_width
     if min(height, width, old_height, old_width) < 1:
         raise ValueError(
-            f"{name}() makes pictures smaller or larger, not empty: got {old_height}x{old_width} pixels "
+            f"pictures for {name}() must not be empty, before or after; got {old_height}x{old_width} pixels "
             f"and size {height}x{width}."
         )
     if not {"area": smaller, "bilinear": larger, "to_size": True}[name]:
         rule, other = ("smaller", "bilinear") if name == "area" else ("larger", "area")
         raise ValueError(
-            f"{name}() only makes pictures {rule}: got {old_height}x{old_width} pixels and size "
-            f"{height}x{width}; use {other}() for the other direction."
+            f"{name}() must make pictures {rule}; got {old_height}x{old_width} pixels and size "
+            f"{height}x{width}: use {other}() for the other direction."
         )
     rows, columns = part or (range(height), range(width))
     if _is_jax(x):

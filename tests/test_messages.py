@@ -1,7 +1,9 @@
 """Every message that the package can raise has the one form `NAME must RULE; got VALUE: FIX.`
 
 The source is read, not run: of each error that is raised, the text with `{}` for each value that is put in. The fix may
-be missing where the rule says already what to give. `python tests/test_messages.py` prints those of another form.
+be missing where the rule says already what to give; and where what was found is the state of a file, a disk or a
+process, a clause says it: `--output must be writable; /data is not (Read-only file system): name another.`
+`python tests/test_messages.py` prints those of another form.
 """
 
 import ast
@@ -14,7 +16,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "imagen_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FORM = re.compile(r"\S[^\n]* must [^\n]+; got [^\n]+\.")
+FORM = re.compile(r"\S[^\n]* must [^\n]+; [^\n]+\.")
 # Calls that build the form out of its parts; (the number of the rule, of the fix) among their arguments.
 BUILDERS = {"error": (1, 3), "require": (2, 4)}
 # Errors of the user's input. Of another form are those of disks and of training (OSError, FloatingPointError), and

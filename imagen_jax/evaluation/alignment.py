@@ -102,14 +102,14 @@ def _to_rgb(image: Any) -> np.ndarray:
     image = np.asarray(image)
     shape = (shapes.SIZE, shapes.SIZE, 3)
     if image.shape != shape:
-        raise ValueError(f"a picture of shapes is {shape}, got {image.shape}: resize it first")
+        raise ValueError(f"a picture of shapes must have shape {shape}; got {image.shape}: resize it first.")
     if image.dtype == np.uint8:
         return image.astype(np.float64)
     # Samples may overshoot a little; pictures in [0, 255] would not be read as meant.
     if not np.isfinite(image).all() or abs(image).max() > 2:
         low, high = image.min(), image.max()
         raise ValueError(
-            f"a picture is uint8, or float in [-1, 1], got {image.dtype} in [{low}, {high}]: rescale it first"
+            f"a picture must be uint8, or float in [-1, 1]; got {image.dtype} in [{low}, {high}]: rescale it first."
         )
     return (np.clip(image.astype(np.float64), -1, 1) + 1) * 127.5
 
@@ -333,8 +333,8 @@ def _readings(images: np.ndarray) -> list[Reading]:
 def _rates(readings: Sequence[Reading], claims: Sequence[Claims]) -> dict[str, dict[str, float | int | None]]:
     if len(readings) != len(claims) or not readings:
         raise ValueError(
-            f"alignment needs one claims for each of at least one picture, "
-            f"got {len(readings)} pictures and {len(claims)} claims: pass equal numbers"
+            "alignment must have one claims for each of at least one picture; "
+            f"got {len(readings)} pictures and {len(claims)} claims: pass equal numbers."
         )
     num = len(readings)
     right = _count(readings, claims)

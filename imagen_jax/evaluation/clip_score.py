@@ -92,10 +92,10 @@ class ClipScorer(Metric):
         """
         images = frechet.check_pictures(images)
         if images.shape[-1] != 3:
-            raise ValueError(f"pictures must be [N, H, W, 3], got shape {images.shape}; convert them to RGB.")
+            raise ValueError(f"pictures must be [N, H, W, 3]; got shape {images.shape}: convert them to RGB.")
         if not isinstance(captions, str) and len(images) != len(captions):
             raise ValueError(
-                f"each picture needs one caption, got {len(images)} pictures and {len(captions)} captions; "
+                f"each picture must have one caption; got {len(images)} pictures and {len(captions)} captions: "
                 "pass equal numbers."
             )
         texts = self.encoder.encode(captions).embeddings[:, 0]
@@ -149,8 +149,8 @@ class ImageConfig:
         clip.check_layer(self)
         if self.image_size % self.patch_size or self.num_channels != 3:
             raise ValueError(
-                "CLIP config.json: image_size must be a multiple of patch_size and num_channels 3, got "
-                f"{self.image_size}, {self.patch_size} and {self.num_channels}; choose another CLIP."
+                "CLIP config.json: image_size must be a multiple of patch_size and num_channels 3; got "
+                f"{self.image_size}, {self.patch_size} and {self.num_channels}: choose another CLIP."
             )
 
     @classmethod
@@ -261,14 +261,14 @@ def _read_config(directory: Path) -> ImageConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"a CLIP's directory must hold config.json, got {directory}, which has none; pass a directory in "
+            f"a CLIP's directory must hold config.json; got {directory}, which has none: pass a directory in "
             "Hugging Face layout."
         )
     config = model_files.read_json(path)
     if config.get("model_type") != "clip":
         raise ValueError(
-            f"{path}: CLIP score needs a model of type 'clip', which has an image half and a text half, got "
-            f"{config.get('model_type')!r}; choose a whole CLIP."
+            f"{path}: model_type must be 'clip', of an image half and a text half; got "
+            f"{config.get('model_type')!r}: choose a whole CLIP."
         )
     return families.parse_config(_FAMILY, directory, config)
 
@@ -283,5 +283,5 @@ def _normalization(directory: Path) -> tuple[np.ndarray, np.ndarray]:
         is_valid = isinstance(value, list | tuple) and len(value) == 3
         is_valid = is_valid and all(type(x) in (int, float) and np.isfinite(x) for x in value)
         if not is_valid or (key == "image_std" and min(value) <= 0):
-            raise ValueError(f"{path}: {key} must be three numbers, got {value!r:.80}; get a complete copy.")
+            raise ValueError(f"{path}: {key} must be three numbers; got {value!r:.80}: get a complete copy.")
     return np.array(values["image_mean"], np.float32), np.array(values["image_std"], np.float32)

@@ -36,7 +36,7 @@ def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
     mean_b, cov_b = _check_gaussian(mean_b, cov_b)
     if mean_a.shape != mean_b.shape:
         raise ValueError(
-            f"both sides must have as many features, got {len(mean_a)} and {len(mean_b)}; "
+            f"both sides must have as many features; got {len(mean_a)} and {len(mean_b)}: "
             "compute them by one function."
         )
     # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), which is the sum of the singular values of
@@ -58,14 +58,14 @@ def _check_gaussian(mean: Any, cov: Any) -> tuple[np.ndarray, np.ndarray]:
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != (*mean.shape, *mean.shape):
         raise ValueError(
-            f"a Gaussian has a mean [D] and a covariance [D, D], got {mean.shape} and {cov.shape}; "
+            f"a Gaussian must have a mean [D] and a covariance [D, D]; got {mean.shape} and {cov.shape}: "
             "pass what statistics() returns."
         )
     if not np.isfinite(mean).all() or not np.isfinite(cov).all():
-        raise ValueError("means and covariances must be finite, got NaN or infinity; check the features.")
+        raise ValueError("means and covariances must be finite; got NaN or infinity: check the features.")
     if abs(cov - cov.T).max() > 1e-6 * abs(cov).max():
         raise ValueError(
-            "a covariance must be symmetric, got another matrix; pass what statistics() returns."
+            "a covariance must be symmetric; got another matrix: pass what statistics() returns."
         )
     return mean, cov
 
@@ -79,7 +79,7 @@ def statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
-            f"features must be [N, D] with N at least 2, got shape {features.shape}; pass more pictures."
+            f"features must be [N, D] with N at least 2; got shape {features.shape}: pass more pictures."
         )
     return Moments().add(features).gaussian()
 
@@ -104,7 +104,7 @@ class Moments:
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features must be [N, D] with N at least 1; got shape {features.shape}.")
         if not np.isfinite(features).all():
-            raise ValueError("features must be finite, got NaN or infinity; check the pictures.")
+            raise ValueError("features must be finite; got NaN or infinity: check the pictures.")
         mean, count = features.mean(axis=0), len(features)
         centered = features - mean
         scatter = centered.T @ centered
@@ -162,7 +162,7 @@ def picture_features(images: Any) -> np.ndarray:
     images = check_pictures(images)
     if images.shape[1] % CELL or images.shape[2] % CELL:
         raise ValueError(
-            f"sides must be multiples of {CELL}, got {images.shape[1]}x{images.shape[2]}; "
+            f"sides must be multiples of {CELL}; got {images.shape[1]}x{images.shape[2]}: "
             "crop or resize them."
         )
     # In batches, as the blocks of all pictures at once would be one more copy of them.
@@ -188,13 +188,13 @@ def check_pictures(images: Any) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or not images.size:
         raise ValueError(
-            f"pictures must be [N, H, W, C], N at least 1, got shape {images.shape}; stack them."
+            f"pictures must be [N, H, W, C], N at least 1; got shape {images.shape}: stack them."
         )
     low, high = images.min(), images.max()
     # The comparison is false for NaN too.
     if images.dtype.kind in "biu" or not (low >= -2 and high <= 2):
         raise ValueError(
-            f"pictures must be float in [-1, 1], got {images.dtype} in [{low}, {high}]; rescale them."
+            f"pictures must be float in [-1, 1]; got {images.dtype} in [{low}, {high}]: rescale them."
         )
     return images.astype(np.float32, copy=False)
 
@@ -216,7 +216,7 @@ def distance(images_a: Any, images_b: Any) -> float:
     images_a, images_b = check_pictures(images_a), check_pictures(images_b)
     if images_a.shape[1:] != images_b.shape[1:]:
         raise ValueError(
-            f"both sets must have pictures of one size, got {images_a.shape[1:]} and {images_b.shape[1:]}; "
+            f"both sets must have pictures of one size; got {images_a.shape[1:]} and {images_b.shape[1:]}: "
             "resize one of them."
         )
     of = lambda images: statistics(picture_features(images))

@@ -170,11 +170,11 @@ def test_captions_are_cut(scorer, pictures):
 def test_wrong_pictures_and_captions_are_refused(scorer, pictures):
     for images, message in (
         (pictures[0], r"\[N, H, W, C\].*got shape \(8, 8, 3\)"),
-        (pictures[:0], r"N at least 1, got shape \(0, 8, 8, 3\)"),
-        (pictures[..., :1], r"\[N, H, W, 3\], got shape \(3, 8, 8, 1\)"),
-        (np.zeros((3, 8, 8, 3), np.uint8), r"float in \[-1, 1\], got uint8"),
-        (pictures * 255, r"float in \[-1, 1\], got float32 in \[-25"),
-        (pictures * np.nan, r"float in \[-1, 1\], got float32 in \[nan"),
+        (pictures[:0], r"N at least 1; got shape \(0, 8, 8, 3\)"),
+        (pictures[..., :1], r"\[N, H, W, 3\]; got shape \(3, 8, 8, 1\)"),
+        (np.zeros((3, 8, 8, 3), np.uint8), r"float in \[-1, 1\]; got uint8"),
+        (pictures * 255, r"float in \[-1, 1\]; got float32 in \[-25"),
+        (pictures * np.nan, r"float in \[-1, 1\]; got float32 in \[nan"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             scorer.score(images, CAPTIONS)
@@ -186,7 +186,7 @@ def test_wrong_pictures_and_captions_are_refused(scorer, pictures):
 
 
 def test_what_is_no_whole_clip_is_named(tmp_path, tensors, monkeypatch):
-    with pytest.raises(ValueError, match="CLIP score needs.*an image half.*got 'clip_text_model'"):
+    with pytest.raises(ValueError, match="model_type must be 'clip'.*an image half.*got 'clip_text_model'"):
         ClipScorer.from_pretrained(GOLDENS / "tiny_clip")
     with pytest.raises(ValueError, match="got 'bert'"):
         ClipScorer.from_pretrained(GOLDENS / "tiny_bert")
@@ -222,7 +222,7 @@ def test_what_is_no_whole_clip_is_named(tmp_path, tensors, monkeypatch):
     ("change", "message"),
     [
         ({"patch_size": 3}, "multiple of patch_size.*got 8, 3 and 3"),
-        ({"num_channels": 1}, "num_channels 3, got 8, 4 and 1"),
+        ({"num_channels": 1}, "num_channels 3; got 8, 4 and 1"),
         ({"hidden_act": "swish"}, "hidden_act must be one of.*got 'swish'"),
         ({"num_attention_heads": 5}, "multiple of num_attention_heads; got 12 and 5"),
         ({"image_size": [8, 8]}, "image_size must be a positive integer"),

@@ -88,8 +88,8 @@ def test_symmetric_and_the_same_in_rotated_axes(rng, rank):
 def test_what_is_no_gaussian_is_refused():
     mean, cov = np.zeros(3), np.eye(3)
     for a, b, message in (
-        ((mean, cov), (np.zeros(2), np.eye(2)), "as many features, got 3 and 2"),
-        ((mean, np.eye(2)), (mean, cov), r"covariance \[D, D\], got \(3,\) and \(2, 2\)"),
+        ((mean, cov), (np.zeros(2), np.eye(2)), "as many features; got 3 and 2"),
+        ((mean, np.eye(2)), (mean, cov), r"covariance \[D, D\]; got \(3,\) and \(2, 2\)"),
         ((mean, np.ones(3)), (mean, cov), r"got \(3,\) and \(3,\)"),
         ((mean, cov), (mean + np.nan, cov), "must be finite"),
         ((mean, cov + np.inf), (mean, cov), "must be finite"),
@@ -107,7 +107,7 @@ def test_statistics(rng):
     np.testing.assert_allclose(mean, features.mean(axis=0), rtol=0, atol=1e-6)
     np.testing.assert_allclose(cov, np.cov(features.T.astype(np.float64)), rtol=0, atol=1e-12)
     assert frechet.statistics(features[:2, :1])[1].shape == (1, 1)
-    with pytest.raises(ValueError, match=r"N at least 2, got shape \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"N at least 2; got shape \(1, 4\)"):
         frechet.statistics(features[:1])
     with pytest.raises(ValueError, match=r"got shape \(50,\)"):
         frechet.statistics(features[:, 0])
@@ -169,14 +169,14 @@ def test_more_pictures_are_nearer_and_the_same_ones_at_zero(pictures):
 def test_wrong_pictures_are_refused(pictures):
     some = pictures[:3]
     for a, b, message in (
-        (some, some[:, :32], r"of one size, got \(64, 64, 3\) and \(32, 64, 3\)"),
+        (some, some[:, :32], r"of one size; got \(64, 64, 3\) and \(32, 64, 3\)"),
         (some, some[..., :1], "of one size"),
-        (some[:, :60], some[:, :60], "multiples of 8, got 60x64"),
+        (some[:, :60], some[:, :60], "multiples of 8; got 60x64"),
         (some[0], some, r"\[N, H, W, C\].*got shape \(64, 64, 3\)"),
-        (some[:1], some, r"N at least 2, got shape \(1, 240\)"),
-        (some[:0], some, r"N at least 1, got shape \(0, 64, 64, 3\)"),
+        (some[:1], some, r"N at least 2; got shape \(1, 240\)"),
+        (some[:0], some, r"N at least 1; got shape \(0, 64, 64, 3\)"),
         (some, np.zeros(some.shape, np.uint8), "got uint8"),
-        (some * 127.5, some, r"float in \[-1, 1\], got float32 in \[-12"),
+        (some * 127.5, some, r"float in \[-1, 1\]; got float32 in \[-12"),
         (some * np.nan, some, r"in \[nan, nan\]"),
     ):
         with pytest.raises(ValueError, match=message) as error:
