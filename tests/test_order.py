@@ -1,0 +1,90 @@
+"""tests/ mirrors the package: one test file for each source file, named after it.
+
+`python tests/test_order.py` prints the source files without one, and the test files that are named after none.
+"""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "imagen_jax"
+# Source files, or whole folders, that another test file covers: (the test file, the reason).
+TOGETHER = {
+    "diffusion/samplers/": ("diffusion/test_samplers.py", "each sampler meets the same closed forms"),
+    "diffusion/spacings/": ("diffusion/test_schedules.py", "a spacing is seen in the grids of a schedule"),
+    "diffusion/thresholds/": ("diffusion/test_thresholding.py", "every threshold keeps the same promises"),
+    "diffusion/guidance/": ("diffusion/test_guidance.py", "every rule is compared with plain guidance"),
+    "diffusion/denoisers.py": ("sampling/test_inputs.py", "what a denoiser does shows in the pictures"),
+    "diffusion/editing.py": ("sampling/test_inputs.py", "masks are honoured at every step of a stage"),
+    "sampling/one_stage.py": ("sampling/test_cascade.py", "a stage alone is a cascade of one"),
+    "structs.py": ("test_stage.py", "plain data, used by every test of a stage"),
+    "checks.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
+    "arrays.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
+    "cli/": ("scripts/test_command_lines.py", "a command is tested as a person types it"),
+    "stage_dir/": ("stage_dir/test_damage.py", "files of a directory are damaged one by one, and read by all"),
+    "storage/locks.py": ("training/test_buckets.py", "locks of a bucket need a server"),
+    "training/loop.py": ("training/test_resume.py", "a loop is tested by interrupting it"),
+    "training/meter.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
+    "training/writer.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
+    "training/stopping.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
+    "training/state.py": ("training/test_step.py", "a state is what steps change"),
+}
+# Test files of several source files at once, or of the repository: the reason.
+OF_SEVERAL = {
+    "test_docs.py": "README and docs/",
+    "test_messages.py": "all messages",
+    "test_order.py": "tests/ themselves",
+    "test_walls.py": "all imports",
+    "test_wrong_arguments.py": "all public functions with wrong arguments",
+    "test_benchmarks.py": "benchmarks/",
+}
+
+
+def sources() -> list[str]:
+    """All files of the package, such as "data/colors.py"; an __init__.py only names what is beside it."""
+    found = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
+    return [str(path) for path in found if path.name != "__init__.py"]
+
+
+def own_test(source: str) -> Path:
+    return TESTS / Path(source).with_name(f"test_{Path(source).name}")
+
+
+def without_test() -> list[str]:
+    """Source files that have neither a test file of their own nor a line in TOGETHER."""
+    return [
+        source
+        for source in sources()
+        if not own_test(source).exists() and not any(source.startswith(start) for start in TOGETHER)
+    ]
+
+
+def of_no_source() -> list[str]:
+    """Test files that are named after no source file, nor explained."""
+    own = {own_test(source) for source in sources()}
+    explained = {TESTS / name for name, _ in TOGETHER.values()} | {TESTS / name for name in OF_SEVERAL}
+    return [str(path.relative_to(TESTS)) for path in sorted(TESTS.rglob("test_*.py")) if path not in own | explained]
+
+
+@pytest.mark.xfail(reason="not every source file has its test file yet", strict=False)
+def test_every_source_file_has_a_test_file():
+    assert without_test() == []
+
+
+@pytest.mark.xfail(reason="not every test file is named after its source file yet", strict=False)
+def test_every_test_file_is_named_after_a_source_file():
+    assert of_no_source() == []
+
+
+def test_reasons_are_of_files_that_exist():
+    for start, (name, _) in TOGETHER.items():
+        assert any(source.startswith(start) for source in sources()), start
+        assert (TESTS / name).exists(), name
+    for name in OF_SEVERAL:
+        assert (TESTS / name).exists(), name
+
+
+if __name__ == "__main__":
+    print("without a test file:", *without_test(), sep="\n  ")
+    print("named after no source file:", *of_no_source(), sep="\n  ")
