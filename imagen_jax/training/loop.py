@@ -128,11 +128,11 @@ class _Run:
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 first, has_validation = int(state.step), self._held_out is not None
-                writer.say(reports.describe(self._config, abstract, first, self._source, has_validation))
+                logger.info(reports.describe(self._config, abstract, first, self._source, has_validation))
                 reports.warn_of_learning_rate(self._config)
                 result = self._steps(state, abstract, checkpoints, writer, stops)
                 if result.stopped_by is None:
-                    writer.say(reports.summarize(self._config, self._directory, int(result.state.step)))
+                    logger.info(reports.summarize(self._config, self._directory, int(result.state.step)))
             self._data.close()
         return result
 
@@ -221,11 +221,11 @@ class _Run:
         return len(numbers)
 
     def _compiled(self, step: Any, state: TrainState, batch: Any, writer: Writer, meter: Meter) -> Any:
-        writer.say(f"{self._config.name}: compiling the train step, which can take some minutes")
+        logger.info(f"{self._config.name}: compiling the train step, which can take some minutes")
         begin = time.perf_counter()
         with meter.paused():
             program = compilation.compile_jitted(step, state, batch)
-        writer.say(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
+        logger.info(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
         writer.resume()
         self._watchdog.alive()
         return program
@@ -240,7 +240,7 @@ class _Run:
             raise reports.nonfinite_error(self._config, self._directory, found, checkpoints.latest_step)
         if skipped:
             steps = f"step{'s' if len(skipped) > 1 else ''} {', '.join(map(str, skipped[:8]))}"
-            writer.say(f"{self._config.name}: the gradient of {steps} was not finite; skipped")
+            logger.info(f"{self._config.name}: the gradient of {steps} was not finite; skipped")
         return values
 
 

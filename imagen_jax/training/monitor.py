@@ -16,6 +16,7 @@ from imagen_jax.config import StageConfig
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.diffusion import losses
 from imagen_jax.grid import labelled_grid
+from imagen_jax.progress import logger
 from imagen_jax.sampling import one_stage
 from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.text import cache
@@ -71,7 +72,7 @@ class Monitor:
             try:
                 picture = self.sample(state.ema_params)
             except FloatingPointError as error:  # early in training samples may diverge
-                writer.say(f"{self._config.name}: no samples of step {step}: {error}")
+                logger.info(f"{self._config.name}: no samples of step {step}: {error}")
             else:
                 writer.picture(step, "samples", picture)
         return values | {"evaluation_s": time.perf_counter() - begin}

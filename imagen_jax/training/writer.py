@@ -122,17 +122,12 @@ class Writer:
                 self._copied[path] = (found.st_size, found.st_mtime_ns)
         self._copied_at = time.monotonic()
 
-    def say(self, line: str) -> None:
-        """Log one line, in process 0."""
-        if jax.process_index() == 0:
-            logger.info(line)
-
     def _attempt(self, write) -> None:
         try:
             write()
         except Exception as error:  # a full disk, or any error of a remote service
             if not self._failed:
-                self.say(f"Metrics cannot be written ({error}); training goes on without them.")
+                logger.info(f"Metrics cannot be written ({error}); training goes on without them.")
             self._failed = True
 
     def __enter__(self) -> "Writer":

@@ -129,13 +129,10 @@ class Pictures:
     """A writer that keeps what it is given."""
 
     def __init__(self):
-        self.pictures, self.lines = [], []
+        self.pictures = []
 
     def picture(self, step, name, picture):
         self.pictures.append((step, name, picture.size))
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def evaluate(stage, source, num_devices, **run):
