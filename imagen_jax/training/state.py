@@ -43,7 +43,7 @@ def shardings(abstract: Any) -> Any:
 
 
 def init_state(config: StageConfig, abstract: TrainState, params: Any = None) -> TrainState:
-    """Return `new_state(config, params)`, laid out as `abstract` (from `abstract_state`); devices compute their shards."""
+    """Return `new_state(config, params)`, laid out as `abstract` (from `abstract_state`), each device its shards."""
     return jax.jit(partial(new_state, config), out_shardings=shardings(abstract))(params)
 
 
