@@ -74,7 +74,11 @@ class Stage:
 
 
 def network(config: StageConfig) -> nn.Module:
-    """Return the denoising network of a stage, a Linen module; see `NetworkConfig` for how it is called."""
+    """Return the denoising network of a stage, a Linen module; see `NetworkConfig` for how it is called.
+
+    Args:
+      config: of the stage.
+    """
     return config.network.build(
         out_channels=config.image_channels * (2 if config.network.predicts_variance else 1),
         dtype=compute_dtype(config),
@@ -113,7 +117,12 @@ def compute_dtype(config: StageConfig) -> jnp.dtype:
 
 
 def schedule(config: StageConfig, name: str | None = None) -> schedules.Schedule:
-    """Return the noise schedule of training, or the one called `name`, for the size of the stage's images."""
+    """Return a noise schedule for the size of a stage's images.
+
+    Args:
+      config: of the stage.
+      name: in `schedules.SCHEDULES`; None: the one of training.
+    """
     made = schedules.make(name or config.process.schedule, config.image_size)
     return schedules.zero_terminal(made) if config.process.zero_terminal_snr else made
 
