@@ -40,9 +40,6 @@ class Verbatim(str):
     """Text that messages show as it is, without quotes."""
 
 
-Said = Verbatim  # the former name, while code that uses it is being moved
-
-
 def plain(value: Any) -> Any:
     """Return a scalar of numpy or JAX as a Python number; return other values, and tracers, unchanged."""
     try:

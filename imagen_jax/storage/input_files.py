@@ -65,7 +65,7 @@ def read_given(option: str, path: Path, most: int, what: str, fix: str, *, pipes
         reason = f"is {error.kind}"
     except TooLargeError as error:
         rule = f"have at most {most} bytes"
-        raise ValueError(f"{option} must {rule}; got {path} of {error}: give a smaller one.") from error
+        raise ValueError(f"{option} must {rule}; got {path}, which has {error}: give a smaller one.") from error
     except FileNotFoundError:
         reason = "does not exist"
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from imagen_jax.checks import Said, require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, flat
 from imagen_jax.progress import logger
 from imagen_jax.stage_dir import checkpoint, checkpoint_files
@@ -46,7 +46,7 @@ def resolve(config: StageConfig, directory: Path) -> StageConfig:
         rule = f"be {begun} or left out" if begun else "be left out"
         fix = "leave it out, or give another --workdir"
         is_same = source is None or given == stage
-        require(is_same, OPTION, f"{rule} to continue the stage in {directory}", Said(config.init_from), fix)
+        require(is_same, OPTION, f"{rule} to continue the stage in {directory}", Verbatim(config.init_from), fix)
         config = dataclasses.replace(config, init_from=begun)
         source, step = _split(begun)
         if checkpoint_files.list_steps(directory):  # its initial parameters are not needed again
@@ -54,10 +54,10 @@ def resolve(config: StageConfig, directory: Path) -> StageConfig:
     if source is None:
         return config
     rule = "be the directory of a trained stage, or DIR@STEP for one checkpoint of it"
-    require(files.exists(source / stage_dir.CONFIG_FILE), OPTION, rule, Said(config.init_from))
+    require(files.exists(source / stage_dir.CONFIG_FILE), OPTION, rule, Verbatim(config.init_from))
     steps = sorted(checkpoint_files.list_steps(source))
     step = max(steps, default=None) if step is None else step
-    found = Said(f"{config.init_from}, which has those of steps {steps}")
+    found = Verbatim(f"{config.init_from}, which has those of steps {steps}")
     require(step in steps, OPTION, "name a checkpoint of the stage", found)
     _check_architecture(config, stage_dir.read_config(source), source)
     return dataclasses.replace(config, init_from=f"{source}@{step}")
@@ -99,7 +99,7 @@ def _check_architecture(config: StageConfig, source: StageConfig, directory: Pat
     differing = _differences(ours, theirs, (*sorted(names), *_ARCHITECTURE))
     rule = f"be a stage with the architecture of stage {config.name}"
     fix = "give this stage the same options, or take another stage"
-    require(not differing, OPTION, rule, Said(f"{directory} with {'; '.join(differing)}"), fix)
+    require(not differing, OPTION, rule, Verbatim(f"{directory} with {'; '.join(differing)}"), fix)
     meaning = _differences(ours, theirs, _MEANING)
     if meaning and jax.process_index() == 0:
         logger.warning(f"{OPTION} {directory} was trained with {'; '.join(meaning)}.")

@@ -298,6 +298,6 @@ def test_what_is_no_file_is_named(tmp_path, kind, monkeypatch):
     if kind == "too large":
         path.touch()
         os.truncate(path, 3 * 2**30)
-    expected = "at most 268435456 bytes; .*mask.png has 3221225472" if kind == "too large" else f" is {kind}"
+    expected = "at most 268435456 bytes; got .*mask.png, which has 3221225472" if kind == "too large" else f" is {kind}"
     with pytest.raises(ValueError, match=f"^--mask must .*{expected}"):
         masks.load("--mask", path, (9, 9), (8, 8))
