@@ -124,7 +124,7 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
 
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
-        (["--steps", 3, "--best"], "--from-png must stand without --steps, --best: the record"),
+        (["--steps", 3, "--best"], "--from-png must stand without --best, --steps: the record"),
         (["--seed", 0], "--from-png must stand without --seed"),
         (["--prompts", "a"], "--from-png must stand without --prompts"),
         (["--mask", output / "grid.png"], "--mask must be left out: the picture was made without"),
