@@ -127,7 +127,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         (["prepare_data.py", "--shapes", "single", "--output", "/proc/x/y"], "--output must be writable; "),
         (
             [*SAMPLE, "--prompts", "a", "--sampler", "euler"],
-            "--sampler must be one of ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, heun, unipc or None; got 'euler'.",
+            "--sampler must be one of ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, unipc or None; got 'euler'.",
         ),
         ([*SAMPLE, "--prompts", "a", "--spacing", "t", "log-snr"], "got 'log-snr' (did you mean logsnr?)."),
         ([*SAMPLE, "--prompts", "a", "--steps"], "--steps must be a whole number or None; got no value."),
@@ -281,9 +281,9 @@ def test_comments_do_not_leak_into_help(monkeypatch, capsys, script):
 def test_the_help_of_sampling_options_says_what_they_are_without_a_value(monkeypatch, capsys):
     out = one_line(help_of(monkeypatch, capsys, "sample.py"))
     for line in (
-        "--sampler ddpm ddim dpmpp_2m dpmpp_2m_sde heun unipc [...] Method that goes from noise to image. (default:",
+        "--sampler ddim ddpm dpmpp_2m dpmpp_2m_sde heun unipc [...] Method that goes from noise to image. (default:",
         "(default: the stage's own, else 1.003)",
-        "--cap FLOAT [...] dynamic: upper bound of the threshold. (default: the stage's own, else no bound)",
+        "--cap FLOAT [...] dynamic: upper bound of the threshold. (default: the stage's own, else none)",
         "None: the stage's own",
     ):
         assert line in out
