@@ -49,7 +49,7 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
         require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
         if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
             raise ValueError(
-                "options must be as imagen-jax sweep stored them; got a change since: remove the line of the checksum "
+                "options must be as imagen-jax sweep stored them; got others: remove the line of the checksum "
                 "if it is yours."
             )
         for each in stages:

@@ -43,7 +43,7 @@ def read_record(file: Path, step: int) -> Record:
         is_whole = isinstance(content, dict) and set(content) == _KEYS
         kept = {key: value for key, value in content.items() if key != "checksum"} if is_whole else None
         if not is_whole or checksums.of_json(kept) != content["checksum"]:
-            raise ChangedError(f"{file} must be as it was saved; got a change since: {_ADVICE}.")
+            raise ChangedError(f"{file} must be as it was saved; got another content: {_ADVICE}.")
         if content["step"] != step:
             raise ChangedError(f"{file} must be of step {step}; got step {content['step']}: {_ADVICE}.")
         record = Record(content["position"], content["arrays"])
@@ -76,7 +76,7 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
         shown = ", ".join(f"{name} (in {_where(folder, name)})" for name in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ChangedError(
-            f"checkpoint {folder} must hold what was saved; got a change since in {shown}{more}: {_ADVICE}."
+            f"checkpoint {folder} must hold what was saved; got other values in {shown}{more}: {_ADVICE}."
         )
 
 

@@ -338,7 +338,7 @@ def test_changed_sampling_options_are_told(workdir, caplog):
     content = json.loads(file.read_text())
     content["stages"]["base"]["steps"] = 8
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="as imagen-jax sweep stored them; got a change since: remove the line"):
+    with pytest.raises(ValueError, match="as imagen-jax sweep stored them; got others: remove the line"):
         load_cascade(workdir, best=True)
     file.write_text(json.dumps({"stages": content["stages"]}))
     assert load_cascade(workdir, best=True)[0].config.sampling.steps == 8
