@@ -334,7 +334,7 @@ def test_the_memory_of_a_worker_stays_below_1_gib():
     code = """if True:
         import re
         from imagen_jax.prepare import pictures
-        from tests.data.test_picture_limits import HOSTILE, SOUND, largest
+        from tests.data.test_containers import HOSTILE, SOUND, largest
         for data in (*(row[0] for row in (*SOUND.values(), *HOSTILE.values())), largest()):
             try:
                 pictures.normalized(data, 64, 2)
