@@ -12,9 +12,9 @@ PACKAGE = TESTS.parent / "imagen_jax"
 # Source files, or whole folders, that another test file covers: (the test file, the reason).
 TOGETHER = {
     "diffusion/samplers/": ("diffusion/test_samplers.py", "each sampler meets the same closed forms"),
-    "diffusion/spacings/": ("diffusion/test_schedules.py", "a spacing is seen in the grids of a schedule"),
+    "diffusion/spacings/": ("diffusion/spacings/test_spacing.py", "a spacing is seen in the grids of a schedule"),
     "diffusion/thresholds/": ("diffusion/test_thresholding.py", "every threshold keeps the same promises"),
-    "diffusion/guidance/": ("diffusion/test_guidance.py", "every rule is compared with plain guidance"),
+    "diffusion/guidance/": ("diffusion/guidance/test_guided.py", "every rule is compared with plain guidance"),
     "diffusion/denoisers.py": ("sampling/test_inputs.py", "what a denoiser does shows in the pictures"),
     "diffusion/editing.py": ("sampling/test_inputs.py", "masks are honoured at every step of a stage"),
     "sampling/one_stage.py": ("sampling/test_cascade.py", "a stage alone is a cascade of one"),

@@ -2,47 +2,14 @@
 
 import json
 import os
-import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from imagen_jax.data import opening, pipeline, reader, sources, transforms
-from imagen_jax.prepare.records import write_records
-
-NUM = 23
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Record i: left half of value 2i, right half of 200, so that flips show."""
-    directory = tmp_path_factory.mktemp("data") / "toy"
-
-    def record(i):
-        image = np.full((8, 8, 3), 200, np.uint8)
-        image[:, :4] = 2 * i
-        claims = json.dumps({"i": i})
-        return {"image": transforms.encode_png(image), "caption": str(i), "claims": claims}
-
-    records = (record(i) for i in range(NUM))
-    write_records({"train": records}, directory, name="toy", description="")
-    return sources.open_source(directory, "train")
-
-
-def embeddings_of(numbers):
-    return [np.full((i % NUM % 5 + 1, 3), i % NUM, np.float32) for i in numbers]
-
-
-def load(source, num=None, state=None, embeddings=embeddings_of, **options):
-    settings = {"image_size": 8, "batch_size": 6, "text_length": 4, "seed": 1, "num_threads": 0} | options
-    loader = pipeline.make_loader(source, embeddings, **settings)
-    if state is not None:
-        loader.set_state(state)
-    batches = list(loader) if num is None else [next(loader) for _ in range(num)]
-    loader.close()
-    return batches
+from imagen_jax.data import pipeline, transforms
+from tests.data.conftest import NUM, embeddings_of, load
 
 
 def ids(batches):
@@ -221,107 +188,6 @@ def test_crops_change_neither_order_nor_flips_nor_corners(source):
     assert_equal(plain, random)  # the pictures are square
 
 
-def test_the_next_picture_that_can_be_decoded_stands_in_for_a_broken_one():
-    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(NUM)]
-    broken = {4: b"not a picture", 5: images[5][:50], NUM - 1: b"", 10: images[10][:40]}
-    source = Memory([broken.get(i, image) for i, image in enumerate(images)])
-    (batch,) = load(source, 1, batch_size=NUM, shuffle=False)
-    expected = {i: i for i in range(NUM)} | {4: 6, 5: 6, 10: 11, NUM - 1: 0}
-    assert ids([batch]).tolist() == list(expected.values())
-    np.testing.assert_allclose((batch["x"][:, 0, 0, 0] + 1) * 12.75, list(expected.values()), atol=1e-4)
-    assert batch["undecodable"].tolist() == [i if i in broken else -1 for i in range(NUM)]
-    options = {"crop": "aspect", "flip": True}
-    batches = load(source, 12, **options)
-    assert set(np.concatenate([b["undecodable"] for b in batches])) == {-1, *broken}
-    assert_equal(joined(source, 12, 3, **options), batches)
-    assert_equal(load(source, 7, state={"next_index": 5}, num_threads=2, **options), batches[5:])
-    with pytest.raises(ValueError, match="Record 4 of somewhere, split 'train' cannot be decoded"):
-        list(pipeline.examples(source))
-
-
-def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_pictures_are(tmp_path):
-    """Record 4 has a damaged chunk, 9 a caption that is not UTF-8, 10 half a picture."""
-    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(NUM)]
-    images[10] = images[10][:40]
-    records = ({"image": image, "caption": f"{i} and more"} for i, image in enumerate(images))
-    write_records({"train": records}, tmp_path / "toy", name="toy", description="")
-    (file,) = (tmp_path / "toy").glob("*array_record*")
-    content = bytearray(file.read_bytes())
-    content[content.index(images[4]) + 20] ^= 255
-    file.write_bytes(content)
-    source = sources.open_source(tmp_path / "toy")
-    source._records = Latin(source._records, 9)
-
-    batch = pipeline.BatchReader(source, embeddings_of, 8, 4, False, slice(0, NUM))
-    batch = batch(np.arange(NUM), np.random.default_rng(0))
-    expected = [{4: 5, 9: 11, 10: 11}.get(i, i) for i in range(NUM)]
-    assert ids([batch]).tolist() == expected
-    np.testing.assert_allclose((batch["x"][:, 0, 0, 0] + 1) * 12.75, expected, atol=1e-4)
-    assert batch["undecodable"].tolist() == [i if i in (4, 9, 10) else -1 for i in range(NUM)]
-
-    whole = load(source, 8)
-    assert_equal(load(source, 8, num_threads=2), whole)
-    assert_equal(joined(source, 8, 2), whole)
-
-    damage = {
-        4: "cannot be read: .*Riegeli",
-        9: "cannot be read: text that is not UTF-8",
-        10: "cannot be decoded",
-    }
-    for index, words in damage.items():
-        message = f"^Record {index} of .*, split 'train' {words}"
-        with pytest.raises(ValueError, match=message) as caught:
-            list(pipeline.examples(source, [index]))
-        assert type(caught.value) is opening.UndecodableError
-
-
-class Latin:
-    """The raw records of a data set, of which one has a caption that is not UTF-8."""
-
-    def __init__(self, records, number):
-        self.records, self.number = records, number
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitems__(self, indices):
-        records = self.records.__getitems__(indices)
-        return [
-            record | {"caption": b"\xff" + record["caption"]} if i == self.number else record
-            for i, record in zip(indices, records, strict=True)
-        ]
-
-
-def test_an_embedding_that_is_missing_is_no_damaged_record():
-    def nothing(numbers):
-        raise KeyError(numbers)
-
-    with pytest.raises(KeyError):
-        load(Memory(wide().images, NUM + 1), 1, batch_size=1, shuffle=False, embeddings=nothing)
-
-
-def test_usable_records_come_in_order_as_many_as_there_are():
-    images = [transforms.encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(5)]
-    images[0] = images[3] = b"not a picture"
-    records, x = reader.usable(Memory(images), 2, 4)
-    assert [*records] == [1, 2] and x.shape == (2, 4, 4, 3) and x.dtype == np.float32
-    records, x = reader.usable(Memory(images), 8, 4)
-    assert {number: r["caption"] for number, r in records.items()} == {1: "1", 2: "2", 4: "4"}
-    np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 12.75, [1, 2, 4], atol=1e-4)
-    for num, more in ((4, 3), (500, 100)):
-        with pytest.raises(ValueError, match=f"Record 0 of somewhere.* the {more} records after"):
-            reader.usable(Memory([b"not a picture"], num), 2, 4)
-
-
-@pytest.mark.parametrize("num, more", [(4, 3), (500, 100)])
-def test_a_data_set_without_pictures_ends_the_run(num, more):
-    message = (
-        f"Record 0 of somewhere, split 'train' cannot be decoded as a picture: .* the {more} records after"
-    )
-    with pytest.raises(ValueError, match=message):
-        load(Memory([b"not a picture"], num), 1, batch_size=1, shuffle=False)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_records_read():
@@ -363,15 +229,3 @@ def test_ordered_access(source):
 def test_bad_options_are_refused_at_once(source, options, message):
     with pytest.raises(ValueError, match=message):
         load(source, **options)
-
-
-def test_bad_embeddings_are_named(source):
-    options = {"image_size": 8, "batch_size": 1, "text_length": 4, "seed": 0, "num_threads": 0}
-    with pytest.raises(ValueError, match=r"got shape \(0, 3\) at index 0: make them again"):
-        next(pipeline.make_loader(source, lambda numbers: [np.zeros((0, 3))], shuffle=False, **options))
-
-
-def test_reader_can_be_pickled(source):
-    batches = pipeline.BatchReader(source, embeddings_of, 8, 4, False, slice(0, 2))
-    batch = pickle.loads(pickle.dumps(batches))(np.array([1, 2]), np.random.default_rng(0))
-    assert ids([batch]).tolist() == [1, 2]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from imagen_jax import resize
 from imagen_jax.data import pipeline, sources, transforms
-from imagen_jax.prepare import pictures, shapes
+from imagen_jax.prepare import folder, pictures, shapes
+from tests.prepare.conftest import found, png, prepared, put
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
@@ -256,3 +257,77 @@ def test_random_bytes_never_crash():
             except ValueError:
                 continue
             assert transforms.decode(kept).dtype == np.uint8
+
+
+# ---- folders ----
+
+FOLDERS = {
+    "empty .txt": ({"0.txt": "", "0.json": '{"caption": "a"}'}, ["a"], {}),
+    "longer name empty": ({"0.png.txt": " \n", "0.txt": "a"}, ["a"], {}),
+    "longer name first": ({"0.png.txt": "a", "0.txt": "b"}, ["a"], {"0.txt": "caption without picture"}),
+    "only .json": ({"0.json": '{"Text": "a"}'}, ["a"], {}),
+    "UTF-16": ({"0.txt": "é\nb".encode("utf-16")}, ["é", "b"], {}),
+    "old Mac": ({"0.txt": "a\rb"}, ["a", "b"], {}),
+    "cp1252": ({"0.txt": b"caf\xe9"}, [], {"0.png": "unreadable caption"}),
+    "invisible": ({"0.txt": "\u00ad\u200d\n\ufe0f"}, [], {"0.png": "no caption"}),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_captions_beside_pictures(tmp_path, name):
+    files, expected, left_out = FOLDERS[name]
+    put(tmp_path, {"0.png": png(), "last.png": png(), "last.txt": "last", **files})
+    assert prepared(tmp_path) == ([*expected, "last"], left_out)
+
+
+def test_a_field_beside_pictures_may_be_named(tmp_path):
+    put(tmp_path, {"0.png": png(), "0.txt": "no", "0.json": '{"alt": "a"}', "1.png": png(), "1.txt": "b"})
+    assert prepared(tmp_path, caption_key="ALT")[0] == ["a", "b"]
+
+
+def in_folder(root, files):
+    put(root, files)
+    return folder.Folder(root), sorted(files)
+
+
+def test_names_beside_pictures(tmp_path):
+    files = {
+        "A.JPG": png(),
+        "A.JPG.txt": "a",
+        "b.png": png(),
+        "b.txt": "b",
+        "b.png.txt": "own",
+        "c.jfif": png(),
+    }
+    files |= {"c.txt": "c", "d.heic": b"?", "d.txt": "d", "e.ico": b"?"}
+    kept, left_out = found(*in_folder(tmp_path, files))
+    assert kept == [("A.JPG", ("a",)), ("b.png", ("own",)), ("c.jfif", ("c",))]
+    assert sorted(left_out) == [("b.txt", "caption without picture"), ("d.heic", "unknown format")]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "a.json",
+            "{}",
+            r"must have captions: .*cat.jpg.txt for cat.jpg.*got none for 1 pictures, .* not used: a.json",
+        ),
+        ("sub/metadata.jsonl", "{}", "a table at the top.*not used: sub/metadata.jsonl"),
+        (
+            "captions.csv",
+            "file,caption\nx/a.png,one\n",
+            "must name pictures in .*, such as 'a.png'; got 'x/a.png'",
+        ),
+        ("captions.jsonl", '[{"file": "a.png", "caption": "x"}]', "it is a JSON array, where each line"),
+        ("captions.jsonl", "a.png one\n", "its first line is no JSON, where each should be an object"),
+        ("captions.csv", "file;caption\na.png;one\n", "columns are separated by ';', where commas"),
+        ("captions.csv", "a.png,one\nb.png,two\n", "has no header: its first line is 'a.png,one'"),
+        ("captions.csv", "", "it is empty"),
+    ],
+)
+def test_folders_without_captions_are_explained(tmp_path, name, content, message):
+    origin, files = in_folder(tmp_path, {"a.png": png(), name: content})
+    with pytest.raises(ValueError, match=message) as raised:
+        origin.plan(files)
+    assert "\n" not in str(raised.value)

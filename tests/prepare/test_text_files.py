@@ -84,32 +84,3 @@ def test_a_pipe_of_the_shell_is_read():
     threading.Timer(0.05, lambda: (os.write(writing, b"one\ntwo"), os.close(writing))).start()
     assert text_files.read_lines(f"/dev/fd/{reading}") == ["one", "two"]
     os.close(reading)
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("\ufeff \u200ba cat\u2060\x1a\t\u3000", "a cat"),
-        ("👩\u200d🚀", "👩\u200d🚀"),
-        ("\u2764\ufe0f", "\u2764\ufe0f"),  # ends with a variation selector
-        ("🏴\U000e0067\U000e0062\U000e007f", "🏴\U000e0067\U000e0062\U000e007f"),
-        ("می\u200cخواهم", "می\u200cخواهم"),
-        ("co\u00adop", "co\u00adop"),
-        ("e\u0301", "e\u0301"),
-        ("\U0001fae9", "\U0001fae9"),  # newer than the tables of older Pythons
-        ("\ue000", "\ue000"),  # of somebody's own font
-        ("\u200f\u200eשלום\u200e", "\u200f\u200eשלום\u200e"),
-        *(
-            (letter, "")
-            for letter in "\u200b\ufeff\u00ad\u2060\u200d\u200c\ufe0f\u034f\u180e\u061c\u3164\u2800"
-        ),
-        *(
-            (letter, "")
-            for letter in "\x00\x07\x85\xa0\u2028\u3000\u115f\uffa0\u17b4\U000e0020\U000e0100\u0301"
-        ),
-        (" \u200b\ufeff\n\t", ""),
-        ("", ""),
-    ],
-)
-def test_captions_need_something_visible_and_keep_what_joins(text, expected):
-    assert captions.stripped(text) == expected
