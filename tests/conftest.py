@@ -17,7 +17,6 @@ import importlib
 import importlib.util
 import json
 import runpy
-import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,9 +30,11 @@ from imagen_jax import Stage, compilation, config, resize, sample_cascade, signa
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
+from imagen_jax.diffusion import guidance, samplers, thresholds
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.structs import TextCond
+from tests.methods import Eager, Flat, Tight
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests/goldens"
@@ -45,13 +46,6 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
     """About the size of trained parameters, and nothing at zero."""
     fan_in = max(1, int(np.prod(shape[:-1])))
     return jax.numpy.asarray(rng.normal(0, 0.5 / fan_in**0.5 if len(shape) > 1 else 0.5, shape), "float32")
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def write_shapes(directory: Path, part: str = "single", **numbers: int) -> Path:
@@ -215,3 +209,33 @@ def tiny_batch(tiny_text) -> dict[str, np.ndarray]:
         "text": np.asarray(tiny_text.embeddings)[rows],
         "text_mask": np.asarray(tiny_text.mask)[rows],
     }
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """s3://bucket of a server on this machine's loopback."""
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """The three methods, registered as "mine" for the time of a test."""
+    methods = ((samplers.SAMPLERS, Eager), (guidance.RULES, Flat), (thresholds.THRESHOLDS, Tight))
+    for registry, cls in methods:
+        monkeypatch.setattr(registry, "_entries", dict(registry))
+        registry.register("mine")(cls)

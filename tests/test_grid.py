@@ -1,9 +1,11 @@
 """Labels and cells of grids."""
 
+
 import numpy as np
 import pytest
 
 from imagen_jax import grid
+from imagen_jax.grid import labelled_grid, to_uint8
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,14 @@ def test_thumbnails_are_the_cells_of_the_grid():
     sheet = np.asarray(grid.labelled_grid(cells, ["", ""], columns=2, cell=32))
     np.testing.assert_array_equal(sheet[6:28, 6:38], sheet[6:28, 44:76])
     assert grid.cut(256) == "" and grid.cut(257) == " with the first 256 of them"
+
+
+def test_grid_holds_every_picture():
+    pictures = [np.full((4, 4, 3), value, np.float32) for value in (-1.0, 0.0, 1.0)]
+    sheet = np.asarray(
+        labelled_grid(pictures, ["black", "grey", "a white picture with a long label"], columns=2, cell=32)
+    )
+    assert to_uint8(pictures[1]).max() == 128 and to_uint8(np.array([2.0, -2.0])).tolist() == [255, 0]
+    assert sheet.shape[1] == 2 * 38 + 6
+    for left, top, value in ((6, 6, 0), (44, 6, 128)):
+        assert (sheet[top : top + 30, left : left + 30] == value).all()

@@ -9,35 +9,29 @@ import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "imagen_jax"
-# Source files, or whole folders, that another test file covers: (the test file, the reason).
+# Source files that the test file of another covers: (the test file, the reason).
 TOGETHER = {
-    "diffusion/samplers/": ("diffusion/test_samplers.py", "each sampler meets the same closed forms"),
-    "diffusion/spacings/": ("diffusion/spacings/test_spacing.py", "a spacing is seen in the grids of a schedule"),
-    "diffusion/thresholds/": ("diffusion/test_thresholding.py", "every threshold keeps the same promises"),
-    "diffusion/guidance/": ("diffusion/guidance/test_guided.py", "every rule is compared with plain guidance"),
-    "diffusion/denoisers.py": ("sampling/test_inputs.py", "what a denoiser does shows in the pictures"),
-    "diffusion/editing.py": ("sampling/test_inputs.py", "masks are honoured at every step of a stage"),
-    "sampling/one_stage.py": ("sampling/test_cascade.py", "a stage alone is a cascade of one"),
+    "sampling/fitting.py": ("data/test_opening.py", "pictures of every kind are fitted as sample.py does"),
     "structs.py": ("test_stage.py", "plain data, used by every test of a stage"),
     "checks.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
     "arrays.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
     "cli/": ("scripts/test_command_lines.py", "a command is tested as a person types it"),
-    "stage_dir/": ("stage_dir/test_checkpoint.py", "files of a directory are damaged one by one, and read by all"),
-    "storage/locks.py": ("training/test_buckets.py", "locks of a bucket need a server"),
-    "training/loop.py": ("training/test_loop.py", "a loop is tested by interrupting it"),
-    "training/meter.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
-    "training/writer.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
-    "training/stopping.py": ("training/test_monitor.py", "what a run says about itself is one test file"),
     "training/state.py": ("training/test_step.py", "a state is what steps change"),
 }
 # Test files of several source files at once, or of the repository: the reason.
 OF_SEVERAL = {
+    "scripts/test_hostile_command_lines.py": "all commands with random options",
+    "scripts/test_sampling_journey.py": "from a trained cascade to pictures, tables and records",
+    "scripts/test_text_journey.py": "from captions to a trained stage and its pictures",
+    "test_benchmarks.py": "benchmarks/",
     "test_docs.py": "README and docs/",
+    "test_installation.py": "the wheel",
     "test_messages.py": "all messages",
     "test_order.py": "tests/ themselves",
     "test_walls.py": "all imports",
     "test_wrong_arguments.py": "all public functions with wrong arguments",
-    "test_benchmarks.py": "benchmarks/",
+    "training/test_buckets.py": "a run whose directory is a bucket",
+    "training/test_many_processes.py": "runs of several processes",
 }
 
 

@@ -141,3 +141,9 @@ def test_config_files_that_cannot_be_used(tmp_path, content, message):
 def test_a_config_file_that_can_be_used(tmp_path):
     (tmp_path / "config.json").write_bytes(changed("seed", 7))
     assert validate(read_config(tmp_path)).seed == 7
+
+
+def test_configurations_of_before_minimise_the_denoising_loss(tiny_configs):
+    data = C.to_dict(tiny_configs[0])
+    del data["version"], data["optim"]["objective"]
+    assert C.from_dict(data) == tiny_configs[0]

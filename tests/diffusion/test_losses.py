@@ -1,3 +1,4 @@
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +52,14 @@ def test_times_are_stratified_and_uniform():
     )
     assert (np.sort(np.floor(t * 8), axis=1) == np.arange(8)[None]).all()
     assert abs(t[:, 0].mean() - 0.5) < 0.06 and t.min() >= 0 and t.max() < 1
+
+
+def test_losses_by_level_are_exclusive_and_complete():
+    rng = np.random.default_rng(0)
+    values, levels = rng.random(100).astype("float32"), rng.uniform(-12, 12, 100).astype("float32")
+    sums, counts = losses.by_logsnr(jax.numpy.asarray(values), jax.numpy.asarray(levels))
+    edges = (-np.inf, *losses.BUCKET_EDGES, np.inf)
+    for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        is_in = (levels >= low) & (levels < high)
+        np.testing.assert_allclose(sums[i], values[is_in].sum(), rtol=1e-5)
+        assert counts[i] == is_in.sum()

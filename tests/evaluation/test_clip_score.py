@@ -1,5 +1,4 @@
 import json
-import pathlib
 import shutil
 
 import jax
@@ -12,8 +11,8 @@ from imagen_jax import resize
 from imagen_jax.evaluation import clip_score
 from imagen_jax.evaluation.clip_score import ClipScorer
 from imagen_jax.text.known import KNOWN
+from tests.conftest import GOLDENS
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CAPTIONS = ["a red cat", "the dog on the square", "blue"]
 TEXT = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,

@@ -9,7 +9,6 @@ import pytest
 from imagen_jax import Stage, TextEncoder, sample_stage
 from imagen_jax import config as C
 from imagen_jax.generate import compile_cascade, generate
-from imagen_jax.grid import labelled_grid, to_uint8
 from imagen_jax.sampling.cascade import run_cascade
 from imagen_jax.sampling.plan import plan_cascade
 
@@ -87,17 +86,6 @@ def test_an_encoder_of_ones_own_is_enough(stages, encoder):
     [(image,)] = generate(stages, Own(), ["a red circle"], seeds=[0], batch_size=8)
     [(expected,)] = generate(stages, encoder, ["a red circle"], seeds=[0], batch_size=8)
     np.testing.assert_array_equal(image, expected)
-
-
-def test_grid_holds_every_picture():
-    pictures = [np.full((4, 4, 3), value, np.float32) for value in (-1.0, 0.0, 1.0)]
-    sheet = np.asarray(
-        labelled_grid(pictures, ["black", "grey", "a white picture with a long label"], columns=2, cell=32)
-    )
-    assert to_uint8(pictures[1]).max() == 128 and to_uint8(np.array([2.0, -2.0])).tolist() == [255, 0]
-    assert sheet.shape[1] == 2 * 38 + 6
-    for left, top, value in ((6, 6, 0), (44, 6, 128)):
-        assert (sheet[top : top + 30, left : left + 30] == value).all()
 
 
 @pytest.mark.slow

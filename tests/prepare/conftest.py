@@ -1,14 +1,20 @@
 """Small pictures in folders and archives, and the records that are made from them."""
 
 import io
+import json
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
+from imagen_jax.data import sources
 from imagen_jax.prepare import origins
+from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Found, Rules
 from imagen_jax.prepare.quarantine import LeftOut
 
@@ -40,10 +46,10 @@ def table(path, **columns):
     pq.write_table(pa.table(columns), path)
 
 
-def prepared(root, **keys):
+def prepared(root, limits=None, **keys):
     """Captions of the records, and {file: reason} of what is left out."""
-    survey = origins.survey(root, **keys)
-    job = origins.Pictures(survey.origin, Rules(1, 100))
+    survey = origins.survey(root, limits=limits, **keys)
+    job = origins.Pictures(survey.origin, Rules(1, 100, limits=limits or Limits()))
     items = [item for part in survey.parts for item in job.examples(part)]
     rows = [*survey.left_out, *(item for item in items if isinstance(item, LeftOut))]
     return [item[1]["caption"] for item in items if not isinstance(item, LeftOut)], {
@@ -58,3 +64,37 @@ def found(origin, files):
     kept = [(item.file, item.captions) for item in items if isinstance(item, Found)]
     rows = [*left_out, *(item for item in items if not isinstance(item, Found))]
     return kept, [(row.file, row.reason) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("prepare_data")
+
+
+def random_picture(i, form="PNG", size=(10, 9)):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def huge(width=40000, height=40000):
+    """A sound PNG header that promises 1.6 billion pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + random_picture(0)[33:]
+
+
+def prepare(script, root, output, **options):
+    script.main(script.Options(output=output, input=root, **{"min_size": 8, "num_workers": 1} | options))
+    return contents(output), rows(output)
+
+
+def contents(output, split="train"):
+    source = sources.open_source(output, split)
+    return [(source[i]["caption"], source[i]["image"]) for i in range(len(source))]
+
+
+def rows(output):
+    lines = (output / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(row["file"], row["reason"]) for row in map(json.loads, lines)]

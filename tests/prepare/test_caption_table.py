@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from imagen_jax.prepare import folder, origins
-from tests.prepare.conftest import found, png, prepared, put
+from tests.prepare.conftest import found, png, prepare, prepared, put, random_picture
 
 # ---- tables of captions ----
 
@@ -105,3 +105,31 @@ def test_names_in_tables(tmp_path):
         *in_folder(tmp_path / "b", {"a.png": png(), "captions.jsonl": '{"file": "a.png", "text": ["x", "y"]}'})
     )
     assert kept == [("a.png", ("x", "y"))]
+
+
+@pytest.mark.parametrize(
+    "table, expected, left",
+    [
+        ("file,caption\na.png,one, two\nb.png,bee,\n", ["bee"], ["captions.csv:2", "a.png", "c.png"]),
+        ('file,caption\nb.png,bee\na.png,"open\nc.png,sea\n', ["bee"], ["captions.csv:3", "a.png", "c.png"]),
+        ('file,caption\na.png,"two\nlines"\nb.png,\nc.png,"say ""sea"""\n', ["two\nlines", 'say "sea"'],
+         ["captions.csv:4", "b.png"]),
+        (" File , Caption ,text\na.png,,other\nb.png,bee,x\n", ["other", "bee"], ["c.png"]),
+        ("filename,text\na.png,caf\udce9\nb.png,bee\n", ["bee"], ["captions.csv:2", "a.png", "c.png"]),
+    ],
+)  # fmt: skip
+def test_rows_of_tables_are_kept_whole_or_listed(tmp_path, script, table, expected, left):
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate("abc"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(random_picture(i))
+    (tmp_path / "in" / "captions.csv").write_bytes(table.encode("utf-8", "surrogateescape"))
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert [caption for caption, _ in kept] == expected and [file for file, _ in left_out] == left
+
+
+def test_a_json_line_that_is_no_object_is_not_taken_for_a_reason(tmp_path, script):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(random_picture(0))
+    (tmp_path / "in" / "captions.jsonl").write_text('"a text"\n')
+    with pytest.raises(ValueError, match="its first line is a str, where each should be an object"):
+        prepare(script, tmp_path / "in", tmp_path / "out")

@@ -20,11 +20,6 @@ from tests.prepare.conftest import found, png, prepared, put
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
-@pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("prepare_data")
-
-
 def picture(i=0, size=(80, 70)):
     return Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8))
 

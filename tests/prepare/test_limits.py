@@ -1,6 +1,5 @@
 """Limits of what is read of a picture, a text, a table and an archive, asked before it is read."""
 
-import io
 import os
 import re
 import socket
@@ -9,46 +8,20 @@ import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from imagen_jax.prepare import origins, parquet, parquet_pages, pictures, quarantine, tar_index, text_files
+from imagen_jax.prepare import origins, pictures, quarantine, tar_index, text_files
 from imagen_jax.prepare.limits import Limits
-from imagen_jax.prepare.quarantine import LeftOut, Unusable
+from imagen_jax.prepare.quarantine import Unusable
+from tests.prepare.conftest import png, prepared, put
 
 LIMITS = Limits(image_bytes=500, caption_bytes=20, captions=3, page_bytes=10_000)
 TEXT = 200  # bytes of a file, line or field
 
 
-def png(i=0):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(text_files, "MAX_BYTES", TEXT)
-
-
-def put(root, files):
-    root.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def prepared(root, limits=LIMITS):
-    """Captions of the records, and {file: reason} of what is left out."""
-    survey = origins.survey(root, limits=limits)
-    job = origins.Pictures(survey.origin, pictures.Rules(1, 100, limits=limits))
-    items = [item for part in survey.parts for item in job.examples(part)]
-    rows = [*survey.left_out, *(item for item in items if isinstance(item, LeftOut))]
-    return [item[1]["caption"] for item in items if not isinstance(item, LeftOut)], {
-        row.file: row.reason for row in rows
-    }
 
 
 def header(name, size, kind=tarfile.REGTYPE):
@@ -82,7 +55,7 @@ def test_texts_beside_pictures(tmp_path, name):
     if isinstance(content, int):
         os.truncate(tmp_path / "a.txt", content)
     captions, reasons = ([], {"a.png": expected}) if isinstance(expected, str) else (expected, {})
-    assert prepared(tmp_path) == ([*captions, "b"], reasons)
+    assert prepared(tmp_path, limits=LIMITS) == ([*captions, "b"], reasons)
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -103,19 +76,19 @@ def test_texts_in_archives(tmp_path, name, kind):
         file.seek(size or 0, 1)
         file.write(bytes(1024))
     captions, reasons = ([], {"x.tar:a.png": expected}) if isinstance(expected, str) else (expected, {})
-    assert prepared(tmp_path) == (["b", *captions], reasons)
+    assert prepared(tmp_path, limits=LIMITS) == (["b", *captions], reasons)
 
 
 def test_pictures_of_too_many_bytes_are_not_read(tmp_path):
     put(tmp_path / "a", {"a.png": png(), "a.txt": "a", "b.png": png(), "b.txt": "b"})
     os.truncate(tmp_path / "a" / "a.png", 2**40)
-    assert prepared(tmp_path / "a") == (["b"], {"a.png": "too large"})
+    assert prepared(tmp_path / "a", limits=LIMITS) == (["b"], {"a.png": "too large"})
     with (tmp_path / "x.tar").open("wb") as file:
         file.write(member("b.png", png()) + member("b.txt", b"b") + member("a.txt", b"a"))
         file.write(header("a.png", 2**33))
         file.seek(2**33, 1)
         file.write(bytes(1024))
-    assert prepared(tmp_path / "x.tar") == (["b"], {"x.tar:a.png": "too large"})
+    assert prepared(tmp_path / "x.tar", limits=LIMITS) == (["b"], {"x.tar:a.png": "too large"})
     assert prepared(tmp_path / "x.tar", Limits(image_bytes=len(png()), captions=1))[0] == ["b"]
 
 
@@ -135,7 +108,7 @@ def test_only_files_are_read(tmp_path, monkeypatch):
     )
     reasons |= dict.fromkeys(("0.png", "2.png"), "no caption")
     reasons |= dict.fromkeys(("1.txt", "3.txt", "6.txt", "7.txt", "8.txt"), "caption without picture")
-    assert prepared(tmp_path) == (["4", "5"], reasons)
+    assert prepared(tmp_path, limits=LIMITS) == (["4", "5"], reasons)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +127,7 @@ def test_only_files_are_read(tmp_path, monkeypatch):
 def test_tables_of_captions(tmp_path, name, rows, expected, reasons):
     head = "file,caption\n" if name.endswith("csv") else '{"file": "b.png", "text": "b"}\n'
     put(tmp_path, {"a.png": png(), "b.png": png(), name: head + rows})
-    captions, left_out = prepared(tmp_path)
+    captions, left_out = prepared(tmp_path, limits=LIMITS)
     assert captions == expected and reasons.items() <= left_out.items()
     assert left_out["a.png"] in ("no caption", "too many captions", "caption too long")
 
@@ -208,82 +181,8 @@ def test_archives_made_to_take_all_memory_end_there(tmp_path, monkeypatch, conte
     with (tmp_path / "x.tar").open("wb") as file:
         file.write(GOOD + content.replace(b"x" * 90, b"x" * 86 + b".png"))
         file.truncate(2**32)
-    captions, reasons = prepared(tmp_path)
+    captions, reasons = prepared(tmp_path, limits=LIMITS)
     assert captions == ["b"] and reasons["x.tar"] in ("damaged archive", "too large")
-
-
-# ---- parquet ----
-
-
-def text(*values):
-    return pa.array(values)
-
-
-ONE = [png(0)] * 3
-PARQUET = {
-    "one long in a dictionary": (
-        {"image": ONE, "caption": text("b", "a" * 21, "c").dictionary_encode()}, ["b", "c"], {1: "caption too long"}
-    ),
-    "one long": ({"image": ONE, "caption": text("b", "a" * 21, "c")}, ["b", "c"], {1: "caption too long"}),
-    "bytes": ({"image": ONE, "caption": text("b", "é" * 11, "c")}, ["b", "c"], {1: "caption too long"}),
-    "many": ({"image": ONE, "caption": [["b"], list("abcd"), ["c"]]}, ["b", "c"], {1: "too many captions"}),
-    "the same": ({"image": ONE, "caption": [["b"], ["a"] * 9, ["c"]]}, ["b", "a", "c"], {}),
-    "a large picture": ({"image": [ONE[0], b"x" * 501, ONE[0]], "caption": list("bac")}, ["b", "c"], {1: "too large"}),
-    "a bomb of a caption": (
-        {"image": ONE, "caption": text(*["a" * 3000] * 3).dictionary_encode()}, [], {0: "too large"}
-    ),
-    "texts": ({"image": ONE[:1], "caption": [["a"] * 300]}, [], {0: "too large"}),
-    "a bomb of a picture": ({"image": [bytes(10_000)], "caption": ["a"]}, [], {0: "too large"}),
-    "one for all rows": ({"image": [bytes(2000)] * 3, "caption": ["a"] * 3}, [], {0: "too large"}),
-    "many in a page": ({"image": [png(i) for i in range(40)], "caption": ["b"] * 40}, ["b"] * 40, {}),
-    "a dictionary of pictures": (
-        {"image": pa.array([bytes(6000)] * 3).dictionary_encode(), "caption": list("abc")}, [], {0: "too large"}
-    ),
-    "rows": ({"image": pa.nulls(60, pa.binary()), "caption": ["a"] * 60}, [], {0: "too large"}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PARQUET)
-def test_row_groups_are_read_within_limits(tmp_path, monkeypatch, name):
-    for limit, value in (
-        ("MAX_ROWS", 50),
-        ("MAX_TEXTS", 200),
-        ("TEXT_BYTES", 2000),
-        ("DICTIONARY_BYTES", 5000),
-    ):
-        monkeypatch.setattr(parquet, limit, value)
-    columns, expected, reasons = PARQUET[name]
-    pq.write_table(pa.table(columns), tmp_path / "x.parquet", compression="zstd")
-    pq.write_table(pa.table({"image": ONE[:1], "caption": ["last"]}), tmp_path / "y.parquet")
-    left_out = {f"x.parquet:{row}": reason for row, reason in reasons.items()}
-    assert prepared(tmp_path) == ([*expected, "last"], left_out)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"data_page_version": "2.0"}, {"use_dictionary": False, "compression": "none"}]
-)
-def test_sizes_of_pages_are_what_arrow_reads(tmp_path, options):
-    rng = np.random.default_rng(0)
-    images = [rng.bytes(1000) for _ in range(50)]
-    captions = [["a" * i] * (i % 4) or None for i in range(50)]
-    options = {
-        "data_page_size": 5000,
-        "write_batch_size": 5,
-        "row_group_size": 30,
-        "write_statistics": True,
-    } | options
-    pq.write_table(
-        pa.table({"n": range(50), "image": images, "caption": captions}), tmp_path / "a.parquet", **options
-    )
-    metadata = pq.read_metadata(tmp_path / "a.parquet")
-    with (tmp_path / "a.parquet").open("rb") as file:
-        for number in range(2):
-            group = metadata.row_group(number)
-            image, caption = (parquet_pages.look(file, group, [name]) for name in ("image", "caption"))
-            assert (image.values, caption.values) == (group.num_rows, group.column(2).num_values)
-            assert group.num_rows * 1000 < image.total <= group.column(1).total_uncompressed_size
-            assert 5000 < image.largest < image.total
-            assert image.largest + 7 * 900 < image.cost < image.largest + 7 * 1100
 
 
 # ---- memory ----

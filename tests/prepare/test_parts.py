@@ -24,11 +24,6 @@ OPTIONS = {"min_size": 8, "validation_fraction": 0.3, "name": "photos"}
 
 
 @pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("prepare_data")
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Pictures with captions, two of them broken, and other things that are left out."""
     root = tmp_path_factory.mktemp("photos")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from imagen_jax.data import opening, transforms
 from imagen_jax.prepare import pictures
+from tests.prepare.conftest import huge
 
 
 def encoded(x, form="PNG", **options):
@@ -83,3 +84,12 @@ def test_a_picture_of_too_many_bytes_is_left_out_unopened(monkeypatch):
         pictures.normalized(data, 64)
     with pytest.raises(opening.UndecodableError, match="bytes, more than"):
         transforms.decode(data)
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(pictures.transforms, "decode", never)
+    with pytest.raises(pictures.Unusable, match="too large: 40000x40000 pixels"):
+        pictures.normalized(huge(), 64)

@@ -3,10 +3,12 @@
 import os
 import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imagen_jax.prepare import webdataset
-from tests.prepare.conftest import archive, found, png, prepared
+from tests.prepare.conftest import archive, found, huge, png, prepare, prepared, random_picture
 
 NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
 # ---- archives ----
@@ -116,3 +118,86 @@ def test_archives_without_what_is_needed_fail_before_any_work(tmp_path, members,
     (tmp_path / "a.tar").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=message):
         origin.plan(sorted(os.listdir(tmp_path)))
+
+
+# ---- archives ----
+
+
+def test_archives_are_read_as_webdataset_has_them(tmp_path, script, monkeypatch):
+    good = [random_picture(i) for i in range(8)]
+    members = [
+        ("a/1.png", good[0]),
+        ("a/2.PNG", good[1]),
+        ("a/1.txt", b"one\n\n eins \none"),  # not beside its picture
+        ("a/1.json", b'{"caption": "not this"}'),
+        ("a/2.json", '{"caption": "zwei ü"}'.encode()),
+        ("a/3.png", good[2]),
+        ("a/3.json", b'{"text": "three", "width": 3}'),
+        ("a/3.cls", b"7"),
+        ("a/3.png", good[3]),  # again
+        ("b/4.png", b"I am text"),
+        ("b/4.txt", b"four"),
+        ("b/5.png", good[4]),
+        ("b/5.json", b'{"caption": 5}'),
+        ("b/6.png", good[5]),
+        ("b/6.json", b'{"caption": null}'),
+        ("b/7.png", good[6]),
+        ("b/7.json", b"{broken"),
+        ("b/8.png", good[7]),
+        ("b/8.txt", b"\xff\xfe\xfa"),
+        ("b/9.txt", b"nine"),
+        ("b/10.png", good[0]),
+        ("b/11.png", huge()),
+        ("b/11.txt", b"eleven"),
+        ("b/12.jpg", random_picture(12, "JPEG")),
+        ("b/12.png", random_picture(12)),
+        ("b/13.png", good[0]),
+        ("b/13.json", b'{"caption": "\\ud800"}'),
+        ("b/._14.png", b"hidden"),
+    ]
+    archive(tmp_path / "in" / "sub" / "x.tar", members)
+    # As img2dataset leaves it beside its archives.
+    pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), tmp_path / "in" / "x.parquet")
+    kept, left_out = prepare(script, tmp_path / "in", tmp_path / "out")
+    assert kept == [("one", good[0]), ("eins", good[0]), ("zwei ü", good[1]), ("three", good[2])]
+    assert sorted(left_out) == [
+        ("sub/x.tar:a/3.png", "duplicate key"),
+        ("sub/x.tar:b/10.png", "no caption"),
+        ("sub/x.tar:b/11.png", "too large"),
+        ("sub/x.tar:b/12.jpg", "duplicate key"),
+        ("sub/x.tar:b/13.png", "unreadable caption"),
+        ("sub/x.tar:b/4.png", "undecodable"),
+        ("sub/x.tar:b/5.png", "unreadable caption"),
+        ("sub/x.tar:b/6.png", "no caption"),
+        ("sub/x.tar:b/7.png", "unreadable caption"),
+        ("sub/x.tar:b/8.png", "unreadable caption"),
+        ("sub/x.tar:b/9.txt", "caption without picture"),
+    ]
+    # One file as the input, cut into several parts.
+    monkeypatch.setattr(webdataset, "CUT", 0)
+    monkeypatch.setattr(webdataset, "PART", 3)
+    again, left_again = prepare(script, tmp_path / "in" / "sub" / "x.tar", tmp_path / "cut")
+    assert again == kept and sorted(left_again) == [(f[4:], reason) for f, reason in sorted(left_out)]
+
+
+def test_keys_choose_the_member_and_the_field(tmp_path, script):
+    pairs = [random_picture(i) for i in range(2)]
+    members = [("1.seg.png", b"-"), ("1.orig.png", pairs[0]), ("1.json", b'{"alt": "one", "caption": "no"}')]
+    root = archive(tmp_path / "x.tar", members)
+    kept, _ = prepare(script, root, tmp_path / "out", image_key="orig.png", caption_key="alt")
+    assert kept == [("one", pairs[0])]
+    for options, message in (
+        ({"caption_key": "altt"}, r"got 'altt': it has .*fields of .json: alt \(str\), caption \(str\)"),
+        ({"image_key": "jpg"}, r"got 'jpg': it has seg.png \(file\), orig.png \(file\), json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(script, root, tmp_path / "no", **options)
+    assert sorted(os.listdir(tmp_path)) == ["out", "x.tar"]
+
+
+def test_a_key_may_be_the_extension_of_the_captions(tmp_path, script):
+    root = archive(tmp_path / "x.tar", [("1.png", random_picture(1)), ("1.Caption", b"one"), ("1.json", b"{}")])
+    with pytest.raises(ValueError, match="the extension of the captions, with --caption-key"):
+        prepare(script, root, tmp_path / "no")
+    kept, left_out = prepare(script, root, tmp_path / "out", caption_key=".caption")
+    assert kept == [("one", random_picture(1))] and not left_out

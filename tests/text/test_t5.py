@@ -1,5 +1,4 @@
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from imagen_jax.text import t5, weights
 from imagen_jax.text.encoder import TextEncoder
+from tests.conftest import GOLDENS
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 TINY = json.loads((GOLDENS / "tiny_t5_v1_1" / "config.json").read_text())
 
 

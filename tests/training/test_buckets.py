@@ -1,7 +1,6 @@
 """A run whose directory is a bucket: on a local S3 server, every file of it, by two runs after one another."""
 
 import json
-import threading
 
 import jax
 import numpy as np
@@ -13,33 +12,11 @@ from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import best_sampling, checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
-from imagen_jax.storage import files, locations, locks
+from imagen_jax.storage import files, locations
 from imagen_jax.training import loop, writer
+from tests.conftest import TINY_BERT
 
-pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """s3://bucket of a server on this machine's loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "any",
-            "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +28,10 @@ def preset(tmp_path_factory):
         for e in shapes.examples("train", "single", 16)
     ]
     write_records({"train": records}, folder / "data", name="data", description="Sixteen.")
-    encoder = str(loop.Path(__file__).parents[1] / "goldens/tiny_bert")
     return config.StageConfig(
         image_size=8,
         network=config.UNetConfig((8,), (1,), (False,), embedding=32),
-        text=config.TextConfig(encoder=encoder, width=32, length=12),
+        text=config.TextConfig(encoder=str(TINY_BERT), width=32, length=12),
         data=config.DataConfig(path=str(folder / "data")),
         optim=config.OptimConfig(batch_size=8, warmup_steps=2, ema_decay=0.9),
         run=config.RunConfig(
@@ -231,64 +207,6 @@ def test_a_checkpoint_without_its_last_file_does_not_count(bucket, preset):
     with checkpoint.Checkpoints(place, preset) as checkpoints:
         assert checkpoints.latest_step == 1
     assert not any(name.startswith("checkpoints/2/") for name in names(str(place)))  # removed, as on a disk
-
-
-def quick(url):
-    return locks.BucketLock(url, beat_s=0.1, stale_s=0.6, settle_s=0.05)
-
-
-def test_one_of_several_runs_gets_the_lock(bucket):
-    contenders = [quick(f"{bucket}/locks/many") for _ in range(6)]
-    got = []
-    threads = [threading.Thread(target=lambda each=each: got.append(each.acquire())) for each in contenders]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 5 + [True]
-    for each in contenders:
-        each.release()
-    assert names(f"{bucket}/locks") == set()
-
-
-def test_a_lock_is_refused_while_its_run_lives_and_taken_over_after(bucket):
-    first, second = quick(f"{bucket}/locks/one"), quick(f"{bucket}/locks/one")
-    assert first.acquire()
-    assert not second.acquire()
-    first.check()
-    first._ended.set()  # killed: nothing is removed, and it gives no more signs
-    first._thread.join()
-    assert second.acquire()
-    second.check()
-    second.release()
-    assert names(f"{bucket}/locks") == set()
-
-
-def test_a_run_that_slept_too_long_notices_that_another_has_taken_its_lock(bucket):
-    asleep, other = quick(f"{bucket}/locks/asleep"), quick(f"{bucket}/locks/asleep")
-    assert asleep.acquire()
-    asleep._guard.acquire()  # no beat comes through
-    assert other.acquire()
-    asleep._guard.release()
-    with pytest.raises(OSError, match="another run has taken it"):
-        asleep.check()
-    asleep.release()  # and it does not remove what is the other's
-    other.check()
-    other.release()
-
-
-@pytest.mark.parametrize(
-    ("content", "holder"),
-    [(b"", "an unknown process"), (b"[]", "an unknown process"), (b"{}", "an unknown process"),
-     (b'{"process": 7, "host": "h"}', "process 7 of h")],
-)  # fmt: skip
-def test_a_lock_with_any_content_is_taken_over(bucket, content, holder, capsys):
-    url = f"{bucket}/locks/any-{len(content)}"
-    files.write(locations.location(url, ""), content)
-    lock = quick(url)
-    assert lock.acquire()
-    assert holder in capsys.readouterr().err
-    lock.release()
 
 
 def test_a_bucket_that_is_not_there_is_one_line_and_is_not_made(bucket):

@@ -1,95 +1,22 @@
 """What a run says about itself: metrics, validation, samples, the files they go to, and the watchdog."""
 
 import dataclasses
-import json
-import subprocess
-import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from imagen_jax import chips, sharding
+from imagen_jax import sharding
 from imagen_jax.config import RunConfig
 from imagen_jax.data import sources, transforms
-from imagen_jax.diffusion import losses
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
-from imagen_jax.training import meter as meters
 from imagen_jax.training import monitor as monitors
 from imagen_jax.training import state as states
-from imagen_jax.training import utilisation
-from imagen_jax.training import writer as writers
-
-# --- meter ----------------------------------------------------------------------------------------
-
-
-def metrics(loss, logsnr, skipped=0):
-    """Those of a step with one image of each of these losses and levels."""
-    sums, counts = losses.by_logsnr(jax.numpy.asarray(loss, "float32"), jax.numpy.asarray(logsnr, "float32"))
-    names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
-    scalars = {"grad_norm": 1.0, "learning_rate": 0.1, "ema_distance": 0.5}
-    return scalars | {
-        "loss": jax.numpy.asarray(np.mean(loss)),
-        "skipped": skipped,
-        "sums": dict(zip(names, zip(sums, counts, strict=True), strict=True)),
-    }
 
 
 def settings(config, **run):
     return dataclasses.replace(config, run=dataclasses.replace(RunConfig(), **run))
-
-
-def test_means_are_over_the_steps_that_were_kept(tiny_configs):
-    meter = meters.Meter(settings(tiny_configs[0]), 10)
-    meter.add(metrics([1.0, 3.0], [-7, 0]), 0)
-    meter.add(metrics([np.nan, 1.0], [-7, 0], skipped=1), 2)
-    meter.add(metrics([2.0, 6.0], [0, 7]), 1)
-    values, skipped, hopeless = meter.read(13)
-    assert (values["loss"], values["skipped"], skipped, hopeless, values["undecodable"]) == (
-        3,
-        1,
-        [12],
-        None,
-        3,
-    )
-    by_level = {key.split("/")[1]: value for key, value in values.items() if key.startswith("loss_logsnr/")}
-    assert by_level == {"..-6": 1.0, "-2..2": 2.5, "6..": 6.0}
-    meter.add(metrics([4.0], [0]), 0)
-    assert meter.read(14)[0]["loss"] == 4
-
-
-def test_too_many_skipped_in_a_row_are_hopeless_also_over_two_readings(tiny_configs):
-    meter = meters.Meter(settings(tiny_configs[0], max_skipped=2), 0)
-    for skipped in (0, 1, 1):
-        meter.add(metrics([1.0], [0], skipped), 0)
-    assert meter.read(3)[2] is None
-    meter.add(metrics([1.0], [0], 1), 0)
-    assert meter.read(4)[2] == range(2, 5)
-
-
-def test_utilisation_is_the_work_over_the_peak(tiny_configs, monkeypatch):
-    chip = dataclasses.replace(chips.CHIPS["v4"], flops=1e9)
-    monkeypatch.setattr(chips, "of_kind", lambda kind: chip)
-    monkeypatch.setattr(utilisation, "model_flops_per_image", lambda config: 4e6)  # tested with the plans
-    per_image = utilisation.utilisation_per_image_s(tiny_configs[0], 8)
-    assert per_image == pytest.approx(4e6 / 8e9)
-    meter = meters.Meter(tiny_configs[0], 0, per_image)
-    meter.add(metrics([1.0], [0]), 0)
-    values = meter.read(1)[0]
-    assert values["mfu"] == pytest.approx(values["images_per_s"] * per_image)
-
-
-def test_losses_by_level_are_exclusive_and_complete():
-    rng = np.random.default_rng(0)
-    values, levels = rng.random(100).astype("float32"), rng.uniform(-12, 12, 100).astype("float32")
-    sums, counts = losses.by_logsnr(jax.numpy.asarray(values), jax.numpy.asarray(levels))
-    edges = (-np.inf, *losses.BUCKET_EDGES, np.inf)
-    for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
-        is_in = (levels >= low) & (levels < high)
-        np.testing.assert_allclose(sums[i], values[is_in].sum(), rtol=1e-5)
-        assert counts[i] == is_in.sum()
 
 
 # --- monitor --------------------------------------------------------------------------------------
@@ -234,97 +161,3 @@ def test_no_picture_meets_its_own_caption_where_that_can_be():
             meets_itself = rows % num == np.roll(rows, apart) % num
             assert not meets_itself.any() or (num == 2 and batch_size % 2), (batch_size, num)
             assert num < batch_size or apart == batch_size // 2
-
-
-# --- writer ---------------------------------------------------------------------------------------
-
-
-def test_metrics_and_pictures_are_written_and_those_of_lost_steps_dropped(tiny_configs, tmp_path):
-    from PIL import Image
-
-    for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        with writers.Writer(tmp_path, tiny_configs[0], first) as writer:
-            for step in steps:
-                writer.write(step, {"loss": 1.0 / step, "loss_logsnr/-2..2": 0.5, "grad_norm": float("nan")})
-            writer.picture(steps[-1], "samples", Image.new("RGB", (8, 8), "red"))
-        with (tmp_path / writers.METRICS_FILE).open("a") as file:
-            file.write('{"step": 9, "lo')  # a process that was killed while it wrote
-    rows = [json.loads(line) for line in (tmp_path / writers.METRICS_FILE).read_text().splitlines()[:4]]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[2]["loss"] == pytest.approx(1 / 3)
-    assert not any("grad_norm" in row for row in rows)
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
-        "samples-00000003.png", "samples-00000004.png",
-    ]  # fmt: skip
-    assert len(list(tmp_path.glob("events.*"))) == 2
-
-
-def test_a_disk_that_cannot_be_written_does_not_end_training(tiny_configs, tmp_path, capsys):
-    with writers.Writer(tmp_path, tiny_configs[0], 0) as writer:
-        writer._file.close()
-        writer._file = open("/dev/full", "w", buffering=1)
-        for step in (1, 2):
-            writer.write(step, {"loss": 1.0})
-    assert capsys.readouterr().out.count("Metrics cannot be written") == 1
-
-
-def test_wandb_gets_everything_if_it_is_installed(tiny_configs, tmp_path, monkeypatch):
-    from PIL import Image
-
-    with pytest.raises(ValueError, match="run.wandb must be empty where wandb is not installed"):
-        monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
-        writers.check_wandb("project")
-    calls = []
-    run = types.SimpleNamespace(
-        log=lambda values: calls.append((values["step"], sorted(values))),
-        finish=lambda: calls.append("finished"),
-        define_metric=lambda name, step_metric: calls.append((name, step_metric)),
-    )
-    fake = types.SimpleNamespace(
-        init=lambda **options: calls.append(options) or run, Image=lambda picture: picture
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    config = settings(tiny_configs[0], wandb="project")
-    with writers.Writer(tmp_path / "run", config, 0) as writer:
-        pass
-    (tmp_path / "run").mkdir()
-    calls.clear()
-    with writers.Writer(tmp_path / "run", config, 0) as writer:
-        writer.write(1, {"loss": 1.0})
-        writer.picture(1, "samples", Image.new("RGB", (8, 8)))
-    assert calls[0]["project"] == "project" and calls[0]["resume"] == "allow"
-    assert calls[1:] == [("*", "step"), (1, ["loss", "step"]), (1, ["samples", "step"]), "finished"]
-    first = calls[0]["id"]
-    with writers.Writer(tmp_path / "run", config, 0):
-        assert calls[5]["id"] == first  # the same run goes on
-
-    def refuse(**options):
-        raise RuntimeError("not logged in")
-
-    fake.init = refuse
-    with writers.Writer(tmp_path / "run", config, 1) as writer:
-        writer.write(2, {"loss": 1.0})  # training goes on, and the metrics lie on the disk
-    assert json.loads((tmp_path / "run" / writers.METRICS_FILE).read_text().splitlines()[-1])["step"] == 2
-
-
-# --- watchdog -------------------------------------------------------------------------------------
-
-STUCK = """
-import time
-from imagen_jax.training.stopping import Watchdog
-with Watchdog(4) as watchdog:
-    for _ in range(5):
-        time.sleep(1)
-        watchdog.alive()
-    watchdog.rest()
-    time.sleep(5)
-    watchdog.alive()
-    print("alive", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_is_stuck_ends_itself():
-    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1 and done.stdout == "alive\n"
-    assert "Timeout" in done.stderr and "line 12 in <module>" in done.stderr

@@ -170,3 +170,14 @@ def test_batches_that_do_not_divide_are_refused():
         sharding.check_batch(24, 2, mesh)
     with pytest.raises(ValueError, match="run.fsdp must divide the number of devices 8; got 3"):
         sharding.make_mesh(fsdp=3)
+
+
+def test_parts_of_a_batch_add_up(tiny_configs, tiny_batch):
+    optim = dataclasses.replace(tiny_configs[1].optim, accumulation=4)
+    config = dataclasses.replace(tiny_configs[1], optim=optim)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    objective = lambda params, batch, draws: (params["stem"]["kernel"].sum(), {"a": (batch["x"].sum(), 1.0)})
+    step = jax.jit(make_train_step(config, mesh, objective))
+    _, metrics = step(states.init_state(config, states.abstract_state(config, mesh)), tiny_batch)
+    total, count = metrics["sums"]["a"]
+    np.testing.assert_allclose((total, count), (tiny_batch["x"].sum(), 4), rtol=1e-4)

@@ -1,0 +1,137 @@
+"""The scan over a grid: its loop, its calls of the model, resampling, and the first step that is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import denoisers, samplers, schedules
+from imagen_jax.diffusion.samplers import scan
+from tests.diffusion.gaussian import (
+    ALL,
+    COSINE,
+    denoise,
+    many,
+)
+
+
+def test_trajectory_and_callback_only_when_asked_for():
+    keys, z_1 = many(3)
+    grid = schedules.grid(COSINE, 6)
+    seen = []
+    x, info = samplers.sample(
+        denoise, z_1, grid, return_info=True, trajectory=True,
+        callback=lambda step, x_hat: seen.append((int(step), x_hat.copy())),
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert info.x_hats.shape == (6, 3, 1, 1, 1) and [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(info.x_hats, np.stack([x_hat for _, x_hat in seen]))
+    _, info = samplers.sample(denoise, z_1, grid, return_info=True)
+    assert info.x_hats is None
+    text = str(jax.make_jaxpr(lambda z: samplers.sample(denoise, z, grid))(z_1))
+    assert "callback" not in text and text.count("scan[") == 1
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "unipc order 2"])
+def test_one_traced_loop_whatever_the_number_of_steps(name):
+    size = lambda steps: len(
+        str(
+            jax.make_jaxpr(
+                lambda z: samplers.sample(denoise, z, jnp.linspace(-5, 5, steps + 1), sampler=ALL[name])
+            )(jnp.zeros((1, 1, 1, 1)))
+        )
+    )
+    assert size(200) < 1.2 * size(20)
+
+
+def test_calls_of_the_model():
+    """Heun takes two a step, and one in the last; all others one."""
+
+    def calls(sampler):
+        count = []
+
+        def counted(z_t, logsnr_t):
+            jax.debug.callback(lambda: count.append(1))
+            return denoise(z_t, logsnr_t)
+
+        keys, z_1 = many(1)
+        grid = schedules.grid(COSINE, 5, "rho", sigma_min=0.1, sigma_max=10.0)
+        jax.block_until_ready(samplers.sample(counted, z_1, grid, sampler=sampler, keys=keys))
+        jax.effects_barrier()
+        return len(count)
+
+    assert {name: calls(sampler) for name, sampler in ALL.items()} == {
+        name: 9 if "heun" in name else 5 for name in ALL
+    }
+
+
+# --- RePaint's resampling -------------------------------------------------------------------------
+
+
+def test_resampling_visits_the_levels_in_the_published_order():
+    number, place, before, is_first, back_to = scan._itinerary(steps=5, resample=3, jump=2)
+    assert place.tolist() == [0, 1] * 3 + [2, 3] * 3 + [4] * 3
+    assert before.tolist() == [0, *place.tolist()[:-1]]
+    assert back_to.tolist() == [-1, 0, -1, 0, -1, -1, -1, 2, -1, 2, -1, -1, 4, 4, -1]
+    assert np.flatnonzero(is_first).tolist() == [0, 2, 4, 8, 10, 13, 14]
+    assert number.tolist() == list(range(15))
+
+
+# --- broken estimates and wrong inputs ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_first_broken_step_of_each_image_is_known(value):
+    grid = schedules.grid(COSINE, 6)
+
+    def breaks(z_t, logsnr_t):
+        late = (logsnr_t >= grid[3]) & (jnp.arange(3) == 1)
+        return jnp.where(late[:, None, None, None], value, denoise(z_t, logsnr_t))
+
+    _, z_1 = many(3)
+    _, info = samplers.sample(breaks, z_1, grid, sampler="dpmpp_2m", return_info=True)
+    assert info.broken_at.tolist() == [0, 4, 0]
+
+
+def test_an_estimate_inside_a_step_is_blamed_on_that_step():
+    grid = schedules.grid(COSINE, 6, "rho")
+    breaks = lambda z_t, logsnr_t: jnp.where(
+        (logsnr_t == grid[3])[:, None, None, None] & (z_t > 1e9), 0.0, denoise(z_t, logsnr_t)
+    )
+    calls = lambda z_t, logsnr_t: jnp.where(
+        (logsnr_t > grid[2])[:, None, None, None], jnp.nan, breaks(z_t, logsnr_t)
+    )
+    _, z_1 = many(2)
+    _, info = samplers.sample(calls, z_1, grid, sampler="heun", return_info=True)
+    assert info.broken_at.tolist() == [3, 3]  # the corrector of step 3 looks at level 4
+
+
+def test_stochastic_samplers_and_resampling_need_keys():
+    z_1, grid = jnp.zeros((1, 1, 1, 1)), schedules.grid(COSINE, 2)
+    with pytest.raises(ValueError, match="a stochastic sampler: one for each image"):
+        samplers.sample(denoise, z_1, grid, sampler="ddpm")
+    with pytest.raises(ValueError, match="resample > 1: one for each image"):
+        samplers.sample(denoise, z_1, grid, resample=2)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([5.0, 0.0, -5.0], "must decrease in noise .* got 5 then 0 at step 1"),
+        ([-5.0, 0.0, 0.0], "got 0 then 0 at step 2"),
+        ([-5.0, np.nan, 0.0], "got -5 then nan at step 1"),
+        ([1.0], r"steps T >= 1; got shape \(1,\)"),
+    ],
+)
+def test_wrong_grids(grid, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.sample(denoise, jnp.zeros((1, 1, 1, 1)), jnp.array(grid))
+
+
+def test_a_denoiser_with_memory_keeps_it_from_step_to_step():
+    grid = schedules.grid(COSINE, 5)
+    counting = denoisers.Stateful(
+        lambda z_1: jnp.zeros(()), lambda z_t, logsnr_t, count: (0 * z_t + count, count + 1)
+    )
+    _, info = samplers.sample(counting, jnp.zeros((1, 1, 1, 1)), grid, return_info=True, trajectory=True)
+    assert info.x_hats.ravel().tolist() == [0, 1, 2, 3, 4]
