@@ -192,7 +192,7 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
     """Return the random draws for one batch of training, a function of the arguments alone.
 
     Args:
-      config: of the stage, for `process.cond_drop_prob` and `process.max_aug_level`.
+      config: of the stage, for `cond_drop_prob`, `max_aug_level` and the distribution of times of its `process`.
       key: a PRNG key.
       batch_size: B, images in the batch.
 
@@ -203,10 +203,13 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
     arrays.key("key", key)
     batch_size = checks.whole("batch_size", batch_size, 1)
     uniform = partial(jax.random.uniform, shape=(batch_size,))
+    t, settings = losses.stratified_times(named_key(key, "t"), batch_size), config.process
+    if settings.times == "logit_normal":
+        t = losses.logit_normal(t, settings.logit_normal_mean, settings.logit_normal_std)
     return Draws(
-        t=losses.stratified_times(named_key(key, "t"), batch_size),
-        dropped=uniform(named_key(key, "drop")) < config.process.cond_drop_prob,
-        aug_level=uniform(named_key(key, "aug_level"), maxval=config.process.max_aug_level),
+        t=t,
+        dropped=uniform(named_key(key, "drop")) < settings.cond_drop_prob,
+        aug_level=uniform(named_key(key, "aug_level"), maxval=settings.max_aug_level),
         keys=jax.vmap(partial(jax.random.fold_in, named_key(key, "noise")))(jnp.arange(batch_size)),
     )
 
@@ -293,9 +296,12 @@ def _loss_weight(config: StageConfig, t: jax.Array, logsnr_t: jax.Array) -> jax.
         return losses.plain(logsnr_t)
     if settings.loss_weight == "min_snr":
         return losses.min_snr(logsnr_t, settings.prediction, settings.min_snr_gamma, settings.min_snr_floor)
-    return losses.sigmoid(
-        logsnr_t, settings.prediction, losses.rate(schedule(config), t), settings.sigmoid_bias
-    )
+    if settings.loss_weight == "v":
+        return losses.v(logsnr_t, settings.prediction, settings.v_cap)
+    rate = losses.rate(schedule(config), t)
+    if settings.times == "logit_normal":
+        rate /= losses.logit_normal_density(t, settings.logit_normal_mean, settings.logit_normal_std)
+    return losses.sigmoid(logsnr_t, settings.prediction, rate, settings.sigmoid_bias)
 
 
 def condition_on_low_res(

@@ -10,7 +10,7 @@ import pytest
 from imagen_jax import config as C
 from imagen_jax import image_keys, resize, sample_cascade, stage
 from imagen_jax.config.validation import validate
-from imagen_jax.diffusion import schedules
+from imagen_jax.diffusion import losses, schedules
 from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.structs import Cond, TextCond
 
@@ -160,6 +160,20 @@ def test_a_network_is_given_the_noise_level_that_it_asks_for(pixelwise, tiny_tex
     made = stage.Stage(params, dataclasses.replace(pixelwise, process=process))
     x_hat = made.denoise(jnp.zeros((7, 5, 5, 3)), jnp.zeros(7), Cond(tiny_text))
     np.testing.assert_allclose(x_hat, 0.5 * jax.nn.sigmoid(0.5), rtol=1e-5)
+
+
+def test_the_sigmoid_loss_is_divided_by_the_density_of_logit_normal_times(pixelwise, tiny_batch):
+    params = jax.tree.map(jnp.ones_like, jax.jit(stage.init, static_argnums=0)(pixelwise, jax.random.key(0)))
+    batch, of = batch_of(tiny_batch, 5), jax.jit(stage.image_losses, static_argnums=1)
+    process = dataclasses.replace(pixelwise.process, loss_weight="sigmoid")
+    uniform, normal = (
+        dataclasses.replace(pixelwise, process=dataclasses.replace(process, times=times))
+        for times in ("uniform", "logit_normal")
+    )
+    draws, before = stage.draw(normal, jax.random.key(0), 8), stage.draw(uniform, jax.random.key(0), 8).t
+    np.testing.assert_allclose(draws.t, losses.logit_normal(before, 0.8, 0.8))
+    expected = of(params, uniform, batch, draws)[0] / losses.logit_normal_density(draws.t, 0.8, 0.8)
+    np.testing.assert_allclose(of(params, normal, batch, draws)[0], expected, rtol=1e-5)
 
 
 @NETWORKS.register("pixelwise_with_variance")

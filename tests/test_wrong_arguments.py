@@ -566,6 +566,9 @@ FUNCTIONS = {
         losses.sigmoid,
         {"logsnr_t": LEVELS, "prediction": "v", "rate_t": LEVELS, "bias": 2.0},
     ),
+    "losses.v": (losses.v, {"logsnr_t": LEVELS, "prediction": "x", "cap": 400.0}),
+    "losses.logit_normal": (losses.logit_normal, {"u": LEVELS + 0.5, "mean": 0.8, "std": 0.8}),
+    "losses.logit_normal_density": (losses.logit_normal_density, {"t": LEVELS + 0.5, "mean": 0.8, "std": 0.8}),
     "losses.stratified_times": (losses.stratified_times, {"key": jax.random.key(0), "num": 4}),
     "losses.rate": (losses.rate, {"schedule": COSINE, "t": LEVELS + 0.5}),
     "losses.denoising_loss": (
@@ -673,6 +676,8 @@ FUNCTIONS = {
         ("guidance.oscillating", {"guidance_scale": 10**30, "start": -1}, "start must be at least 0; got -1"),
         ("guidance.classifier_free", {"null": jax.eval_shape(lambda: X)}, r"null must be a pytree of arrays"),
         ("losses.sigmoid", {"bias": 10**30, "prediction": ()}, "prediction must be one of"),
+        ("losses.v", {"cap": 0.5}, r"cap must be in \[1, inf\); got 0.5"),
+        ("losses.logit_normal", {"std": 0.0}, "std must be positive; got 0.0"),
         ("losses.min_snr", {"floor": 6.0}, "floor must be at most gamma, 5; got 6.0"),
     ],
 )

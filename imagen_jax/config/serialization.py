@@ -69,7 +69,23 @@ _ADDED_IN_1: dict[str, dict[str, Any]] = {
         "sample_every": 0, "sample_images": 8, "prompts": (), "wandb": "",
     },
 }  # fmt: skip
-_UPGRADES = (_upgrade_from_0,)  # the function at index i makes version i + 1 of version i
+
+
+def _upgrade_from_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a dict of before there were patches in U-Nets, the v weight, and times other than uniform."""
+    for part, added in _ADDED_IN_2.items():
+        own = data.get(part)
+        if isinstance(own, dict) and own.get("kind") in (None, "unet", "efficient_unet"):
+            data = data | {part: added | own}
+    return data
+
+
+_ADDED_IN_2: dict[str, dict[str, Any]] = {
+    "network": {"patch_size": 1, "patch_transform": "space_to_depth"},
+    "process": {"v_cap": 400.0, "times": "uniform", "logit_normal_mean": 0.8, "logit_normal_std": 0.8},
+}
+
+_UPGRADES = (_upgrade_from_0, _upgrade_from_1)  # the function at index i makes version i + 1 of version i
 VERSION = len(_UPGRADES)
 
 

@@ -29,7 +29,7 @@ class ProcessConfig:
     """Stretch the schedule so that z at t = 1 is pure noise; not for prediction eps."""
     prediction: Literal["x", "eps", "v", "edm"] = "v"
     """What the network predicts."""
-    loss_weight: Literal["plain", "min_snr", "sigmoid"] = "plain"
+    loss_weight: Literal["plain", "min_snr", "sigmoid", "v"] = "plain"
     """Weight of the loss by log-SNR."""
     min_snr_gamma: float = 5.0
     """min_snr: largest weight on MSE(x)."""
@@ -37,6 +37,15 @@ class ProcessConfig:
     """min_snr: least weight on MSE(x); 1 is the truncated SNR."""
     sigmoid_bias: float = 2.0
     """sigmoid: larger weighs fine detail more; about 2 for 64x64, smaller for larger images."""
+    v_cap: float = 400.0
+    """v: largest weight on MSE(x); up to there it is the plain loss of prediction v."""
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """Distribution of the times of training in [0, 1]; the loss depends on it, except with loss_weight sigmoid, which
+    divides by its density."""
+    logit_normal_mean: float = 0.8
+    """logit_normal: mean of log(t / (1 - t)); above 0, most pictures are noisy."""
+    logit_normal_std: float = 0.8
+    """logit_normal: standard deviation of log(t / (1 - t))."""
     cond_drop_prob: float = 0.1
     """Share of captions dropped in training for classifier-free guidance, in [0, 1); 0: the stage cannot be guided."""
     max_aug_level: float = 1.0

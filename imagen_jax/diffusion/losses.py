@@ -40,7 +40,8 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
     Args:
       logsnr_t: [B].
       prediction: what the network returns.
-      rate_t: [B] -dlogsnr/dt; it makes the loss independent of the schedule that t is drawn on.
+      rate_t: [B] -dlogsnr/dt over the density of t (1 for uniform times); it makes the loss independent of the
+        schedule that t is drawn on and of the distribution of t.
       bias: larger weighs fine detail more; about 2 for 64x64, smaller for larger images.
     """
     arrays.array("logsnr_t", logsnr_t)
@@ -50,10 +51,40 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
     return rate_t / 2 * jnp.exp(on_x - _log_mse_ratio(logsnr_t, prediction))
 
 
+def v(logsnr_t: jax.Array, prediction: str, cap: float = 400.0) -> jax.Array:
+    """min(SNR + 1, cap) on MSE(x), whatever the prediction: below the cap, 1 on MSE(v); [B], as logsnr_t.
+
+    A network that predicts x minimises the loss of v with it (Li & He 2025, JiT). The weight grows without bound as
+    noise vanishes; a `cap` of 400 is JiT's least noise level of 0.05, squared and inverted.
+    """
+    arrays.array("logsnr_t", logsnr_t)
+    cap = checks.number("cap", cap, "[1, inf)")
+    log_weight = jnp.minimum(jax.nn.softplus(logsnr_t), jnp.log(cap))
+    return jnp.exp(log_weight - _log_mse_ratio(logsnr_t, prediction))
+
+
 def stratified_times(key: jax.Array, num: int) -> jax.Array:
     """[num] times from `key`, each uniform in [0, 1), one in every interval of length 1/num (Kingma et al. 2021)."""
     checks.whole("num", num, 1)
     return (jax.random.uniform(arrays.key("key", key)) + jnp.arange(num, dtype=jnp.float32) / num) % 1.0
+
+
+def logit_normal(u: jax.Array, mean: float, std: float) -> jax.Array:
+    """Return times t with log(t / (1 - t)) normal, of u [B] uniform in [0, 1); increasing in u, so strata stay strata.
+
+    (Esser et al. 2024, section 3.1.) Mean and standard deviation 0.8 are those of pMF and JiT, for a t that is 1 where
+    there is noise alone.
+    """
+    mean, std = checks.number("mean", mean), checks.number("std", std, "(0, inf)")
+    logit = mean + std * jax.scipy.special.ndtri(jnp.asarray(arrays.real("u", u), jnp.float32))
+    return jnp.clip(jax.nn.sigmoid(logit), 2**-24, 1 - 2**-24)
+
+
+def logit_normal_density(t: jax.Array, mean: float, std: float) -> jax.Array:
+    """Return the density at t [B] of the times of `logit_normal`."""
+    mean, std = checks.number("mean", mean), checks.number("std", std, "(0, inf)")
+    t = jnp.asarray(arrays.real("t", t), jnp.float32)
+    return jax.scipy.stats.norm.pdf(jax.scipy.special.logit(t), mean, std) / (t * (1 - t))
 
 
 def rate(schedule: Schedule, t: jax.Array) -> jax.Array:

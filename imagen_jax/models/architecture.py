@@ -1,9 +1,10 @@
 """Checks of what the configurations of U-Nets have in common."""
 
-from typing import Any
+from typing import Any, get_args
 
 from imagen_jax import checks
 from imagen_jax.checks import require
+from imagen_jax.models.patches import PATCH_SIZES, PatchTransform
 
 MAX_CHANNELS = 2**16
 MAX_BLOCKS = 64  # at one resolution: more take minutes to trace
@@ -13,7 +14,8 @@ def check_levels(config: Any, flags: tuple[str, ...], prefix: str) -> None:
     """Check the fields that U-Nets have in common.
 
     Args:
-      config: has channels and num_res_blocks, tuples with one entry for each resolution, embedding and dropout.
+      config: has channels and num_res_blocks, tuples with one entry for each resolution, embedding, dropout,
+        patch_size and patch_transform.
       flags: names of its fields that are tuples of one bool for each resolution.
       prefix: of the fields' names in messages.
 
@@ -38,3 +40,6 @@ def check_levels(config: Any, flags: tuple[str, ...], prefix: str) -> None:
     checks.whole(f"{prefix}embedding", config.embedding, 8, MAX_CHANNELS)
     require(config.embedding % 4 == 0, f"{prefix}embedding", "be a multiple of 4", config.embedding)
     checks.number(f"{prefix}dropout", config.dropout, "[0, 1)")
+    is_known = checks.is_whole(config.patch_size) and config.patch_size in PATCH_SIZES
+    require(is_known, f"{prefix}patch_size", f"be one of {', '.join(map(str, PATCH_SIZES))}", config.patch_size)
+    checks.choice(f"{prefix}patch_transform", config.patch_transform, get_args(PatchTransform))

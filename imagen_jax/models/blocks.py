@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.layers import Dtype, GroupNorm, conv3x3, downsample, upsample
 from imagen_jax.models.network import Remat
+from imagen_jax.models.patches import unpatchify
 from imagen_jax.sharding import constrain_activations
 from imagen_jax.structs import TextCond
 
@@ -154,15 +155,17 @@ def output_layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax
     """Return norm, SiLU and a convolution of h, [B, H, W, out_channels] in float32; zero at initialisation.
 
     Args:
-      parent: the module that owns these layers, with attributes out_channels, dtype (of the norm) and remat (any but
-        "none": the backward pass computes these layers again).
-      h: [B, H, W, C].
+      parent: the module that owns these layers, with attributes out_channels, patch_size (p), patch_transform, dtype
+        (of the norm) and remat (any but "none": the backward pass computes these layers again).
+      h: [B, H/p, W/p, C].
       emb: [B, E] for FiLM in the norm; None: no FiLM.
     """
 
     def layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
         h = nn.silu(GroupNorm(parent.dtype, name="norm_out")(h, emb))
-        return conv3x3(parent.out_channels, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
+        features = parent.out_channels * parent.patch_size**2
+        h = conv3x3(features, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
+        return unpatchify(h, parent.patch_size, parent.patch_transform)
 
     return (layers if parent.remat == "none" else nn.remat(layers))(parent, h, emb)
 

@@ -15,6 +15,7 @@ from imagen_jax.models.blocks import Block, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
 from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
+from imagen_jax.models.patches import PatchTransform
 from imagen_jax.structs import Cond
 
 
@@ -25,7 +26,7 @@ class EfficientUNetConfig(NetworkConfig):
     before its blocks."""
 
     stem_channels: int = 128
-    """Channels of the first convolution, at full resolution."""
+    """Channels of the first convolution, at full resolution (that of the patches)."""
     channels: tuple[int, ...] = (128, 256, 512, 1024)
     """Channels at each level."""
     num_res_blocks: tuple[int, ...] = (2, 4, 8, 8)
@@ -40,10 +41,15 @@ class EfficientUNetConfig(NetworkConfig):
     """Heads of each attention layer."""
     dropout: float = 0.0
     """Dropout rate inside residual blocks while training, in [0, 1)."""
+    patch_size: int = 1
+    """Side p of the patches of pixels that are channels inside the network, 1, 2, 4, 8 or 16: it computes at 1/p of the
+    resolution."""
+    patch_transform: PatchTransform = "space_to_depth"
+    """How patches become channels: their pixels as they are, or the coefficients of a Haar wavelet transform."""
 
     @property
     def stride(self) -> int:
-        return 2 ** len(self.channels)
+        return self.patch_size * 2 ** len(self.channels)
 
     needs_low_res = True
 
@@ -69,7 +75,7 @@ class EfficientUNet(nn.Module):
     A level halves the resolution before its blocks on the way down and doubles it after its blocks on the way up. The
     output of each residual block is concatenated to the input of its counterpart on the way up; residual sums are
     divided by sqrt(2). The stem's output is concatenated before the output layer, since nothing else carries z_t at
-    full resolution.
+    full resolution. With patches, "full" is their resolution.
 
     Attributes:
       stem_channels: of the convolution at full resolution.
@@ -78,7 +84,7 @@ class EfficientUNet(nn.Module):
       cross_attention: attention over the text alone after a level's blocks.
       embedding: width of the conditioning vector and of the text tokens inside the network.
       num_heads: of both; their inner width is twice the channels (figure A.28).
-      dropout, out_channels, dtype, scan, remat: as in `UNet`.
+      dropout, patch_size, patch_transform, out_channels, dtype, scan, remat: as in `UNet`.
     """
 
     channels: tuple[int, ...]
@@ -89,6 +95,8 @@ class EfficientUNet(nn.Module):
     embedding: int = 512
     num_heads: int = 8
     dropout: float = 0.0
+    patch_size: int = 1
+    patch_transform: PatchTransform = "space_to_depth"
     out_channels: int = 3
     dtype: Dtype = jnp.float32
     scan: bool = False
@@ -99,7 +107,7 @@ class EfficientUNet(nn.Module):
         """Return the prediction [B, H, W, out_channels] in float32.
 
         Args:
-          z_t: [B, H, W, C] with H and W multiples of 2^levels.
+          z_t: [B, H, W, C] with H and W multiples of patch_size 2^levels.
           logsnr_t: [B].
           cond: of B rows.
           train: turns dropout on; needs the rng "dropout".
@@ -126,7 +134,8 @@ class EfficientUNet(nn.Module):
             head_dim = 2 * self.channels[level] // self.num_heads
             return TextAttention(self.num_heads, head_dim, over_pixels, self.dtype, name=name)(h, text)
 
-        stem = InputConv(self.stem_channels, self.dtype, name="stem")(z_t, conditioning_images(cond))
+        conv_in = InputConv(self.stem_channels, self.dtype, self.patch_size, self.patch_transform, name="stem")
+        stem = conv_in(z_t, conditioning_images(cond))
         h, skips = stem, []
 
         for level, width in enumerate(self.channels):  # DBlocks

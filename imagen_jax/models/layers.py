@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import reduce, repeat
 
 from imagen_jax.models.convolution import conv_general_dilated
+from imagen_jax.models.patches import PatchTransform, patchify
 
 Dtype = Any
 zeros = nn.initializers.zeros_init()
@@ -44,14 +45,25 @@ def cached(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
 
 
 class InputConv(nn.Module):
-    """3x3 convolution of z_t and the conditioning images; the terms of the latter are cached."""
+    """3x3 convolution of the patches of z_t and of the conditioning images; the terms of the latter are cached.
+
+    Attributes:
+      features: of the output.
+      dtype: of the computation.
+      patch_size, patch_transform: see `patches.patchify`.
+    """
 
     features: int
     dtype: Dtype
+    patch_size: int = 1
+    patch_transform: PatchTransform = "space_to_depth"
 
     @nn.compact
     def __call__(self, z_t: jax.Array, images: jax.Array | None) -> jax.Array:
-        """Return [B, H, W, features] of z_t [B, H, W, C] and images [B, H, W, C']."""
+        """Return [B, H/p, W/p, features] of z_t [B, H, W, C] and images [B, H, W, C']."""
+        z_t, images = (
+            None if a is None else patchify(a, self.patch_size, self.patch_transform) for a in (z_t, images)
+        )
         channels = z_t.shape[-1] + (0 if images is None else images.shape[-1])
         kernel_shape = (3, 3, channels, self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, kernel_shape).astype(self.dtype)

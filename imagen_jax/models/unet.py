@@ -14,6 +14,7 @@ from imagen_jax.models.blocks import Block, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
 from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
+from imagen_jax.models.patches import PatchTransform
 from imagen_jax.structs import Cond
 
 
@@ -34,10 +35,15 @@ class UNetConfig(NetworkConfig):
     """Channels of each attention head."""
     dropout: float = 0.0
     """Dropout rate inside residual blocks while training, in [0, 1)."""
+    patch_size: int = 1
+    """Side p of the patches of pixels that are channels inside the network, 1, 2, 4, 8 or 16: it computes at 1/p of the
+    resolution."""
+    patch_transform: PatchTransform = "space_to_depth"
+    """How patches become channels: their pixels as they are, or the coefficients of a Haar wavelet transform."""
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_size * 2 ** (len(self.channels) - 1)
 
     def check(self, prefix: str = "") -> None:
         """Raise a ValueError for fields that `UNet` cannot be built with; their names begin with `prefix`."""
@@ -64,6 +70,7 @@ class UNet(nn.Module):
       embedding: width of the conditioning vector and of the text tokens inside the network.
       head_dim: width of an attention head.
       dropout: rate in the residual blocks when training.
+      patch_size, patch_transform: of the input and the output; see `patches.patchify`.
       out_channels: of the output.
       dtype: of the computation; parameters are float32.
       scan, remat: how the blocks are compiled and what is kept for the backward pass; see `blocks.run_blocks`.
@@ -75,6 +82,8 @@ class UNet(nn.Module):
     embedding: int = 2048
     head_dim: int = 64
     dropout: float = 0.0
+    patch_size: int = 1
+    patch_transform: PatchTransform = "space_to_depth"
     out_channels: int = 3
     dtype: Dtype = jnp.float32
     scan: bool = False
@@ -85,7 +94,7 @@ class UNet(nn.Module):
         """Return the prediction [B, H, W, out_channels] in float32.
 
         Args:
-          z_t: [B, H, W, C] with H and W multiples of 2^(levels - 1).
+          z_t: [B, H, W, C] with H and W multiples of patch_size 2^(levels - 1).
           logsnr_t: [B].
           cond: of B rows.
           train: turns dropout on; needs the rng "dropout".
@@ -115,7 +124,8 @@ class UNet(nn.Module):
             rng = self.make_rng("dropout") if use_dropout else None
             return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng)
 
-        h = InputConv(self.channels[0], self.dtype, name="conv_in")(z_t, conditioning_images(cond))
+        conv_in = InputConv(self.channels[0], self.dtype, self.patch_size, self.patch_transform, name="conv_in")
+        h = conv_in(z_t, conditioning_images(cond))
         skips = [h]
         last = len(self.channels) - 1
 

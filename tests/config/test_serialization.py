@@ -14,7 +14,7 @@ def without_version(config):
     data = C.to_dict(config)
     del data["version"]
     data["cond_image_channels"] = data.pop("control_channels")
-    for part, added in serialization._ADDED_IN_1.items():
+    for part, added in (*serialization._ADDED_IN_1.items(), *serialization._ADDED_IN_2.items()):
         data[part] = {name: value for name, value in data[part].items() if name not in added}
     return data
 
@@ -23,6 +23,14 @@ def test_json_survives_and_begins_with_its_version(tiny_configs):
     for config in tiny_configs:
         data = json.loads(json.dumps(C.to_dict(config)))
         assert next(iter(data.items())) == ("version", serialization.VERSION)
+        assert C.from_dict(data) == config
+
+
+def test_files_of_version_1_have_whole_images_and_uniform_times(tiny_configs):
+    for config in tiny_configs:
+        data = C.to_dict(config) | {"version": 1}
+        for part, added in serialization._ADDED_IN_2.items():
+            data[part] = {name: value for name, value in data[part].items() if name not in added}
         assert C.from_dict(data) == config
 
 

@@ -18,6 +18,11 @@ def replace(config, path, value):
     [
         (0, "image_size", 9, "image_size must be a positive multiple of the network's total stride 2"),
         (1, "image_size", 18, "total stride 4"),
+        (0, "network.patch_size", 8, "image_size must be a positive multiple of the network's total stride 16; got 8"),
+        (1, "network.patch_size", 8, "network's total stride 32; got 16"),
+        (0, "process.v_cap", 0.5, r"process.v_cap must be in \[1, 1e\+09\]; got 0.5"),
+        (0, "process.times", "cosine", "process.times must be one of uniform, logit_normal; got 'cosine'"),
+        (0, "process.logit_normal_std", 0.0, r"process.logit_normal_std must be in \[0.1, 10\]; got 0.0"),
         (1, "low_res_size", None, "low_res_size must be set for a super-resolution stage"),
         (1, "low_res_size", 16, "smaller than image_size 16"),
         (0, "optim.accumulation", 3, "multiple of optim.accumulation 3; got 8"),

@@ -128,6 +128,8 @@ NO_ATTENTION = {"network.attention": (False, False), "network.num_res_blocks": (
         ("base", {"image_channels": 1024, "control_channels": 5, "text.width": 1, "text.length": 2**16}),
         ("base", {"network.embedding": 12, "text.length": 1, "process.cond_drop_prob": np.float32(0.5)}),
         ("base", {"process.loss_weight": "min_snr", "process.min_snr_gamma": 1e-9, "optim.warmup_steps": 0}),
+        ("base", {"network.patch_size": 8, "network.patch_transform": "haar", "process.loss_weight": "v"}),
+        ("sr", {"network.patch_size": 4, "process.times": "logit_normal", "process.loss_weight": "sigmoid"}),
         (
             "base",
             {"process.loss_weight": "sigmoid", "process.sigmoid_bias": -50.0, "optim.decay_steps": 10**9},

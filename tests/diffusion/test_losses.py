@@ -26,9 +26,20 @@ def test_weights_do_not_depend_on_the_prediction(prediction):
     np.testing.assert_allclose(min_snr, np.minimum(SNR, 5) * x_mse, rtol=2e-3)
     floored = loss_of_the_same_estimate(prediction, losses.min_snr(LOGSNR, prediction, 5.0, floor=1.0))
     np.testing.assert_allclose(floored, np.clip(SNR, 1, 5) * x_mse, rtol=2e-3)
+    v = loss_of_the_same_estimate(prediction, losses.v(LOGSNR, prediction, cap=100.0))
+    np.testing.assert_allclose(v, np.minimum(SNR + 1, 100) * x_mse, rtol=2e-3)
     rate = jnp.ones_like(LOGSNR)
     sigmoid = loss_of_the_same_estimate(prediction, losses.sigmoid(LOGSNR, prediction, rate, bias=1.0))
     np.testing.assert_allclose(sigmoid, SNR * x_mse / (1 + np.exp(np.asarray(LOGSNR) - 1)) / 2, rtol=2e-3)
+
+
+def test_x_prediction_with_weight_v_has_the_loss_of_v():
+    """Of a network that predicts x, the loss is the mean squared error of v, below the cap."""
+    x_hat = X + ERROR
+    error = process.v_from(Z, x_hat, LOGSNR, "x") - process.target(X, EPS, LOGSNR, "v")
+    got = loss_of_the_same_estimate("x", losses.v(LOGSNR, "x", cap=1e6))
+    np.testing.assert_allclose(got, np.mean(np.square(error), axis=(1, 2, 3)), rtol=2e-3)
+    np.testing.assert_allclose(losses.v(LOGSNR, "v", cap=1e6), np.ones(7), rtol=1e-5)
 
 
 def test_plain_is_the_mean_squared_error():
@@ -63,3 +74,16 @@ def test_losses_by_level_are_exclusive_and_complete():
         is_in = (levels >= low) & (levels < high)
         np.testing.assert_allclose(sums[i], values[is_in].sum(), rtol=1e-5)
         assert counts[i] == is_in.sum()
+
+
+def test_logit_normal_times_have_their_quantiles_and_their_density():
+    u = (jnp.arange(4000) + 0.5) / 4000
+    t = np.asarray(losses.logit_normal(u, 0.8, 0.6))
+    logit = np.log(t / (1 - t))
+    assert (np.diff(t) > 0).all() and t.min() > 0 and t.max() < 1
+    np.testing.assert_allclose([logit.mean(), logit.std()], [0.8, 0.6], atol=2e-3)
+    slope = np.gradient(t, np.asarray(u))  # dt/du of a quantile function is 1 over the density
+    inner = slice(40, -40)
+    np.testing.assert_allclose(losses.logit_normal_density(t, 0.8, 0.6)[inner], 1 / slope[inner], rtol=5e-3)
+    ends = losses.logit_normal(jnp.array([0.0, 1 - 2**-24]), 5.0, 10.0)
+    assert 0 < ends[0] and ends[1] < 1 and jnp.isfinite(losses.logit_normal_density(ends, 5.0, 10.0)).all()

@@ -41,6 +41,23 @@ def test_remat_costs_work_and_saves_memory(tiny_configs):
     assert plain.flops / 64 == pytest.approx(plain.model_flops_per_image, rel=0.1)
 
 
+def test_patches_save_work_and_memory(tiny_configs):
+    """A network of 4x4 patches of 32x32 pixels does what one of 8x8 pixels does, but in its first and last layers."""
+    at = lambda size, patch_size: estimate(
+        dataclasses.replace(
+            tiny_configs[0],
+            image_size=size,
+            network=dataclasses.replace(tiny_configs[0].network, patch_size=patch_size),
+        ),
+        "train",
+        1,
+    )
+    whole, patched, small = at(32, 1), at(32, 4), at(8, 1)
+    outer = 3 * 2 * 9 * 8 * 8 * 2 * 8 * (48 - 3) * 8  # 45 channels more in and out of 8, and no gradient of the input
+    assert 0 < patched.model_flops_per_image - small.model_flops_per_image <= outer
+    assert patched.temporary_bytes < 0.3 * whole.temporary_bytes
+
+
 def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     sampled = lambda **options: estimate(
         dataclasses.replace(tiny_configs[0], sampling=C.override(tiny_configs[0].sampling, options)),
