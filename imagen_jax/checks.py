@@ -36,6 +36,11 @@ def error(name: str, rule: str, got: Any, fix: str = "") -> ValueError:
     return ValueError(f"{name} must {rule}; got {shown(got)}{f': {fix}' if fix else ''}.")
 
 
+def within(where: Any, error: ValueError) -> ValueError:
+    """Return the error of a value inside a file or another value: `WHERE: NAME must RULE; ...`."""
+    return ValueError(f"{where}: {error}")
+
+
 class Verbatim(str):
     """Text that messages show as it is, without quotes."""
 

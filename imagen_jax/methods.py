@@ -128,5 +128,5 @@ def make_flat(cls: type, options: Mapping[str, Any], prefix: str = "") -> Any:
     try:
         return cls(**{known[name].field: value for name, value in options.items() if name in known})
     except ValueError as error:
-        first, _, rest = str(error).partition(" ")
-        raise ValueError(f"{names.get(first, first)} {rest}") from None
+        field, _, rest = str(error).partition(" must ")
+        raise ValueError(f"{names.get(field, field)} must {rest}") from None

@@ -1,6 +1,6 @@
 """Every message that the package can raise has the one form `NAME must RULE; got VALUE: FIX.`
 
-The source is read, not run: of each error that is raised, the text with `{}` for each value that is put in. The fix may
+The source is read, not run: of each error that is made, the text with `{}` for each value that is put in. The fix may
 be missing where the rule says already what to give; and where what was found is the state of a file, a disk or a
 process, a clause says it: `--output must be writable; /data is not (Read-only file system): name another.`
 `python tests/test_messages.py` prints those of another form.
@@ -21,13 +21,17 @@ FORM = re.compile(r"\S[^\n]* must [^\n]+; [^\n]+\.")
 BUILDERS = {"error": (1, 3), "require": (2, 4)}
 # Errors of the user's input. Of another form are those of disks and of training (OSError, FloatingPointError), and
 # classes of the package's own that hold a reason for another message, such as Unusable("animation").
-ERRORS = {"ValueError", "TypeError"}
-# (file, beginning of the message): why it has another form.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+ERRORS = {"ValueError", "TypeError", "ChangedError", "DamagedFileError", "UndecodableError"}
+# (file, beginning of the message): why the form is not seen in the source.
+EXCEPTIONS = {
+    ("checks.py", "{}: {}"): "another message of the form, behind the name of a file",
+    ("methods.py", "{} must {}"): "another message of the form, with another name",
+    ("data/reader.py", "{}, nor can"): "another message of the form, with one clause more",
+}
 
 
 class Message(NamedTuple):
-    """A message in the source: its file and line, the class that is raised, and its text; None if it is computed."""
+    """A message in the source: its file and line, the class of the error, and its text; None if it is computed."""
 
     file: str
     line: int
@@ -53,13 +57,11 @@ def name_of(call: ast.Call) -> str:
 
 
 def messages(path: Path) -> Iterator[Message]:
-    """Every message that a file raises."""
+    """Every message of an error that a file makes."""
     file = str(path.relative_to(PACKAGE))
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            kind = name_of(node.exc)
-            if kind in ERRORS:
-                yield Message(file, node.lineno, kind, text_of(node.exc.args[0]))
+        if isinstance(node, ast.Call) and node.args and name_of(node) in ERRORS:
+            yield Message(file, node.lineno, name_of(node), text_of(node.args[0]))
 
 
 def rules(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -86,7 +88,6 @@ def deviating(path: Path) -> list[Message]:
     ]
 
 
-@pytest.mark.xfail(reason="not all messages are mended", strict=False)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_messages_have_the_one_form(path):
     assert deviating(path) == []

@@ -16,6 +16,8 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from imagen_jax import checks
+from imagen_jax.checks import Verbatim
 from imagen_jax.cli import sampling_options
 from imagen_jax.config import SamplingConfig
 from imagen_jax.methods import docstrings as docstrings
@@ -91,7 +93,7 @@ def as_typed(message: str, known: Container[str]) -> str:
         name = match[0].replace("_", "-")
         return f"--{name}" if name in known else match[0]
 
-    first = re.match(r"[a-z]\w*(\.\w+)*(?=( and \w+)?(\[\d+\])? (must|needs) )", message)
+    first = re.match(r"[a-z]\w*(\.\w+)*(?=( and \w+)?(\[\d+\])? must )", message)
     if first is None or first[0].replace("_", "-") not in known:
         return message
     rest = re.sub(r"(?<![\w./'\"-])[a-z]+[._]\w+(\.\w+)*(?![\w/'\"-]|\.\w)", typed, message[first.end() :])
@@ -127,7 +129,7 @@ def check(args: list[str], known: Mapping[str, Field]) -> None:
             if last.startswith("no-"):
                 field, is_negated = known.get(head + dot + last[3:]), True
             if field is None or not field.is_flag:
-                raise ValueError(_unknown(name, values, known))
+                raise _unknown(name, values, known)
             name = head + dot + last[3:]
         counts[name] += 1
         if counts[name] > 1:
@@ -158,15 +160,16 @@ def _shown(values: list[str]) -> str:
     return " ".join(map(repr, values)) if values else "no value"
 
 
-def _unknown(name: str, values: list[str], known: Mapping[str, Field]) -> str:
+def _unknown(name: str, values: list[str], known: Mapping[str, Field]) -> ValueError:
+    help = "--help lists all options"
     if not name:
-        return f"options must begin with two dashes; got {_shown(values)}: --help lists all options."
+        return checks.error("options", "begin with two dashes", Verbatim(_shown(values)), help)
     ends = {option.rpartition(".")[2]: option for option in reversed(known)}
     near = difflib.get_close_matches(name, known, 1, 0.6) or [
         ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], ends, 1, 0.7)
     ]
     fix = f"did you mean --{near[0]}? " if near else ""
-    return f"--{name} is no option: {fix}--help lists all options."
+    return checks.error("options", "be those of this command", Verbatim(f"--{name}"), fix + help)
 
 
 def _nearest(hint: Any, values: list[str]) -> str:

@@ -124,6 +124,5 @@ def _tyro(kind: type, description: str, args: list[str]) -> Any:
         if not stop.code:
             raise
         words = [line.strip("│╭╰╮╯─ \n") for line in printed.getvalue().splitlines()]
-        raise ValueError(
-            " ".join(word for word in words if word) or "the options could not be read"
-        ) from None
+        reason = " ".join(word for word in words if word) or "no reason is known"
+        raise ValueError(f"options must be readable; they are not ({reason}): --help lists all options.") from None

@@ -124,8 +124,8 @@ def repeat(options: Options) -> None:
     if others:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
         raise ValueError(
-            f"--from-png must stand without {names}: the record in the picture has them. Leave them out, or leave "
-            "--from-png out and give all options anew."
+            f"--from-png must stand without options that the record in the picture has; got {names}: leave them out, "
+            "or leave --from-png out and give all options anew."
         )
     if options.output is not None:
         files.check_directory(options.output, "--output")
@@ -157,7 +157,8 @@ def inputs(options: Options) -> dict[str, Path]:
 
 def read_prompts(options: Options) -> list[str]:
     if bool(options.prompts) == (options.prompts_file is not None):
-        raise ValueError('Give either --prompts "..." or --prompts-file FILE.')
+        got = "both" if options.prompts else "neither"
+        raise ValueError(f"--prompts or --prompts-file must be given, and not both; got {got}.")
     if options.prompts_file is None:
         return list(options.prompts)
     from imagen_jax.prepare import prompts

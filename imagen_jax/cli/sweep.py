@@ -99,7 +99,7 @@ def main(options: Options) -> None:
     choices = options.given()
     if not choices:
         raise ValueError(
-            "Give at least one sampling option with the values to try, such as --aug-level 0 0.1 0.3."
+            "sampling options must be given with the values to try; got none: add one, such as --aug-level 0 0.1 0.3."
         )
     num = math.prod(map(len, choices.values()))
     checks.require(
@@ -208,7 +208,8 @@ def measure(metrics: list[Metric], samples: Samples) -> tuple[dict[str, np.ndarr
 def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:
     """(prompts, what they claim, the pictures they belong to); the latter two if a data set says."""
     if (options.data is None) == (options.prompts_file is None):
-        raise ValueError("Give either --data or --prompts-file.")
+        got = "both" if options.data else "neither"
+        raise ValueError(f"--data or --prompts-file must be given, and not both; got {got}.")
     if options.data is None:
         from imagen_jax.prepare import prompts
 

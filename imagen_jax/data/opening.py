@@ -213,7 +213,7 @@ def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
     reason = one_line(error)
     is_too_large = isinstance(error, TooLargeError | Image.DecompressionBombError)
     kind = "too large" if is_too_large else "undecodable"
-    return UndecodableError(f"{where} cannot be decoded as a picture: {reason}", reason, kind)
+    return UndecodableError(f"{where} must be a picture; it cannot be decoded ({reason}).", reason, kind)
 
 
 def one_line(error: Exception) -> str:

@@ -133,7 +133,7 @@ def _unreadable(source: Source, index: int, error: Exception) -> opening.Undecod
     if isinstance(error, UnicodeDecodeError):
         reason = f"text that is not UTF-8: {reason}"
     where = f"Record {index} of {source.name}"
-    unreadable = opening.UndecodableError(f"{where} cannot be read: {reason}", reason)
+    unreadable = opening.UndecodableError(f"{where} must be readable; it is not ({reason}).", reason)
     unreadable.__cause__ = error
     return unreadable
 
@@ -146,9 +146,9 @@ def _decode(source: Source, number: int, record: Read, image_size: int, **option
 
 
 def _hopeless(errors: list[opening.UndecodableError]) -> ValueError:
+    first = str(errors[0]).removesuffix(".")
     return ValueError(
-        f"{errors[0]}; nor can the {len(errors) - 1} records after it. See imagen-jax prepare, "
-        "which checks every picture."
+        f"{first}, nor can the {len(errors) - 1} records after it: run imagen-jax prepare, which checks every picture."
     )
 
 

@@ -93,10 +93,10 @@ def is_per_picture(name: str) -> bool:
     return not inspect.isclass(entry) or entry.values is not Metric.values
 
 
-_FIXES = {
-    "claims": "--data with a data set of shapes, which records what captions claim",
+_NEEDED = {
+    "claims": "--data of a data set of shapes, which records what captions claim",
     "reference": "--data",
-    "low_res": "a super-resolution stage; the cascade has one stage",
+    "low_res": "a cascade that has a super-resolution stage",
     "clip": "--clip",
 }
 
@@ -105,7 +105,7 @@ def check_needs(option: str, name: str, available: Collection[Need]) -> None:
     """Raise a ValueError that begins with the option by which a metric is asked for, if it needs what is not there."""
     for need in needs(name):
         if need not in available:
-            raise ValueError(f"{option} {name} needs {_FIXES[need]}.")
+            raise ValueError(f"{option} {name} must come with {_NEEDED[need]}; got none.")
 
 
 def build(name: str, clip: str | None = None) -> Metric:

@@ -137,7 +137,7 @@ def read(path: Path) -> tuple[Record, np.ndarray]:
     try:
         record = _record(texts)
     except ValueError as error:
-        raise ValueError(f"{where} has a damaged record: {error}") from error
+        raise checks.within(f"{where} has a damaged record", error) from error
     if pixels.shape[:2] != record.size:
         height, width = pixels.shape[:2]
         raise ValueError(
@@ -176,34 +176,34 @@ def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     data = input_files.read_given("--from-png", path, MAX_BYTES, "a PNG file", _FIX)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
-    try:
-        _check_chunks(data)
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            # Text chunks behind the pixels were added by another program.
-            texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-            if image.width * image.height > 2**28:
-                raise ValueError(f"{image.width}x{image.height} pixels are more than any result")
-            return np.asarray(image.convert("RGB")), texts
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises almost anything on broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"--from-png {path} is damaged ({reason}): {_FIX}.") from error
+    cause = None
+    if not (damage := _damage(data)):
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                # Text chunks behind the pixels were added by another program.
+                texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+                return np.asarray(image.convert("RGB")), texts
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises almost anything on broken files
+            cause, damage = error, " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"--from-png must be a whole PNG; {path} is damaged ({damage}): {_FIX}.") from cause
 
 
-def _check_chunks(data: bytes) -> None:
-    """Raises ValueError unless all chunks of a PNG are there with their checksums; Pillow checks only some."""
+def _damage(data: bytes) -> str:
+    """Return what is wrong with the chunks of a PNG or their checksums, "" if nothing; Pillow checks only some."""
     place, kind, num = 8, b"", 0
     while kind != b"IEND":
         if (num := num + 1) > _MAX_CHUNKS:
-            raise ValueError(f"it has more than {_MAX_CHUNKS} parts")
+            return f"it has more than {_MAX_CHUNKS} chunks"
         length = int.from_bytes(data[place : place + 4], "big")
         kind, end = data[place + 4 : place + 8], place + 8 + length
         if len(data) < end + 4:
-            raise ValueError("it is cut off")
+            return "it is cut off"
         if zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise ValueError(f"the checksum of a part, {kind!r}, is not right")
+            return f"the checksum of a chunk, {kind!r}, differs"
         place = end + 4
+    return ""
 
 
 def _record(texts: Mapping[str, str]) -> Record:

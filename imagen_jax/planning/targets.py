@@ -66,7 +66,8 @@ def target(topology: str | None) -> Target:
         import libtpu  # noqa: F401
     except ImportError:
         raise ValueError(
-            f"libtpu must be installed to compile for --topology {topology}: pip install -e '.[tpu]', or add --quick."
+            f"--topology must have libtpu to compile for {topology}; it is not installed: run `pip install -e "
+            "'.[tpu]'`, or add --quick."
         ) from None
     from jax.experimental import topologies
 

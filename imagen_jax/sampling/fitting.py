@@ -40,13 +40,15 @@ def fit_inputs(
     if "low_res" in inputs:
         config = configs[0]
         if not config.is_super_resolution:
-            raise ValueError(f"--low-res needs --start with a super-resolution stage; {config.name} is none.")
+            raise ValueError(
+                f"--low-res must come with --start at a super-resolution stage; got {config.name}, which is none."
+            )
         small = tuple(side * config.low_res_size // config.image_size for side in sizes[0])
         fitted["low_res"] = transforms.fit(_read("--low-res", inputs["low_res"]), small)
     if ("mask" in inputs or outpaint is not None) and "image" not in inputs:
-        raise ValueError("--mask and --outpaint need --image, the picture to paint in.")
+        raise ValueError("--mask and --outpaint must come with --image, the picture to paint in; got none.")
     if "mask" in inputs and outpaint is not None:
-        raise ValueError("Give either --mask or --outpaint.")
+        raise ValueError("--mask or --outpaint must be given alone; got both.")
     if "image" in inputs:
         image = _read("--image", inputs["image"])
         if "mask" in inputs:

@@ -77,8 +77,8 @@ class EmbeddingCache:
         path = directory / fingerprint / cache_description.NAME
         if not path.is_file():
             raise ValueError(
-                f"{path.parent} must be converted, for an earlier version wrote it: run imagen-jax embed with the "
-                "same options."
+                f"{path.parent} must be an embedding cache of this version; got one of an earlier version: run "
+                "imagen-jax embed with the same options."
             )
         return cls(directory, fingerprint, cache_description.read(path, fingerprint))
 
@@ -87,13 +87,13 @@ class EmbeddingCache:
         (location,) = locations = self._locate([caption])
         if location == MISSING:
             raise ValueError(
-                f"the caption {caption!r} is not in the embedding cache {self._directory}; "
+                f"the embedding cache {self._directory} must hold every caption; got none for {caption!r}: "
                 "complete it with imagen-jax embed, or call imagen_jax.text.cache.build with all captions."
             )
         try:
             return self._records.embeddings(locations, self._token)[0]
         except ValueError as error:
-            raise ValueError(f"{shorten(caption)} cannot be read: {error}") from error
+            raise checks.within(f"{shorten(caption)} cannot be read", error) from error
 
     def __contains__(self, caption: str) -> bool:
         return self._locate([caption])[0] != MISSING

@@ -54,6 +54,6 @@ def _checksum(description: dict[str, Any]) -> str:
 def damaged(path: Path, reason: str) -> ValueError:
     """Return the error for a description that cannot be right."""
     return ValueError(
-        f"{path} must describe the embeddings beside it, and is damaged: {reason}; delete that directory and build it "
+        f"{path} must describe the embeddings beside it; it is damaged ({reason}): delete that directory and build it "
         "again, or restore the file."
     )

@@ -195,7 +195,7 @@ class RecordFiles:
             location = int(locations[contents.index(None)])
             path = self.path(location >> 32)
             raise ValueError(
-                f"record {location & 2**32 - 1} of {path} is damaged: its checksum differs; {_REPAIR}."
+                f"record {location & 2**32 - 1} of {path} must match its checksum; it is damaged: {_REPAIR}."
             )
         return [from_bytes(content, token) for content in contents]
 
@@ -208,7 +208,7 @@ class RecordFiles:
             content = None
         if content is None or len(content) != (num - 1) * KEY.itemsize:
             raise DamagedFileError(
-                f"{self.path(number)} is damaged: it is cut off, or a checksum differs; {_REPAIR}."
+                f"{self.path(number)} must match its checksums; it is cut off or damaged: {_REPAIR}."
             )
         return np.frombuffer(content, KEY)
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import checks
 from imagen_jax.registry import Registry
 from imagen_jax.text import bert, clip, layers, model_files, t5
 from imagen_jax.text.model_files import OPEN_CLIP_CONFIG, read_json
@@ -100,7 +101,7 @@ def parse_config(family: Family, directory: Path, config: Mapping[str, Any]) -> 
     try:
         return family.parse(config)
     except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from error
+        raise checks.within(directory, error) from error
 
 
 def make_module(directory: Path, dtype: Any, param_dtype: Any = None, output: str = "last") -> nn.Module:

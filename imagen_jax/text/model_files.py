@@ -170,7 +170,8 @@ def shards(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(
-            f"{index} names shards that are not there: {', '.join(missing)[:300]}; copy or download them too."
+            f"{index} must name shards that exist; got {', '.join(missing)[:300]}, which do not: copy or download "
+            "them too."
         )
     return [index.parent / name for name in names]
 
@@ -188,8 +189,8 @@ def stored_tensors(directory: Path) -> Iterator[Stored]:
             size = int.from_bytes(opened.read(8), "little")
         if size > _MAX_HEADER_BYTES:
             raise ValueError(
-                f"{file} is not a readable safetensors file (a header of {size} bytes, more than {_MAX_HEADER_BYTES}); "
-                "get it again."
+                f"{file} must be a safetensors file; its header has {size} bytes, more than {_MAX_HEADER_BYTES}: get "
+                "it again."
             )
         try:
             with safe_open(file, framework="numpy") as opened:
@@ -198,7 +199,7 @@ def stored_tensors(directory: Path) -> Iterator[Stored]:
         except SafetensorError as error:
             reason = first_line(error)
             raise ValueError(
-                f"{file} is not a readable safetensors file ({reason}); get it again."
+                f"{file} must be a safetensors file; it cannot be read ({reason}): get it again."
             ) from error
         yield from found
 

@@ -127,7 +127,7 @@ def download(
             directory = Path(snapshot_download(name, revision=revision, **options))
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise ValueError(
-            f"{kind} {given!r} is no local directory and the Hugging Face hub does not give "
-            f"it ({first_line(error)}); {fix}."
+            f"a {kind} must be a local directory or a model on the Hugging Face hub; {given!r} is no directory, and "
+            f"the hub does not give it ({first_line(error)}): {fix}."
         ) from error
     return directory

@@ -37,7 +37,7 @@ class SentencePieceTokenizer:
         path = directory / "spiece.model"
         self._model = sentencepiece.SentencePieceProcessor()
         if not self._model.LoadFromSerializedProto(path.read_bytes()) or not self._model.get_piece_size():
-            raise ValueError("it holds no pieces")
+            raise ValueError("spiece.model must hold pieces; got none.")
         settings = {
             **model_files.read_settings(directory / "special_tokens_map.json"),
             **model_files.read_settings(directory / "tokenizer_config.json"),
@@ -50,7 +50,7 @@ class SentencePieceTokenizer:
         eos = self.id_of(special["eos_token"])
         self._eos = self._model.eos_id() if eos is None else eos
         if self._eos < 0:
-            raise ValueError(f"it must have the token {special['eos_token']} for the end of a text")
+            raise ValueError(f"spiece.model must have a token for the end of a text; got no {special['eos_token']}.")
         named = [*special.values(), *map(_content, settings.get("additional_special_tokens", ()))]
         whole = {token: self.id_of(token) for token in (*named, *self._added)}
         self._whole = {token: id for token, id in whole.items() if token and id is not None}
@@ -74,7 +74,7 @@ class SentencePieceTokenizer:
         num = self._model.get_piece_size()
         sentinels = self._num_sentinels(settings, vocab_size)
         if sentinels > vocab_size:
-            raise ValueError(f"extra_ids must be at most the model's {vocab_size} tokens; got {sentinels}")
+            raise ValueError(f"extra_ids must be at most the model's {vocab_size} tokens; got {sentinels}.")
         for i in range(sentinels):
             added.setdefault(f"<extra_id_{i}>", num + sentinels - 1 - i)
         pieces = {token for token in added if self._piece_id(token) is not None}

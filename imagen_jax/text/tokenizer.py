@@ -72,8 +72,8 @@ def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
         fix = "get the tokenizer's files again"
         if files[0].suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
             fix = "run `pip install sentencepiece`, which it needs"
-        reason = model_files.first_line(error.__cause__ or error)
-        raise ValueError(f"the tokenizer {files[0]} cannot be read ({reason}); {fix}.") from error
+        reason = model_files.first_line(error.__cause__ or error).rstrip(".")
+        raise ValueError(f"the tokenizer {files[0]} must be readable; it is not ({reason}): {fix}.") from error
     _check_vocabulary(directory, tokenizer.num_ids, vocab_size)
     return tokenizer
 

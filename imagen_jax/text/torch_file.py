@@ -17,6 +17,7 @@ import numpy as np
 
 from imagen_jax.storage import files
 from imagen_jax.text import model_files, torch_pickle
+from imagen_jax.text.torch_pickle import Unreadable
 
 _CHUNK = 16 << 20  # bytes copied at once
 _MAX_PICKLE_BYTES = 4 << 20  # of a model with 15,000 tensors; the pickle of a real one has some hundred kB
@@ -55,7 +56,10 @@ def _damage_named(path: Path) -> Iterator[None]:
     # RuntimeError and NotImplementedError: an encrypted archive, or one of an unknown kind.
     except (ValueError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError) as error:
         reason = model_files.first_line(error)
-        raise ValueError(f"{path} cannot be converted: {reason}; get it again, or another model.") from error
+        raise ValueError(
+            f"{path} must hold tensors alone, as torch.save writes them; it cannot be converted ({reason}): get it "
+            "again, or another model."
+        ) from error
 
 
 def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = lambda name: True) -> Path:
@@ -87,12 +91,14 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
         for name, tensor in tensors(path).items():
             if name in found:
                 raise ValueError(
-                    f"{path} holds the tensor {name}, which another shard has too; get them again."
+                    f"{path} must hold tensors of its own; got {name}, which another shard has too: get them again."
                 )
             if is_needed(name):
                 found[name] = path, tensor
     if not found:
-        raise ValueError(f"{directory} holds no tensor that its config.json asks for; get a complete copy.")
+        raise ValueError(
+            f"{directory} must hold tensors that its config.json asks for; got none: get a complete copy."
+        )
     header = _header({name: tensor for name, (_, tensor) in found.items()})
     size = len(header) + sum(_nbytes(tensor) for _, tensor in found.values())
     stat = os.statvfs(output)
@@ -107,7 +113,7 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
             with _damage_named(path):
                 tensor.copy(file)
                 if file.tell() - start != _nbytes(tensor):
-                    raise ValueError(f"the bytes of {name} end early")
+                    raise Unreadable(f"the bytes of {name} end early")
     return target
 
 
@@ -136,21 +142,21 @@ def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(f"it must hold one data.pkl; got {len(pickles)}")
+            raise Unreadable(f"it must hold one data.pkl; got {len(pickles)}")
         root = pickles[0].removesuffix("data.pkl")
         order = members.get(f"{root}byteorder")
         if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
-            raise ValueError("its numbers must be little-endian")
+            raise Unreadable("its numbers must be little-endian")
         if members[pickles[0]].file_size > _MAX_PICKLE_BYTES:
-            raise ValueError(f"its data.pkl must have at most {_MAX_PICKLE_BYTES} bytes")
+            raise Unreadable(f"its data.pkl must have at most {_MAX_PICKLE_BYTES} bytes")
         views = torch_pickle.views(archive.read(pickles[0]))
     for name, view in views.items():
         info, storage = members.get(f"{root}data/{view.storage.key}"), view.storage
         if info is None:
-            raise ValueError(f"the bytes of {name} are missing")
+            raise Unreadable(f"the bytes of {name} are missing")
         # What torch writes is not compressed, so nothing can unfold to more than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != storage.size * storage.itemsize:
-            raise ValueError(f"the bytes of {name} must be {storage.size * storage.itemsize}, uncompressed")
+            raise Unreadable(f"the bytes of {name} must be {storage.size * storage.itemsize}, uncompressed")
 
     def opened(key: str) -> Callable[[], Any]:
         return lambda: _member(path, f"{root}data/{key}")
@@ -182,25 +188,25 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
             torch_pickle.interpret(stream) != _LEGACY_MAGIC
             or torch_pickle.interpret(stream) != _LEGACY_VERSION
         ):
-            raise ValueError("it is no file of torch.save")
+            raise Unreadable("it is no file of torch.save")
         if torch_pickle.interpret(stream).get("little_endian") is not True:
-            raise ValueError("its numbers must be little-endian")
+            raise Unreadable("its numbers must be little-endian")
         views = torch_pickle.as_views(torch_pickle.interpret(stream))
         keys = torch_pickle.interpret(stream)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise ValueError("its list of storages is damaged")
+            raise Unreadable("its list of storages is damaged")
         storages = {view.storage.key: view.storage for view in views.values()}
         if set(storages) - set(keys):
-            raise ValueError("storages are missing")
+            raise Unreadable("storages are missing")
         starts, at, end = {}, stream.tell(), path.stat().st_size
         for key in keys:
             file.seek(at)
             (size,) = struct.unpack("<q", file.read(8))
             storage = storages.get(key)
             if storage is None:
-                raise ValueError(f"the storage {key:.80} belongs to no tensor")
+                raise Unreadable(f"the storage {key:.80} belongs to no tensor")
             if size != storage.size or at + 8 + size * storage.itemsize > end:
-                raise ValueError(f"the storage {key:.80} must have {storage.size} elements; got {size}")
+                raise Unreadable(f"the storage {key:.80} must have {storage.size} elements; got {size}")
             starts[key], at = at + 8, at + 8 + size * storage.itemsize
 
     def opened(key: str) -> Callable[[], Any]:
@@ -234,7 +240,7 @@ def _tensor(view: torch_pickle.View, opened: Callable[[], Any]) -> TorchTensor:
                 return
             whole = np.frombuffer(file.read(view.storage.size * itemsize), np.dtype(f"V{itemsize}"))
         if len(whole) != view.storage.size:
-            raise ValueError("its bytes end early")
+            raise Unreadable("its bytes end early")
         steps = [stride * itemsize for stride in view.strides]
         part = np.lib.stride_tricks.as_strided(whole[view.offset :], view.shape, steps)
         out.write(np.ascontiguousarray(part).tobytes())

@@ -30,6 +30,10 @@ _REBUILD, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild
 _ALLOWED = {*DTYPES, _DICTIONARY, _REBUILD, _PARAMETER}
 
 
+class Unreadable(ValueError):
+    """The reason why a file does not hold tensors alone, for the message about the file."""
+
+
 class _Global(NamedTuple):
     """A function or class that a pickle names; its name is compared and never looked up."""
 
@@ -65,12 +69,12 @@ def views(data: bytes) -> dict[str, View]:
 
 
 def as_views(found: Any) -> dict[str, View]:
-    """Return what a pickle holds if it is a dictionary of tensors; raise ValueError otherwise."""
+    """Return what a pickle holds if it is a dictionary of tensors; raise Unreadable otherwise."""
     if not isinstance(found, dict) or not found:
-        raise ValueError(f"it must hold a dictionary of tensors; got {type(found).__name__}")
+        raise Unreadable(f"it must hold a dictionary of tensors; got {type(found).__name__}")
     for name, view in found.items():
         if not isinstance(name, str) or not isinstance(view, View):
-            raise ValueError(f"it must hold tensors alone; got {type(view).__name__} under {name!r:.80}")
+            raise Unreadable(f"it must hold tensors alone; got {type(view).__name__} under {name!r:.80}")
     return found
 
 
@@ -94,7 +98,7 @@ def interpret(stream: io.BytesIO) -> Any:
     def pop(kind: type) -> Any:
         value = stack.pop()
         if not isinstance(value, kind):
-            raise ValueError(
+            raise Unreadable(
                 f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}"
             )
         return value
@@ -140,7 +144,7 @@ def interpret(stream: io.BytesIO) -> Any:
                 values = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
                 target = pop(dict)
                 if not all(isinstance(key, str) for key in values[::2]):
-                    raise ValueError("its pickle names things by something else than text")
+                    raise Unreadable("its pickle names things by something else than text")
                 target.update(zip(values[::2], values[1::2], strict=True))
                 stack.append(target)
             elif name == "BINPERSID":
@@ -152,15 +156,15 @@ def interpret(stream: io.BytesIO) -> Any:
                 stack.pop()
                 stack.append(pop(dict))
             else:
-                raise ValueError(f"its pickle must describe tensors alone; got the instruction {name}")
+                raise Unreadable(f"its pickle must describe tensors alone; got the instruction {name}")
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its pickle is damaged ({model_files.first_line(error)})") from error
-    raise ValueError("its pickle has no end")
+        raise Unreadable(f"its pickle is damaged ({model_files.first_line(error)})") from error
+    raise Unreadable("its pickle has no end")
 
 
 def _allowed(name: str) -> _Global:
     if name not in _ALLOWED:
-        raise ValueError(f"its pickle must name tensors alone; got {name!r:.200}, which it would run")
+        raise Unreadable(f"its pickle must name tensors alone; got {name!r:.200}, which it would run")
     return _Global(name)
 
 
@@ -168,9 +172,9 @@ def _storage(value: Any) -> Storage:
     """Return the storage of ('storage', class, key, device, number of elements); before torch 1.6 also None."""
     kind, cls, key, _, size, *view = value
     if kind != "storage" or not isinstance(cls, _Global) or cls.name not in DTYPES or any(view):
-        raise ValueError("its pickle names a storage of an unknown kind")
+        raise Unreadable("its pickle names a storage of an unknown kind")
     if not isinstance(key, str) or type(size) is not int or not 0 <= size < 2**48:
-        raise ValueError("its pickle names a storage of an unknown size")
+        raise Unreadable("its pickle names a storage of an unknown size")
     return Storage(key, *DTYPES[cls.name], size)
 
 
@@ -178,26 +182,26 @@ def _called(function: str, arguments: tuple) -> Any:
     """Return what the functions that rebuild tensors return, as plain values."""
     if function == _DICTIONARY:
         if arguments and arguments != ([],):
-            raise ValueError("its pickle makes a dictionary of something")
+            raise Unreadable("its pickle makes a dictionary of something")
         return {}
     if function == _PARAMETER:
         view, *_ = arguments
     elif function == _REBUILD:
         view = View(*arguments[:4])
     else:
-        raise ValueError(f"its pickle must name tensors alone; got a call of {function}")
+        raise Unreadable(f"its pickle must name tensors alone; got a call of {function}")
     if not isinstance(view, View) or not isinstance(view.storage, Storage):
-        raise ValueError("its pickle makes a tensor of something else")
+        raise Unreadable("its pickle makes a tensor of something else")
     numbers = (view.offset, *view.shape, *view.strides)
     is_whole = isinstance(view.shape, tuple) and isinstance(view.strides, tuple)
     if not is_whole or len(view.shape) != len(view.strides) or len(view.shape) > 16:
-        raise ValueError("its pickle names a tensor without a shape")
+        raise Unreadable("its pickle names a tensor without a shape")
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise ValueError("its pickle names a tensor of an unknown size")
+        raise Unreadable("its pickle names a tensor of an unknown size")
     last = view.offset + sum(
         (size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True)
     )
     # The first of these also refuses a single number that is repeated without end.
     if view.size > view.storage.size or (view.size and last >= view.storage.size):
-        raise ValueError("its pickle names a tensor beyond its storage")
+        raise Unreadable("its pickle names a tensor beyond its storage")
     return view

@@ -99,7 +99,7 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
         for file, name, shape, dtype in versions:
             if canonical not in rows:
                 raise ValueError(
-                    f"{file} holds the tensor {name}, which a model of this config.json does not have; "
+                    f"{file} must hold tensors of its config.json alone; got {name}, which such a model does not have: "
                     "get weights and config.json from the same model."
                 )
             parts = rows[canonical]
@@ -120,7 +120,9 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
                 tensor = Tensor(file, name, path, transposed, i, len(parts))
                 first = tensors.setdefault(path, tensor)  # tied tensors may be saved twice
                 if first is not tensor and not np.array_equal(_read(first), _read(tensor)):
-                    raise ValueError(f"{file}: the tensor {name} is there twice, and differs; keep one.")
+                    raise ValueError(
+                        f"{file}: the tensor {name} must be there once; got it twice, with other values: keep one."
+                    )
     return list(tensors.values())
 
 
@@ -168,8 +170,8 @@ def _rows(
     if missing:
         count = f"{len(missing)} in all" if len(missing) < _MOST_MISSING else f"{_MOST_MISSING} or more"
         raise ValueError(
-            f"{directory}: the weights lack the tensor {missing[0]} ({count}), which "
-            "config.json asks for; get weights and config.json from the same model."
+            f"{directory}: the weights must hold every tensor that config.json asks for; they lack the tensor "
+            f"{missing[0]} ({count}): get weights and config.json from the same model."
         )
     return rows
 

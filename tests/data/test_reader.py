@@ -65,7 +65,7 @@ def test_the_next_picture_that_can_be_decoded_stands_in_for_a_broken_one():
     assert set(np.concatenate([b["undecodable"] for b in batches])) == {-1, *broken}
     assert_equal(joined(source, 12, 3, **options), batches)
     assert_equal(load(source, 7, state={"next_index": 5}, num_threads=2, **options), batches[5:])
-    with pytest.raises(ValueError, match="Record 4 of somewhere, split 'train' cannot be decoded"):
+    with pytest.raises(ValueError, match="Record 4 of somewhere, split 'train' must be a picture; "):
         list(pipeline.examples(source))
 
 
@@ -94,9 +94,9 @@ def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_picture
     assert_equal(joined(source, 8, 2), whole)
 
     damage = {
-        4: "cannot be read: .*Riegeli",
-        9: "cannot be read: text that is not UTF-8",
-        10: "cannot be decoded",
+        4: "must be readable; it is not .*Riegeli",
+        9: "must be readable; it is not .text that is not UTF-8",
+        10: "must be a picture; it cannot be decoded",
     }
     for index, words in damage.items():
         message = f"^Record {index} of .*, split 'train' {words}"
@@ -146,7 +146,7 @@ def test_usable_records_come_in_order_as_many_as_there_are():
 @pytest.mark.parametrize("num, more", [(4, 3), (500, 100)])
 def test_a_data_set_without_pictures_ends_the_run(num, more):
     message = (
-        f"Record 0 of somewhere, split 'train' cannot be decoded as a picture: .* the {more} records after"
+        f"Record 0 of somewhere, split 'train' must be a picture; it cannot be decoded .* the {more} records after"
     )
     with pytest.raises(ValueError, match=message):
         load(Memory([b"not a picture"], num), 1, batch_size=1, shuffle=False)

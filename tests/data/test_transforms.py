@@ -53,7 +53,7 @@ def test_undecodable_is_one_line():
         whole[: len(whole) // 2],
         encoded(np.zeros((4, 4), np.float32), "TIFF"),
     ):
-        with pytest.raises(ValueError, match="^Record 3 cannot be decoded as a picture: .") as caught:
+        with pytest.raises(ValueError, match="^Record 3 must be a picture; it cannot be decoded .") as caught:
             transforms.decode(data, "Record 3")
         assert "\n" not in str(caught.value)
 
@@ -192,7 +192,7 @@ def test_errors_neither_repeat_themselves_nor_tell_addresses():
 
     assert opening.one_line(OSError(Broken())) == "cannot identify image file its bytes"
     with pytest.raises(
-        opening.UndecodableError, match="^The file cannot be decoded as a picture: not a"
+        opening.UndecodableError, match="^The file must be a picture; it cannot be decoded .not a"
     ) as caught:
         transforms.decode(b"hello")
     assert caught.value.reason == "not a picture, or of an unknown format"

@@ -98,10 +98,10 @@ def test_a_function_and_a_class_register_in_a_few_lines(registry, samples):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("alignment", "--score alignment needs --data with a data set of shapes"),
-        ("frechet", "--score frechet needs --data."),
-        ("clip", "--score clip needs --clip."),
-        ("consistency", "--score consistency needs a super-resolution stage; the cascade has one stage."),
+        ("alignment", "--score alignment must come with --data of a data set of shapes"),
+        ("frechet", "--score frechet must come with --data; got none."),
+        ("clip", "--score clip must come with --clip; got none."),
+        ("consistency", "--score consistency must come with a cascade that has a super-resolution stage; got none."),
     ],
 )
 def test_what_a_metric_needs_is_named_by_its_option(name, message):

@@ -78,7 +78,7 @@ EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
         # a damaged file
         (WHOLE[: len(WHOLE) // 2], "is damaged"),
         (WHOLE[:-60], "is damaged .it is cut off."),
-        (WHOLE[:33] + EMPTY_TEXT * 2**17 + WHOLE[33:], "is damaged .it has more than 65536 parts."),
+        (WHOLE[:33] + EMPTY_TEXT * 2**17 + WHOLE[33:], "is damaged .it has more than 65536 chunks."),
         (WHOLE[:-5], "is damaged .it is cut off."),
         (WHOLE[:AT] + b"I" + WHOLE[AT + 1 :], "is damaged"),
         (WHOLE[: AT + 60] + bytes([WHOLE[AT + 60] ^ 1]) + WHOLE[AT + 61 :], "is damaged"),

@@ -124,9 +124,9 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
 
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
-        (["--steps", 3, "--best"], "--from-png must stand without --best, --steps: the record"),
-        (["--seed", 0], "--from-png must stand without --seed"),
-        (["--prompts", "a"], "--from-png must stand without --prompts"),
+        (["--steps", 3, "--best"], "--from-png must stand without options that the record in the picture has; got --best, --steps: leave"),
+        (["--seed", 0], "the record in the picture has; got --seed"),
+        (["--prompts", "a"], "the record in the picture has; got --prompts"),
         (["--mask", output / "grid.png"], "--mask must be left out: the picture was made without"),
         (["--workdir", tmp_path], "--workdir must hold trained stages, but has none"),
         (["--workdir", workdir / "base"], f"itself; give the directory of its cascade, {workdir}."),
@@ -213,7 +213,7 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--low-res", "{photo}"], "--low-res needs --start with a super-resolution stage; base is none"),
+        (["--low-res", "{photo}"], "--low-res must come with --start at a super-resolution stage; got base"),
         (["--start", "sr16"], "--low-res must be given to the super-resolution stage sr16"),
         (["--start", "sr32"], "start must be a stage, one of base, sr16"),
         (["--mask", "{photo}"], "--mask and --outpaint need --image"),
@@ -331,15 +331,15 @@ def test_a_metric_from_outside_works_in_every_command_and_its_help(workdir, data
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "2"], "Give either --data or --prompts-file"),
+        (["--steps", "2"], "--data or --prompts-file must be given, and not both; got neither."),
         (["--data", "{data}", "--steps", "2", "--score", "frechet"], "--score must have a value for every picture"),
-        (["--data", "{data}", "--steps", "2", "--metrics", "clip"], "--metrics clip needs --clip."),
+        (["--data", "{data}", "--steps", "2", "--metrics", "clip"], "--metrics clip must come with --clip; got none."),
         (["--data", "{data}", "--steps", "2", "--metrics", "clib"], "got 'clib' (did you mean clip?)"),
-        (["--data", "{data}"], "Give at least one sampling option"),
+        (["--data", "{data}"], "sampling options must be given with the values to try; got none"),
         (["--data", "{data}", "--steps", "2", "0"], "steps must be at least 1; got 0"),
         (["--data", "{data}", "--seed", "4294967292", "--steps", "2"], "--seed must be at most 4294967290"),
         (["--data", "{data}", *MANY], "settings must be at most 10000; got 1000000"),
-        (["--data", "{data}", "--steps", "2", "--score", "clip"], "--score clip needs --clip"),
+        (["--data", "{data}", "--steps", "2", "--score", "clip"], "--score clip must come with --clip; got none."),
         (["--data", "{data}", "--steps", "2", "--stage", "sr32"], "--stage must be one of base, sr16; got 'sr32'"),
         (["--data", "{data}", "--eta", "0.5", "--sampler", "heun"], "eta must be left out"),
     ],

@@ -86,7 +86,7 @@ def test_a_damaged_record_is_named_and_embedded_again(whole_cache, cache_copy, n
     (error,) = read_all(directory, whole_cache[1])
     caption = TWELVE[5 + number]
     assert error.startswith(
-        f"{caption!r} cannot be read: record {number} of {path} is damaged: its checksum differs"
+        f"{caption!r} cannot be read: record {number} of {path} must match its checksum; it is damaged"
     )
     assert "run imagen-jax embed" in error
     encoder = Fake()
@@ -126,10 +126,10 @@ def test_a_file_of_which_nothing_can_be_read_is_embedded_again(whole_cache, cach
     path.write_bytes((change_byte(record_at(path, 5)) if change == "keys" else change)(before))
     (error,) = read_all(directory, whole_cache[1])
     assert error.startswith(
-        f"{path} is damaged: it is cut off, or a checksum differs; run imagen-jax embed"
+        f"{path} must match its checksums; it is cut off or damaged: run imagen-jax embed"
     )
     files = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+    with pytest.raises(ValueError, match=f"{path.name} must match its checksums"):
         made(directory)  # without repair nothing changes
     assert files == {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     encoder = Fake()

@@ -13,7 +13,7 @@ from tests.conftest import GOLDENS
 BOUNDED = [
     ("tiny_bert", {"num_hidden_layers": 10**9}, "lack the tensor encoder.layer.2.*10000 or more"),
     ("tiny_bert", {"num_hidden_layers": 3}, "lack the tensor encoder.layer.2"),
-    ("tiny_bert", {"num_hidden_layers": 1}, "which a model of this config.json does not have"),
+    ("tiny_bert", {"num_hidden_layers": 1}, "which such a model does not have"),
     ("tiny_bert", {"vocab_size": 10**9}, "vocab_size of the config must fit the weights, whose longest axis has 64"),
     ("tiny_bert", {"vocab_size": 10**12}, "vocab_size must be a positive integer below 2"),
     ("tiny_bert", {"vocab_size": 22}, "must have shape .22, 32. as config.json says; got .21, 32."),

@@ -19,7 +19,7 @@ def test_a_directory_is_hash_checked_when_asked(directory):
 def test_incomplete_directories_are_refused(directory):
     file, config = directory / "model.safetensors", directory / "config.json"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
+    with pytest.raises(ValueError, match="must be a safetensors file"):
         TextEncoder.from_pretrained(directory)
     file.rename(directory / "pytorch_model.bin")
     with pytest.raises(
@@ -106,7 +106,7 @@ def test_hostile_headers_are_one_line(content, model):
     directory = model("tiny_bert")
     path = directory / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path} is not a readable safetensors file") as error:
+    with pytest.raises(ValueError, match=f"{path} must be a safetensors file; ") as error:
         TextEncoder.from_pretrained(directory)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
@@ -123,5 +123,5 @@ def test_shards_lie_beside_their_index(name, model):
     directory = model("tiny_bert")
     (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ValueError, match="must name files beside it|not there"):
+    with pytest.raises(ValueError, match="must name files beside it|must name shards that exist"):
         TextEncoder.from_pretrained(directory)

@@ -79,16 +79,16 @@ def test_byt5_as_a_text_encoder():
 def test_what_a_tokenizer_needs_is_named(tmp_path, monkeypatch):
     directory = shutil.copytree(GOLDENS / "t5_tokenizer", tmp_path / "model")
     (directory / "spiece.model").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="spiece.model cannot be read .*get the tokenizer's files again"):
+    with pytest.raises(ValueError, match="spiece.model must be readable; it is not .*get the tokenizer's files again"):
         tokenizer.load(directory)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="spiece.model cannot be read .*pip install sentencepiece"):
+    with pytest.raises(ValueError, match="spiece.model must be readable; it is not .*pip install sentencepiece"):
         tokenizer.load(directory)
     (directory / "spiece.model").unlink()
     with pytest.raises(ValueError, match="must hold its tokenizer"):
         tokenizer.load(directory)
     (directory / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
+    with pytest.raises(ValueError, match="tokenizer.json must be readable; it is not"):
         tokenizer.load(directory)
 
 
@@ -131,7 +131,7 @@ def replace(regex):
 )  # fmt: skip
 def test_a_tokenizer_that_panics_is_one_line(change, tmp_path, capfd):
     (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(**change)))
-    with pytest.raises(ValueError, match=f"the tokenizer {tmp_path}/tokenizer.json cannot be read") as error:
+    with pytest.raises(ValueError, match=f"the tokenizer {tmp_path}/tokenizer.json must be readable; it is not") as error:
         tokenizer.load(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
     assert capfd.readouterr().err == ""  # nor the stack of the library's own
