@@ -61,9 +61,8 @@ def main(options: Options) -> None:
 
     from imagen_jax import checks, compilation, grid, load_cascade
     from imagen_jax.data import pipeline, sources
-    from imagen_jax.generate import generate
+    from imagen_jax.generate import plan_prompts, run_prompts
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.sampling.plan import sampling_by_stage
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
 
@@ -85,7 +84,9 @@ def main(options: Options) -> None:
     checks.seed(options.seed, len(examples), "--seed")
     # All options are checked before anything is loaded.
     stages = read_cascade(options.workdir, best=options.best)
-    sampling_by_stage(stages, options.sampling())
+    captions = [example["caption"] for example in examples]
+    seeds = range(options.seed, options.seed + len(captions))
+    plan = plan_prompts(stages, captions, seeds=seeds, batch_size=options.batch_size, **options.sampling())
     available |= ({"low_res"} if len(stages) > 1 else set()) | ({"clip"} if options.clip else set())
     for name in names:
         check_needs("--metrics", name, available)
@@ -93,17 +94,8 @@ def main(options: Options) -> None:
         raise ValueError(f"--clip must be left out without --metrics clip; got {options.clip!r}.")
     metrics = [build(name, options.clip) for name in names]
     stages = load_cascade(options.workdir, best=options.best)
-    captions = [example["caption"] for example in examples]
-    seeds = range(options.seed, options.seed + len(captions))
     compilation.use_compilation_cache()
-    pictures = generate(
-        stages,
-        encoders.from_config(stages[0].config.text),
-        captions,
-        seeds=seeds,
-        batch_size=options.batch_size,
-        **options.sampling(),
-    )
+    pictures = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))
     sampled = progress.over(pictures, len(captions), "pictures", "sampling")
     states, agreement, shown = [metric.init() for metric in metrics], [], []
     for batch in _batched(zip(examples, sampled, strict=True), options.batch_size):

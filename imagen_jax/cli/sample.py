@@ -80,7 +80,7 @@ def main(options: Options) -> None:
 
 
 def sample(options: Options) -> None:
-    """Samples what the options ask for and writes it with a grid."""
+    """Sample what the options ask for and write it with a grid."""
     if options.workdir is None:
         raise ValueError(
             "--workdir must be given; got no value: name the directory of the cascade, or a picture with --from-png."
@@ -116,7 +116,7 @@ def sample(options: Options) -> None:
 
 
 def repeat(options: Options) -> None:
-    """Makes a picture again from the record in its PNG."""
+    """Make a picture again from the record in its PNG."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     others = [
         key for key, default in defaults.items() if key not in BESIDE and getattr(options, key) != default
@@ -151,11 +151,12 @@ def repeat(options: Options) -> None:
 
 
 def inputs(options: Options) -> dict[str, Path]:
-    """The files to start from or to paint in."""
+    """Return the files to start from or to paint in, by name."""
     return {key: path for key in ("image", "mask", "low_res") if (path := getattr(options, key)) is not None}
 
 
 def read_prompts(options: Options) -> list[str]:
+    """Return the prompts of --prompts or --prompts-file."""
     if bool(options.prompts) == (options.prompts_file is not None):
         got = "both" if options.prompts else "neither"
         raise ValueError(f"--prompts or --prompts-file must be given, and not both; got {got}.")
@@ -169,7 +170,7 @@ def read_prompts(options: Options) -> list[str]:
 
 
 def name(record) -> str:
-    """The file name of a picture."""
+    """Return the file name of a picture."""
     slug = re.sub(r"[^a-z0-9]+", "-", record.prompt.lower()).strip("-")[:60] or "empty"
     return f"{slug}-seed{record.seed}.png"
 

@@ -77,9 +77,8 @@ def main(options: Options) -> None:
 
     from imagen_jax import checks, compilation, grid, load_cascade
     from imagen_jax.data import transforms
-    from imagen_jax.generate import generate
+    from imagen_jax.generate import plan_prompts, run_prompts
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.sampling.plan import sampling_by_stage, sizes_by_stage
     from imagen_jax.sampling.recipe import evaluations
     from imagen_jax.stage_dir.best_sampling import SAMPLING_FILE, save_best_sampling
     from imagen_jax.stage_dir.loading import read_cascade
@@ -109,28 +108,24 @@ def main(options: Options) -> None:
         num,
         "give fewer values, or sweep in turns",
     )
-    settings = sweep.combinations(choices)
-    per_stage = [
-        {name: for_stages(value, name, options, stages) for name, value in s.items()} for s in settings
-    ]
-    by_stage = [sampling_by_stage(stages, s) for s in per_stage]
-    height, width = sizes_by_stage([stage.config for stage in stages])[-1]
+    settings, seeds = sweep.combinations(choices), range(options.seed, options.seed + len(prompts))
+    plans = []
+    for setting in settings:
+        given = {name: for_stages(value, options, stages) for name, value in setting.items()}
+        plans.append(plan_prompts(stages, prompts, seeds=seeds, batch_size=options.batch_size, **given))
+    height, width = plans[0].cascade.recipes[-1].size
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
     metrics = [build(name, options.clip) for name in names]
     stages = load_cascade(options.workdir)
     compilation.use_compilation_cache()
     encoder = encoders.from_config(stages[0].config.text)
-    seeds = range(options.seed, options.seed + len(prompts))
     rows, scores, pictures, chosen, top = [], [], None, None, None
-    tried = progress.over(zip(settings, per_stage, by_stage, strict=True), len(settings), "settings", "sweep")
-    for setting, given, sampling in tried:
-        results = list(
-            generate(stages, encoder, prompts, seeds=seeds, batch_size=options.batch_size, **given)
-        )
+    for setting, plan in progress.over(zip(settings, plans, strict=True), len(settings), "settings", "sweep"):
+        results = run_prompts(plan, stages, encoder)
         images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
         samples = Samples(images[-1], prompts, claims, reference, images[-2] if len(images) > 1 else None)
         measured, row = measure(metrics, samples)
-        row["cost"] = sum(evaluations(stage.config, own) for stage, own in zip(stages, sampling, strict=True))
+        row["cost"] = sum(map(evaluations, (stage.config for stage in stages), plan.cascade.sampling))
         rows.append(setting | row)
         scores.append(measured)
         # By what decides, then by consistency: only the best pictures so far are kept.
@@ -159,7 +154,7 @@ def main(options: Options) -> None:
     named = grid.labels(list(zip(prompts, seeds, strict=True)))
     labels = [f"{name} ({label(settings[c])})" for name, c in zip(named, chosen, strict=True)]
     files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
-    found = {stage.config.name: own for stage, own in zip(stages, by_stage[best], strict=True)}
+    found = dict(zip((stage.config.name for stage in stages), plans[best].cascade.sampling, strict=True))
     file = save_best_sampling(
         options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
     )
@@ -171,8 +166,8 @@ def main(options: Options) -> None:
     _LOGGER.info(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
 
 
-def for_stages(value: object, name: str, options: Options, stages: tuple) -> object:
-    """The value for all stages that have this option, or for --stage alone."""
+def for_stages(value: object, options: Options, stages: tuple) -> object:
+    """Return the value for all stages, or for --stage alone."""
     if options.stage is None:
         return value
     return tuple(value if stage.config.name == options.stage else None for stage in stages)

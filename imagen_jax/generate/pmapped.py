@@ -13,7 +13,7 @@ from imagen_jax.sampling.recipe import Recipe
 
 
 def pmap_sample_cascade(stages: Any, text: Any, keys: jax.Array, **options: Any) -> Any:
-    """`sample_cascade` with one program per device: the same images, to rounding.
+    """Sample as `sample_cascade` does, with one program per device: the same images, to rounding.
 
     Args:
       stages: as for `sample_cascade`; every device gets a whole copy, at every call unless they lie there already, as

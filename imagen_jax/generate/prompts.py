@@ -1,5 +1,6 @@
 """Prompts to pictures: encoding, batching and padding around `sample_cascade`."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +16,59 @@ from imagen_jax.generate import pmapped
 from imagen_jax.sampling.cascade import raise_if_any_broken, run_cascade
 from imagen_jax.sampling.inputs import Inputs, check_request, with_current_names
 from imagen_jax.sampling.one_stage import check_params
-from imagen_jax.sampling.plan import plan_cascade, select_stages
+from imagen_jax.sampling.plan import Plan, plan_cascade, select_stages
 from imagen_jax.stage import Stage, image_keys
 from imagen_jax.structs import TextCond
 from imagen_jax.text import encoders
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptPlan:
+    """A checked request to sample prompts, for `run_prompts`.
+
+    Attributes:
+      cascade: of all prompts, with shapes in place of text and keys; its stages may lack their parameters.
+      prompts: the captions.
+      seeds: one for each prompt.
+      negative: the prompt to steer away from, or None.
+      images: arrays by the names in `pmapped.BY_IMAGE`, one row for each prompt.
+      batch_size: rows of each batch, a multiple of the devices.
+      fsdp: devices that share each copy of the parameters.
+    """
+
+    cascade: Plan
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    negative: str | None
+    images: Mapping[str, np.ndarray]
+    batch_size: int
+    fsdp: int
+
+
 def generate(
+    stages: tuple[Stage, ...], encoder: encoders.Encoder, prompts: Sequence[str], **options: Any
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sample prompts[i] with seed seeds[i], in compiled batches of one size, over all devices.
+
+    An image depends on its prompt and its seed alone: to the bit for the same batch size and row of the batch,
+    whatever the other rows hold, and to rounding for any other. No more than a batch is held at a time.
+
+    Args:
+      stages: as from `load_cascade`.
+      encoder: the one that the stages were trained with.
+      prompts, **options: see `plan_prompts`.
+
+    Yields:
+      for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
+
+    Raises:
+      ValueError: at the call, for whatever cannot be sampled; one line that names the argument.
+    """
+    return run_prompts(plan_prompts(stages, prompts, **options), stages, encoder)
+
+
+def plan_prompts(
     stages: tuple[Stage, ...],
-    encoder: encoders.Encoder,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
@@ -32,28 +77,21 @@ def generate(
     negative: str | None = None,
     images: Mapping[str, np.ndarray] | None = None,
     **options: Any,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Samples prompts[i] with seed seeds[i], in compiled batches of one size, over all devices.
-
-    An image depends on its prompt and its seed alone: to the bit for the same batch size and row of the batch,
-    whatever the other rows hold, and to rounding for any other. No more than a batch is held at a time.
+) -> PromptPlan:
+    """Check a request to sample prompts, all of it but the encoder; nothing is loaded or compiled.
 
     Args:
-      stages: as from `load_cascade`.
-      encoder: the one that the stages were trained with.
+      stages: as from `load_cascade`, or without parameters as from `read_cascade`.
       prompts: any number of captions.
-      seeds: one per prompt.
+      seeds: one for each prompt.
       batch_size: images computed at once; see `whole_batch`.
       fsdp: devices that share each copy of the parameters.
       negative: a prompt to steer away from.
-      images: "low_res", "image", "mask", "control" of `sample_cascade`, one row per prompt.
+      images: "low_res", "image", "mask", "control", "z_1" of `sample_cascade`, one row for each prompt.
       **options: of `sample_cascade`.
 
-    Yields:
-      for each prompt in order, its image after every stage: [h, w, C] float32 in [-1, 1].
-
     Raises:
-      ValueError: at the call, for whatever cannot be sampled; one line that names the argument.
+      ValueError: one line that names the argument.
     """
     require(isinstance(prompts, list | tuple) and len(prompts) > 0, "prompts", "be a list of at least one str", prompts)
     for i, prompt in enumerate(prompts):
@@ -72,42 +110,63 @@ def generate(
     wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
     got = Verbatim(f"{len(prompts)} prompts and {', '.join(wrong)}")
     require(not wrong, "prompts", "have one row of everything else each", got)
-    batch_size = checks.whole("batch_size", batch_size, 1)
     for name in {"text", "keys", "may_be_shapes"} & set(options):
         raise error(name, "be left out: it is made from prompts and seeds", options[name])
     for name in set(pmapped.BY_IMAGE) & {name for name, value in options.items() if value is not None}:
         raise error(name, "be given in images, with one row for each prompt", options[name])
-    _check_encoder(select_stages(stages), encoder)
+    batch_size = whole_batch(batch_size, len(prompts), fsdp)
     keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
     given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
     shapes = _text_shape(stages, len(prompts))
-    plan = plan_cascade(stages, shapes, keys, may_be_shapes=True, **images, **given)
-    mesh = sharding.make_mesh(fsdp)
-    batch_size = whole_batch(batch_size, len(prompts), fsdp)
+    cascade = plan_cascade(stages, shapes, keys, may_be_shapes=True, **images, **given)
+    return PromptPlan(cascade, prompts, seeds, negative, images, batch_size, fsdp)
+
+
+def run_prompts(
+    plan: PromptPlan, stages: tuple[Stage, ...], encoder: encoders.Encoder
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sample the prompts of a plan.
+
+    Args:
+      plan: as from `plan_prompts`.
+      stages: those of the plan with their parameters.
+      encoder: the one that the stages were trained with.
+
+    Yields:
+      what `generate` yields.
+
+    Raises:
+      ValueError: at the call; the encoder is another one.
+    """
+    _check_encoder(stages, encoder)
     # All prompts are checked, and those too long warned of, before anything is computed.
     if hasattr(encoder, "tokenize"):
-        encoder.tokenize([*dict.fromkeys(prompts)], stages[0].config.text.length)
+        encoder.tokenize([*dict.fromkeys(plan.prompts)], stages[0].config.text.length)
 
-    @functools.lru_cache(maxsize=batch_size)
+    @functools.lru_cache(maxsize=plan.batch_size)
     def encoded(prompt: str) -> TextCond:
         # One by one: in a batch its rounding would depend on the other prompts.
         with warnings.catch_warnings(action="ignore"):
             return encode(stages, encoder, [prompt])
 
-    weak = [sharding.shard_params(own.weak, mesh) for own in plan.inputs]
-    inputs = tuple(own.replace(weak=each) for own, each in zip(plan.inputs, weak, strict=True))
-    plan = plan.replace(stages=sharding.shard_params(plan.stages, mesh), inputs=inputs)
-    if negative is not None:
-        plan = plan.with_inputs(negative=sharding.replicate(encode(stages, encoder, [negative]), mesh))
+    mesh, cascade = sharding.make_mesh(plan.fsdp), plan.cascade
+    params = {stage.config.name: stage.params for stage in stages}
+    chosen = tuple(stage.replace(params=params[stage.config.name]) for stage in cascade.stages)
+    weak = [sharding.shard_params(own.weak, mesh) for own in cascade.inputs]
+    inputs = tuple(own.replace(weak=each) for own, each in zip(cascade.inputs, weak, strict=True))
+    cascade = cascade.replace(stages=sharding.shard_params(chosen, mesh), inputs=inputs)
+    if plan.negative is not None:
+        negative = sharding.replicate(encode(stages, encoder, [plan.negative]), mesh)
+        cascade = cascade.with_inputs(negative=negative)
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, min(start + batch_size, len(prompts)))
-            text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, prompts[rows]))
-            keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in seeds[rows]])
-            own = text, keys, jax.tree.map(itemgetter(rows), images)
-            text, keys, by_image = sharding.pad_batch(own, batch_size, mesh)
-            batch = plan.with_inputs(**by_image).replace(texts=(text,), keys=keys)
+        for start in range(0, len(plan.prompts), plan.batch_size):
+            rows = slice(start, min(start + plan.batch_size, len(plan.prompts)))
+            text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, plan.prompts[rows]))
+            keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in plan.seeds[rows]])
+            own = text, keys, jax.tree.map(itemgetter(rows), plan.images)
+            text, keys, by_image = sharding.pad_batch(own, plan.batch_size, mesh)
+            batch = cascade.with_inputs(**by_image).replace(texts=(text,), keys=keys)
             results, infos = run_cascade(batch)
             raise_if_any_broken(batch.stages, infos)
             results = jax.device_get(results)
@@ -118,7 +177,7 @@ def generate(
 
 
 def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
-    """The rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
+    """Return the rows of each batch of `num` images: at most `batch_size`, rounded up to a multiple of the devices."""
     rows = min(checks.whole("batch_size", batch_size, 1), checks.whole("num", num, 1))
     return rows + -rows % sharding.num_batch_shards(sharding.make_mesh(fsdp))
 
@@ -126,7 +185,7 @@ def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:
 def compile_cascade(
     stages: tuple[Stage, ...], batch_size: int, *, fsdp: int = 1, return_all: bool = False, **options: Any
 ) -> tuple[Callable[..., Any], Any]:
-    """The whole cascade as one program, compiled ahead of time for one batch size.
+    """Compile the whole cascade as one program, ahead of time, for one batch size.
 
     With a compilation cache (`compilation.use_compilation_cache`) the next process compiles nothing.
 
@@ -193,7 +252,7 @@ def compile_cascade(
 
 
 def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
-    """Shapes of encoded captions as the stages were trained with."""
+    """Return the shapes of encoded captions as the stages were trained with."""
     settings = select_stages(stages)[0].config.text
     return TextCond(
         jax.ShapeDtypeStruct((rows, settings.length, settings.width), np.float32),
@@ -202,7 +261,7 @@ def _text_shape(stages: tuple[Stage, ...], rows: int) -> TextCond:
 
 
 def encode(stages: tuple[Stage, ...], encoder: encoders.Encoder, prompts: Sequence[str]) -> TextCond:
-    """Captions at the length that the stages were trained with; a warning says which are cut."""
+    """Encode captions at the length that the stages were trained with; a warning says which are cut."""
     _check_encoder(select_stages(stages), encoder)
     return encoders.encode(encoder, prompts, stages[0].config.text.length)
 

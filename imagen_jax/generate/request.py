@@ -1,4 +1,4 @@
-"""A request for pictures, from its check to the pictures with their records."""
+"""Requests of imagen-jax sample: checked once, then sampled to pictures with their records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import imagen_jax
 from imagen_jax import checks
 from imagen_jax.config import SamplingConfig
 from imagen_jax.generate import records
-from imagen_jax.generate.prompts import generate, whole_batch
+from imagen_jax.generate.prompts import PromptPlan, plan_prompts, run_prompts
 from imagen_jax.generate.records import MAX_BATCH, InputFile, Record
 from imagen_jax.sampling import fitting
-from imagen_jax.sampling.plan import sampling_by_stage, select_stages, sizes_by_stage
+from imagen_jax.sampling.plan import select_stages
 from imagen_jax.stage import Stage
 from imagen_jax.stage_dir import loading
 from imagen_jax.storage import files, locations
@@ -30,20 +30,21 @@ MAX_SIDE = 2**14  # pixels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """Prompts, options and input files of one call of sample.py.
+    """Prompts, options and input files of one call of imagen-jax sample.
 
     Attributes:
-      workdir: of the cascade.
+      workdir: directory of the cascade.
       jobs: (prompt, seed) of each picture.
       options: sampling options, as of `sample_cascade`.
-      best: start from the options that imagen-jax sweep found best.
-      sampling: by stage, all sampling options; instead of `options` and `best`.
-      checkpoints: by stage, the step of the checkpoint to load instead of the newest.
-      encoder: fingerprint that the text encoder must have.
-      start, stop, size, negative: as of `sample_cascade`; the negative prompt as text.
+      best: whether to start from the options that imagen-jax sweep found best.
+      sampling: all sampling options by the name of the stage, instead of `options` and `best`.
+      checkpoints: steps of the checkpoints to load instead of the newest, by the name of the stage.
+      encoder: fingerprint that the text encoder must have; None: any.
+      start, stop, size: as of `sample_cascade`.
+      negative: a prompt to steer away from.
       inputs: files by "image", "mask" and "low_res".
       outpaint: shares in percent to paint around the image: top, bottom, left, right.
-      batch_size, fsdp: as of `generate`.
+      batch_size, fsdp: as of `plan_prompts`.
     """
 
     workdir: Path
@@ -65,30 +66,29 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A request that has been checked as far as is possible without parameters.
+    """A request that has been checked, before any parameters are loaded.
 
     Attributes:
       request: the request.
-      sampling: by the name of each stage that will run, its sampling options.
-      size: (height, width) of the results in pixels.
-      rows: of each batch.
-      images: arguments of `sample_cascade` by name, each [H, W, C] without the batch.
+      plan: of its prompts, for stages without parameters.
       report: a line about the mask, or "".
     """
 
     request: Request
-    sampling: dict[str, SamplingConfig]
-    size: tuple[int, int]
-    rows: int
-    images: dict[str, np.ndarray]
+    plan: PromptPlan
     report: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the results in pixels."""
+        return self.plan.cascade.recipes[-1].size
 
 
 def jobs(prompts: Sequence[str], seed: int, num: int) -> list[tuple[str, int]]:
-    """(prompt, seed) for `num` pictures of each prompt, of the seeds `seed`, `seed` + 1, ...
+    """Return (prompt, seed) of `num` pictures for each prompt, with the seeds `seed`, `seed` + 1, ...
 
     Raises:
-      ValueError: there would be more than MAX_PICTURES, or a seed is none.
+      ValueError: there would be more than MAX_PICTURES, or a seed is out of range.
     """
     checks.whole("--num", num, 1, max(1, MAX_PICTURES // len(prompts)), "sample the rest with another --seed")
     checks.require(
@@ -99,81 +99,70 @@ def jobs(prompts: Sequence[str], seed: int, num: int) -> list[tuple[str, int]]:
 
 
 def prepare(request: Request) -> Prepared:
-    """Checks a request and reads its input files, before any parameters are loaded.
+    """Check a request and read its input files, before any parameters are loaded.
 
     Raises:
       ValueError: one line; what is asked for does not fit the cascade, or goes beyond the limits.
       OSError: a file cannot be read.
     """
     checks.whole("--batch-size", request.batch_size, 1, MAX_BATCH)
-    for prompt in dict.fromkeys(prompt for prompt, _ in request.jobs):
-        checks.text("--prompts", prompt, may_be_empty=True)
-    if request.negative is not None:
-        checks.text("--negative", request.negative, may_be_empty=True)
     for side in request.size or ():
         checks.whole("--size", side, 1, MAX_SIDE)
     num = jax.device_count()
     fsdp = checks.whole("--fsdp", request.fsdp, 1)
     checks.require(num % fsdp == 0, "--fsdp", f"be a divisor of the {num} devices", fsdp)
-    rows = whole_batch(request.batch_size, len(request.jobs), request.fsdp)
-    chosen = _chosen(request, loading.read_cascade(request.workdir, best=request.best))
-    settings = sampling_by_stage(chosen, dict(request.options))
-    configs = tuple(stage.config for stage in chosen)
+    stages = _recorded_sampling(request, loading.read_cascade(request.workdir, best=request.best))
+    configs = tuple(stage.config for stage in select_stages(stages, request.start, request.stop))
     images, report = fitting.fit_inputs(configs, request.inputs, size=request.size, outpaint=request.outpaint)
-    names = [config.name for config in configs]
-    size = sizes_by_stage(configs, request.size)[-1]
-    return Prepared(request, dict(zip(names, settings, strict=True)), size, rows, images, report)
+    plan = plan_prompts(
+        stages,
+        [prompt for prompt, _ in request.jobs],
+        seeds=[seed for _, seed in request.jobs],
+        batch_size=request.batch_size,
+        fsdp=fsdp,
+        negative=request.negative,
+        images={name: np.broadcast_to(x, (len(request.jobs), *x.shape)) for name, x in images.items()},
+        start=request.start,
+        stop=request.stop,
+        size=request.size,
+        **request.options,
+    )
+    return Prepared(request, plan, report)
 
 
 def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
-    """Loads the cascade and samples: yields (record, float32 [H, W, C] in [-1, 1]) of each job in order.
+    """Load the cascade and sample: yield (record, float32 [H, W, C] in [-1, 1]) of each job in order.
 
     Raises:
-      ValueError: one line; the cascade, the encoder or the devices do not fit the request.
+      ValueError: one line; the cascade cannot be loaded, or the text encoder is another one.
     """
-    request, workdir = prepared.request, prepared.request.workdir
-    loaded, steps = loading.load_cascade(
-        workdir, best=request.best, steps=request.checkpoints, return_steps=True
-    )
-    stages = tuple(_with_sampling(request, stage) for stage in loaded)
+    request, plan = prepared.request, prepared.plan
+    stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
     encoder = encoders.from_config(stages[0].config.text)
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "
             f"{encoder.name} of fingerprint {encoder.fingerprint}: restore its files."
         )
+    workdir, names = request.workdir, [stage.config.name for stage in plan.cascade.stages]
     record = Record(
         prompt="",
         seed=0,
-        sampling=prepared.sampling,
+        sampling=dict(zip(names, plan.cascade.sampling, strict=True)),
         negative=request.negative,
         size=prepared.size,
         outpaint=request.outpaint,
         workdir=os.path.abspath(workdir) if not locations.is_remote(workdir) else os.fspath(workdir),
-        checkpoints={name: steps[name] for name in prepared.sampling},
+        checkpoints={name: steps[name] for name in names},
         encoder=encoder.fingerprint,
-        batch_size=prepared.rows,
+        batch_size=plan.batch_size,
         row=0,
         fsdp=request.fsdp,
         devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         versions={"imagen_jax": imagen_jax.__version__, "jax": jax.__version__},
         **{name: InputFile.of(name, path) for name, path in request.inputs.items()},
     )
-    num = len(request.jobs)
-    pictures = generate(
-        stages,
-        encoder,
-        [prompt for prompt, _ in request.jobs],
-        seeds=[seed for _, seed in request.jobs],
-        batch_size=request.batch_size,
-        fsdp=request.fsdp,
-        negative=request.negative,
-        images={name: np.broadcast_to(x, (num, *x.shape)) for name, x in prepared.images.items()},
-        start=request.start,
-        stop=request.stop,
-        size=request.size,
-        **request.options,
-    )
+    pictures = run_prompts(plan, stages, encoder)
     for i, ((prompt, seed), by_stage) in enumerate(zip(request.jobs, pictures, strict=True)):
         own = dataclasses.replace(record, prompt=prompt, seed=seed, row=i % record.batch_size)
         yield own, by_stage[-1]
@@ -186,19 +175,19 @@ def repeating(
     inputs: Mapping[str, Path] | None = None,
     batch_size: int | None = None,
 ) -> Request:
-    """The request that makes a recorded picture again, as its job number `record.row`.
+    """Return the request that makes a recorded picture again, as its job number `record.row`.
 
-    The whole batch is filled with this picture: the same program computes the same row of it, so that it is the same
-    to the bit. With another `batch_size` it is the first job, and the same to rounding.
+    All rows of the batch are this picture, so that the same program computes it in the same row: it is equal to the
+    bit. With another `batch_size` it is the first job, and equal to rounding.
 
     Args:
       record: of the picture.
-      workdir: of the cascade, if it is not where it was.
-      inputs: files by name that are not where they were.
-      batch_size: of the batch, if another one than recorded.
+      workdir: directory of the cascade, if it has been moved.
+      inputs: by name, the files that have been moved.
+      batch_size: rows of the batch; None: as recorded.
 
     Raises:
-      ValueError: one line; a file is not there, or is not the one that was used.
+      ValueError: one line; a file does not exist, or is not the one that was used.
     """
     rows = record.batch_size if batch_size is None else batch_size
     names = list(record.sampling)
@@ -220,7 +209,11 @@ def repeating(
 
 
 def _recorded_inputs(record: Record, given: Mapping[str, Path]) -> dict[str, Path]:
-    """Where the files are that the picture was made from; each has the bytes that it had."""
+    """Return the paths of the files that the picture was made from, by name.
+
+    Raises:
+      ValueError: a file does not exist, or is not the one that was used.
+    """
     found = {}
     for name in records.INPUTS:
         option, recorded = records.option(name), getattr(record, name)
@@ -248,22 +241,16 @@ def _place(recorded: str, given: Path | None, option: str, what: str) -> Path:
     return path
 
 
-def _chosen(request: Request, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages that run, with the sampling options of the request if it has all of them."""
-    chosen = select_stages(stages, request.start, request.stop)
-    names = [stage.config.name for stage in chosen]
-    if request.sampling is not None and names != list(request.sampling):
+def _recorded_sampling(request: Request, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages with the sampling options of the record that the request is made from, if it is."""
+    if request.sampling is None:
+        return stages
+    names = [stage.config.name for stage in select_stages(stages, request.start, request.stop)]
+    if names != list(request.sampling):
         raise ValueError(
             f"--workdir must hold the stages {', '.join(request.sampling)} in a row; {request.workdir} has "
             f"{', '.join(names)}: give the directory of the right cascade."
         )
-    return tuple(_with_sampling(request, stage) for stage in chosen)
-
-
-def _with_sampling(request: Request, stage: Stage) -> Stage:
-    sampling = (request.sampling or {}).get(stage.config.name)
-    return (
-        stage
-        if sampling is None
-        else stage.replace(config=dataclasses.replace(stage.config, sampling=sampling))
-    )
+    configs = {stage.config.name: stage.config for stage in stages}
+    configs |= {name: dataclasses.replace(configs[name], sampling=own) for name, own in request.sampling.items()}
+    return tuple(stage.replace(config=configs[stage.config.name]) for stage in stages)

@@ -43,6 +43,7 @@ class Plan:
       inputs: what each stage is given, pictures at the result's size; low_res for the first stage alone.
       values: traced.
       recipes: static.
+      sampling: the options that recipes and values follow from.
     """
 
     stages: tuple[Stage, ...]
@@ -51,6 +52,7 @@ class Plan:
     inputs: tuple[Inputs, ...]
     values: tuple[Values, ...]
     recipes: tuple[Recipe, ...] = flax.struct.field(pytree_node=False)
+    sampling: tuple[SamplingConfig, ...] = flax.struct.field(pytree_node=False, default=())
 
     def with_inputs(self, **given: Any) -> "Plan":
         """Return the plan with other arrays of the same kinds, by name, for the stages that have such an input."""
@@ -82,7 +84,8 @@ def plan_cascade(
 
     Args:
       stages, text, keys, **options: see `sample_cascade`.
-      may_be_shapes: text, negative and keys may be of `jax.ShapeDtypeStruct`s, which the caller replaces in the plan.
+      may_be_shapes: text, negative and keys may be of `jax.ShapeDtypeStruct`s, and stages without parameters (None);
+        the caller replaces them in the plan.
 
     Raises:
       ValueError: one line that names the argument.
@@ -93,7 +96,8 @@ def plan_cascade(
         if each is not None:
             check_params("weak", require_stage("weak", each))
     for i, stage in enumerate(stages):
-        check_params(f"stages[{i}]", stage)
+        if stage.params is not None or not may_be_shapes:
+            check_params(f"stages[{i}]", stage)
     settings = sampling_by_stage(stages, options, weak_stages)
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
     noises = (z_1, *[None] * (len(stages) - 1)) if arrays.is_array(z_1) else _one_each(z_1, stages, "z_1")
@@ -130,7 +134,7 @@ def plan_cascade(
         all_inputs.append(own)
         made.append(recipe_and_values(stage.config, sampling, size=size, weights=weights))
     recipes, values = zip(*made, strict=True)
-    return Plan(stages, texts, keys, tuple(all_inputs), values, recipes)
+    return Plan(stages, texts, keys, tuple(all_inputs), values, recipes, tuple(settings))
 
 
 def _check_order(stages: tuple[Stage, ...]) -> None:

@@ -38,7 +38,7 @@ def run(monkeypatch, capsys, arguments, tmp_path):
         (["train.py", "--preset", "imagenet", "--stage", "base", "--workdir", "w"], "--preset must be one of"),
         (["train.py", "--preset", "quickstart", "--stage", "sr9", "--workdir", "w"], "must be one of base, sr64"),
         (["train.py", "--preset", "quickstart", "--stage", "base"], "--workdir"),
-        ([*TRAIN, "--optim.learning-rat", "1"], "options must be those of this command; got --optim.learning-rat: did you mean --optim.learning-ra"),
+        ([*TRAIN, "--optim.learning-rat", "1"], "those of this command; got --optim.learning-rat: did you mean"),
         ([*TRAIN, "--learning-rate", "1"], "got --learning-rate: did you mean --optim.learning-rate?"),
         ([*TRAIN, "--num_step", "1"], "got --num-step: did you mean --run.num-steps?"),
         ([*TRAIN, "--zzzzz"], "got --zzzzz: --help lists all options."),

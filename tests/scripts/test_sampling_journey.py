@@ -124,7 +124,7 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
 
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
-        (["--steps", 3, "--best"], "--from-png must stand without options that the record in the picture has; got --best, --steps: leave"),
+        (["--steps", 3, "--best"], "that the record in the picture has; got --best, --steps: leave"),
         (["--seed", 0], "the record in the picture has; got --seed"),
         (["--prompts", "a"], "the record in the picture has; got --prompts"),
         (["--mask", output / "grid.png"], "--mask must be left out: the picture was made without"),

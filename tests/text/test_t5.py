@@ -52,7 +52,7 @@ def test_whole_models_and_tied_tables_load(tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, params, expected)))
     tensors["encoder.embed_tokens.weight"] += 1
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="(shared|embed_tokens).weight must be there once; got it twice, with other values"):
+    with pytest.raises(ValueError, match="(shared|embed_tokens).weight must be there once; got it twice"):
         weights.load_model(tmp_path, jnp.float32)
 
 

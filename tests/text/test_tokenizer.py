@@ -131,7 +131,7 @@ def replace(regex):
 )  # fmt: skip
 def test_a_tokenizer_that_panics_is_one_line(change, tmp_path, capfd):
     (tmp_path / "tokenizer.json").write_text(json.dumps(library_tokenizer(**change)))
-    with pytest.raises(ValueError, match=f"the tokenizer {tmp_path}/tokenizer.json must be readable; it is not") as error:
+    with pytest.raises(ValueError, match=f"the tokenizer {tmp_path}/tokenizer.json must be readable;") as error:
         tokenizer.load(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
     assert capfd.readouterr().err == ""  # nor the stack of the library's own
