@@ -1,7 +1,7 @@
-"""Checks the options of a command line against the types of dataclass fields, so that what is wrong is one clear line.
+"""Checks of a command line's options against the types of dataclass fields, with error messages of one line.
 
-tyro parses the options; its own messages are boxes of several lines, which name neither the nearest option nor the
-choices in order, and it takes the last of two values in silence.
+tyro parses the options afterwards. Its own messages are boxes of several lines without the nearest option and the
+choices in order, and of two values for an option it takes the last one silently.
 """
 
 import dataclasses
@@ -26,18 +26,25 @@ from imagen_jax.storage.locations import Location
 
 
 class Field(NamedTuple):
-    """What an option takes: its type, whether it must be given, and whether it is a flag without a value."""
+    """An option.
+
+    Attributes:
+      hint: its type.
+      required: whether it must be given.
+      is_flag: whether it is given without a value.
+      default: dataclasses.MISSING where there is none.
+    """
 
     hint: Any
     required: bool
     is_flag: bool
-    default: Any  # MISSING where there is none
+    default: Any
 
 
 def fields(options: Any, prefix: str = "") -> dict[str, Field]:
-    """The options of a dataclass, or of an instance of one (whose nested dataclasses are followed), by their names.
+    """Return the options of a dataclass, or of an instance of one and of its nested dataclasses, by name.
 
-    Names are those that a user types, without the dashes before them: "optim.learning-rate".
+    Names are as a user types them, without the leading dashes: "optim.learning-rate".
     """
     hints = type_hints(options if isinstance(options, type) else type(options))
     found = {}
@@ -74,7 +81,7 @@ def _with_names(hint: Any) -> Any:
 
 
 def names(parsed: Any) -> frozenset[str]:
-    """The names of the options that a command line was parsed into: a dataclass, or a tuple of some."""
+    """Return the names of the options of what a command line was parsed into: a dataclass, or a tuple of some."""
     return frozenset(
         name
         for part in (parsed if isinstance(parsed, tuple) else (parsed,))
@@ -84,11 +91,12 @@ def names(parsed: Any) -> frozenset[str]:
 
 
 def as_typed(message: str, known: Container[str]) -> str:
-    """A message that begins with the name of a field, with the names of options in it as the user types them.
+    """Return a message that begins with a field's name with the names of options as the user types them.
 
     "optim.batch_size must be a multiple of optim.accumulation 5" becomes "--optim.batch-size must be a multiple of
-    --optim.accumulation 5". Behind the first word only names with a dot or an underscore are taken for options.
+    --optim.accumulation 5". After the first word only names with a dot or an underscore are replaced.
     """
+
     def typed(match: re.Match) -> str:
         name = match[0].replace("_", "-")
         return f"--{name}" if name in known else match[0]
@@ -101,11 +109,12 @@ def as_typed(message: str, known: Container[str]) -> str:
 
 
 def asks_for_help(args: list[str]) -> bool:
+    """Whether -h or --help is among the arguments."""
     return "-h" in args or "--help" in args
 
 
 def given(args: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields (option, its values) in order; ("", values) for values before any option."""
+    """Yield (option, its values) in order; ("", values) for values before any option."""
     name, values = "", []
     for arg in args:
         if arg.startswith("--") and len(arg) > 2:
@@ -120,7 +129,12 @@ def given(args: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def check(args: list[str], known: Mapping[str, Field]) -> None:
-    """Raises a ValueError for the first thing that is wrong in `args`, whose options are `known`."""
+    """Raise a ValueError for the first wrong option in `args`.
+
+    Args:
+      args: of a command line.
+      known: the options of the command, by name.
+    """
     counts = Counter()
     for name, values in given(args):
         field, is_negated = known.get(name), False
@@ -191,11 +205,11 @@ def _is_union(hint: Any) -> bool:
 
 
 def _wrong(field: Field, values: list[str]) -> list[str] | None:
-    """The words among `values` that the option cannot take, all where their number is wrong; None: it can take them."""
+    """Return those of `values` that the option does not take, all if their number is wrong; None if it takes them."""
     kind = typing.get_args(field.hint)[0] if _is_variadic(field.hint) else None
     if kind is not None and values:
         return [value for value in values if not _accepts(kind, [value])] or None
-    if kind is not None:  # none at all only to take away what there is without the option
+    if kind is not None:  # no value is accepted to replace a default that has some
         return None if field.default else values
     is_empty_text = values == [""] and field.default != ""
     return None if _accepts(field.hint, values) and not is_empty_text else values
@@ -206,7 +220,7 @@ def _is_variadic(hint: Any) -> bool:
 
 
 def _accepts(hint: Any, values: list[str]) -> bool:
-    """Whether the words after an option are a value of this type."""
+    """Whether the words after an option form a value of this type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Annotated:
         return _accepts(arguments[0], values)
@@ -246,7 +260,7 @@ _KINDS = {
 
 
 def rule(hint: Any) -> str:
-    """What an option of this type must be, in words: "a whole number or None"."""
+    """Return what an option of this type must be, in words: "a whole number or None"."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Annotated:
         return rule(arguments[0])

@@ -1,7 +1,7 @@
-"""The record in a picture's PNG: everything that the picture was made from, so that it can be made again.
+"""The record in a picture's PNG: all that the picture was made from, so that it can be made again.
 
-Four text chunks: `prompt`, `seed`, `sampling` (JSON: the sampling options of every stage that ran) and `imagen_jax`
-(JSON: the other fields of `Record`).
+It is four text chunks: `prompt`, `seed`, `sampling` (JSON: the sampling options of every stage that ran) and
+`imagen_jax` (JSON: the other fields of `Record`).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class InputFile:
 
     @classmethod
     def of(cls, name: str, path: Path) -> InputFile:
-        """The record of a file as it is now, given as the input `name`. Raises as `transforms.read_file`."""
+        """Return the record of a file as it is now, given as the input `name`; raises as `transforms.read_file`."""
         data = transforms.read_file(option(name), path)
         return cls(str(path.absolute()), hashlib.sha256(data).hexdigest())
 
 
 def option(name: str) -> str:
-    """What a user types for the input `name`."""
+    """Return the option that names the input `name`, such as "--low-res"."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -58,21 +58,21 @@ class Record:
     """What a picture was made from.
 
     Attributes:
-      prompt: the prompt.
-      seed: its seed.
-      sampling: by the name of each stage that ran, in their order, its sampling options.
-      negative: the prompt that it was steered away from.
+      prompt: the caption.
+      seed: of the picture, from 0 to 2^32 - 1.
+      sampling: all sampling options of each stage that ran, by its name, in the order of the stages.
+      negative: the prompt that the picture was steered away from, or None.
       size: (height, width) of the result in pixels.
-      outpaint: shares in percent that were painted around the image: top, bottom, left, right.
-      image, mask, low_res: the files that were given.
-      workdir: absolute path of the cascade.
-      checkpoints: by the name of each stage that ran, the step of its checkpoint.
+      outpaint: shares in percent that were painted around the image: top, bottom, left, right; or None.
+      image, mask, low_res: the files that were given, or None.
+      workdir: absolute path or URL of the cascade.
+      checkpoints: step of the checkpoint of each stage that ran, by its name.
       encoder: fingerprint of the text encoder.
-      batch_size: rows of the batch that it was computed in.
-      row: which of them it was.
+      batch_size: rows of the batch that the picture was computed in.
+      row: of the picture in that batch.
       fsdp: devices that shared each copy of the parameters.
-      devices: number and kind of the devices.
-      versions: by the name of a package, its version.
+      devices: number and kind of the devices, such as "8 x cpu".
+      versions: of packages, by their names.
     """
 
     prompt: str
@@ -95,7 +95,7 @@ class Record:
 
 
 def encode_png(x: np.ndarray, record: Record) -> bytes:
-    """A PNG of the pixels x, uint8 [H, W, 3], with the record in it."""
+    """Return a PNG of the pixels x, uint8 [H, W, 3], with the record in it."""
     rest = dataclasses.asdict(record)
     chunks = {"prompt": rest.pop("prompt"), "seed": str(rest.pop("seed"))}
     del rest["sampling"]
@@ -109,16 +109,13 @@ def encode_png(x: np.ndarray, record: Record) -> bytes:
 
 
 def read(path: Path) -> tuple[Record, np.ndarray]:
-    """Reads a PNG that `encode_png` made.
+    """Return the record and the pixels, uint8 [H, W, 3], of a PNG that `encode_png` made.
 
     Args:
-      path: of the PNG, which a user named by --from-png.
-
-    Returns:
-      (record, pixels uint8 [H, W, 3]).
+      path: of the PNG that --from-png names.
 
     Raises:
-      ValueError: one line: it is no such PNG, is damaged, or was written by another version, and what it lacks.
+      ValueError: one line; it is no such PNG, is damaged, or is of another version.
     """
     where = f"--from-png {path}"
     pixels, texts = _decode(path)
@@ -148,11 +145,11 @@ def read(path: Path) -> tuple[Record, np.ndarray]:
 
 
 def compare(record: Record, before: np.ndarray, again: Record, after: np.ndarray) -> str:
-    """Says in words how a picture that was made again differs from the recorded one, and from what that may come.
+    """Return in words how a picture that was made again differs from the recorded one, and what may be the reason.
 
     Args:
-      record, before: the recorded picture, uint8 [H, W, 3].
-      again, after: the one made from its record.
+      record, before: of the recorded picture, uint8 [H, W, 3].
+      again, after: of the picture made from its record.
     """
     difference = np.abs(after.astype(int) - before)
     if not difference.any():
@@ -172,7 +169,7 @@ def compare(record: Record, before: np.ndarray, again: Record, after: np.ndarray
 
 
 def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """(pixels uint8 [H, W, 3], the text chunks before them) of a PNG."""
+    """Return the pixels, uint8 [H, W, 3], of a PNG and the text chunks before them, by keyword."""
     data = input_files.read_given("--from-png", path, MAX_BYTES, "a PNG file", _FIX)
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
@@ -180,7 +177,7 @@ def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     if not (damage := _damage(data)):
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                # Text chunks behind the pixels were added by another program.
+                # Text chunks after the pixels were added by another program.
                 texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
                 return np.asarray(image.convert("RGB")), texts
         except MemoryError:
@@ -207,7 +204,7 @@ def _damage(data: bytes) -> str:
 
 
 def _record(texts: Mapping[str, str]) -> Record:
-    """The record that the text chunks hold; raises ValueError for whatever `encode_png` does not write."""
+    """Return the record that text chunks hold; raise ValueError for anything that `encode_png` does not write."""
     missing = [name for name in _OWN_CHUNKS if name not in texts]
     checks.require(not missing, "text chunks", "hold prompt, seed and sampling", f"none called {missing}")
     data = _json(texts, _CHUNK)
