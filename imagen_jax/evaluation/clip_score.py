@@ -1,8 +1,8 @@
-"""CLIP score: does a picture show what its caption says? (Hessel et al. 2021, arXiv:2104.08718.)
+"""CLIP score, the agreement of pictures with their captions (Hessel et al. 2021, arXiv:2104.08718).
 
-`ClipScorer` takes any CLIP (Radford et al. 2021, arXiv:2103.00020) in Hugging Face layout: its text half
-is the pooled `TextEncoder`, its image half a vision transformer of the same layers. OpenAI's and OpenCLIP's
-models give different scores, so compare only those of one model.
+`ClipScorer` takes any CLIP (Radford et al. 2021, arXiv:2103.00020) in Hugging Face layout: the text half is a pooled
+`TextEncoder`, the image half a vision transformer of the same layers. Scores of different models, such as OpenAI's and
+OpenCLIP's, cannot be compared.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
 from imagen_jax.text import clip, families, layers, model_files, pretrained, weights
 from imagen_jax.text.encoder import TextEncoder
 
-# Of the pictures, in [0, 1], that OpenAI's models were trained on; preprocessor_config.json comes first.
+# Of the pictures, in [0, 1], that OpenAI's models were trained on; used without a preprocessor_config.json.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _BATCH_SIZE = 64
@@ -77,13 +77,13 @@ class ClipScorer(Metric):
     def score(self, images: Any, captions: Sequence[str]) -> np.ndarray:
         """Return the cosine similarity of each picture and its caption, [N] float32 in [-1, 1].
 
-        The usual CLIP score is 100 times that. Captions are cut to what the model can read, 77 tokens;
-        a warning says so. Pictures are resized by this project's own functions (area, bilinear) where
-        the model's own preprocessing is bicubic, which moves a score by a little.
+        The usual CLIP score is 100 times that. Captions are cut to the model's limit, 77 tokens, with a warning.
+        Pictures are resized by `imagen_jax.resize` (area, bilinear), while the model's own preprocessing is bicubic;
+        scores differ slightly.
 
         Args:
-          images: [N, H, W, 3] float in [-1, 1], of any size; the short side is fitted to the model's,
-            and the middle is cut out.
+          images: [N, H, W, 3] float in [-1, 1], of any size; the short side is resized to the model's size, and the
+            center is cropped.
           captions: N str.
 
         Raises:
@@ -108,7 +108,7 @@ class ClipScorer(Metric):
         return np.concatenate(batches)[: len(images)]
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
-        """[B, H, W, 3] in [-1, 1] -> [B, S, S, 3] as the image half takes them."""
+        """Return pictures [B, H, W, 3] in [-1, 1] as the image half takes them, [B, S, S, 3]."""
         size = self.module.config.image_size
         height, width = images.shape[1:3]
         short = min(height, width)
@@ -130,8 +130,10 @@ def _cosine(module: nn.Module, params: Any, pixels: jax.Array, texts: jax.Array)
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """Sizes of the image half, named as in the vision_config of a Hugging Face config.json, whose defaults
-    they have; `projection_dim` is that of the whole model, `text_width` the width of the text half."""
+    """Sizes of the image half, with the names and defaults of the vision_config in a Hugging Face config.json.
+
+    `projection_dim` is that of the whole model, `text_width` the width of the text half.
+    """
 
     text_width: int
     projection_dim: int = 512
@@ -155,10 +157,10 @@ class ImageConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ImageConfig":
-        """The config of a Hugging Face config.json of the whole model, already parsed into a dict.
+        """Return the config that a Hugging Face config.json of the whole model, parsed into a dict, states.
 
         Raises:
-          ValueError: the model does something this one does not.
+          ValueError: a setting of the model is not supported.
         """
         found = dict(layers.section("CLIP", config, "vision_config"))
         found["projection_dim"] = config.get("projection_dim", cls.projection_dim)
@@ -179,7 +181,7 @@ class ImageConfig:
 
 
 class ImageHalf(nn.Module):
-    """Pictures, and the text half's pooled output, to vectors in the space of both."""
+    """Network from pictures, and from the text half's pooled output, to vectors in the joint space."""
 
     config: ImageConfig
     dtype: Any = jnp.float32
@@ -194,7 +196,7 @@ class ImageHalf(nn.Module):
 
 
 class _Tower(nn.Module):
-    """The vision transformer: [B, S, S, 3] -> [B, width], what the class token has become."""
+    """Vision transformer [B, S, S, 3] -> [B, width], the output at the class token."""
 
     config: ImageConfig
     dtype: Any
@@ -206,7 +208,7 @@ class _Tower(nn.Module):
         grid, patch, length = config.grid, config.patch_size, config.grid**2 + 1
         patches = pixels.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
         normal = nn.initializers.normal(0.02)
-        # Columns before rows: torch's [width, 3, rows, columns] with its axes reversed, as it is loaded.
+        # Columns before rows: loading reverses the axes of torch's [width, 3, rows, columns].
         kernel = self.param("patch", normal, (patch, patch, 3, width), self.param_dtype)
         first = self.param("class", normal, (width,), self.param_dtype)
         x = jnp.einsum("bgrhcd,crdw->bghw", patches, kernel, precision=layers.precision(self.dtype))
@@ -214,7 +216,7 @@ class _Tower(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)).astype(x.dtype), x], axis=1)
         x = x + layers.embedding(self, length, width, "position")(jnp.arange(length))[None]
         x = layers.layer_norm(self, config.layer_norm_eps, "norm_before")(x.reshape(-1, width))  # [B L, D]
-        bias = jnp.zeros((batch, 1, 1, length))  # every patch sees every other
+        bias = jnp.zeros((batch, 1, 1, length))  # without masking
         for i in range(config.num_hidden_layers):
             x = clip.Layer(config, self.dtype, self.param_dtype, name=f"layer_{i}")(x, bias)
         return layers.layer_norm(self, config.layer_norm_eps, "norm")(x.reshape(batch, length, width)[:, 0])
@@ -224,14 +226,14 @@ class _Tower(nn.Module):
 
 
 def _tensor_table(config: ImageConfig) -> Iterator[layers.Row]:
-    """As `clip.tensor_table`, for what the text encoder leaves out."""
+    """Yield the rows of the image half and the projections, as `clip.tensor_table` yields those of the text half."""
 
     def vision() -> Iterator[layers.Row]:
         embeddings = "vision_model.embeddings"
         yield f"{embeddings}.class_embedding", ("class",), False
         yield f"{embeddings}.patch_embedding.weight", ("patch",), True
         yield f"{embeddings}.position_embedding.weight", ("position", "embedding"), False
-        yield from layers.norm_rows("vision_model.pre_layrnorm", ("norm_before",))  # published so
+        yield from layers.norm_rows("vision_model.pre_layrnorm", ("norm_before",))  # as spelled in checkpoints
         yield from clip.layer_rows("vision_model", config.num_hidden_layers)
         yield from layers.norm_rows("vision_model.post_layernorm", ("norm",))
 
@@ -274,7 +276,7 @@ def _read_config(directory: Path) -> ImageConfig:
 
 
 def _normalization(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std [3] by the model's preprocessor_config.json, or OpenAI's."""
+    """Return mean and std, [3] each, of the model's preprocessor_config.json, or OpenAI's without such a file."""
     path = directory / "preprocessor_config.json"
     found = model_files.read_json(path) if path.is_file() else {}
     values = {}

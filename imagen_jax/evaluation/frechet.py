@@ -1,8 +1,7 @@
 """Fréchet distance between sets of pictures, or of any features.
 
-The squared 2-Wasserstein distance of two Gaussians, as in FID (Heusel et al. 2017, arXiv:1706.08500).
-`frechet_distance` and `statistics` take the features of any network; `picture_features` stands in where
-no pretrained one can be had.
+It is the squared 2-Wasserstein distance of two Gaussians, as in FID (Heusel et al. 2017, arXiv:1706.08500).
+`frechet_distance` and `statistics` take the features of any network; `picture_features` needs no pretrained one.
 """
 
 import dataclasses
@@ -13,21 +12,20 @@ import numpy as np
 from imagen_jax import resize
 from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
 
-CELL = 8  # the layout is a picture of 8x8 pixels; detail is what 8x8 pixels hold beyond their mean
+CELL = 8  # the layout is a picture of 8x8 pixels; detail is the deviation from the mean of 8x8 pixels
 TILES = 4  # detail is measured in 4x4 parts of the picture
-# Makes both parts of the features vary alike over the pictures of `shapes` (summed variances 87 and 64).
-# Unweighted, the sampling error of the layout drowns the detail: 500 pictures blurred by a pixel are as near
-# as sharp ones.
+# Gives both parts of the features similar variance over the pictures of `shapes` (summed variances 87 and 64). Without
+# it the sampling error of the layout exceeds the detail: 500 pictures blurred by a pixel are as close as sharp ones.
 DETAIL_WEIGHT = 8.0
 _BATCH_SIZE = 256
 
 
 def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), in float64; the covariances may be singular.
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), in float64; the covariances may be singular.
 
     Args:
       mean_a, mean_b: [D].
-      cov_a, cov_b: [D, D], symmetric; eigenvalues below zero are taken for rounding errors.
+      cov_a, cov_b: [D, D], symmetric; eigenvalues below zero are treated as rounding errors.
 
     Raises:
       ValueError: sizes differ, a value is not finite, or a covariance is not symmetric.
@@ -39,17 +37,17 @@ def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
             f"both sides must have as many features; got {len(mean_a)} and {len(mean_b)}: "
             "compute them by one function."
         )
-    # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), which is the sum of the singular values of
-    # A^(1/2) B^(1/2): a root of eigenvalues near zero would leave half of the digits.
+    # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), the sum of the singular values of A^(1/2) B^(1/2). Roots of
+    # eigenvalues near zero would have half of the digits only.
     cross = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(0.0, float(((mean_a - mean_b) ** 2).sum() + trace))
 
 
 def _factor(cov: np.ndarray) -> np.ndarray:
-    """F [D, D] with F F^T = cov."""
+    """Return F [D, D] with F F^T = cov."""
     values, vectors = np.linalg.eigh(cov)
-    # What rounding leaves of zero eigenvalues is no variance, and its root would be large.
+    # Eigenvalues of the size of rounding errors are set to zero, since their roots would be large.
     noise = len(cov) * np.finfo(np.float64).eps * abs(values).max()
     return vectors * np.sqrt(np.where(values > noise, values, 0.0))
 
@@ -146,12 +144,12 @@ class Frechet(Metric):
 
 
 def picture_features(images: Any) -> np.ndarray:
-    """What a picture looks like from afar, and how sharp it is: [N, D] float32, D = 80 C.
+    """Return the layout and the sharpness of pictures, [N, D] float32, D = 80 C.
 
-    First the layout, 64 C values: the picture averaged to 8x8 pixels (`resize.area`). Then the detail,
-    16 C values: the mean of each block of 8x8 pixels is subtracted from the block, the rest is cut into
-    4x4 tiles of H/4 x W/4 pixels, and each tile gives its standard deviation times 8 (`DETAIL_WEIGHT`),
-    channel by channel. All are in the units of the picture, row by row, channels last.
+    The layout has 64 C values: the picture averaged to 8x8 pixels (`resize.area`). The detail has 16 C values: the
+    mean of each block of 8x8 pixels is subtracted, and the standard deviation of each of 4x4 tiles of H/4 x W/4 pixels
+    is multiplied by 8 (`DETAIL_WEIGHT`), channel by channel. Both are in the units of the picture, row by row, channels
+    last.
 
     Args:
       images: [N, H, W, C] float in [-1, 1]; H and W are multiples of 8.
@@ -165,7 +163,7 @@ def picture_features(images: Any) -> np.ndarray:
             f"sides must be multiples of {CELL}; got {images.shape[1]}x{images.shape[2]}: "
             "crop or resize them."
         )
-    # In batches, as the blocks of all pictures at once would be one more copy of them.
+    # In batches, since the blocks of all pictures at once would be another copy of them.
     starts = range(0, len(images), _BATCH_SIZE)
     return np.concatenate([_features(images[start : start + _BATCH_SIZE]) for start in starts])
 
@@ -180,10 +178,10 @@ def _features(images: np.ndarray) -> np.ndarray:
 
 
 def check_pictures(images: Any) -> np.ndarray:
-    """[N, H, W, C] float in [-1, 1], N at least 1, as a float32 numpy array.
+    """Return pictures [N, H, W, C] float in [-1, 1], N at least 1, as a float32 numpy array.
 
     Raises:
-      ValueError: other shapes, types or ranges. Samples may overshoot a little.
+      ValueError: other shapes, types or ranges; values from -2 to 2 are accepted, since samples may exceed the range.
     """
     images = np.asarray(images)
     if images.ndim != 4 or not images.size:
@@ -200,12 +198,12 @@ def check_pictures(images: Any) -> np.ndarray:
 
 
 def distance(images_a: Any, images_b: Any) -> float:
-    """Fréchet distance between two sets of pictures over `picture_features`; 0 is best.
+    """Return the Fréchet distance between two sets of pictures over `picture_features`; 0 is best.
 
-    This is not FID, as no Inception network looks at the pictures: it sees colors, composition,
-    sharpness and their variety, and not what a picture shows. As every such distance it is biased
-    upward for small N: compare it at equal N only, and with that of two sets of real pictures, which is
-    4 to 6 for 500 of `shapes` and 2 to 3 for 1000. N below twice D = 80 C tells little.
+    It is not FID, whose features are those of an Inception network: it measures colors, composition, sharpness and
+    their variety, but not what a picture shows. Like every such distance it is biased upward for small N: compare it at
+    equal N only, and with the distance of two sets of real pictures, which is 4 to 6 for 500 pictures of `shapes` and 2
+    to 3 for 1000. N should be at least twice D = 80 C.
 
     Args:
       images_a, images_b: [N, H, W, C] float in [-1, 1] with equal H, W and C; each N is at least 2.

@@ -1,4 +1,4 @@
-"""Metrics of generated pictures by name. METRICS is open: `@METRICS.register("name")` above a function or a class."""
+"""Metrics of generated pictures by name; `@METRICS.register("name")` above a function or a class adds one."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,7 @@ Need = Literal["claims", "reference", "low_res", "clip"]
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """A batch of generated pictures, and what they can be judged by.
+    """A batch of generated pictures, and the data that metrics compare them with.
 
     Attributes:
       images: [N, H, W, C] float32 in [-1, 1], the results of a cascade.
@@ -33,14 +33,14 @@ class Samples:
 
 
 class Metric:
-    """Statistics of pictures, updated batch by batch.
+    """Base of metrics, whose statistics are updated batch by batch.
 
-    The base of metrics that are a mean over pictures: these define `values`. Others define `init`, `update` and
-    `result`. A registered function (Samples) -> [N] is such a `values`.
+    A metric that is a mean over pictures defines `values`; a registered function (Samples) -> [N] serves as `values`.
+    Other metrics define `init`, `update` and `result`.
 
     Attributes:
-      name: its name in METRICS.
-      needs: what it needs beside pictures and captions: attributes of `Samples`, or "clip", the name of a CLIP.
+      name: in METRICS.
+      needs: what it needs besides pictures and captions: attributes of `Samples`, or "clip", the name of a CLIP.
     """
 
     name: str = ""
@@ -102,7 +102,13 @@ _NEEDED = {
 
 
 def check_needs(option: str, name: str, available: Collection[Need]) -> None:
-    """Raise a ValueError that begins with the option by which a metric is asked for, if it needs what is not there."""
+    """Raise a ValueError if a metric needs more than is available.
+
+    Args:
+      option: by which the metric is chosen, such as "--score".
+      name: of the metric.
+      available: what metrics may need, as in `Metric.needs`.
+    """
     for need in needs(name):
         if need not in available:
             raise ValueError(f"{option} {name} must come with {_NEEDED[need]}; got none.")
