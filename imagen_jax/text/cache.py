@@ -34,7 +34,7 @@ from imagen_jax.text import (
     model_files,
 )
 from imagen_jax.text.cache_files import MISSING
-from imagen_jax.text.encoder import shorten
+from imagen_jax.text.captions import shorten
 
 
 def directory_of(data: str | Path) -> Path:

@@ -17,7 +17,7 @@ from imagen_jax.progress import Progress, logger
 from imagen_jax.storage.locks import acquire_file_lock
 from imagen_jax.text import cache_description, cache_files, cache_rows, earlier_cache, encoders
 from imagen_jax.text.cache_files import MISSING, UNFINISHED
-from imagen_jax.text.encoder import UnknownTokensWarning, unknown_message
+from imagen_jax.text.captions import UnknownTokensWarning, unknown_message
 
 CHUNK = 8192  # captions that are sorted by length and embedded together
 READ = 1024  # captions read at once

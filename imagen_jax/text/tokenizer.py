@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from imagen_jax import checks
 from imagen_jax.text import model_files
 from imagen_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -76,6 +77,44 @@ def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
         raise ValueError(f"the tokenizer {files[0]} must be readable; it is not ({reason}): {fix}.") from error
     _check_vocabulary(directory, tokenizer.num_ids, vocab_size)
     return tokenizer
+
+
+def check_length(length: int, tokenizer: Tokenizer, limit: int) -> None:
+    """Raise a ValueError unless captions can have `length` tokens; `limit` is the most that the encoder takes."""
+    least = tokenizer.num_special + 1
+    rule = f"be from {least} (special tokens and one more) to max_length = {limit}"
+    fix = "pass such a length, or load the encoder with another max_length"
+    checks.require(checks.is_whole(length) and least <= length <= limit, "length", rule, length, fix)
+
+
+def max_length(directory: Path, tokenizer: Tokenizer, reach: int | None, given: int | None, default: int) -> int:
+    """Return the most tokens of a caption, special tokens included.
+
+    Args:
+      directory: of the model.
+      tokenizer: of the model.
+      reach: the most positions of the model; None: no limit.
+      given: the number that the user wants; None: the smallest limit that the model's files state.
+      default: where the files state none.
+
+    Raises:
+      ValueError: `given` is out of range.
+    """
+    if given is not None:
+        check_length(given, tokenizer, reach or model_files.NO_LIMIT)
+        return given
+    stated = model_files.read_limit(directory / "sentence_bert_config.json", "max_seq_length")
+    if stated is None:
+        stated = model_files.read_limit(directory / "tokenizer_config.json", "model_max_length")
+    return min((limit for limit in (stated, reach) if limit is not None), default=default)
+
+
+def pad_id(directory: Path, tokenizer: Tokenizer) -> int:
+    """Return the id at padding, which is masked everywhere: it matters only to code that reads input_ids."""
+    token = model_files.read_settings(directory / "tokenizer_config.json").get("pad_token")
+    if isinstance(token, dict):  # Some files spell out how the token is matched.
+        token = token["content"]
+    return (token is not None and tokenizer.id_of(token)) or 0
 
 
 def files_of(directory: Path) -> list[Path]:
