@@ -1,20 +1,23 @@
-"""Weights as torch.save writes them (pytorch_model.bin), read without torch, and written as safetensors.
+"""Conversion of weights as torch.save writes them (pytorch_model.bin) to safetensors, without torch.
 
-Such a file holds its tensors' bytes, and a pickle that says how they make up a dictionary; `torch_pickle` reads it.
+Such a file holds the bytes of its tensors and a pickle that describes them, which `torch_pickle` reads.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from imagen_jax import checks
 from imagen_jax.storage import files
 from imagen_jax.text import model_files, torch_pickle
 from imagen_jax.text.torch_pickle import Unreadable
@@ -31,11 +34,13 @@ class TorchTensor(NamedTuple):
     Attributes:
       dtype: as safetensors names it.
       shape: of the tensor.
+      nbytes: of its values.
       copy: writes its bytes, in C order, to an open file.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
     copy: Callable[[BinaryIO], None]
 
 
@@ -78,14 +83,10 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
     """
     target = output / "model.safetensors"
     if target.exists() or (output / "model.safetensors.index.json").exists():
-        raise ValueError(
-            f"{output} must not have safetensors yet; got {target.name}: there is nothing to convert."
-        )
+        raise ValueError(f"{output} must not have safetensors yet; got {target.name}: nothing is to be converted.")
     index, single = directory / "pytorch_model.bin.index.json", directory / "pytorch_model.bin"
     if not index.is_file() and not single.is_file():
-        raise ValueError(
-            f"a directory to convert must hold pytorch_model.bin; got {directory}, which has none."
-        )
+        raise ValueError(f"a directory to convert must hold pytorch_model.bin; got {directory}, which has none.")
     found: dict[str, tuple[Path, TorchTensor]] = {}
     for path in [single] if single.is_file() else model_files.shards(index):
         for name, tensor in tensors(path).items():
@@ -100,33 +101,26 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
             f"{directory} must hold tensors that its config.json asks for; got none: get a complete copy."
         )
     header = _header({name: tensor for name, (_, tensor) in found.items()})
-    size = len(header) + sum(_nbytes(tensor) for _, tensor in found.values())
+    size = len(header) + sum(tensor.nbytes for _, tensor in found.values())
     stat = os.statvfs(output)
-    if stat.f_bavail * stat.f_frsize < size:
-        raise ValueError(
-            f"{output} must have room for {size} bytes; got {stat.f_bavail * stat.f_frsize}: make room."
-        )
+    free = stat.f_bavail * stat.f_frsize
+    checks.require(free >= size, str(output), f"have room for {size} bytes", free, "make room")
     with files.replacing(target) as file:
         file.write(header)
         for name, (path, tensor) in found.items():
-            start = file.tell()
+            end = file.tell() + tensor.nbytes
             with _damage_named(path):
                 tensor.copy(file)
-                if file.tell() - start != _nbytes(tensor):
+                if file.tell() != end:
                     raise Unreadable(f"the bytes of {name} end early")
     return target
-
-
-def _nbytes(tensor: TorchTensor) -> int:
-    itemsize = dict(torch_pickle.DTYPES.values())[tensor.dtype]
-    return itemsize * int(np.prod(tensor.shape, dtype=object))
 
 
 def _header(found: dict[str, TorchTensor]) -> bytes:
     """Return the header of a safetensors file: its length, then JSON."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in found.items():
-        start, end = end, end + _nbytes(tensor)
+        start, end = end, end + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -149,7 +143,7 @@ def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
             raise Unreadable("its numbers must be little-endian")
         if members[pickles[0]].file_size > _MAX_PICKLE_BYTES:
             raise Unreadable(f"its data.pkl must have at most {_MAX_PICKLE_BYTES} bytes")
-        views = torch_pickle.views(archive.read(pickles[0]))
+        views = torch_pickle.as_views(torch_pickle.interpret(io.BytesIO(archive.read(pickles[0]))))
     for name, view in views.items():
         info, storage = members.get(f"{root}data/{view.storage.key}"), view.storage
         if info is None:
@@ -158,41 +152,29 @@ def _zip_tensors(path: Path) -> dict[str, TorchTensor]:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != storage.size * storage.itemsize:
             raise Unreadable(f"the bytes of {name} must be {storage.size * storage.itemsize}, uncompressed")
 
-    def opened(key: str) -> Callable[[], Any]:
-        return lambda: _member(path, f"{root}data/{key}")
+    return {
+        name: _tensor(view, functools.partial(_member, path, f"{root}data/{view.storage.key}"))
+        for name, view in views.items()
+    }
 
-    return {name: _tensor(view, opened(view.storage.key)) for name, view in views.items()}
 
-
-class _member:
-    """One member of an archive, open for reading; its checksum is verified when it is read to its end."""
-
-    def __init__(self, path: Path, name: str):
-        self._archive = zipfile.ZipFile(path)
-        self._file = self._archive.open(name)
-
-    def __enter__(self) -> BinaryIO:
-        return self._file
-
-    def __exit__(self, *error: Any) -> None:
-        self._file.close()
-        self._archive.close()
+@contextlib.contextmanager
+def _member(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a member of an archive; its checksum is verified when it is read to its end."""
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        yield file
 
 
 def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
     """Return the tensors of a file of torch before 1.6: five pickles, then each storage after its size."""
     with path.open("rb") as file:
         head = file.read(_MAX_PICKLE_BYTES)
-        stream = io.BytesIO(head)
-        if (
-            torch_pickle.interpret(stream) != _LEGACY_MAGIC
-            or torch_pickle.interpret(stream) != _LEGACY_VERSION
-        ):
+        next_pickle = functools.partial(torch_pickle.interpret, stream := io.BytesIO(head))
+        if next_pickle() != _LEGACY_MAGIC or next_pickle() != _LEGACY_VERSION:
             raise Unreadable("it is no file of torch.save")
-        if torch_pickle.interpret(stream).get("little_endian") is not True:
+        if next_pickle().get("little_endian") is not True:
             raise Unreadable("its numbers must be little-endian")
-        views = torch_pickle.as_views(torch_pickle.interpret(stream))
-        keys = torch_pickle.interpret(stream)
+        views, keys = torch_pickle.as_views(next_pickle()), next_pickle()
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise Unreadable("its list of storages is damaged")
         storages = {view.storage.key: view.storage for view in views.values()}
@@ -209,18 +191,20 @@ def _legacy_tensors(path: Path) -> dict[str, TorchTensor]:
                 raise Unreadable(f"the storage {key:.80} must have {storage.size} elements; got {size}")
             starts[key], at = at + 8, at + 8 + size * storage.itemsize
 
-    def opened(key: str) -> Callable[[], Any]:
-        def at_start() -> BinaryIO:
-            file = path.open("rb")
-            file.seek(starts[key])
-            return file
-
-        return at_start
-
-    return {name: _tensor(view, opened(view.storage.key)) for name, view in views.items()}
+    return {
+        name: _tensor(view, functools.partial(_opened_at, path, starts[view.storage.key]))
+        for name, view in views.items()
+    }
 
 
-def _tensor(view: torch_pickle.View, opened: Callable[[], Any]) -> TorchTensor:
+@contextlib.contextmanager
+def _opened_at(path: Path, start: int) -> Iterator[BinaryIO]:
+    with path.open("rb") as file:
+        file.seek(start)
+        yield file
+
+
+def _tensor(view: torch_pickle.View, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> TorchTensor:
     """Return the tensor of a view; `opened` opens the file at the start of its storage."""
     itemsize, strides, steps = view.storage.itemsize, [], 1
     for size in reversed(view.shape):
@@ -245,7 +229,7 @@ def _tensor(view: torch_pickle.View, opened: Callable[[], Any]) -> TorchTensor:
         part = np.lib.stride_tricks.as_strided(whole[view.offset :], view.shape, steps)
         out.write(np.ascontiguousarray(part).tobytes())
 
-    return TorchTensor(view.storage.dtype, view.shape, copy)
+    return TorchTensor(view.storage.dtype, view.shape, view.size * itemsize, copy)
 
 
 def _skip(file: BinaryIO, num: int) -> None:

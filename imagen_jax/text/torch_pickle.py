@@ -1,7 +1,7 @@
 """The pickles in files of torch, read without an unpickler.
 
-A pickle is disassembled by `pickletools`, and the few instructions that describe tensors are interpreted. Whatever else
-a pickle can ask for, above all any function or class but those that rebuild tensors, is refused by name.
+A pickle is disassembled by `pickletools`, and the few instructions that describe tensors are interpreted. All others,
+and all functions and classes but those that rebuild tensors, are refused by name.
 """
 
 import io
@@ -62,12 +62,6 @@ class View(NamedTuple):
         return int(np.prod(self.shape, dtype=object))
 
 
-def views(data: bytes) -> dict[str, View]:
-    """Return the tensors that a pickle describes, by name."""
-    stream = io.BytesIO(data)
-    return as_views(interpret(stream))
-
-
 def as_views(found: Any) -> dict[str, View]:
     """Return what a pickle holds if it is a dictionary of tensors; raise Unreadable otherwise."""
     if not isinstance(found, dict) or not found:
@@ -81,6 +75,11 @@ def as_views(found: Any) -> dict[str, View]:
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
+# Instructions that gather values into a tuple, list or dictionary: how many; None: those since the last mark.
+_GATHERED = {
+    **{"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3},
+    **{"APPENDS": None, "APPEND": 1, "SETITEMS": None, "SETITEM": 2},
+}
 
 
 def interpret(stream: io.BytesIO) -> Any:
@@ -89,19 +88,19 @@ def interpret(stream: io.BytesIO) -> Any:
     marks: list[int] = []
     memo: dict[int, Any] = {}
 
-    def since_mark() -> list[Any]:
-        at = marks.pop()
-        found = stack[at:]
-        del stack[at:]
-        return found
-
     def pop(kind: type) -> Any:
         value = stack.pop()
         if not isinstance(value, kind):
-            raise Unreadable(
-                f"its pickle is damaged: it must hold a {kind.__name__}; got {type(value).__name__}"
-            )
+            raise Unreadable(f"its pickle must hold a {kind.__name__} there; got {type(value).__name__}, as damaged")
         return value
+
+    def gather(num: int | None) -> list[Any]:
+        start = marks.pop() if num is None else len(stack) - num
+        if not 0 <= start <= len(stack):
+            raise IndexError("too few values")
+        found = stack[start:]
+        del stack[start:]
+        return found
 
     try:
         for opcode, argument, _ in pickletools.genops(stream):
@@ -118,35 +117,25 @@ def interpret(stream: io.BytesIO) -> Any:
                 stack.append(_EMPTY[name]())
             elif name == "MARK":
                 marks.append(len(stack))
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack[-1]
-            elif name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+            elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                memo[len(memo) if argument is None else argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[argument])
             elif name in ("GLOBAL", "STACK_GLOBAL"):
                 words = argument.split(" ") if name == "GLOBAL" else [pop(str), pop(str)][::-1]
                 stack.append(_allowed(".".join(words)))
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                num = int(name[-1])
-                values = tuple(stack[-num:]) if len(stack) >= num else ()
-                del stack[-num:]
-                stack.append(values)
-            elif name == "TUPLE":
-                stack.append(tuple(since_mark()))
-            elif name == "APPENDS":
-                values = since_mark()
-                stack[-1].extend(values) if isinstance(stack[-1], list) else pop(list)
-            elif name == "APPEND":
-                value = stack.pop()
-                stack[-1].append(value) if isinstance(stack[-1], list) else pop(list)
-            elif name in ("SETITEM", "SETITEMS"):
-                values = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
-                target = pop(dict)
-                if not all(isinstance(key, str) for key in values[::2]):
-                    raise Unreadable("its pickle names things by something else than text")
-                target.update(zip(values[::2], values[1::2], strict=True))
-                stack.append(target)
+            elif name in _GATHERED:
+                values = gather(_GATHERED[name])
+                if name.startswith("TUPLE"):
+                    stack.append(tuple(values))
+                elif name.startswith("APPEND"):
+                    stack.append(pop(list))
+                    stack[-1].extend(values)
+                else:
+                    stack.append(pop(dict))
+                    if not all(isinstance(key, str) for key in values[::2]):
+                        raise Unreadable("its pickle has keys that are no text")
+                    stack[-1].update(zip(values[::2], values[1::2], strict=True))
             elif name == "BINPERSID":
                 stack.append(_storage(stack.pop()))
             elif name == "REDUCE":
@@ -158,7 +147,7 @@ def interpret(stream: io.BytesIO) -> Any:
             else:
                 raise Unreadable(f"its pickle must describe tensors alone; got the instruction {name}")
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise Unreadable(f"its pickle is damaged ({model_files.first_line(error)})") from error
+        raise Unreadable(f"its pickle is damaged: {model_files.first_line(error)}") from error
     raise Unreadable("its pickle has no end")
 
 
@@ -182,7 +171,7 @@ def _called(function: str, arguments: tuple) -> Any:
     """Return what the functions that rebuild tensors return, as plain values."""
     if function == _DICTIONARY:
         if arguments and arguments != ([],):
-            raise Unreadable("its pickle makes a dictionary of something")
+            raise Unreadable("its pickle makes a dictionary of values")
         return {}
     if function == _PARAMETER:
         view, *_ = arguments
@@ -191,7 +180,7 @@ def _called(function: str, arguments: tuple) -> Any:
     else:
         raise Unreadable(f"its pickle must name tensors alone; got a call of {function}")
     if not isinstance(view, View) or not isinstance(view.storage, Storage):
-        raise Unreadable("its pickle makes a tensor of something else")
+        raise Unreadable("its pickle makes a tensor of other values than a storage")
     numbers = (view.offset, *view.shape, *view.strides)
     is_whole = isinstance(view.shape, tuple) and isinstance(view.strides, tuple)
     if not is_whole or len(view.shape) != len(view.strides) or len(view.shape) > 16:

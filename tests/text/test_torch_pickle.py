@@ -96,7 +96,7 @@ HOSTILE = {
     "no tensor": (with_storage(pickle.dumps({}, 2)), "dictionary of tensors"),
     "a counter": (with_storage(pickle.dumps(collections.Counter("a"), 2)), "collections.Counter"),
     "a dictionary of itself": (with_storage(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."), "tensors alone; got dict"),
-    "keys without end": (with_storage(b"\x80\x02}" + b")" + b"\x85" * 9 + b"Ns."), "by something else than text"),
+    "keys without end": (with_storage(b"\x80\x02}" + b")" + b"\x85" * 9 + b"Ns."), "keys that are no text"),
     "no stop": (with_storage(b"\x80\x02}"), "pickle"),
     "an empty stack": (with_storage(b"\x80\x02."), "damaged"),
     "a missing mark": (with_storage(b"\x80\x02}u."), "damaged"),
