@@ -138,24 +138,11 @@ def test_bad_captions_are_refused(tiny):
         tiny.encode(["a"], length=0)
 
 
-@pytest.mark.parametrize(
-    ("captions", "kind"),
-    [
-        (None, "NoneType"), (5, "int"), ({"a": 1}, "dict"), ({"a"}, "set"), (b"ab", "bytes"),
-        ((caption for caption in "a"), "generator"), (np.array("a"), "ndarray"), (np.array([["a"]]), "ndarray"),
-        ([["a"]], "list at index 0"), (np.zeros(2), "float64 at index 0"),
-    ],
-)  # fmt: skip
-def test_what_is_no_list_of_captions_is_refused(tiny, captions, kind):
-    for use in (
-        tiny.encode,
-        tiny.tokenize,
-        tiny.token_ids,
-        tiny.mostly_unknown,
-        lambda c: list(tiny.encode_ragged(c)),
-    ):
-        with pytest.raises(TypeError, match=f"captions must be .*got {kind}"):
-            use(captions)
+def test_every_method_refuses_what_is_no_list_of_captions(tiny):
+    ragged = lambda captions: list(tiny.encode_ragged(captions))
+    for use in (tiny.encode, tiny.tokenize, tiny.token_ids, tiny.mostly_unknown, ragged):
+        with pytest.raises(TypeError, match="captions must be .*got NoneType"):
+            use(None)
 
 
 @pytest.mark.parametrize(
