@@ -40,7 +40,7 @@ class Options(SamplingOptions):
     num: int = 200
     """Captions to sample, from the start of the split."""
     metrics: tuple[Annotated[str, METRICS], ...] = ("alignment",)
-    """What the pictures are judged by."""
+    """Metrics of the pictures."""
     clip: str | None = None
     """A CLIP by its directory or name, for the metric "clip"."""
     output: Location | None = None

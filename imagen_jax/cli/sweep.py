@@ -55,9 +55,9 @@ class Options(SamplingOptions):
     clip: str | None = None
     """A CLIP by its directory or name: scores pictures of any prompts."""
     score: Annotated[str, METRICS] | None = None
-    """What decides; by default alignment with --data, else clip with --clip, else consistency."""
+    """The metric that decides; by default alignment with --data, else clip with --clip, else consistency."""
     metrics: tuple[Annotated[str, METRICS], ...] = ()
-    """What is measured beside the score; by default all that --data, --clip and the cascade allow."""
+    """Further metrics; by default all that --data, --clip and the cascade allow."""
     stage: str | None = None
     """The stage whose options are swept; the others keep theirs."""
     num: int = 64
@@ -201,7 +201,7 @@ def measure(metrics: list[Metric], samples: Samples) -> tuple[dict[str, np.ndarr
 
 
 def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:
-    """(prompts, what they claim, the pictures they belong to); the latter two if a data set says."""
+    """Return (prompts, their claims, their pictures); claims and pictures are those of --data, or None."""
     if (options.data is None) == (options.prompts_file is None):
         got = "both" if options.data else "neither"
         raise ValueError(f"--data or --prompts-file must be given, and not both; got {got}.")
@@ -230,7 +230,7 @@ def label(setting: dict) -> str:
 
 
 def plot(costs: np.ndarray, means: np.ndarray, front: np.ndarray, score: str, labels: list[str]) -> bytes:
-    """A PNG of score against cost."""
+    """Return a PNG of score against cost."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -39,12 +39,12 @@ class Schedule(NamedTuple):
 
 
 def make(name: str, size: int = 64) -> Schedule:
-    """The schedule called `name` in `SCHEDULES`; `size` is the image side in pixels that some are shifted for."""
+    """Return the schedule `name` of `SCHEDULES`; `size`, the image side in pixels, shifts some of them."""
     return SCHEDULES[name](_positive("size", size))
 
 
 def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
-    """A schedule from any decreasing function logsnr(t), elementwise, jittable; its inverse is found by bisection.
+    """Return the schedule of a decreasing function logsnr(t), elementwise and jittable, with an inverse by bisection.
 
     Values are clipped to [LOGSNR_MIN, LOGSNR_MAX]. `SCHEDULES.register("mine")(lambda size: from_function(f))` makes
     it a name that configurations can use.
@@ -64,13 +64,13 @@ def from_function(logsnr: Callable[[jax.Array], jax.Array]) -> Schedule:
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(alpha, sigma) of logsnr, float32, like it: each from its own sigmoid so that neither loses its small values."""
+    """Return (alpha, sigma) of logsnr, float32 of its shape, each from its own sigmoid, exact where it is small."""
     logsnr = _reals("logsnr", logsnr)
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
 def cosine(t: jax.Array) -> jax.Array:
-    """logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
+    """Return logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
     t = _reals("t", t)
     u = jnp.where(t <= 0.5, t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
     logsnr = -2 * jnp.log(jnp.tan(jnp.pi / 2 * u))
@@ -78,24 +78,24 @@ def cosine(t: jax.Array) -> jax.Array:
 
 
 def cosine_inverse(logsnr: jax.Array) -> jax.Array:
-    """t with cosine(t) = logsnr."""
+    """Return t with cosine(t) = logsnr."""
     return 2 / jnp.pi * jnp.arctan(jnp.exp(-_reals("logsnr", logsnr) / 2))
 
 
 def linear(t: jax.Array) -> jax.Array:
-    """logsnr(t) = -log(expm1(0.1 t + 9.95 t^2)): beta rises linearly (paper's 256 -> 1024 stage)."""
+    """Return logsnr(t) = -log(expm1(0.1 t + 9.95 t^2)): beta is linear (256 -> 1024 stage of Imagen)."""
     t = _reals("t", t)
     return _clip(-jnp.log(jnp.expm1(_BETA_MIN * t + _BETA_SPAN / 2 * t**2)))
 
 
 def linear_inverse(logsnr: jax.Array) -> jax.Array:
-    """t with linear(t) = logsnr: the root of the quadratic, in its cancellation-free form."""
+    """Return t with linear(t) = logsnr: the root of the quadratic, in its form without cancellation."""
     integral = jax.nn.softplus(-_reals("logsnr", logsnr))
     return 2 * integral / (_BETA_MIN + jnp.sqrt(_BETA_MIN**2 + 2 * _BETA_SPAN * integral))
 
 
 def shifted_cosine(t: jax.Array, size: int = 256) -> jax.Array:
-    """The cosine schedule moved by 2 log(64 / size): the same noise at 64x64 after averaging.
+    """Return cosine(t) + 2 log(64 / size): the same noise at 64x64 after averaging.
 
     Args:
       t: [...] in [0, 1].
@@ -105,12 +105,12 @@ def shifted_cosine(t: jax.Array, size: int = 256) -> jax.Array:
 
 
 def shifted_cosine_inverse(logsnr: jax.Array, size: int = 256) -> jax.Array:
-    """t with shifted_cosine(t, size) = logsnr."""
+    """Return t with shifted_cosine(t, size) = logsnr."""
     return cosine_inverse(_reals("logsnr", logsnr) - 2 * np.log(64 / _positive("size", size)))
 
 
 def interpolated_cosine(t: jax.Array, size: int = 256, low: int = 32, high: int = 256) -> jax.Array:
-    """cosine(t) + 2 [t log(low / size) + (1 - t) log(high / size)] (Hoogeboom et al. 2023, section 3.1).
+    """Return cosine(t) + 2 [t log(low / size) + (1 - t) log(high / size)] (Hoogeboom et al. 2023, section 3.1).
 
     Args:
       t: [...] in [0, 1].
@@ -126,12 +126,12 @@ def interpolated_cosine(t: jax.Array, size: int = 256, low: int = 32, high: int 
 def interpolated_cosine_inverse(
     logsnr: jax.Array, size: int = 256, low: int = 32, high: int = 256
 ) -> jax.Array:
-    """t with interpolated_cosine(t, size, low, high) = logsnr, by bisection."""
+    """Return t with interpolated_cosine(t, size, low, high) = logsnr, by bisection."""
     return _bisect(partial(interpolated_cosine, size=size, low=low, high=high), logsnr)
 
 
 def sigmoid(t: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> jax.Array:
-    """alpha_t^2 falls as a sigmoid between `start` and `end`, stretched to go from 1 to 0 (Jabri et al. 2022).
+    """Return logsnr for alpha_t^2 a sigmoid from `start` to `end`, scaled to go from 1 to 0 (Jabri et al. 2022).
 
     With d = (end - start) / (2 tau) the logsnr is log sinh((1 - t) d) - log sinh(t d) + constant.
     """
@@ -141,7 +141,7 @@ def sigmoid(t: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.
 
 
 def sigmoid_inverse(logsnr: jax.Array, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> jax.Array:
-    """t with sigmoid(t, start, end, tau) = logsnr: tanh(t d) = sinh(d) / (exp(logsnr - constant) + cosh(d))."""
+    """Return t with sigmoid(t, start, end, tau) = logsnr: tanh(t d) = sinh(d) / (exp(logsnr - constant) + cosh(d))."""
     d, constant = _sigmoid_constants(start, end, tau)
     ratio = np.sinh(d) / (jnp.exp(_reals("logsnr", logsnr) - constant) + np.cosh(d))
     return jnp.arctanh(ratio) / d
@@ -155,7 +155,7 @@ def _sigmoid_constants(start: float, end: float, tau: float) -> tuple[float, flo
 
 
 def edm(t: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> jax.Array:
-    """-2 log S(t), S^(1/rho) linear in t from sigma_min to sigma_max (Karras et al. 2022, equation 5)."""
+    """Return -2 log S(t), S^(1/rho) linear in t from sigma_min to sigma_max (Karras et al. 2022, equation 5)."""
     t = _reals("t", t)
     low, high = _edm_ends(sigma_min, sigma_max, rho)
     return _clip(-2 * rho * jnp.log(low + t * (high - low)))
@@ -164,7 +164,7 @@ def edm(t: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: fl
 def edm_inverse(
     logsnr: jax.Array, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> jax.Array:
-    """t with edm(t, sigma_min, sigma_max, rho) = logsnr."""
+    """Return t with edm(t, sigma_min, sigma_max, rho) = logsnr."""
     low, high = _edm_ends(sigma_min, sigma_max, rho)
     return (jnp.exp(-_reals("logsnr", logsnr) / (2 * rho)) - low) / (high - low)
 
@@ -179,20 +179,20 @@ def _edm_ends(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, fl
 
 
 def lognormal(t: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
-    """log S is N(mean, std^2) for uniform t: the levels that EDM trains on (Karras et al. 2022, table 1)."""
+    """Return logsnr with log S ~ N(mean, std^2) for uniform t, as EDM trains (Karras et al. 2022, table 1)."""
     t = _reals("t", t)
     number("mean", mean, "[-50, 50]")
     return _clip(-2 * (mean + _positive("std", std) * jax.scipy.special.ndtri(t)))
 
 
 def lognormal_inverse(logsnr: jax.Array, mean: float = -1.2, std: float = 1.2) -> jax.Array:
-    """t with lognormal(t, mean, std) = logsnr."""
+    """Return t with lognormal(t, mean, std) = logsnr."""
     number("mean", mean, "[-50, 50]")
     return jax.scipy.special.ndtr((-_reals("logsnr", logsnr) / 2 - mean) / _positive("std", std))
 
 
 def zero_terminal(schedule: Schedule) -> Schedule:
-    """The schedule with alpha stretched so that t = 1 is noise alone, logsnr -infinity (Lin et al. 2023).
+    """Return a schedule with alpha stretched so that t = 1 is pure noise, logsnr -infinity (Lin et al. 2023).
 
     alpha' = (alpha - alpha(1)) alpha(0) / (alpha(0) - alpha(1)). Needs prediction "x", "v" or "edm": eps says
     nothing about x there.
@@ -219,7 +219,7 @@ def zero_terminal(schedule: Schedule) -> Schedule:
 
 
 def _logsnr(*, alpha: jax.Array, missing: jax.Array) -> jax.Array:
-    """2 log alpha - log(1 - alpha^2) for missing = 1 - alpha."""
+    """Return 2 log alpha - log(1 - alpha^2) for missing = 1 - alpha."""
     alpha, missing = jnp.maximum(alpha, 0), jnp.maximum(missing, np.exp(-LOGSNR_MAX) / 2)
     return jnp.minimum(2 * jnp.log(alpha) - jnp.log(missing) - jnp.log1p(alpha), LOGSNR_MAX)
 
@@ -227,7 +227,7 @@ def _logsnr(*, alpha: jax.Array, missing: jax.Array) -> jax.Array:
 def grid(
     schedule: Schedule, steps: int, spacing: str | Spacing = "t", *, start: float = 1.0, **options: float
 ) -> jax.Array:
-    """Levels to sample on: logsnr [steps + 1], noisiest first, ending at a clean level.
+    """Return the levels to sample on: logsnr [steps + 1], noisiest first, ending at a clean level.
 
     Args:
       schedule: of the process.
@@ -246,7 +246,7 @@ def grid(
 
 
 def from_table(logsnr: jax.Array) -> Schedule:
-    """A schedule from the levels of a discretely trained network.
+    """Return the schedule of the levels of a discretely trained network.
 
     Args:
       logsnr: [N] decreasing; entry i is the level at t = (i + 1) / N. Of a table of products of alphas it is
@@ -264,7 +264,7 @@ def from_table(logsnr: jax.Array) -> Schedule:
 
 
 def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """t in [0, 1] with decreasing(t) = value, to the resolution of float32."""
+    """Return t in [0, 1] with decreasing(t) = value, to the resolution of float32."""
     value = _reals("logsnr", value)
 
     def halve(_, bounds):
@@ -278,7 +278,7 @@ def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> j
 
 
 def _reals(name: str, value: jax.Array) -> jax.Array:
-    """Numbers as float32."""
+    """Return numbers as float32."""
     return jnp.asarray(arrays.real(name, value), jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""Families of text encoders: how the checkpoints of each become a Linen module."""
+"""Families of text encoders, and the conversion of their checkpoints to Linen modules."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ def tokens(config: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How the checkpoints of one config["model_type"] become a Linen module.
+    """The conversion of checkpoints of one config["model_type"] to a Linen module.
 
     Attributes:
       parse: config.json as a dict -> the module's hashable config, which has `width`, `max_length`

@@ -121,7 +121,7 @@ def attend(
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
-    """A person who asks for float32 means it: the default is bf16 products on a TPU, TF32 on a GPU."""
+    """Return the precision of products: the highest for float32, whose default is bf16 on a TPU and TF32 on a GPU."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

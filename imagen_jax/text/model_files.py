@@ -100,7 +100,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_limit(path: Path, key: str) -> int | None:
-    """The most tokens of a caption by one of `read_settings`; None if it states none."""
+    """Return the most tokens of a caption that a file of settings states; None if it states none."""
     limit = read_settings(path).get(key)
     return None if limit is None or limit >= NO_LIMIT else int(limit)
 
@@ -205,7 +205,7 @@ def stored_tensors(directory: Path) -> Iterator[Stored]:
 
 
 def read_tensor(file: Path, name: str) -> np.ndarray:
-    """One tensor of a safetensors file."""
+    """Return one tensor of a safetensors file."""
     from safetensors import safe_open
 
     # Opened for each tensor: what has been read of an open file counts as the process's memory.
@@ -217,13 +217,13 @@ def read_tensor(file: Path, name: str) -> np.ndarray:
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def named_hash(path: Path) -> str:
-    """As `file_hash`, but without reading what the hub's cache has named by its hash: all large files."""
+    """Return `file_hash`, without reading files that the hub's cache names by their hash, as it does all large ones."""
     target = path.resolve()
     is_named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
     return target.name if is_named else file_hash(path)

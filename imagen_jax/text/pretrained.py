@@ -31,10 +31,9 @@ def resolve(
 
     Args:
       name_or_path: a directory, or a name such as "google/t5-v1_1-xxl", or name@revision: a branch, a tag, a
-        commit or a pull request (refs/pr/1) on the hub. For names in `known.py`, what stands behind the slash is
-        enough.
+        commit or a pull request (refs/pr/1) on the hub. For names in `known.py` the part after the slash suffices.
       sha256: the hash model.safetensors must have; None: that of the known name, if it is one.
-      kind, example: how errors name what is looked for, and a name that would do.
+      kind, example: of model, and a name of one, for error messages.
 
     Raises:
       ValueError: there is no such model, or its weights have another hash.
@@ -64,7 +63,7 @@ def resolve(
 
 
 def local(name_or_path: str | Path) -> Path | None:
-    """Return the directory that a model's name stands for, None if there is none."""
+    """Return the directory that a model's name refers to, None if there is none."""
     try:
         directory = Path(name_or_path).expanduser()
         return directory if directory.is_dir() else None
@@ -84,7 +83,7 @@ def verify(directory: Path, sha256: str) -> None:
 
 
 def _packaged(known: Known) -> Path | None:
-    # find_spec does not import the package, whose code plays no part here.
+    # find_spec does not import the package, whose code is not used.
     spec = importlib.util.find_spec(known.module) if known.module else None
     if spec is None or not spec.submodule_search_locations:
         return None

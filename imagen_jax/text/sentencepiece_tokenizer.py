@@ -26,7 +26,7 @@ class SentencePieceTokenizer:
 
         Args:
           directory: of the model.
-          vocab_size: of the model: sentinels that nobody mentions are there only if it has room for them.
+          vocab_size: of the model; sentinels that no file names exist only if it has room for them.
 
         Raises:
           ValueError: settings of wrong types, or no token for the end of a text.
@@ -61,7 +61,7 @@ class SentencePieceTokenizer:
         self.num_ids = 1 + max(self._model.get_piece_size() - 1, *self._whole.values())
 
     def _added_tokens(self, directory: Path, settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
-        """Tokens that are not pieces of the model, with their ids."""
+        """Return the tokens that are not pieces of the model, with their ids."""
         added = {_content(token): int(id) for id, token in settings.get("added_tokens_decoder", {}).items()}
         path = directory / "added_tokens.json"
         others = model_files.read_json(path) if path.is_file() else {}
@@ -81,7 +81,7 @@ class SentencePieceTokenizer:
         return {token: id for token, id in added.items() if token not in pieces}
 
     def _num_sentinels(self, settings: Mapping[str, Any], vocab_size: int) -> int:
-        """How many follow the pieces of the model."""
+        """Return the number of sentinels after the pieces of the model."""
         if any(self._piece_id(token) is not None for token in ("<extra_id_0>", "\u2581<extra_id_0>")):
             return 0
         if "extra_ids" in settings:
@@ -96,20 +96,20 @@ class SentencePieceTokenizer:
         return id if id != self.unknown_id or token == self._model.id_to_piece(id) else None
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token as it is written in files, None if there is none."""
+        """Return the id of a token as it is written in files, None if there is none."""
         found = self._piece_id(token)
         return self._added.get(token) if found is None else found
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """The ids of each caption, the special token included."""
+        """Return the ids of each caption, the special token included."""
         return [[*self._ids(caption), self._eos] for caption in captions]
 
     def cut(self, caption: str, length: int) -> list[int]:
-        """At most `length` ids, the special token kept."""
+        """Return at most `length` ids of a caption, the special token kept."""
         return [*self._ids(caption)[: length - self.num_special], self._eos]
 
     def unknown_share(self, caption: str) -> float:
-        """How much of a caption's characters or tokens, whichever is more, is unknown."""
+        """Return the larger share, of a caption's characters or of its tokens, that is unknown."""
         ids, pieces = [], []
         for part, id in self._parts(caption):
             ids += self._model.encode(part) if id is None else [id]
@@ -126,7 +126,7 @@ class SentencePieceTokenizer:
         ]
 
     def _parts(self, caption: str) -> list[tuple[str, int | None]]:
-        """The caption around its whole tokens: (text, None), (token, id), (text, None), ..."""
+        """Return a caption split at its whole tokens: (text, None), (token, id), (text, None), ..."""
         parts = self._pattern.split(caption)
         for at in range(1, len(parts), 2):
             strips_left, strips_right = self._strips.get(parts[at], (False, False))
@@ -141,7 +141,7 @@ def _content(token: Any) -> str:
 
 
 def _strips(settings: Mapping[str, Any]) -> dict[str, tuple[bool, bool]]:
-    """Token -> whether it takes the white space to its left and right."""
+    """Return for each token whether it includes the white space to its left and right."""
     spelled = [
         *settings.get("added_tokens_decoder", {}).values(),
         *settings.get("additional_special_tokens", ()),

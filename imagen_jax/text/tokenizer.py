@@ -15,17 +15,17 @@ from imagen_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FILES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
 _LARGEST_VOCABULARY = 1 << 20
-# Encoded at once when a tokenizer is loaded: what ends in an error with these is of no use.
+# Encoded when a tokenizer is loaded, to find files with which every caption fails.
 _PROBES = ("", "a", "A photo of a cat.", " \u5317\u4eac \U0001f43b\n", "a" * 400 + "!", "ab " * 100)
 
 
 class Tokenizer(Protocol):
-    """Captions to token ids, neither cut nor padded unless asked for.
+    """A tokenizer of captions, without cutting and padding.
 
     Attributes:
       num_special: how many special tokens a caption gets.
       num_ids: one more than the largest id.
-      unknown_id: what stands for text that the vocabulary cannot spell; None if it can spell everything.
+      unknown_id: of text that is not in the vocabulary; None if it covers all text.
     """
 
     num_special: int
@@ -33,16 +33,16 @@ class Tokenizer(Protocol):
     unknown_id: int | None
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """The ids of each caption, special tokens included."""
+        """Return the ids of each caption, special tokens included."""
 
     def cut(self, caption: str, length: int) -> list[int]:
-        """At most `length` ids, special tokens kept."""
+        """Return at most `length` ids of a caption, special tokens kept."""
 
     def unknown_share(self, caption: str) -> float:
-        """How much of a caption's characters or tokens, whichever is more, is unknown."""
+        """Return the larger share, of a caption's characters or of its tokens, that is unknown."""
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token as it is written in files, None if there is none."""
+        """Return the id of a token as it is written in files, None if there is none."""
 
 
 def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
@@ -118,7 +118,7 @@ def pad_id(directory: Path, tokenizer: Tokenizer) -> int:
 
 
 def files_of(directory: Path) -> list[Path]:
-    """The files that define the tokenizer, in a fixed order; ValueError if there are none."""
+    """Return the files that define the tokenizer, in a fixed order; raise ValueError if there are none."""
     present = lambda names: [directory / name for name in names if (directory / name).is_file()]
     files, settings = present(_FILES), present(_SETTINGS)
     if not files and settings and settings[0].name == "tokenizer_config.json":
@@ -245,7 +245,7 @@ def _byte_tokenizer(extra_ids: int) -> Any:
 
 @contextlib.contextmanager
 def _dropping_panics() -> Iterator[None]:
-    """Holds stderr back meanwhile, and drops it on an error: a panic of Rust code prints a stack of its own."""
+    """Hold stderr back, and drop it on an error: a panic in Rust code prints a stack trace of its own."""
     try:
         stderr = os.dup(2)
     except OSError:  # a process without stderr

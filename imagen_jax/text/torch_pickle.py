@@ -41,11 +41,11 @@ class _Global(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The bytes of one or more tensors: key in the file, dtype as safetensors names it, bytes per element, elements."""
+    """The bytes of one or more tensors; `key` in the file, `dtype` as safetensors names it."""
 
     key: str
     dtype: str
-    itemsize: int
+    itemsize: int  # bytes of an element
     size: int  # elements
 
 

@@ -1,4 +1,4 @@
-"""Weights of a model directory: every tensor of the files is found a place, then loaded tensor by tensor."""
+"""Weights of a model directory: every tensor of its files is matched with a parameter, then loaded, one by one."""
 
 import collections
 import functools
@@ -64,9 +64,9 @@ def load_params(
         paths = [tensor.path] if dtype != jnp.int8 else [tensor.path, _scale(tensor.path)]
         axis = 0 if tensor.path[-1] == "kernel" else 1  # int8 has a scale per output, or per row of a table
         cast = _caster(tensor.transposed, dtype, axis, tuple(shardings[path] for path in paths))
-        with np.errstate(over="ignore"):  # of float64; told below
+        with np.errstate(over="ignore"):  # of float64; reported below
             *parameters, is_finite = cast(sharding.shard_array(_read(tensor), mesh))
-        if not is_finite:  # Waited for in any case, or many tensors would be on their way at once.
+        if not is_finite:  # waits for the transfer, so that only one tensor is held at a time
             raise ValueError(
                 f"{tensor.file}: the tensor {tensor.name} must be finite as {jnp.dtype(dtype).name}; got NaN or "
                 "infinity: the file is damaged, or of a training that failed; get it again, or another model."
