@@ -84,6 +84,7 @@ def options_of(cls: type) -> dict[str, Option]:
     }
 
 
+@functools.cache
 def docstrings(cls: type) -> dict[str, str]:
     """Return the docstrings behind a dataclass's own fields, each in one line; none for a class without a file."""
     try:
