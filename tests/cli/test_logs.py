@@ -121,11 +121,3 @@ def test_only_the_first_process_informs_but_all_warn(monkeypatch, capsys, proces
     _LOGGER.info("step 1")
     _LOGGER.warning("slow")
     assert capsys.readouterr() == ("step 1\n" * (process == 0), "train.py: warning: slow\n")
-
-
-def test_an_error_of_a_thread_is_one_line(capsys):
-    logs.configure("train.py", logs.Options())
-    thread = threading.Thread(target=lambda: 1 / 0)
-    thread.start()
-    thread.join()
-    assert capsys.readouterr().err == "train.py: in the background: division by zero\n"

@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from imagen_jax.cli import commands, main
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -70,12 +68,3 @@ def test_messages_begin_with_what_was_typed(run):
 def test_help_shows_examples_as_they_are_typed(run):
     _, out, _ = run("plan", "--help")
     assert out.startswith("usage: imagen-jax plan ") and "imagen-jax plan --preset base64:2b" in out
-
-
-def test_every_command_has_a_script(monkeypatch):
-    for command, (script, _) in commands.COMMANDS.items():
-        assert f'main.run("{command}")' in (ROOT / "scripts" / script).read_text()
-        monkeypatch.setattr(sys, "argv", [f"scripts/{script}"])
-        assert commands.typed("sample") == "python scripts/sample.py"
-        monkeypatch.setattr(sys, "argv", [f"imagen-jax {command}"])
-        assert commands.typed("sample") == "imagen-jax sample"

@@ -1,14 +1,13 @@
 """Flipped bits and cuts in every file of a data set: found and named, or without any effect."""
 
-import io
 import os
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagen_jax.data import checksums, reader, sources
+from tests.pictures import encoded
 
 FILES = (
     "SHA256SUMS",
@@ -36,9 +35,7 @@ def whole(tmp_path_factory, load_script):
     rng = np.random.default_rng(0)
     (root / "in").mkdir()
     for i in range(12):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "PNG")
-        (root / "in" / f"{i}.png").write_bytes(buffer.getvalue())
+        (root / "in" / f"{i}.png").write_bytes(encoded(rng.integers(0, 255, (64, 64, 3), np.uint8)))
         (root / "in" / f"{i}.txt").write_text(f"caption {i}\nanother {i}")
     (root / "in" / "left_out.png").write_bytes(b"no picture")
     script = load_script("prepare_data")

@@ -1,6 +1,5 @@
 """Hostile pictures: left out with the reason, or read as what they show, within the memory of a worker."""
 
-import io
 import struct
 import subprocess
 import sys
@@ -12,16 +11,10 @@ from PIL import Image
 
 from imagen_jax.data import containers, masks, opening, transforms
 from imagen_jax.prepare import pictures
+from tests.pictures import encoded
 
 X = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 SMOOTH = np.repeat(np.repeat(X[:2, :2], 16, 0), 16, 1)
-
-
-def encoded(x, form="PNG", **options):
-    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def chunk(name, body):

@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from imagen_jax import resize
 from imagen_jax.data import masks, transforms
+from tests.pictures import encoded, png
 
 SIDE = 64
 HOLE = np.zeros((SIDE, SIDE), bool)
@@ -19,30 +19,6 @@ RNG = np.random.default_rng(0)
 PHOTO = np.asarray(
     Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 )
-
-
-def encoded(x, form="PNG", **options):
-    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def png(x, depth, colour_type):
-    """A PNG of [H, W, C] samples in a depth and type that Pillow does not write."""
-    height, width = x.shape[:2]
-    if depth >= 8:
-        rows = x.astype(f">u{depth // 8}").reshape(height, -1).view(np.uint8)
-    else:
-        bits = np.unpackbits(x.astype(np.uint8)[..., None], axis=-1)[..., -depth:]
-        rows = np.packbits(bits.reshape(height, -1), axis=-1)
-    content = b"".join(b"\0" + row.tobytes() for row in rows)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)),)
-    chunks += ((b"IDAT", zlib.compress(content)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
 
 
 def grey(low, high, kind=np.uint8):

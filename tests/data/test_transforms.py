@@ -14,13 +14,7 @@ from PIL import Image, ImageOps
 
 from imagen_jax import resize
 from imagen_jax.data import colors, opening, transforms
-
-
-def encoded(array_or_image, form="PNG", **options):
-    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+from tests.pictures import encoded
 
 
 def test_decode_every_kind():

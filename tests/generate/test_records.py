@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from imagen_jax.config import to_dict
 from imagen_jax.generate import records
 from tests.generate.conftest import PIXELS, RECORD, SMALL
+from tests.pictures import encoded
 
 
 @pytest.mark.parametrize("record", [RECORD, SMALL])
@@ -48,12 +49,6 @@ def rest(**changes):
     return png(**texts(imagen_jax=json.dumps({k: v for k, v in data.items() if v is not ...})))
 
 
-def other(format, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(PIXELS).save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 WHOLE = records.encode_png(PIXELS, RECORD)
 AT = WHOLE.index(b"imagen_jax")
 EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
@@ -65,9 +60,9 @@ EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
         # what is no picture of this project
         (b"", "must be a PNG; .* is none"),
         (b"\x89PNG\r\n\x1a\n", "is damaged"),
-        (other("JPEG"), "must be a PNG; .* is none"),
-        (other("JPEG", comment=b"prompt: a star"), "must be a PNG"),
-        (other("WEBP", lossless=True), "must be a PNG"),
+        (encoded(PIXELS, "JPEG"), "must be a PNG; .* is none"),
+        (encoded(PIXELS, "JPEG", comment=b"prompt: a star"), "must be a PNG"),
+        (encoded(PIXELS, "WEBP", lossless=True), "must be a PNG"),
         (png(), "text chunks of other programs or none \\(none\\)"),
         (png(parameters="a star\nSteps: 20, Seed: 1"), "other programs or none \\(parameters\\)"),
         (png(prompt='{"3": {"class_type": "KSampler"}}', workflow="{}"), "or none \\(prompt, workflow\\)"),

@@ -10,19 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from imagen_jax.data import sources
 from imagen_jax.prepare import origins
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Found, Rules
 from imagen_jax.prepare.quarantine import LeftOut
+from tests.pictures import encoded
 
 
 def png(i=0):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(np.full((9, 9, 3), i, np.uint8))
 
 
 def put(root, files):
@@ -72,10 +70,7 @@ def script(load_script):
 
 
 def random_picture(i, form="PNG", size=(10, 9)):
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
+    return encoded(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8), form)
 
 
 def huge(width=40000, height=40000):

@@ -4,9 +4,6 @@ import io
 import itertools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +11,8 @@ from PIL import Image
 
 from imagen_jax import resize
 from imagen_jax.data import pipeline, sources, transforms
-from imagen_jax.prepare import folder, pictures, shapes
+from imagen_jax.prepare import folder, pictures
 from tests.prepare.conftest import found, png, prepared, put
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
 def picture(i=0, size=(80, 70)):
@@ -39,12 +34,6 @@ def read(output, split="train"):
 def quarantined(output):
     rows = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
     return {row["file"]: row["reason"] for row in rows}
-
-
-def run(*arguments):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def test_strange_pictures_are_used_and_broken_ones_listed(tmp_path, script, capsys):
@@ -188,18 +177,6 @@ def test_failures_leave_nothing_and_say_why(tmp_path, script):
     assert os.listdir(tmp_path) == ["in"]
 
 
-def test_command_line(tmp_path):
-    root, output = tmp_path / "in", tmp_path / "out"
-    save(root / "a.png", picture())
-    done = run("--input", root, "--output", output)
-    assert done.returncode == 0 and done.stdout.endswith(f"Wrote {output}: 1 train records.\n"), done.stderr
-    before = {p.name: p.read_bytes() for p in output.iterdir()}
-    again = run("--input", root, "--output", output, "--max-size", "99")
-    assert again.returncode == 2 and again.stderr.count("\n") == 1
-    assert again.stderr.startswith("prepare_data.py: ") and "must be free; got a data set" in again.stderr
-    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
-
-
 def test_pictures_twice(tmp_path, script, capsys):
     root, output = tmp_path / "in", tmp_path / "out"
     save(root / "a.png", picture())
@@ -213,27 +190,6 @@ def test_pictures_twice(tmp_path, script, capsys):
         script.main(script.Options(output=output, input=root))
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
-
-
-def test_shapes_twice(tmp_path, script, capsys):
-    options = {
-        "output": tmp_path / "out",
-        "shapes": "single",
-        "num_train": 5,
-        "num_validation": 3,
-        "num_test": 0,
-    }
-    script.main(script.Options(**options))
-    script.main(script.Options(**options))
-    assert capsys.readouterr().out.endswith("is already there, nothing to do.\n")
-    with pytest.raises(ValueError, match="must be free; got a data set"):
-        script.main(script.Options(**options | {"num_train": 6}))
-    examples = read(tmp_path / "out")
-    made = list(shapes.examples("train", "single", 5))
-    for example, shape in zip(examples, made, strict=True):
-        np.testing.assert_array_equal(example["image"], shape["image"])
-        assert (example["caption"], example["claims"]) == (shape["caption"], shape["claims"])
-    assert len(read(tmp_path / "out", "validation")) == 3
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged TIFF tags

@@ -218,36 +218,6 @@ def test_memory_stays_small_whatever_a_file_promises(tmp_path):
     assert int(done.stdout) < 200
 
 
-# ---- limits as options ----
-
-
-def test_limits_are_options(tmp_path, load_script):
-    script = load_script("prepare_data")
-    made = script.settings(
-        script.Options(tmp_path / "out", tmp_path / "in", max_captions=2, max_caption_bytes=9)
-    )
-    assert (made["max_captions"], made["max_caption_bytes"], made["max_page_bytes"]) == (2, 9, 2**29)
-    for options, message in (
-        ({"max_captions": 0}, "--max-captions must be at least 1; got 0"),
-        ({"max_image_bytes": 2**28 + 1}, "--max-image-bytes must be at most 268435456"),
-        (
-            {"max_pixels": 2**27 + 1},
-            "--max-pixels must be at most 134217728, which training reads; got 134217729",
-        ),
-        ({"max_seconds": 61.0}, "--max-seconds must be at most 60.0, which training waits; got 61.0"),
-        ({"max_seconds": float("nan")}, "--max-seconds must be at least 1; got nan"),
-        ({"max_pixels": 0}, "--max-pixels must be at least 1; got 0"),
-        (
-            {"max_caption_bytes": TEXT + 1},
-            "--max-caption-bytes must be at most 200, which a text file may have",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            script.settings(
-                script.Options(tmp_path / "out", tmp_path / "in", **{"max_caption_bytes": 9} | options)
-            )
-
-
 @pytest.mark.parametrize(
     "limits, reason",
     [

@@ -17,8 +17,8 @@ from imagen_jax.data import sources
 from imagen_jax.prepare import folder, parts, pictures
 from imagen_jax.prepare.output import is_done
 from imagen_jax.storage.locks import acquire_file_lock
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 NUM = 24
 OPTIONS = {"min_size": 8, "validation_fraction": 0.3, "name": "photos"}
 

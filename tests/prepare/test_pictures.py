@@ -1,10 +1,8 @@
 """What is stored of a picture: its own bytes only if they are one upright RGB picture of 8 bits."""
 
 import io
-import struct
 import threading
 import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -12,28 +10,8 @@ from PIL import Image
 
 from imagen_jax.data import opening, transforms
 from imagen_jax.prepare import pictures
+from tests.pictures import encoded, png
 from tests.prepare.conftest import huge
-
-
-def encoded(x, form="PNG", **options):
-    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def deep_png(x):
-    """A PNG of 16 bits for each of three colours, which Pillow reads but does not write."""
-
-    def chunk(name, content):
-        crc = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
-
-    height, width = x.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x.astype(np.uint16) * 257)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + content
 
 
 def test_only_one_picture_of_8_bits_keeps_its_bytes():
@@ -42,12 +20,12 @@ def test_only_one_picture_of_8_bits_keeps_its_bytes():
     several = encoded(x, "MPO", save_all=True, append_images=[Image.fromarray(x[::-1].copy())])
     for stays in (encoded(x), encoded(x, "JPEG")):
         assert pictures.normalized(stays, 64) == stays
-    for data in (film, deep_png(x), several):
+    for data in (film, png(x.astype(np.uint16) * 257, 16, 2), several):
         stored = pictures.normalized(data, 64)
         with Image.open(io.BytesIO(stored)) as image:
             assert (image.format, image.mode, image.n_frames, stored[24]) == ("PNG", "RGB", 1, 8)
         np.testing.assert_array_equal(transforms.decode(stored), transforms.decode(data))
-    for data in (film, deep_png(x)):
+    for data in (film, png(x.astype(np.uint16) * 257, 16, 2)):
         np.testing.assert_array_equal(transforms.decode(data), x)
 
 

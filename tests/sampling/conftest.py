@@ -1,6 +1,5 @@
 """Keys, pictures and stages of random parameters."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from imagen_jax.cli import options
 from imagen_jax.config import presets
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 NUM = int(os.environ.get("IMAGEN_JAX_COMMAND_LINES", "40"))
 # What each is always given, so that it ends before it reads or writes anything; {tmp}/file is a file, not a folder.
 SCRIPTS = {
