@@ -62,6 +62,7 @@ def test_wrong_options_are_one_line(monkeypatch, capsys, arguments, message):
 
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_and_timed(monkeypatch, capsys):
     small = (
         "--image-size 8 --network.channels 8 --network.num-res-blocks 1 --network.attention False --steps 2"

@@ -9,7 +9,7 @@ import pytest
 from tests.models.conftest import KEY, MODULES, inputs, perturbed
 
 
-@pytest.mark.parametrize("name", list(MODULES))
+@pytest.mark.parametrize("name", ["base", pytest.param("efficient", marks=pytest.mark.slow)])
 def test_scanned_and_rematerialised_blocks_are_the_same_function(name):
     """The same parameters give the same output and gradients, dropout included."""
     deeper = {"channels": (8, 16), "num_res_blocks": (2, 2), "dropout": 0.2}

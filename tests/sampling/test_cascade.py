@@ -46,6 +46,7 @@ def test_an_image_is_the_same_on_one_and_on_eight_devices(tiny_stages, tiny_text
     np.testing.assert_allclose(np.asarray(eight)[:7], one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_jit_takes_the_whole_cascade(tiny_stages, tiny_text):
     keys = image_keys(SEED, 7)
     np.testing.assert_allclose(

@@ -67,6 +67,7 @@ def test_negative_prompts(tiny_stages, tiny_text):
         sample_cascade(tiny_stages[:1], tiny_text, KEYS, negative=one, guidance_scale=1.0)
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_is_for_the_guided_stages(tiny_stages, tiny_text):
     other = jax.tree.map(lambda leaf: leaf[::-1], tiny_text)
     run = lambda **options: sample_cascade(tiny_stages, tiny_text, KEYS, return_all=True, steps=2, **options)

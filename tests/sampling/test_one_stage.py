@@ -9,6 +9,7 @@ from imagen_jax import Stage, image_keys, sample_cascade, stage
 from tests.sampling.conftest import KEYS
 
 
+@pytest.mark.slow
 def test_given_noise_takes_the_place_of_that_of_the_keys(tiny_stages, tiny_text):
     noise = jax.random.normal(jax.random.key(0), (7, 8, 8, 3))
     run = lambda keys: sample_cascade(tiny_stages, tiny_text, keys, stop="base", z_1=noise)
@@ -21,6 +22,7 @@ def test_given_noise_takes_the_place_of_that_of_the_keys(tiny_stages, tiny_text)
 # --- what is computed once ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
     for tiny, size in zip(tiny_stages, (8, 16), strict=True):
         z_t = jax.random.normal(jax.random.key(0), (7, size, size, 3))
@@ -56,6 +58,7 @@ def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_tex
 # --- broken networks ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", ["none", "static", "dynamic"])
 def test_nan_and_infinity_are_named_with_stage_and_step(tiny_stages, tiny_text, threshold):
     for value in (np.nan, np.inf):

@@ -7,32 +7,26 @@ import numpy as np
 import pytest
 
 from imagen_jax import Stage, config, load_cascade, load_stage, save_cascade, stage
-from imagen_jax.data import transforms
-from imagen_jax.prepare import shapes
-from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import best_sampling, checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.training import loop, writer
-from tests.conftest import TINY_BERT
+from tests.conftest import TINY_BERT, write_shapes
 
 boto3 = pytest.importorskip("boto3")
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     """A tiny stage on sixteen shapes."""
-    folder = tmp_path_factory.mktemp("data")
-    records = [
-        {"image": transforms.encode_png(e["image"]), "caption": e["caption"], "claims": json.dumps(e["claims"])}
-        for e in shapes.examples("train", "single", 16)
-    ]
-    write_records({"train": records}, folder / "data", name="data", description="Sixteen.")
+    data = write_shapes(tmp_path_factory.mktemp("data") / "data", train=16)
     return config.StageConfig(
         image_size=8,
         network=config.UNetConfig((8,), (1,), (False,), embedding=32),
         text=config.TextConfig(encoder=str(TINY_BERT), width=32, length=12),
-        data=config.DataConfig(path=str(folder / "data")),
+        data=config.DataConfig(path=str(data)),
         optim=config.OptimConfig(batch_size=8, warmup_steps=2, ema_decay=0.9),
         run=config.RunConfig(
             num_steps=3, checkpoint_every=2, log_every=1, sample_every=0, validate_every=0, stall_timeout=600

@@ -1,7 +1,6 @@
 """Fine-tuning: training that starts from the parameters of a trained stage."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,15 +8,13 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import load_stage, sharding
-from imagen_jax.data import transforms
-from imagen_jax.prepare import shapes
-from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import initial, loop
 from imagen_jax.training import state as states
+from tests.conftest import TINY_BERT, write_shapes
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def change(config, **fields):
@@ -32,11 +29,7 @@ def change(config, **fields):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for name, num in (("few", 8), ("others", 12)):
-        records = [
-            {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
-            for e in shapes.examples("train", "single", num)
-        ]
-        write_records({"train": records}, folder / name, name="data", description="Shapes.")
+        write_shapes(folder / name, train=num)
     return folder
 
 
@@ -45,7 +38,7 @@ def config(data):
     return C.StageConfig(
         image_size=8,
         network=C.UNetConfig((8,), (1,), (False,), embedding=32),
-        text=C.TextConfig(encoder=str(ROOT / "tests/goldens/tiny_bert"), width=32, length=12),
+        text=C.TextConfig(encoder=str(TINY_BERT), width=32, length=12),
         data=C.DataConfig(path=str(data / "few")),
         optim=C.OptimConfig(batch_size=8, warmup_steps=0, learning_rate=1e-3, ema_decay=0.9),
         run=C.RunConfig(num_steps=1, log_every=1, sample_every=0, validate_every=0),
@@ -66,6 +59,7 @@ def trained(config, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_averaged_parameters_on_other_data(config, data, trained, tmp_path):
     """Other sizes and another optimiser, with a rate at which nothing moves."""
     tuned = change(

@@ -23,7 +23,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop, reports
 from tests.conftest import ROOT, TINY_BERT, write_shapes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 STEPS = 24
 PRESET = """
@@ -48,16 +48,6 @@ def setup(tmp_path_factory):
     preset = folder / "preset.py"
     preset.write_text(PRESET.format(encoder=str(TINY_BERT), steps=STEPS, data=str(data)))
     return folder, preset
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device(compiled_once):
-    """As in the processes that these tests start: parameters are compared to the bit."""
-    make_mesh = loop.sharding.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        alone = lambda *args, **options: make_mesh(*args, **options | {"devices": jax.devices()[:1]})
-        patch.setattr(loop.sharding, "make_mesh", alone)
-        yield
 
 
 @pytest.fixture
@@ -247,10 +237,10 @@ def test_a_finished_run_can_be_extended_but_not_changed(setup, uninterrupted, tr
     assert any((a != b).any() for a, b in zip(params(workdir), params(uninterrupted), strict=True))
 
 
-def test_a_full_disk_leaves_the_last_whole_checkpoint(setup, start):
+def test_a_full_disk_leaves_the_last_whole_checkpoint(setup, start, train):
     """Files larger than a limit cannot be written, as on a disk that is full; metrics are below it for some steps."""
     workdir = setup[0] / "full"
-    code, _, err = finish(start(workdir, "--run.num-steps", "5"))
+    code, _, err = train(workdir, "--run.num-steps", "5")
     assert code == 0, err
     code, _, err = finish(start(workdir, "--run.log-every", "24", largest_file_kib=20))
     assert code == 2, err
@@ -258,7 +248,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(setup, start):
     assert "Traceback" not in err, err
     assert "The one of step 5 is whole" in line and "free some space" in line, line
     assert int(load_stage(workdir / "base").config.run.num_steps) == STEPS  # it can be read
-    code, _, err = finish(start(workdir))
+    code, _, err = train(workdir)
     assert code == 0, err
     assert sorted(path.name for path in (workdir / "base/checkpoints").iterdir()) == ["20", "24"]
 

@@ -62,8 +62,9 @@ class Pictures:
         self.pictures.append((step, name, picture.size))
 
 
-def evaluate(stage, source, num_devices, **run):
-    config = settings(stage.config, validate_every=2, sample_every=4, sample_images=3, **run)
+def evaluate(stage, source, num_devices=1, **run):
+    """The monitor, the state, its values at step 4 and its pictures: none, unless `run` has sample_every."""
+    config = settings(stage.config, **{"validate_every": 2, "sample_every": 0, "sample_images": 3} | run)
     mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     params = sharding.replicate(stage.params, mesh)
     state = states.TrainState(step=np.int32(4), params=None, ema_params=params, opt_state=None)
@@ -76,7 +77,7 @@ def evaluate(stage, source, num_devices, **run):
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_an_evaluation_is_the_same_again_and_on_other_devices(tiny_stages, source, index):
-    monitor, state, values, writer = evaluate(tiny_stages[index], source, 1)
+    monitor, state, values, writer = evaluate(tiny_stages[index], source, sample_every=4)
     again = monitor.evaluate(state, writer)
     keys = [key for key in values if key.startswith(("validation", "caption"))]
     assert len(keys) >= 5 and [values[key] for key in keys] == [again[key] for key in keys]
@@ -90,13 +91,13 @@ def test_an_evaluation_is_the_same_again_and_on_other_devices(tiny_stages, sourc
 def test_a_network_that_does_not_see_text_has_no_caption_gap(tiny_stages, source, monkeypatch):
     """Every caption has the same embedding, so a wrong one is as good as the right one."""
     loud = jax.tree.map(lambda leaf: 3 * leaf, tiny_stages[0])  # random parameters react to text, but little
-    _, _, values, _ = evaluate(loud, source, 1)
+    _, _, values, _ = evaluate(loud, source)
     assert abs(values["caption_gap"]) > 2e-5
     assert values["caption_gap"] == pytest.approx(
         values["validation_loss_shuffled"] / values["validation_loss"] - 1
     )
     monkeypatch.setattr(Embeddings, "__getitem__", lambda self, caption: np.ones((2, 12), "float32"))
-    _, _, values, _ = evaluate(loud, source, 1)
+    _, _, values, _ = evaluate(loud, source)
     assert abs(values["caption_gap"]) < 1e-6
 
 
@@ -106,14 +107,14 @@ def test_broken_records_are_counted_and_a_single_picture_has_no_other_caption(ti
     records[2]["image"] = b"no picture"
     write_records({"validation": records}, tmp_path / "data", name="data", description="Eight.")
     damaged = sources.open_source(tmp_path / "data", "validation")
-    _, _, values, _ = evaluate(tiny_stages[0], damaged, 1)
+    _, _, values, _ = evaluate(tiny_stages[0], damaged)
     assert values["validation_undecodable"] == 1 and "caption_gap" in values
     few = sources.open_source(tmp_path / "data", "validation[:4]")  # half as many as stand in a batch
-    _, _, values, _ = evaluate(tiny_stages[0], few, 1)
+    _, _, values, _ = evaluate(tiny_stages[0], few)
     assert values["caption_gap"] != 0
     optim = dataclasses.replace(tiny_stages[0].config.optim, batch_size=1)
     single = dataclasses.replace(tiny_stages[0].config, optim=optim)
-    _, _, values, _ = evaluate(tiny_stages[0].replace(config=single), damaged, 1)
+    _, _, values, _ = evaluate(tiny_stages[0].replace(config=single), damaged)
     assert values["validation_undecodable"] == 1 and values["validation_loss"] > 0
     assert "caption_gap" not in values and "validation_loss_shuffled" not in values
 

@@ -1,11 +1,7 @@
 """Objectives by name, also from outside the package."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,15 +9,12 @@ import pytest
 
 from imagen_jax import sharding
 from imagen_jax.config.validation import validate_for_training
-from imagen_jax.data import transforms
-from imagen_jax.prepare import shapes
-from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import state as states
 from imagen_jax.training.objectives import OBJECTIVES
 from imagen_jax.training.step import make_train_step
+from tests.conftest import TINY_BERT, write_shapes
 
-ROOT = Path(__file__).parents[2]
 # The squared norm of the parameters, which training lowers whatever the data.
 OUTSIDE = """
 import jax
@@ -86,25 +79,18 @@ def test_an_unknown_name_is_refused_before_training_and_not_when_a_stage_is_load
     assert stage_dir.read_config(tmp_path / "base") == config
 
 
-def test_an_objective_from_outside_trains_from_the_command_line(tmp_path, outside):
-    records = [
-        {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
-        for e in shapes.examples("train", "single", 8)
-    ]
-    write_records({"train": records}, tmp_path / "data", name="data", description="Eight shapes.")
+@pytest.mark.slow
+def test_an_objective_from_outside_trains_from_the_command_line(tmp_path, outside, monkeypatch, run_script, one_device):
+    data = write_shapes(tmp_path / "data", train=8)
     preset = tmp_path / "preset.py"
-    preset.write_text(PRESET.format(encoder=str(ROOT / "tests/goldens/tiny_bert"), data=str(tmp_path / "data")))
-    environment = os.environ | {"IMAGEN_JAX_PLUGINS": str(outside), "XLA_FLAGS": ""}
+    preset.write_text(PRESET.format(encoder=str(TINY_BERT), data=str(data)))
+    monkeypatch.setenv("IMAGEN_JAX_PLUGINS", str(outside))
+    run = lambda *options: run_script("train.py", "--preset", preset, "--stage", "base", *options)
 
-    def run(*options):
-        command = [sys.executable, ROOT / "scripts/train.py", "--preset", preset, "--stage", "base", *options]
-        return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=300)
-
-    shown = run("--help")
-    (choices,) = re.findall(r"--optim.objective \{(.*)\}", shown.stdout)
+    (choices,) = re.findall(r"--optim.objective \{(.*)\}", run("--help").out)
     assert {"denoising", "small_parameters"} <= set(choices.split(","))
     wrong = run("--workdir", tmp_path / "run", "--optim.objective", "small_parameter")
-    assert wrong.returncode == 2 and "(did you mean small_parameters?)" in wrong.stderr
+    assert wrong.status == 2 and "(did you mean small_parameters?)" in wrong.err
     done = run("--workdir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert "mean_pixel" in (tmp_path / "run/base/metrics.jsonl").read_text()
