@@ -21,7 +21,7 @@ from imagen_jax.data import sources, transforms
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop, reports
-from tests.conftest import ROOT, TINY_BERT, write_shapes
+from tests.conftest import QUICK, ROOT, TINY_BERT, write_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -63,7 +63,7 @@ def arguments(preset, workdir):
 @pytest.fixture(scope="module")
 def start(setup, compiled_programs):
     """start(workdir, *options) -> a process of train.py; its files have at most `largest_file_kib`."""
-    environment = os.environ | compiled_programs | {"XLA_FLAGS": ""}
+    environment = os.environ | compiled_programs | {"XLA_FLAGS": QUICK}
 
     def call(workdir, *options, largest_file_kib="unlimited"):
         command = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "bash", sys.executable]

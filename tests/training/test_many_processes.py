@@ -13,7 +13,7 @@ import pytest
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
-from tests.conftest import ROOT
+from tests.conftest import QUICK, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +132,7 @@ def two_processes(code, *arguments):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    common = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+    common = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": QUICK}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
