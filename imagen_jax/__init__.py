@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as in _HOMES
     from imagen_jax.sampling.one_stage import sample_stage
     from imagen_jax.stage import Stage, image_keys
     from imagen_jax.stage_dir.loading import load_cascade, load_stage
-    from imagen_jax.stage_dir.saving import save_cascade, save_stage
+    from imagen_jax.stage_dir.saving import save_cascade, save_pretrained, save_stage
     from imagen_jax.structs import Cond, TextCond
     from imagen_jax.text.encoder import TextEncoder
 
@@ -32,6 +32,7 @@ _HOMES = {
     "sample_cascade": "sampling.cascade",
     "sample_stage": "sampling.one_stage",
     "save_cascade": "stage_dir.saving",
+    "save_pretrained": "stage_dir.saving",
     "save_stage": "stage_dir.saving",
     "use_compilation_cache": "compilation",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "sample_cascade",
     "sample_stage",
     "save_cascade",
+    "save_pretrained",
     "save_stage",
     "use_compilation_cache",
 ]

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate.py", ""),
     "sweep": ("sweep.py", ""),
     "plan": ("plan.py", ""),
+    "export": ("export.py", ""),
     "convert": ("convert_weights.py", ""),
     "emoji": ("prepare_emoji.py", ""),
 }

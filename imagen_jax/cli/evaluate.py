@@ -31,8 +31,6 @@ ROOM = 2**23  # bytes that all files need at most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions):
-    workdir: Location
-    """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path
     """A data set, for "alignment" one of shapes as imagen-jax prepare --shapes writes it."""
     split: str = "test"
@@ -44,17 +42,18 @@ class Options(SamplingOptions):
     clip: str | None = None
     """A CLIP by its directory or name, for the metric "clip"."""
     output: Location | None = None
-    """Directory for the table and the grid; by default evaluation/ in the workdir."""
+    """Directory for the table and the grid; by default evaluation/ in the workdir, or here with --pretrained."""
     seed: int = 0
     """Seed of the first picture; the next have the seeds after it."""
     batch_size: int = 40
     """Pictures computed at once."""
     best: bool = False
-    """Start from the options that imagen-jax sweep found best, instead of the preset's."""
+    """Start from the options that imagen-jax sweep found best for --workdir, instead of the preset's."""
 
 
 def main(options: Options) -> None:
-    output = options.output or options.workdir / "evaluation"
+    cascade = options.cascade()
+    output = options.output or options.default_output("evaluation")
     names = tuple(dict.fromkeys(options.metrics))
     written = [f"{name}{end}" for name in names for end in (".md", ".json")]
     files.check_directory(output, "--output", needed=ROOM, names=(*written, "grid.png"))
@@ -83,7 +82,7 @@ def main(options: Options) -> None:
         raise ValueError(f"--data must have pictures of one size for a metric that compares them; got {options.data}.")
     checks.seed(options.seed, len(examples), "--seed")
     # All options are checked before anything is loaded.
-    stages = read_cascade(options.workdir, best=options.best)
+    stages = read_cascade(cascade, best=options.best)
     captions = [example["caption"] for example in examples]
     seeds = range(options.seed, options.seed + len(captions))
     plan = plan_prompts(stages, captions, seeds=seeds, batch_size=options.batch_size, **options.sampling())
@@ -93,7 +92,7 @@ def main(options: Options) -> None:
     if options.clip and not any("clip" in needs(name) for name in names):
         raise ValueError(f"--clip must be left out without --metrics clip; got {options.clip!r}.")
     metrics = [build(name, options.clip) for name in names]
-    stages = load_cascade(options.workdir, best=options.best)
+    stages = load_cascade(cascade, best=options.best)
     compilation.use_compilation_cache()
     pictures = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))
     sampled = progress.over(pictures, len(captions), "pictures", "sampling")

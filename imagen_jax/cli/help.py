@@ -14,7 +14,8 @@ def described(kind: type, own: type) -> type:
 
     A default that the description of a field tells is not shown again.
     """
-    fields = [*_fields(kind, options.docstrings(own)), *_fields(logs.Options, options.docstrings(logs.Options))]
+    texts = {name: text for base in reversed(own.__mro__) for name, text in options.docstrings(base).items()}
+    fields = [*_fields(kind, texts), *_fields(logs.Options, options.docstrings(logs.Options))]
     return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True, frozen=True)
 
 

@@ -1,5 +1,6 @@
 """Sample pictures from a trained cascade.
 
+  imagen-jax sample --pretrained NAME --prompts "a small red star"
   imagen-jax sample --workdir runs/quickstart --prompts "a small red star" "a large blue circle"
   imagen-jax sample --workdir runs/quickstart --prompts-file prompts.txt --num 4 --guidance-scale 8 2
   imagen-jax sample --workdir runs/quickstart --prompts "a red star" --image photo.png --strength 0.6
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from imagen_jax import progress
 from imagen_jax.cli import parsing
+from imagen_jax.cli.options import asks_for_help
 from imagen_jax.cli.sampling_options import SamplingOptions
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
@@ -29,8 +31,6 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions):
-    workdir: Location | None = None
-    """Directory of the cascade, as imagen-jax train wrote it. Must be given, except with --from-png."""
     prompts: tuple[str, ...] = ()
     """The prompts themselves; or give --prompts-file."""
     prompts_file: Path | None = None
@@ -38,7 +38,8 @@ class Options(SamplingOptions):
     negative: str | None = None
     """A prompt to steer away from."""
     output: Location | None = None
-    """Directory for the pictures; by default samples/ in the workdir. Existing pictures stay."""
+    """Directory for the pictures; by default samples/ in the workdir, or here with --pretrained. Existing pictures
+    stay."""
     num: int | None = None
     """Pictures for each prompt, of the seeds seed, seed + 1, ...; by default 1."""
     seed: int | None = None
@@ -46,7 +47,7 @@ class Options(SamplingOptions):
     batch_size: int | None = None
     """Pictures computed at once; by default 16."""
     best: bool = False
-    """Start from the options that imagen-jax sweep found best, instead of the preset's."""
+    """Start from the options that imagen-jax sweep found best for --workdir, instead of the preset's."""
     start: str | None = None
     """The first stage to run, by name; a super-resolution stage starts from --low-res."""
     stop: str | None = None
@@ -65,11 +66,11 @@ class Options(SamplingOptions):
     """Devices that share each copy of the parameters; by default 1."""
     from_png: Path | None = None
     """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size and the new
-    places of what has been moved: --workdir, --image, --mask, --low-res."""
+    places of what has been moved: --workdir or --pretrained, --image, --mask, --low-res."""
 
 
 # What may be given beside --from-png.
-BESIDE = ("from_png", "workdir", "output", "batch_size", "image", "mask", "low_res")
+BESIDE = ("from_png", "workdir", "pretrained", "output", "batch_size", "image", "mask", "low_res")
 
 
 def main(options: Options) -> None:
@@ -81,12 +82,9 @@ def main(options: Options) -> None:
 
 def sample(options: Options) -> None:
     """Sample what the options ask for and write it with a grid."""
-    if options.workdir is None:
-        raise ValueError(
-            "--workdir must be given; got no value: name the directory of the cascade, or a picture with --from-png."
-        )
+    cascade = options.cascade()
     prompts = read_prompts(options)
-    output = options.output or options.workdir / "samples"
+    output = options.output or options.default_output("samples")
     files.check_directory(output, "--output")
 
     from imagen_jax import compilation, grid
@@ -94,10 +92,10 @@ def sample(options: Options) -> None:
     from imagen_jax.generate.records import encode_png
 
     jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
-    same = ("workdir", "best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
+    same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
     asked = {key: value for key in same if (value := getattr(options, key)) is not None}
     prepared = request.prepare(
-        request.Request(jobs=jobs, options=options.sampling(), inputs=inputs(options), **asked)
+        request.Request(workdir=cascade, jobs=jobs, options=options.sampling(), inputs=inputs(options), **asked)
     )
     files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
     if prepared.report:
@@ -135,11 +133,11 @@ def repeat(options: Options) -> None:
     from imagen_jax.grid import to_uint8
 
     record, before = records.read(options.from_png)
-    asked = request.repeating(
-        record, workdir=options.workdir, inputs=inputs(options), batch_size=options.batch_size
-    )
+    cascade = None if options.workdir is None and options.pretrained is None else options.cascade()
+    asked = request.repeating(record, workdir=cascade, inputs=inputs(options), batch_size=options.batch_size)
     prepared = request.prepare(asked)
-    output = options.output or asked.workdir / "samples"
+    is_name = isinstance(asked.workdir, str)
+    output = options.output or (Path("samples") if is_name else asked.workdir / "samples")
     files.check_directory(output, "--output", needed=before.size)
     compilation.use_compilation_cache()
     row = record.row if asked.batch_size == record.batch_size else 0
@@ -176,4 +174,13 @@ def name(record) -> str:
 
 
 def parse(args: list[str]) -> Options:
-    return parsing.parse(Options, __doc__, args)
+    return parsing.parse(Options, __doc__ + known_cascades(args), args)
+
+
+def known_cascades(args: list[str]) -> str:
+    """Return the part of --help that names the pretrained cascades and the captions that each knows."""
+    if not asks_for_help(args):
+        return ""
+    from imagen_jax.stage_dir import pretrained
+
+    return f"\n\nPretrained cascades, for --pretrained:\n\n{pretrained.describe() or '  none is installed'}"

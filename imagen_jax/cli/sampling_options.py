@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -9,15 +10,48 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from imagen_jax.checks import require
 from imagen_jax.config import FlatOption, SamplingConfig, flat_options
+from imagen_jax.storage.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Base of the options of a command that samples.
+    """Base of the options of a command that samples from a cascade.
 
     `with_all_options` adds every option of `SamplingConfig`, as one value for all stages or one for each ("None": the
     stage's own).
     """
+
+    workdir: Location | None = None
+    """Directory of the cascade, as imagen-jax train or export wrote it."""
+    pretrained: str | None = None
+    """Instead of --workdir: the name of a pretrained cascade, hf://OWNER/NAME on the Hugging Face hub, or a
+    directory."""
+
+    def cascade(self) -> str | Path:
+        """Return what `load_cascade` takes, after checking that there is something of this name.
+
+        Raises:
+          ValueError: neither --workdir nor --pretrained is given, or both, or there is no such cascade.
+        """
+        if self.workdir is None and self.pretrained is None:
+            raise ValueError(
+                "--workdir must be given; got no value: name the directory of the cascade, or a pretrained one with "
+                "--pretrained."
+            )
+        if self.pretrained is None:
+            return self.workdir
+        from imagen_jax.stage_dir import pretrained
+
+        fix = "give one of the two"
+        require(self.workdir is None, "--pretrained", "be left out with --workdir", self.pretrained, fix)
+        fix = "its options are in its config.json, and --workdir takes its directory"
+        require(not getattr(self, "best", False), "--best", "be left out with --pretrained", self.pretrained, fix)
+        pretrained.check(self.pretrained, "--pretrained")
+        return self.pretrained
+
+    def default_output(self, name: str) -> Path:
+        """Return the directory for results where --output is not given: in the workdir, else in the current one."""
+        return Path(name) if self.workdir is None else self.workdir / name
 
     def given(self) -> dict[str, tuple]:
         """Return the values of the sampling options that were given."""

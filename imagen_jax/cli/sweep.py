@@ -15,7 +15,8 @@ result. Writes to the output directory:
   sweep.md, sweep.json  the whole table
   pareto.png            score against cost, with the settings that none beats in both
   best/*.png, best.png  for each prompt the picture that scored highest
-  WORKDIR/sampling.json the setting with the highest mean score, for imagen-jax sample --best
+  WORKDIR/sampling.json the setting with the highest mean score, for imagen-jax sample --best; with --pretrained it is
+                        in the output directory
 """
 
 import dataclasses
@@ -44,8 +45,6 @@ ROOM = 2**23  # bytes that they need at most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions):
-    workdir: Location
-    """Directory of the cascade, as imagen-jax train wrote it."""
     data: Path | None = None
     """A data set of shapes, for its captions and what they claim."""
     split: str = "test"
@@ -67,11 +66,12 @@ class Options(SamplingOptions):
     batch_size: int = 32
     """Pictures computed at once."""
     output: Location | None = None
-    """By default sweep/ in the workdir."""
+    """By default sweep/ in the workdir, or here with --pretrained."""
 
 
 def main(options: Options) -> None:
-    output = options.output or options.workdir / "sweep"
+    cascade = options.cascade()
+    output = options.output or options.default_output("sweep")
     files.check_directory(output, "--output", names=FILES)
     files.check_directory(output / "best", "--output")
 
@@ -89,8 +89,9 @@ def main(options: Options) -> None:
     checks.seed(options.seed, name="--seed")
     prompts, claims, reference = read_prompts(options)
     checks.seed(options.seed, len(prompts), "--seed")
-    stages = read_cascade(options.workdir)
-    files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
+    stages = read_cascade(cascade)
+    if options.workdir is not None:
+        files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
     given = {"claims": claims, "reference": reference is not None, "low_res": len(stages) > 1, "clip": options.clip}
@@ -116,7 +117,7 @@ def main(options: Options) -> None:
     height, width = plans[0].cascade.recipes[-1].size
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
     metrics = [build(name, options.clip) for name in names]
-    stages = load_cascade(options.workdir)
+    stages = load_cascade(cascade)
     compilation.use_compilation_cache()
     encoder = encoders.from_config(stages[0].config.text)
     rows, scores, pictures, chosen, top = [], [], None, None, None
@@ -156,7 +157,7 @@ def main(options: Options) -> None:
     files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
     found = dict(zip((stage.config.name for stage in stages), plans[best].cascade.sampling, strict=True))
     file = save_best_sampling(
-        options.workdir, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
+        options.workdir or output, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
     )
     print(sweep.format_table(rows))
     kept = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])

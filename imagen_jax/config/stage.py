@@ -194,8 +194,8 @@ class StageConfig:
     seed: int = 0
     """Seed of the initial parameters, of the order of the data and of all noise."""
     init_from: str = ""
-    """Fine-tuning: DIR or DIR@STEP, the directory of a trained stage whose averaged parameters training starts from;
-    empty: random ones."""
+    """Fine-tuning: DIR or DIR@STEP, the directory of a trained stage whose averaged parameters training starts from, or
+    CASCADE or CASCADE/STAGE, a pretrained cascade and its stage; empty: random ones."""
 
     @property
     def train_size(self) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,8 +66,9 @@ class Record:
       size: (height, width) of the result in pixels.
       outpaint: shares in percent that were painted around the image: top, bottom, left, right; or None.
       image, mask, low_res: the files that were given, or None.
-      workdir: absolute path or URL of the cascade.
-      checkpoints: step of the checkpoint of each stage that ran, by its name.
+      workdir: absolute path or URL of the cascade, or the name of a pretrained one.
+      checkpoints: step of the checkpoint of each stage that ran, by its name; of an exported cascade the SHA-256 of its
+        weight file in hex digits.
       encoder: fingerprint of the text encoder.
       batch_size: rows of the batch that the picture was computed in.
       row: of the picture in that batch.
@@ -85,7 +87,7 @@ class Record:
     mask: InputFile | None = None
     low_res: InputFile | None = None
     workdir: str
-    checkpoints: dict[str, int]
+    checkpoints: dict[str, int | str]
     encoder: str
     batch_size: int
     row: int
@@ -234,9 +236,7 @@ def _record(texts: Mapping[str, str]) -> Record:
         size=_whole_numbers("size", data["size"], 2, low=1),
         outpaint=None if data["outpaint"] is None else _whole_numbers("outpaint", data["outpaint"], 4),
         workdir=data["workdir"],
-        checkpoints={
-            name: checks.whole(f"checkpoints.{name}", step) for name, step in _by_stage(data, sampling)
-        },
+        checkpoints={name: _checkpoint(name, which) for name, which in _by_stage(data, sampling)},
         encoder=data["encoder"],
         batch_size=batch_size,
         row=checks.whole("row", data["row"], 0, batch_size - 1),
@@ -268,6 +268,14 @@ def _by_stage(data: dict[str, Any], sampling: dict[str, SamplingConfig]) -> list
     is_same = bool(sampling) and list(steps) == list(sampling)
     checks.require(is_same, "checkpoints", "have the stages of sampling", list(steps))
     return list(steps.items())
+
+
+def _checkpoint(name: str, which: Any) -> int | str:
+    if not isinstance(which, str):
+        return checks.whole(f"checkpoints.{name}", which)
+    is_hash = re.fullmatch("[0-9a-f]{64}", which) is not None
+    checks.require(is_hash, f"checkpoints.{name}", "be a step or a sha256", which)
+    return which
 
 
 def _whole_numbers(name: str, value: Any, num: int, low: int = 0) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from imagen_jax.generate.records import MAX_BATCH, InputFile, Record
 from imagen_jax.sampling import fitting
 from imagen_jax.sampling.plan import select_stages
 from imagen_jax.stage import Stage
-from imagen_jax.stage_dir import loading
+from imagen_jax.stage_dir import loading, pretrained
 from imagen_jax.storage import files, locations
 from imagen_jax.text import encoders
 
@@ -33,12 +33,12 @@ class Request:
     """Prompts, options and input files of one call of imagen-jax sample.
 
     Attributes:
-      workdir: directory of the cascade.
+      workdir: of the cascade, as `load_cascade` takes it.
       jobs: (prompt, seed) of each picture.
       options: sampling options, as of `sample_cascade`.
       best: whether to start from the options that imagen-jax sweep found best.
       sampling: all sampling options by the name of the stage, instead of `options` and `best`.
-      checkpoints: steps of the checkpoints to load instead of the newest, by the name of the stage.
+      checkpoints: to load instead of the newest, by the name of the stage, as `steps` of `load_cascade`.
       encoder: fingerprint that the text encoder must have; None: any.
       start, stop, size: as of `sample_cascade`.
       negative: a prompt to steer away from.
@@ -47,12 +47,12 @@ class Request:
       batch_size, fsdp: as of `plan_prompts`.
     """
 
-    workdir: Path
+    workdir: str | Path
     jobs: Sequence[tuple[str, int]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     best: bool = False
     sampling: Mapping[str, SamplingConfig] | None = None
-    checkpoints: Mapping[str, int] | None = None
+    checkpoints: Mapping[str, int | str] | None = None
     encoder: str | None = None
     start: str | None = None
     stop: str | None = None
@@ -144,7 +144,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "
             f"{encoder.name} of fingerprint {encoder.fingerprint}: restore its files."
         )
-    workdir, names = request.workdir, [stage.config.name for stage in plan.cascade.stages]
+    names = [stage.config.name for stage in plan.cascade.stages]
     record = Record(
         prompt="",
         seed=0,
@@ -152,7 +152,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         negative=request.negative,
         size=prepared.size,
         outpaint=request.outpaint,
-        workdir=os.path.abspath(workdir) if not locations.is_remote(workdir) else os.fspath(workdir),
+        workdir=_recorded_workdir(request.workdir),
         checkpoints={name: steps[name] for name in names},
         encoder=encoder.fingerprint,
         batch_size=plan.batch_size,
@@ -168,10 +168,16 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         yield own, by_stage[-1]
 
 
+def _recorded_workdir(workdir: str | Path) -> str:
+    """Return the text from which another process finds the cascade again."""
+    is_path = not pretrained.is_name(workdir) and not locations.is_remote(workdir)
+    return os.path.abspath(workdir) if is_path else os.fspath(workdir)
+
+
 def repeating(
     record: Record,
     *,
-    workdir: Path | None = None,
+    workdir: str | Path | None = None,
     inputs: Mapping[str, Path] | None = None,
     batch_size: int | None = None,
 ) -> Request:
@@ -182,7 +188,7 @@ def repeating(
 
     Args:
       record: of the picture.
-      workdir: directory of the cascade, if it has been moved.
+      workdir: of the cascade, if it has been moved, as `load_cascade` takes it.
       inputs: by name, the files that have been moved.
       batch_size: rows of the batch; None: as recorded.
 
@@ -191,8 +197,12 @@ def repeating(
     """
     rows = record.batch_size if batch_size is None else batch_size
     names = list(record.sampling)
+    if workdir is None and pretrained.is_name(record.workdir):
+        workdir = record.workdir
+    elif not pretrained.is_name(workdir):
+        workdir = _place(record.workdir, workdir, "--workdir", "the directory of the cascade")
     return Request(
-        workdir=_place(record.workdir, workdir, "--workdir", "the directory of the cascade"),
+        workdir=workdir,
         jobs=[(record.prompt, record.seed)] * checks.whole("--batch-size", rows, 1, MAX_BATCH),
         sampling=record.sampling,
         checkpoints=record.checkpoints,
@@ -234,7 +244,7 @@ def _recorded_inputs(record: Record, given: Mapping[str, Path]) -> dict[str, Pat
     return found
 
 
-def _place(recorded: str, given: Path | None, option: str, what: str) -> Path:
+def _place(recorded: str, given: str | Path | None, option: str, what: str) -> Path:
     path = locations.location(recorded, option) if given is None else given
     if not files.exists(path):
         raise ValueError(f"{option} must be {what}; {path} does not exist: give {option} with its place now.")

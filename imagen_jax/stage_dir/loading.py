@@ -1,19 +1,20 @@
 """Load trained stages and cascades, ready to sample."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from imagen_jax import stage
-from imagen_jax.checks import whole
+from imagen_jax.checks import Verbatim, error, whole
 from imagen_jax.config import StageConfig
 from imagen_jax.config.validation import validate_cascade
-from imagen_jax.stage_dir import checkpoint, checkpoint_files
+from imagen_jax.stage_dir import checkpoint, checkpoint_files, exported, pretrained
 from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
-from imagen_jax.storage import files, locations
+from imagen_jax.storage import files
 
 _REMOVED_WITHIN_S = 5  # the time that the removal of a checkpoint may take
 
@@ -78,40 +79,77 @@ def load_cascade(
     workdir: str | Path,
     *,
     best: bool = False,
-    steps: Mapping[str, int] | None = None,
-    return_steps: bool = False,
-) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int]]:
-    """Load all trained stages in `workdir`, base first, from the newest checkpoint of each.
+    checkpoints: Mapping[str, int | str] | None = None,
+    return_checkpoints: bool = False,
+) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int | str]]:
+    """Load a trained cascade, base first, with the averaged parameters of each stage.
 
     Args:
-      workdir: path or URL with a directory for each stage, as imagen-jax train and `save_cascade` write it.
+      workdir: the name of a pretrained cascade, such as "emoji"; hf://OWNER/NAME or hf://OWNER/NAME@REVISION on the
+        Hugging Face hub; or the path or URL of a directory, as `save_pretrained`, imagen-jax train and `save_cascade`
+        write it, of which the newest checkpoint of each stage is taken.
       best: whether stages get the sampling options that imagen-jax sweep stored as the best.
-      steps: checkpoints to load instead of the newest, by the name of the stage.
-      return_steps: whether to return the steps of the loaded checkpoints as well, by the name of the stage.
+      checkpoints: which parameters to load, by the name of the stage: the step of a checkpoint, or the SHA-256 that
+        the weight file must have.
+      return_checkpoints: whether to return as well which were loaded, as `checkpoints` takes it.
 
     Raises:
-      ValueError: there is no stage, one cannot be read, or they do not follow each other.
+      ValueError: there is no stage, one cannot be read or is damaged, or they do not follow each other.
     """
     stages, loaded = read_cascade(workdir, best=best), {}
-    for directory, config in _stage_configs(workdir).items():
-        loaded[config.name] = _load_stage(directory, (steps or {}).get(config.name))
+    for config, load in _loaders(pretrained.resolve(workdir)):
+        loaded[config.name] = load((checkpoints or {}).get(config.name))
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
-    return (stages, {name: step for name, (_, step) in loaded.items()}) if return_steps else stages
+    return (stages, {name: which for name, (_, which) in loaded.items()}) if return_checkpoints else stages
 
 
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
     """Return the stages of `load_cascade` with params=None, to check a request before anything is loaded."""
-    stages = tuple(stage.Stage(params=None, config=config) for config in _stage_configs(workdir).values())
-    return apply_best_sampling(locations.location(workdir, "--workdir"), stages) if best else stages
+    directory = pretrained.resolve(workdir)
+    stages = tuple(stage.Stage(params=None, config=config) for config, _ in _loaders(directory))
+    return apply_best_sampling(directory, stages) if best else stages
 
 
-def _stage_configs(workdir: str | Path) -> dict[Path, StageConfig]:
+_Load = Callable[[int | str | None], tuple[stage.Stage, int | str]]
+
+
+def _loaders(directory: Path) -> list[tuple[StageConfig, _Load]]:
+    """Return the configuration of each stage of a cascade, base first, and a function that loads it.
+
+    The function takes and returns which parameters to load, as `load_cascade` does; None: the newest.
+    """
+    found = exported.read(directory)
+    if found is not None:
+        return [(config, partial(_load_exported, directory, found, config)) for config in found.configs]
+    return [(config, partial(_load_trained, place)) for place, config in _stage_configs(directory).items()]
+
+
+def _load_exported(
+    directory: Path, cascade: exported.Exported, config: StageConfig, which: int | str | None
+) -> tuple[stage.Stage, str]:
+    if isinstance(which, int):
+        rule, got = f"be of step {which}", Verbatim(f"the exported cascade {directory}")
+        raise error(f"checkpoint of stage {config.name}", rule, got, "give the directory of the run that trained it")
+    params = exported.read_params(directory, cascade, config.name, which)
+    loaded = stage.Stage(params=jax.device_put(params, jax.local_devices()[0]), config=config)
+    return loaded, cascade.weights[config.name].sha256
+
+
+def _load_trained(directory: Path, which: int | str | None) -> tuple[stage.Stage, int]:
+    if isinstance(which, str):
+        rule, fix = f"be the weight file of sha256 {which}", "give the exported cascade"
+        raise error("checkpoint", rule, Verbatim(f"the trained stage {directory}"), fix)
+    return _load_stage(directory, which)
+
+
+def _stage_configs(workdir: Path) -> dict[Path, StageConfig]:
     """Return the configuration of each trained stage in `workdir` by its directory, base first."""
-    workdir = locations.location(workdir, "--workdir")
     with files.one_line_errors(workdir, "listed"):
         directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
     if not directories:
         fix = "train one with imagen-jax train"
+        if names := ", ".join(pretrained.directories()):
+            fix += f", or name one of the pretrained cascades {names}"
         if files.exists(workdir / CONFIG_FILE):
             parent = workdir.parent if workdir.name else workdir / ".."
             fix = f"it is a stage itself; give the directory of its cascade, {parent}"

@@ -1,19 +1,26 @@
-"""Save stages and cascades in the layout that training writes, with averaged parameters alone."""
+"""Save stages and cascades: in the layout that training writes, or as one small directory to share.
 
-from collections.abc import Sequence
+`save_stage` and `save_cascade` write checkpoints from all processes of a run; `save_pretrained` writes the layout of
+`exported` from one. Both hold averaged parameters alone.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+import imagen_jax
 from imagen_jax import checks, processes, stage
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import to_dict
 from imagen_jax.config.validation import validate, validate_cascade
-from imagen_jax.stage_dir import checkpoint, checkpoint_files
+from imagen_jax.stage_dir import checkpoint, checkpoint_files, exported, model_card, weight_file
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, lock_directory
-from imagen_jax.storage import files
+from imagen_jax.stage_dir.exported import Exported, Weights
+from imagen_jax.storage import directories, files
 
 
 def save_stage(saved: stage.Stage, directory: str | Path, *, step: int = 0) -> None:
@@ -52,11 +59,7 @@ def save_cascade(stages: Sequence[stage.Stage], directory: str | Path) -> None:
     """
 
     def check() -> None:
-        is_sequence = isinstance(stages, list | tuple) and len(stages) > 0
-        require(is_sequence, "stages", "be a sequence of at least one Stage", stages)
-        for i, each in enumerate(stages):
-            _check_stage(each, f"stages[{i}]")
-        validate_cascade(tuple(each.config for each in stages))
+        _check_cascade(stages)
         place = absolute(directory)
         with files.one_line_errors(place, "listed"):
             found = sorted(path.parent.name for path in place.glob(f"*/{CONFIG_FILE}"))
@@ -68,6 +71,80 @@ def save_cascade(stages: Sequence[stage.Stage], directory: str | Path) -> None:
     processes.check_on_all_processes(check)
     for each in stages:
         _write(each, absolute(directory) / each.config.name, 0)
+
+
+def save_pretrained(
+    stages: Sequence[stage.Stage],
+    directory: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    card: model_card.Card | None = None,
+    steps: Mapping[str, int] | None = None,
+    notice: str | None = None,
+    licence: str | None = None,
+) -> None:
+    """Export a trained cascade to one directory, to be shared and read by `load_cascade` and --pretrained.
+
+    The directory appears once everything is written; in a bucket config.json, which comes last, completes it. In a run
+    of several processes one of them calls it.
+
+    Args:
+      stages: of one cascade, base first, with parameters that this process can read whole.
+      directory: a new one: path or URL of gs:// or s3://.
+      dtype: "float32" loses nothing; "bfloat16" rounds parameters to 8 bits of precision; "int8" rounds each entry of
+        a kernel to at most 1/254 of the largest magnitude in its output channel and keeps all else in float32.
+      card: what its authors say of it, for README.md.
+      steps: of training, by the name of the stage.
+      notice, licence: texts of the files NOTICE and LICENSE.
+
+    Raises:
+      ValueError: the stages do not follow each other, their parameters do not fit, or the directory holds something,
+        cannot be written to or has too little space; nothing is written.
+      OSError: writing failed; nothing is left.
+    """
+    _check_cascade(stages)
+    checks.choice("dtype", dtype, weight_file.DTYPES)
+    card = model_card.Card() if card is None else checks.instance("card", card, model_card.Card, "a Card")
+    steps = {} if steps is None else dict(steps)
+    texts = {"NOTICE": notice, "LICENSE": licence}
+    texts = {name: checks.text(name, text) for name, text in texts.items() if text is not None}
+    for leaf in jax.tree.leaves([each.params for each in stages]):
+        is_whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        fix = "save with save_stage, and export what load_stage returns"
+        require(is_whole, "params", "be on the devices of this process", Verbatim("arrays of several"), fix)
+    place = absolute(directory)
+    directories.check_new(place, "directory", needed=bytes_needed(stages, dtype))
+    configs, weights, summaries = tuple(each.config for each in stages), {}, []
+    with directories.writing_new(place) as folder:
+        for each in stages:
+            name, content = each.config.name, weight_file.encode(each.params, dtype)
+            files.write(folder / exported.file_name(name), content)
+            weights[name] = Weights(hashlib.sha256(content).hexdigest(), len(content), steps.get(name))
+            summaries.append(model_card.Summary.of(each.params, len(content), steps.get(name)))
+        texts[exported.CARD_FILE] = model_card.markdown(card, configs, summaries, dtype)
+        for name, text in texts.items():
+            files.write(folder / name, text)
+        versions = {"imagen_jax": imagen_jax.__version__}
+        files.write_json(folder / CONFIG_FILE, Exported(configs, weights, dtype, versions, card).to_dict(), indent=2)
+
+
+def bytes_needed(stages: Sequence[stage.Stage], dtype: str) -> int:
+    """Return about how many bytes the export of stages takes.
+
+    Args:
+      stages: with parameters, or their shapes.
+      dtype: of the weight files.
+    """
+    size = sum(leaf.size for each in stages for leaf in jax.tree.leaves(each.params))
+    return size * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] + 2**20
+
+
+def _check_cascade(stages: Any) -> None:
+    is_sequence = isinstance(stages, list | tuple) and len(stages) > 0
+    require(is_sequence, "stages", "be a sequence of at least one Stage", stages)
+    for i, each in enumerate(stages):
+        _check_stage(each, f"stages[{i}]")
+    validate_cascade(tuple(each.config for each in stages))
 
 
 def _check_stage(saved: Any, name: str) -> None:

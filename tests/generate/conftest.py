@@ -29,4 +29,4 @@ RECORD = records.Record(
 SMALL = dataclasses.replace(
     RECORD, negative=None, outpaint=None, image=None, sampling={"base": SamplingConfig()}
 )
-SMALL = dataclasses.replace(SMALL, checkpoints={"base": 1}, prompt="", seed=0, row=0)
+SMALL = dataclasses.replace(SMALL, checkpoints={"base": "0f" * 32}, workdir="emoji", prompt="", seed=0, row=0)

@@ -1,0 +1,93 @@
+"""Export a trained cascade to one small directory, to share it and to sample from it with --pretrained.
+
+  imagen-jax export --workdir runs/quickstart --output exports/quickstart --card card.toml
+  imagen-jax export --workdir runs/quickstart --output exports/quickstart --dtype int8 --push-to-hub OWNER/NAME
+  imagen-jax export --workdir exports/quickstart --push-to-hub OWNER/NAME
+
+The directory holds config.json, a safetensors file of averaged parameters for each stage, and a model card, README.md.
+--pretrained of imagen-jax sample, --init-from of imagen-jax train and load_cascade take it. The card is a TOML file
+with any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics,
+and the list prompts. The last command pushes a directory that was exported before.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Literal
+
+from imagen_jax.cli import commands, parsing
+from imagen_jax.storage import directories, input_files
+from imagen_jax.storage.locations import Location
+
+_LOGGER = logging.getLogger(__name__)
+_MAX_TEXT_BYTES = 2**24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    workdir: Location
+    """Directory of the cascade, as imagen-jax train wrote it, or with --push-to-hub alone as this command did."""
+    output: Location | None = None
+    """A new directory for the export. Must be given, except to push one that is in --workdir."""
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """Type of the weight files: float32 loses nothing; int8 is for kernels, with a scale for each output channel."""
+    best: bool = False
+    """Export with the sampling options that imagen-jax sweep found best, instead of the preset's."""
+    card: Path | None = None
+    """A TOML file of texts for the model card."""
+    notice: Path | None = None
+    """A text file to copy as NOTICE, such as the attributions of the data."""
+    licence: Path | None = None
+    """A text file to copy as LICENSE."""
+    push_to_hub: str | None = None
+    """OWNER/NAME: a repository on the Hugging Face hub to upload the export to; made if it does not exist."""
+
+
+def main(options: Options) -> None:
+    from imagen_jax.stage_dir import exported, hub
+
+    push = options.push_to_hub
+    if push is not None:
+        hub.check_name(push, "--push-to-hub")
+    if options.output is None:
+        found = exported.read(options.workdir)
+        if push is None or found is None:
+            raise ValueError("--output must be given; got no value: name a new directory.")
+        exported.verify(options.workdir, found)
+    else:
+        _export(options)
+    if push is not None:
+        hub.create(push, "--push-to-hub")
+        address = hub.push(options.output or options.workdir, push, "--push-to-hub")
+        _LOGGER.info(f"Pushed to {address}; sample with --pretrained {hub.SCHEME}{push}.")
+
+
+def _export(options: Options) -> None:
+    directories.check_new(options.output, "--output")
+    from imagen_jax.stage_dir import hub, loading, model_card, saving
+
+    card = None if options.card is None else model_card.read(options.card, "--card")
+    texts = {name: _text(f"--{name}", getattr(options, name)) for name in ("notice", "licence")}
+    loading.read_cascade(options.workdir, best=options.best)
+    if options.push_to_hub is not None:
+        hub.create(options.push_to_hub, "--push-to-hub")
+    stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_checkpoints=True)
+    directories.check_new(options.output, "--output", needed=saving.bytes_needed(stages, options.dtype))
+    steps = {name: which for name, which in loaded.items() if isinstance(which, int)}
+    saving.save_pretrained(stages, options.output, dtype=options.dtype, card=card, steps=steps, **texts)
+    command = f'{commands.typed("sample")} --pretrained {options.output} --prompts "a caption"'
+    _LOGGER.info(f"Wrote {options.output}. Next:\n  {command}")
+
+
+def _text(option: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    content = input_files.read_given(option, path, _MAX_TEXT_BYTES, "a text file", "name another")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} must be a text file in UTF-8; got {path}, which is none: convert it.") from error
+
+
+def parse(args: list[str]) -> Options:
+    return parsing.parse(Options, __doc__, args)

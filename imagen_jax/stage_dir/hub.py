@@ -1,0 +1,117 @@
+"""Exported cascades on the Hugging Face hub, by names such as hf://OWNER/NAME and hf://OWNER/NAME@REVISION."""
+
+import functools
+import re
+from pathlib import Path
+
+from imagen_jax.checks import Verbatim, error, require
+from imagen_jax.stage_dir import exported
+
+SCHEME = "hf://"
+_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+_FILES = ("*.json", "*.safetensors", "*.md", "NOTICE", "LICENSE")
+
+
+@functools.cache
+def download(place: str, option: str) -> Path:
+    """Return the directory of a cascade on the hub, in the hub's local cache; download it if necessary.
+
+    Args:
+      place: hf://OWNER/NAME or hf://OWNER/NAME@REVISION, a branch, a tag or a commit.
+      option: how the user named it, such as "--pretrained".
+
+    Raises:
+      ValueError: the name is none, or the hub does not give such a cascade.
+    """
+    named = re.fullmatch(rf"{SCHEME}({_NAME})(?:@([\w][\w./-]*))?", place)
+    require(named is not None, option, f"be {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION", place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        directory = Path(snapshot_download(named[1], revision=named[2], allow_patterns=_FILES, ignore_patterns="*/*"))
+    except Exception as failed:  # the hub's client has no common base class for its errors
+        got = Verbatim(f"{place}, which it does not give ({_reason(failed)})")
+        raise error(option, "be a cascade on the Hugging Face hub", got, _fix(failed)) from failed
+    require(exported.read(directory) is not None, option, "be a cascade that imagen-jax export wrote", place)
+    return directory
+
+
+def check_name(repo: str, option: str) -> None:
+    """Check the name of a repository to push to, and that this machine is logged in, without asking the hub.
+
+    Raises:
+      ValueError: the name is none, or there is no token.
+    """
+    require(re.fullmatch(_NAME, repo) is not None, option, "be OWNER/NAME, a repository on the Hugging Face hub", repo)
+    from huggingface_hub import get_token
+
+    fix = "run hf auth login, or set HF_TOKEN"
+    require(get_token() is not None, option, "be used with a token of the Hugging Face hub", Verbatim("none"), fix)
+
+
+def create(repo: str, option: str) -> None:
+    """Make a repository on the hub, public unless it exists and is private.
+
+    Raises:
+      ValueError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _refusals(repo, option):
+        HfApi().create_repo(repo, exist_ok=True)
+
+
+def push(directory: Path, repo: str, option: str) -> str:
+    """Upload an exported cascade as one commit, in which weight files that it does not have are removed.
+
+    Args:
+      directory: of the cascade.
+      repo: OWNER/NAME, which exists.
+      option: how the user named it, such as "--push-to-hub".
+
+    Returns:
+      the address of the commit.
+
+    Raises:
+      ValueError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    message = "Cascade exported by imagen_jax"
+    with _refusals(repo, option):
+        return HfApi().upload_folder(
+            repo_id=repo, folder_path=directory, commit_message=message, allow_patterns=_FILES,
+            delete_patterns="*.safetensors",
+        ).commit_url  # fmt: skip
+
+
+class _refusals:
+    """Context in which errors of the hub's client become a ValueError of one line."""
+
+    def __init__(self, repo: str, option: str):
+        self._repo, self._option = repo, option
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, failed: BaseException | None, trace: object) -> None:
+        if isinstance(failed, Exception):
+            got = Verbatim(f"{self._repo}, which it refuses ({_reason(failed)})")
+            raise error(self._option, "be a repository to write to", got, _fix(failed)) from failed
+
+
+def _reason(failed: Exception) -> str:
+    """Return an error of the hub's client in a few words."""
+    status = getattr(getattr(failed, "response", None), "status_code", None)
+    words = {401: "not logged in", 403: "no permission", 404: "no such repository, revision or file"}
+    if status in words:
+        return f"{words[status]}, status {status}"
+    lines = [line for line in str(failed).splitlines() if line.strip()]
+    return " ".join((lines or [type(failed).__name__])[0].split())[:200].rstrip(".")
+
+
+def _fix(failed: Exception) -> str:
+    status = getattr(getattr(failed, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return "correct the name, or log in with hf auth login to a private one"
+    return "check the network, or download it elsewhere and give its directory"
