@@ -137,3 +137,159 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, messa
     assert code == 2
     assert message.replace("{tmp}", str(tmp_path)) in err and len(err.strip().splitlines()) == 1, err
     assert sorted(tmp_path.rglob("*")) == before
+<<<<<<< HEAD:tests/test_cli.py
+=======
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text.encoder", "{tmp}/encoder"], "encoder"),
+        (["--text.encoder", "{tiny}", "--text.width", "99"], "text.width must be 32"),
+    ],
+)
+def test_a_wrong_encoder_stops_before_the_workdir_is_made(monkeypatch, capsys, tmp_path, options, message):
+    import numpy as np
+
+    record = {"image": transforms.encode_png(np.zeros((64, 64, 3), np.uint8)), "caption": "black"}
+    write_records(
+        {"train": [record] * 8}, tmp_path / "data", name="data", description="Eight black pictures."
+    )
+    (tmp_path / "encoder").mkdir()
+    options = [option.replace("{tiny}", str(ROOT / "tests/goldens/tiny_bert")) for option in options]
+    code, err = run(monkeypatch, capsys, [*TRAIN, "--data.path", "{tmp}/data", *options], tmp_path)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def plan(monkeypatch, capsys, *arguments):
+    """Exit status and output of scripts/plan.py --quick."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/plan.py"), "--quick", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts/plan.py"), run_name="__main__")
+    return stop.value.code, capsys.readouterr().out
+
+
+def test_plans_say_whether_a_stage_fits_and_what_would(monkeypatch, capsys):
+    big = ["--preset", "quickstart", "--topology", "v5e:2x2", "--stage", "sr64", "--batch", "32768"]
+    code, out = plan(monkeypatch, capsys, *big)
+    assert code == 1 and "fits                 no" in out
+    flags = out.split("nearest that does")[1].split("(")[0].split()
+    code, out = plan(monkeypatch, capsys, *big, *flags)  # what it names does fit
+    assert code == 0 and "fits                 yes" in out and "images/s" in out
+
+
+def test_a_step_is_compiled_and_timed(monkeypatch, capsys):
+    small = (
+        "--image-size 8 --network.channels 8 --network.num-res-blocks 1 --network.attention False --steps 2"
+    )
+    arguments = ["--preset", "quickstart", *small.split(), "--run.fsdp", "2", "--run.height", "2"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks/training.py"), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "benchmarks/training.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert not stop.value.code and "8 x cpu, fsdp 2, height 2" in out, out
+    step, rate = (float(out.split(f"\n{name}")[1].split()[0]) for name in ("step", "throughput"))
+    assert abs(step * rate - 8) < 0.1  # the batch, to the digits that are printed
+
+
+def help_of(monkeypatch, capsys, *arguments):
+    """What a script prints for --help, without the frames around its options."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / arguments[0]), *arguments[1:], "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert stop.value.code in (0, None)
+    return capsys.readouterr().out.translate(str.maketrans("│|", "  "))
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["train.py"], ["--workdir STR", "--optim.learning-rate FLOAT", "(default: 0.0001)", "With --preset NAME"]),
+        (["train.py", "--preset", "quickstart"], ["--optim.learning-rate", "(default: 0.0025)", "--network.attention"]),
+        (["train.py", "--preset", "quickstart", "--stage", "sr64"], ["--network.stem-channels", "(default: 16)"]),
+        (["train.py", "--preset", "imagenet"], ["--preset must be one of base64", "--run.num-steps"]),
+        (["train.py", "--preset", "quickstart", "--stage", "sr9"], ["--stage must be one of base, sr64"]),
+        (["train.py", "--preset"], ["With --preset NAME"]),
+        (["plan.py"], ["--topology", "None: the local devices. (default: None)"]),
+        (["plan.py", "--preset", "base64:2b"], ["--network.channels", "Channels at each resolution."]),
+        (["embed_text.py"], ["--store", "--text.encoder"]),
+        (["embed_text.py", "--preset", "shapes"], ["Tokens of each caption that reach the network", "(default: 40)"]),
+        (["prepare_data.py"], ["--input", "(default 2048). --min-size", "not a usual one. (default: None)"]),
+        (["sample.py"], ["wrote it. (default: None) --pretrained", "here with --pretrained. Existing pictures stay."]),
+    ],
+)  # fmt: skip
+def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
+    out = one_line(help_of(monkeypatch, capsys, *arguments))
+    for line in lines:
+        assert line in out
+
+
+@pytest.mark.parametrize("script", ["sample.py", "sweep.py", "evaluate.py"])
+def test_help_begins_with_what_must_be_given(monkeypatch, capsys, script):
+    out = help_of(monkeypatch, capsys, script)
+    out = out[out.index("show this help") :]
+    assert out.index(" --workdir ") < out.index(" --seed ") < out.index(" --sampler ")
+
+
+CONFIGS = [
+    part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)
+]
+SCRIPTS = ("train", "plan", "embed_text", "sample", "evaluate", "sweep", "prepare_data")
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, *SCRIPTS], ids=lambda kind: getattr(kind, "__name__", kind))
+def test_every_option_is_described(load_script, kind):
+    kind = load_script(kind).Options if isinstance(kind, str) else kind
+    described = options.docstrings(kind)
+    own = {name for name in kind.__annotations__ if not dataclasses.is_dataclass(getattr(kind, name, None))}
+    assert set(described) == own
+    for name, text in described.items():
+        assert len(text.split()) > 2 and text.endswith("."), name
+
+
+@pytest.mark.parametrize("script", ["sample.py", "train.py"])
+def test_comments_do_not_leak_into_help(monkeypatch, capsys, script):
+    for line in help_of(monkeypatch, capsys, script).splitlines():
+        for comment in ("Range", "Inputs", "Guidance", "Levels of noise", "50", "80", "import", "---"):
+            assert not line.strip().startswith(f"{comment} (default")
+
+
+def test_the_help_of_sampling_options_says_what_they_are_without_a_value(monkeypatch, capsys):
+    out = one_line(help_of(monkeypatch, capsys, "sample.py"))
+    for line in (
+        "--sampler ddim ddpm dpmpp_2m dpmpp_2m_sde heun unipc [...] Method that goes from noise to image. (default:",
+        "(default: the stage's own, else 1.003)",
+        "--cap FLOAT [...] dynamic: upper bound of the threshold. (default: the stage's own, else none)",
+        "None: the stage's own",
+    ):
+        assert line in out
+
+
+KNOWN = {"optim.batch-size", "optim.accumulation", "guidance-scale", "low-res", "steps", "data"}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("steps must be at least 1; got 0.", "--steps must be at least 1; got 0."),
+        ("guidance_scale[1] must be in [0, 1]; got 2.", "--guidance-scale[1] must be in [0, 1]; got 2."),
+        (
+            "optim.batch_size must be a multiple of optim.accumulation 5; got 3.",
+            "--optim.batch-size must be a multiple of --optim.accumulation 5; got 3.",
+        ),
+        ("low_res must be left out; got low_res.", "--low-res must be left out; got --low-res."),
+        ("data must have data; got 'low_res': data.", "--data must have data; got 'low_res': data."),
+        ("steps must lie there; got /low_res/low_res.png.", "--steps must lie there; got /low_res/low_res.png."),
+        ("run/config.json: optim.batch_size must be 3.", "run/config.json: optim.batch_size must be 3."),
+        ("stages must be a tuple; got steps.", "stages must be a tuple; got steps."),
+        ("steps, or low_res", "steps, or low_res"),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message, expected):
+    assert options.as_typed(message, KNOWN) == expected
+>>>>>>> cdcc3fc (Test the hub with a server on this machine):tests/scripts/test_command_lines.py

@@ -31,7 +31,8 @@ def download(place: str, option: str) -> Path:
         directory = Path(snapshot_download(named[1], revision=named[2], allow_patterns=_FILES, ignore_patterns="*/*"))
     except Exception as failed:  # the hub's client has no common base class for its errors
         got = Verbatim(f"{place}, which it does not give ({_reason(failed)})")
-        raise error(option, "be a cascade on the Hugging Face hub", got, _fix(failed)) from failed
+        fix = _fix(failed, ", or give the directory of a copy")
+        raise error(option, "be a cascade on the Hugging Face hub", got, fix) from failed
     require(exported.read(directory) is not None, option, "be a cascade that imagen-jax export wrote", place)
     return directory
 
@@ -110,8 +111,8 @@ def _reason(failed: Exception) -> str:
     return " ".join((lines or [type(failed).__name__])[0].split())[:200].rstrip(".")
 
 
-def _fix(failed: Exception) -> str:
+def _fix(failed: Exception, otherwise: str = "") -> str:
     status = getattr(getattr(failed, "response", None), "status_code", None)
     if status in (401, 403, 404):
-        return "correct the name, or log in with hf auth login to a private one"
-    return "check the network, or download it elsewhere and give its directory"
+        return "correct the name, or log in with hf auth login"
+    return f"check the network{otherwise}"
