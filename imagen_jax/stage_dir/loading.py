@@ -79,8 +79,8 @@ def load_cascade(
     workdir: str | Path,
     *,
     best: bool = False,
-    checkpoints: Mapping[str, int | str] | None = None,
-    return_checkpoints: bool = False,
+    steps: Mapping[str, int | str] | None = None,
+    return_steps: bool = False,
 ) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int | str]]:
     """Load a trained cascade, base first, with the averaged parameters of each stage.
 
@@ -89,18 +89,18 @@ def load_cascade(
         Hugging Face hub; or the path or URL of a directory, as `save_pretrained`, imagen-jax train and `save_cascade`
         write it, of which the newest checkpoint of each stage is taken.
       best: whether stages get the sampling options that imagen-jax sweep stored as the best.
-      checkpoints: which parameters to load, by the name of the stage: the step of a checkpoint, or the SHA-256 that
-        the weight file must have.
-      return_checkpoints: whether to return as well which were loaded, as `checkpoints` takes it.
+      steps: checkpoints to load instead of the newest, by the name of the stage; for an exported cascade, which has
+        one of each stage, the SHA-256 that the weight file must have.
+      return_steps: whether to return as well which were loaded, as `steps` takes it.
 
     Raises:
       ValueError: there is no stage, one cannot be read or is damaged, or they do not follow each other.
     """
     stages, loaded = read_cascade(workdir, best=best), {}
     for config, load in _loaders(pretrained.resolve(workdir)):
-        loaded[config.name] = load((checkpoints or {}).get(config.name))
+        loaded[config.name] = load((steps or {}).get(config.name))
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
-    return (stages, {name: which for name, (_, which) in loaded.items()}) if return_checkpoints else stages
+    return (stages, {name: which for name, (_, which) in loaded.items()}) if return_steps else stages
 
 
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:

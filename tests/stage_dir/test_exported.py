@@ -65,16 +65,16 @@ def test_float32_draws_the_same_pictures_and_int8_nearly(directory, tiny_stages,
 
 
 def test_checkpoints_are_the_hashes_of_weight_files(directory, tiny_stages, tmp_path):
-    _, hashes = load_cascade(directory, return_checkpoints=True)
+    _, hashes = load_cascade(directory, return_steps=True)
     assert hashes == {name: weights.sha256 for name, weights in exported.read(directory).weights.items()}
-    load_cascade(directory, checkpoints=hashes)
+    load_cascade(directory, steps=hashes)
     with pytest.raises(ValueError, match="^weights of stage base must have the recorded sha256 0000.*; got [0-9a-f]+"):
-        load_cascade(directory, checkpoints={"base": "0" * 64})
+        load_cascade(directory, steps={"base": "0" * 64})
     with pytest.raises(ValueError, match="^checkpoint of stage base must be of step 3; got the exported cascade"):
-        load_cascade(directory, checkpoints={"base": 3})
+        load_cascade(directory, steps={"base": 3})
     save_cascade(tiny_stages, tmp_path / "run")
     with pytest.raises(ValueError, match="^checkpoint must be the weight file of sha256 .*; got the trained stage"):
-        load_cascade(tmp_path / "run", checkpoints=hashes)
+        load_cascade(tmp_path / "run", steps=hashes)
 
 
 def flip(file):
