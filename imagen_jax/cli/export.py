@@ -71,7 +71,7 @@ def _export(options: Options) -> None:
     loading.read_cascade(options.workdir, best=options.best)
     if options.push_to_hub is not None:
         hub.create(options.push_to_hub, "--push-to-hub")
-    stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_checkpoints=True)
+    stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_steps=True)
     directories.check_new(options.output, "--output", needed=saving.bytes_needed(stages, options.dtype))
     steps = {name: which for name, which in loaded.items() if isinstance(which, int)}
     saving.save_pretrained(stages, options.output, dtype=options.dtype, card=card, steps=steps, **texts)
