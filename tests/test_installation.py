@@ -26,6 +26,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("installation")
     for name in ("imagen_jax", "configs"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pretrained = folder / "source/imagen_jax/pretrained/tiny"
+    pretrained.mkdir(parents=True)
+    for name in ("config.json", "base.safetensors", "NOTICE"):
+        (pretrained / name).write_text("{}")
     for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
     install = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -56,6 +60,12 @@ def test_the_command_and_its_presets_are_installed(run):
     assert out.startswith("base (base64:300m), train, batch 2048") and "parameters" in out
     code = f"from imagen_jax.config.presets import load_preset; [load_preset(name) for name in {PRESETS}]"
     assert run("python", "-c", f"{code}; import imagen_jax; print(imagen_jax.__file__)").count("venv/lib") == 1
+
+
+def test_pretrained_cascades_are_installed(run):
+    code = "from imagen_jax.stage_dir import pretrained; print(*pretrained.directories()['tiny'].iterdir(), sep='\\n')"
+    names = {Path(line).name for line in run("python", "-c", code).splitlines()}
+    assert names == {"config.json", "base.safetensors", "NOTICE"}
 
 
 def test_every_package_is_installed(run):

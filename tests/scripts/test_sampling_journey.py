@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import TextEncoder, load_cascade, stage
+from imagen_jax import TextEncoder, load_cascade, save_cascade, stage
 from imagen_jax import config as C
 from imagen_jax.data import transforms
 from imagen_jax.evaluation import METRICS
@@ -247,6 +247,93 @@ def test_wrong_pictures_are_one_line(workdir, run, tmp_path, photo, arguments, m
     )
     assert code == 2 and message in err and err.count("\n") <= 2
     assert not (tmp_path / "out").exists()
+
+
+CARD = """
+summary = "Draws nothing."
+captions = "Captions such as \\"a star\\"."
+prompts = ["a star"]
+"""
+
+
+def test_an_exported_cascade_is_sampled_by_name_and_again(workdir, data, run, tmp_path, monkeypatch):
+    (tmp_path / "card.toml").write_text(CARD)
+    (tmp_path / "NOTICE").write_text("By A.")
+    exported = tmp_path / "names" / "tiny"
+    texts = ["--card", tmp_path / "card.toml", "--notice", tmp_path / "NOTICE"]
+    code, out, err = run("export.py", "--workdir", workdir, "--output", exported, "--dtype", "float32", *texts)
+    assert code == 0 and f"sample.py --pretrained {exported} --prompts" in out, err
+    readme = (exported / "README.md").read_text()
+    assert (exported / "NOTICE").read_text() == "By A." and '--prompts "a star"' in readme
+    assert "| base | 8 |" in readme and "| 1 | 8 |" in readme  # one step of 8 pictures
+
+    monkeypatch.setenv("IMAGEN_JAX_PRETRAINED", str(exported.parent))
+    monkeypatch.chdir(tmp_path)
+    assert "tiny Draws nothing. Captions such as \"a star\"." in " ".join(run("sample.py", "--help")[1].split())
+    arguments = ["--prompts", "a star", "--steps", 2, "--stop", "base"]
+    pixels = {}
+    for option, place in (("--workdir", workdir), ("--workdir", exported), ("--pretrained", "tiny")):
+        code, _, err = run("sample.py", option, place, *arguments, "--output", tmp_path / f"{len(pixels)}")
+        assert code == 0, err
+        pixels[len(pixels)] = np.asarray(Image.open(tmp_path / f"{len(pixels)}" / "a-star-seed0.png"))
+    assert (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all()
+    png = tmp_path / "2/a-star-seed0.png"
+    record = json.loads(Image.open(png).info["imagen_jax"])
+    sha256 = hashlib.sha256((exported / "base.safetensors").read_bytes()).hexdigest()
+    assert record["workdir"] == "tiny" and record["checkpoints"] == {"base": sha256}
+
+    code, out, err = run("sample.py", "--from-png", png)
+    assert code == 0 and "equal to the recorded picture to the bit" in out, err
+    assert (tmp_path / "samples/a-star-seed0.png").read_bytes() == png.read_bytes()
+    moved = exported.rename(tmp_path / "moved")
+    code, _, err = run("sample.py", "--from-png", png, "--output", tmp_path / "none")
+    assert code == 2 and "--workdir must be the directory of the cascade; tiny does not exist: give" in err
+    assert run("sample.py", "--from-png", png, "--pretrained", moved, "--output", tmp_path / "again")[0] == 0
+    code, _, err = run("export.py", "--workdir", moved, "--output", exported, "--dtype", "int8")
+    assert code == 0, err
+    code, _, err = run("sample.py", "--from-png", png, "--output", tmp_path / "none")
+    assert code == 2 and f"weights of stage base must have the recorded sha256 {sha256}; got" in err
+    common = ["--data", data, "--num", 2, "--batch-size", 8, "--steps", 2, "--aug-level", 0.3, "--guidance-scale", 2.0]
+    code, _, err = run("evaluate.py", "--pretrained", "tiny", *common)
+    assert code == 0 and (tmp_path / "evaluation/alignment.md").exists(), err
+    assert run("sweep.py", "--pretrained", "tiny", *common)[0] == 0 and (tmp_path / "sweep/sampling.json").exists()
+    assert not (exported / "sampling.json").exists()
+
+
+def test_a_saved_stage_is_sampled_by_the_command(workdir, run, tmp_path):
+    stages = load_cascade(workdir)
+    save_cascade(stages[:1], tmp_path / "saved")
+    arguments = ["--prompts", "a star", "--steps", 2]
+    for place, more in ((workdir, ["--stop", "base"]), (tmp_path / "saved", [])):
+        assert run("sample.py", "--workdir", place, *arguments, *more, "--output", tmp_path / place.name)[0] == 0
+    one, other = (np.asarray(Image.open(tmp_path / name / "a-star-seed0.png")) for name in (workdir.name, "saved"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sample.py --pretrained tony --prompts a", "--pretrained must be the directory of a cascade or hf://OWNER/NAME;"),
+        ("sample.py --pretrained hf://a --prompts a", "--pretrained must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION;"),
+        ("sample.py --pretrained RUN --workdir RUN --prompts a", "--pretrained must be left out with --workdir; got"),
+        ("sample.py --pretrained RUN --best --prompts a", "--best must be left out with --pretrained; got"),
+        ("export.py --workdir RUN", "--output must be given; got no value"),
+        ("export.py --workdir RUN --output RUN", "--output must be a new directory; got"),
+        ("export.py --workdir RUN/none --output TMP/x", "--workdir must hold trained stages, but has none"),
+        ("export.py --workdir RUN --output TMP/x --best", "sampling.json must exist"),
+        ("export.py --workdir RUN --output TMP/x --dtype f4", "--dtype must be one of bfloat16, float32, int8; got"),
+        ("export.py --workdir RUN --output TMP/x --card none", "--card must be a TOML file; got none, which does not"),
+        ("export.py --workdir RUN --output TMP/x --notice none", "--notice must be a text file; got none, which does"),
+        ("export.py --workdir RUN --output TMP/x --push-to-hub me", "--push-to-hub must be OWNER/NAME, a repository"),
+        ("export.py --workdir RUN --push-to-hub me/x", "--push-to-hub must be used with a token of the Hugging"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported_or_named_is_one_line(workdir, run, tmp_path, monkeypatch, line, message):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    code, _, err = run(*line.replace("RUN", str(workdir)).replace("TMP", str(tmp_path)).split())
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, run, tmp_path):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import Stage, load_cascade, load_stage, save_cascade, save_stage
+from imagen_jax import Stage, load_cascade, load_stage, save_cascade, save_pretrained, save_stage
 from imagen_jax.stage_dir import checkpoint, checkpoint_files
 from imagen_jax.stage_dir import directory as stage_dir
+from imagen_jax.storage import files
 
 
 def assert_same(one, other):
@@ -119,6 +120,40 @@ def test_what_is_no_cascade_is_refused(tiny_stages, tmp_path):
         with pytest.raises(ValueError, match=message):
             save_cascade(stages, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype must be one of bfloat16, float32, int8; got 'float16'"),
+        ({"card": {"title": "Tiny"}}, "card must be a Card; got"),
+        ({"notice": ""}, "NOTICE must not be empty"),
+        ({"stages": ()}, "stages must be a sequence of at least one Stage"),
+        ({"directory": 3}, "directory must be a path"),
+        ({"directory": "full"}, "directory must be a new directory; got .*/full, which has files: name another"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(tiny_stages, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("")
+    with pytest.raises(ValueError, match=message):
+        save_pretrained(**{"stages": tiny_stages[:1], "directory": "new"} | options)
+    assert os.listdir(tmp_path) == ["full"] and os.listdir("full") == ["file"]
+
+
+def test_an_export_that_fails_leaves_nothing(tiny_stages, tmp_path, monkeypatch):
+    written = files.write
+
+    def fail(path, content):
+        if path.name == "README.md":  # after the weights
+            raise OSError(28, "No space left on device", str(path))
+        written(path, content)
+
+    monkeypatch.setattr(files, "write", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/new/README.md'"):
+        save_pretrained(tiny_stages[:1], tmp_path / "new")
+    assert os.listdir(tmp_path) == []
 
 
 def test_training_does_not_continue_from_averaged_parameters_alone(tiny_stages, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from imagen_jax import config as C
-from imagen_jax import load_stage, sharding
-from imagen_jax.stage_dir import checkpoint
+from imagen_jax import load_stage, save_pretrained, save_stage, sharding
+from imagen_jax.stage_dir import checkpoint, exported
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import initial, loop
 from imagen_jax.training import state as states
@@ -78,6 +78,59 @@ def test_training_starts_from_the_averaged_parameters_on_other_data(config, data
     for given in (f"{trained}@2", str(tmp_path)):
         with pytest.raises(ValueError, match=rf"^--init-from must be {trained}@1 or left out to .* got {given}"):
             initial.resolve(dataclasses.replace(tuned, init_from=given), tmp_path / "base")
+
+
+def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, monkeypatch):
+    """By its name, its directory, or one of its stages; what is recorded is the hash of the weight file."""
+    save_pretrained((load_stage(trained),), tmp_path / "names/tiny", dtype="int8")
+    monkeypatch.setenv("IMAGEN_JAX_PRETRAINED", str(tmp_path / "names"))
+    sha256 = exported.read(tmp_path / "names/tiny").weights["base"].sha256
+    directory = str(tmp_path / "names/tiny")
+    shapes = states.abstract_state(config, sharding.make_mesh()).params
+    for given in ("tiny", "tiny/base", directory, f"{directory}/base"):
+        found = initial.resolve(dataclasses.replace(config, init_from=given), tmp_path / "base")
+        assert found.init_from == f"{given}@{sha256}"
+        loaded = initial.load(found, shapes)
+        for leaf, shape in zip(jax.tree.leaves(loaded), jax.tree.leaves(shapes), strict=True):
+            assert leaf.sharding == shape.sharding
+            np.testing.assert_allclose(leaf, 2.0, rtol=1e-6)
+    stage_dir.write_config(tmp_path / "run/base", found)  # a run that has begun
+    for given in ("", f"{directory}/base", found.init_from):
+        assert initial.resolve(dataclasses.replace(config, init_from=given), tmp_path / "run/base") == found
+    for given, message in (
+        ("tiny/sr16", "must be a cascade with a stage sr16, or CASCADE/STAGE; got tiny/sr16 with stages base"),
+        ("tony", "must be the directory of a trained stage, or .*; got tony: pretrained are tiny"),
+        (f"tiny@{'0' * 64}", f"must name a checkpoint of the stage; got .*, which has those of sha256 .'{sha256}'"),
+        ("tiny@3", "must name a checkpoint of the stage; got tiny@3"),
+    ):
+        with pytest.raises(ValueError, match=f"^--init-from {message}"):
+            initial.resolve(dataclasses.replace(config, init_from=given), tmp_path / "base")
+    save_pretrained((load_stage(trained, 1),), tmp_path / "others/tiny")
+    monkeypatch.setenv("IMAGEN_JAX_PRETRAINED", str(tmp_path / "others"))
+    with pytest.raises(ValueError, match=f"^weights of stage base must have the recorded sha256 {sha256}"):
+        initial.load(dataclasses.replace(config, init_from=f"tiny@{sha256}"), shapes)
+
+
+PRESET = """
+from pathlib import Path
+import json
+from imagen_jax.config import from_dict
+
+def get_config():
+    return (from_dict(json.loads(Path(__file__).with_name("config.json").read_text())),)
+"""
+
+
+def test_train_refuses_to_continue_a_saved_stage(config, trained, tmp_path, run_script):
+    save_stage(load_stage(trained), tmp_path / "run/base")
+    before = sorted(tmp_path.rglob("*"))
+    preset = tmp_path / "run/base/preset.py"  # beside the stage's config.json
+    preset.write_text(PRESET)
+    ran = run_script("train.py", "--preset", preset, "--stage", "base", "--workdir", tmp_path / "run")
+    preset.unlink()
+    message = "--workdir must hold checkpoints with a state of the optimiser, to continue from; got"
+    assert ran.status == 2 and message in ran.err and f"--init-from {tmp_path}/run/base." in ran.err, ran.err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_newest_checkpoint_is_taken_and_recorded(config, trained, tmp_path, monkeypatch):
