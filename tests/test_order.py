@@ -15,6 +15,7 @@ TOGETHER = {
     "cli/sample.py": ("scripts/test_sampling_journey.py", "what sample.py draws, sweep.py and evaluate.py measure"),
     "cli/sweep.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
     "cli/evaluate.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
+    "cli/export.py": ("scripts/test_sampling_journey.py", "what it writes, sample.py draws from"),
     "sampling/fitting.py": ("data/test_opening.py", "pictures of every kind are fitted as sample.py does"),
     "structs.py": ("test_stage.py", "plain data, used by every test of a stage"),
     "checks.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
