@@ -523,7 +523,7 @@ def literals(*paths):
 
 def test_every_metric_is_documented_and_every_documented_one_is_measured():
     text = prose(ROOT / "docs/training.md")
-    tables = text[text.index("Every `--run.log-every`") : text.index("Samples are drawn by")]
+    tables = text[text.index("Every `--run.log-every`") : text.index("Samples are drawn with")]
     documented = {
         name.split("/")[0]
         for row in re.findall(r"^\| (`.*?)\|", tables, re.MULTILINE)
