@@ -19,7 +19,8 @@ def compiled(config, num_devices, fsdp, height):
     abstract = states.abstract_state(config, mesh)
     shardings = states.shardings(abstract)
     step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(shardings, None))
-    return mesh, functools.partial(states.init_state, config, abstract), step
+    init = jax.jit(functools.partial(states.new_state, config), out_shardings=shardings)  # compiled once, too
+    return mesh, init, step
 
 
 def run(config, batch, steps=3, num_devices=1, fsdp=1, height=1):
