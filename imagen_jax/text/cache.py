@@ -23,16 +23,8 @@ import numpy as np
 from imagen_jax import checks
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
-from imagen_jax.text import (
-    cache_description,
-    cache_files,
-    cache_filling,
-    cache_rows,
-    cleaning,
-    earlier_cache,
-    encoders,
-    model_files,
-)
+from imagen_jax.text import cache_description, cache_files, cache_filling, cache_rows
+from imagen_jax.text import cleaning, encoders, model_files
 from imagen_jax.text.cache_files import MISSING
 from imagen_jax.text.captions import shorten
 
@@ -70,16 +62,11 @@ class EmbeddingCache:
         """Open what `build` wrote in `directory` with the encoder of this fingerprint.
 
         Raises:
-          ValueError: there is no cache, or only those of other encoders, or it is damaged or of an earlier version.
+          ValueError: there is no cache, or only those of other encoders, or it is damaged.
         """
         directory = Path(directory)
         check_encoder(directory, fingerprint)
         path = directory / fingerprint / cache_description.NAME
-        if not path.is_file():
-            raise ValueError(
-                f"{path.parent} must be an embedding cache of this version; got one of an earlier version: run "
-                "imagen-jax embed with the same options."
-            )
         return cls(directory, fingerprint, cache_description.read(path, fingerprint))
 
     def __getitem__(self, caption: str) -> np.ndarray:
@@ -127,14 +114,13 @@ class EmbeddingCache:
 
 def describe(directory: str | Path) -> list[str]:
     """Return what caches there are, a line each: "<fingerprint> (<encoder>)"."""
-    names, found = (cache_description.NAME, earlier_cache.DESCRIPTION), []
-    for root in sorted({path.parent for name in names for path in Path(directory).glob(f"*/{name}")}):
+    found = []
+    for path in sorted(Path(directory).glob(f"*/{cache_description.NAME}")):
         try:
-            path = next(root / name for name in names if (root / name).is_file())
             encoder = model_files.read_json(path).get("encoder")
         except ValueError:
             encoder = "damaged"
-        found.append(f"{root.name} ({encoder})")
+        found.append(f"{path.parent.name} ({encoder})")
     return found
 
 
@@ -142,11 +128,11 @@ def check_encoder(directory: str | Path, fingerprint: str) -> None:
     """Raise ValueError unless there is a cache of the encoder with this fingerprint."""
     found = describe(directory)
     if not any(line.startswith(f"{fingerprint} ") for line in found):
-        others = ", ".join(found)
+        got = f"only those of {', '.join(found)}" if found else "no cache at all"
         raise ValueError(
-            f"{directory} must hold the embeddings of the encoder with fingerprint {fingerprint}; got "
-            f"{f'only those of {others}' if found else 'no cache at all'}: load the encoder (model, dtype, "
-            "output, max_length, clean_captions) it was built with, or build it: imagen-jax embed."
+            f"{directory} must hold the embeddings of the encoder with fingerprint {fingerprint}; got {got}: load the "
+            "encoder (model, dtype, output, max_length, clean_captions) it was built with, or build it: "
+            "imagen-jax embed."
         )
 
 
@@ -192,8 +178,7 @@ def build(
       OSError: the directory cannot be written.
     """
     is_pair = isinstance(share, tuple | list) and len(share) == 2 and all(map(checks.is_whole, share))
-    is_share = is_pair and 0 <= share[0] < share[1]
-    checks.require(is_share, "share", "be (i, n) with 0 <= i < n", share, "pass such a pair")
+    checks.require(is_pair and 0 <= share[0] < share[1], "share", "be (i, n) with 0 <= i < n", share)
     checks.whole("batch_size", batch_size, 1)
     checks.require(callable(on_progress), "on_progress", "be a function", on_progress)
     if not isinstance(directory, str | Path):

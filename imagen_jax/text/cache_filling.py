@@ -1,21 +1,22 @@
 """Filling an embedding cache: what is missing is embedded, what is damaged is embedded again."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from imagen_jax import checks
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
 from imagen_jax.progress import Progress, logger
 from imagen_jax.storage.locks import acquire_file_lock
-from imagen_jax.text import cache_description, cache_files, cache_rows, earlier_cache, encoders
+from imagen_jax.text import cache_description, cache_files, cache_rows, encoders
 from imagen_jax.text.cache_files import MISSING, UNFINISHED
 from imagen_jax.text.captions import UnknownTokensWarning, unknown_message
 
@@ -24,29 +25,23 @@ READ = 1024  # captions read at once
 
 
 def prepare(root: Path, encoder: encoders.Encoder, dtype: str | None) -> str:
-    """Make the directory of a cache, convert an earlier version's, or check the one there; return its dtype."""
-    if dtype is not None and dtype not in cache_files.DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(cache_files.DTYPES)}; got {dtype!r}: pass one.")
+    """Make the directory of a cache, or check the one there; return its dtype."""
+    if dtype is not None:
+        checks.choice("dtype", dtype, cache_files.DTYPES)
     path = root / cache_description.NAME
-    is_there = path.is_file()
-    description = (
-        cache_description.read(path, encoder.fingerprint) if is_there else earlier_cache.description(root)
-    )
-    if description is not None:
+    if path.is_file():
+        description = cache_description.read(path, encoder.fingerprint)
         stored = description["dtype"]
         if description["width"] != encoder.width:
-            wrong = path if is_there else root / earlier_cache.DESCRIPTION
             reason = f"its width is {description['width']}, the encoder's {encoder.width}"
-            raise cache_description.damaged(wrong, reason)
+            raise cache_description.damaged(path, reason)
         if dtype not in (None, stored):
             raise ValueError(
                 f"the embedding cache {root} must be stored as {stored}, as it is; got dtype {dtype!r}: leave the "
                 "dtype out, or delete that directory to embed everything again."
             )
-        if not is_there:
-            _convert(root, description)
         return stored
-    if any(root.glob(cache_files.PATTERN)) or any(root.glob("shard-*")):
+    if any(root.glob(cache_files.PATTERN)) or any(root.glob("shard-*")):  # the latter of an earlier version
         raise ValueError(
             f"{root} must have the file {path.name}, which says how its embeddings are stored; it is missing: restore "
             "it, or delete that directory and build it again."
@@ -66,85 +61,56 @@ def prepare(root: Path, encoder: encoders.Encoder, dtype: str | None) -> str:
     return description["dtype"]
 
 
-def _convert(root: Path, description: dict[str, Any]) -> None:
-    """Store the embeddings of an earlier version's cache as ArrayRecord; its own files stay as they are."""
-    prefix, num = "conversion", 0
-    with _exclusive(root, prefix) as is_locked:
-        if (root / cache_description.NAME).is_file():  # another process has done it
-            return
-        _remove_unfinished(root, prefix if is_locked else None)
-        token = cache_files.token_type(description["dtype"], description["width"])
-        index = cache_files.Index(root)  # of a conversion that was interrupted
-        with cache_files.Writer(root, prefix) as writer:
-            for key, content in earlier_cache.embeddings(root, token):
-                if index.locate([key])[0] == MISSING:
-                    writer.add(key, content)
-                num += 1
-        fields = {name: value for name, value in description.items() if name != "checksum"}
-        cache_description.write(root / cache_description.NAME, fields)
-    logger.info(
-        f"{root}: converted {num} embeddings of an earlier version; its {earlier_cache.DESCRIPTION} and shard-* are no "
-        "longer read and may be deleted."
-    )
-
-
+@dataclasses.dataclass
 class Filling:
-    """One call of `cache.build`; see there for the arguments.
+    """One call of `cache.build`; see there for the arguments. `num_new` captions have been embedded."""
 
-    Attributes:
-      num_new: how many captions have been embedded.
-    """
+    root: Path
+    encoder: encoders.Encoder
+    dtype: str
+    batch_size: int
+    share: tuple[int, int]
+    on_progress: Callable[[], None]
+    num_new: int = 0
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
-    def __init__(
-        self,
-        root: Path,
-        encoder: encoders.Encoder,
-        dtype: str,
-        batch_size: int,
-        share: tuple[int, int],
-        on_progress: Callable[[], None],
-    ):
-        self._root, self._encoder, self._dtype, self._batch_size = root, encoder, dtype, batch_size
-        self._share, self._on_progress = share, on_progress
-        self._prefix = f"share-{share[0]}-of-{share[1]}"
-        self._unknown: list[str] = []
-        self.num_new = 0
+    @property
+    def prefix(self) -> str:
+        return "share-{}-of-{}".format(*self.share)
 
     def run(self, captions: Iterable[str], sources: Sequence[Source], repair: bool) -> None:
         """Embed what is missing, and store which record of the sources has which embedding."""
-        with _exclusive(self._root, self._prefix) as is_locked:
-            _remove_unfinished(self._root, self._prefix if is_locked else None)
+        with _exclusive(self.root, self.prefix) as is_locked:
+            _remove_unfinished(self.root, self.prefix if is_locked else None)
             damaged = self._repair() if repair else set()
             numbers, keys = self._embed_missing(captions, sources, damaged, skips_damaged=repair)
-            index = cache_files.Index(self._root, skips_damaged=repair)
+            index = cache_files.Index(self.root, skips_damaged=repair)
             for i, source in enumerate(sources):
-                locations = cache_rows.load(self._root, source)
+                locations = cache_rows.load(self.root, source)
                 locations[numbers[i]] = index.locate(keys[i])
                 try:
-                    cache_rows.save(self._root, source, locations)
+                    cache_rows.save(self.root, source, locations)
                 except OSError as error:
                     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                         raise  # a cache that may only be read is complete without
-        if self._unknown:
-            logger.info(unknown_message(self._encoder.name, self._unknown, self.num_new))
+        if self.unknown:
+            logger.info(unknown_message(self.encoder.name, self.unknown, self.num_new))
 
     def _embed_missing(
         self, captions: Iterable[str], sources: Sequence[Source], damaged: set[bytes], skips_damaged: bool
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Embed captions of the share, and the damaged ones; return the numbers and keys of the records read."""
-        index = cache_files.Index(self._root, skips_damaged)
-        unread = [np.flatnonzero(cache_rows.load(self._root, s) == MISSING) for s in sources]
+        index = cache_files.Index(self.root, skips_damaged)
+        unread = [np.flatnonzero(cache_rows.load(self.root, s) == MISSING) for s in sources]
         total = sum(map(len, unread)) + len(captions) if hasattr(captions, "__len__") else None
         numbers = [[np.empty(0, np.int64)] for _ in sources]
         keys_read = [[np.empty(0, cache_files.KEY)] for _ in sources]
-        waiting, seen, is_told = {}, set(), not len(index) or self._share[0] > 0
-        with (
-            Progress(total, "captions", "embedding") as bar,
-            cache_files.Writer(self._root, self._prefix) as writer,
-        ):
+        waiting, seen, is_told = {}, set(), not len(index) or self.share[0] > 0
+        progress, files = Progress(total, "captions", "embedding"), cache_files.Writer(self.root, self.prefix)
+        with progress as bar, files as writer:
             for i, part, texts in _chunks(captions, sources, unread):
-                self._on_progress()
-                cleaned = [encoders.clean(self._encoder, text) for text in texts]
+                self.on_progress()
+                cleaned = [encoders.clean(self.encoder, text) for text in texts]
                 keys = [cache_rows.key_of(text) for text in cleaned]
                 if i is not None:
                     numbers[i].append(np.array(part, np.int64))
@@ -152,7 +118,7 @@ class Filling:
                 is_missing = index.locate(keys) == MISSING
                 if is_missing.any() and not is_told:
                     some = ", ".join(repr(texts[j]) for j in np.flatnonzero(is_missing)[:3])
-                    logger.info(f"{self._root.parent} lacks captions, such as {some}: they are embedded now.")
+                    logger.info(f"{self.root.parent} lacks captions, such as {some}: they are embedded now.")
                     is_told = True
                 for key, text, is_new in zip(keys, cleaned, is_missing, strict=True):
                     if not is_new or key in seen or not (self._is_mine(key) or key in damaged):
@@ -171,16 +137,16 @@ class Filling:
         keys, texts = list(captions), list(captions.values())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownTokensWarning)  # counted over all captions instead
-            for i, embedding in encoders.encode_ragged(self._encoder, texts, self._batch_size):
-                writer.add(keys[i], cache_files.to_bytes(embedding, self._dtype, texts[i]))
+            for i, embedding in encoders.encode_ragged(self.encoder, texts, self.batch_size):
+                writer.add(keys[i], cache_files.to_bytes(embedding, self.dtype, texts[i]))
                 self.num_new += 1
                 bar.update()
-                self._on_progress()
-        if texts and hasattr(self._encoder, "mostly_unknown"):
-            self._unknown += [texts[i] for i in self._encoder.mostly_unknown(texts)]
+                self.on_progress()
+        if texts and hasattr(self.encoder, "mostly_unknown"):
+            self.unknown += [texts[i] for i in self.encoder.mostly_unknown(texts)]
 
     def _is_mine(self, key: bytes) -> bool:
-        return int.from_bytes(key[:8], "big") % self._share[1] == self._share[0]
+        return int.from_bytes(key[:8], "big") % self.share[1] == self.share[0]
 
     def _repair(self) -> set[bytes]:
         """Read all embeddings in this share of the files; return the keys of those that are damaged.
@@ -188,9 +154,9 @@ class Filling:
         What is sound in a damaged file is copied to a new one, and the file is moved aside.
         """
         damaged = set()
-        records = cache_files.RecordFiles(self._root)
+        records = cache_files.RecordFiles(self.root)
         for number in records.numbers():
-            if number % self._share[1] != self._share[0]:
+            if number % self.share[1] != self.share[0]:
                 continue
             path = records.path(number)
             try:
@@ -201,7 +167,7 @@ class Filling:
             contents = self._contents(records, number, len(keys))
             wrong = [key for key, content in zip(keys, contents, strict=True) if content is None]
             if wrong:
-                with cache_files.Writer(self._root, self._prefix) as writer:
+                with cache_files.Writer(self.root, self.prefix) as writer:
                     for key, content in zip(keys, self._contents(records, number, len(keys)), strict=True):
                         if content is not None:
                             writer.add(key, content)
@@ -211,7 +177,7 @@ class Filling:
 
     def _contents(self, records: cache_files.RecordFiles, number: int, num: int) -> Iterator[bytes | None]:
         for start in range(0, num, 64):
-            self._on_progress()
+            self.on_progress()
             part = np.arange(start, min(start + 64, num), dtype=np.uint64)
             yield from records.read(part + np.uint64(number << 32))
 
@@ -248,7 +214,7 @@ def _exclusive(root: Path, name: str) -> Iterator[bool]:
     """Wait until no other process is in this context with the same name; yield whether it is locked."""
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(_lock_file(root, name).open("wb"))
+            file = stack.enter_context((root / f"{name}.lock").open("wb"))
         except OSError:  # a cache that may only be read: whoever writes to it fails soon enough
             yield False
             return
@@ -261,10 +227,6 @@ def _exclusive(root: Path, name: str) -> Iterator[bool]:
         yield is_locked
 
 
-def _lock_file(root: Path, name: str) -> Path:
-    return root / f"{name}.lock"
-
-
 def _remove_unfinished(root: Path, own: str | None) -> None:
     """Delete the unfinished files that killed processes left; `own` is the name that this process has locked."""
     for path in root.glob(f"*{UNFINISHED}"):
@@ -274,6 +236,6 @@ def _remove_unfinished(root: Path, own: str | None) -> None:
             if name == own:
                 path.unlink()
                 continue
-            with _lock_file(root, name).open("wb") as file:
+            with (root / f"{name}.lock").open("wb") as file:
                 if acquire_file_lock(file):
                     path.unlink()

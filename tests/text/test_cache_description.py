@@ -47,3 +47,9 @@ def test_the_width_of_the_encoder_must_be_that_of_the_cache(cache_copy):
     encoder.width = 9
     with pytest.raises(ValueError, match=f"{cache_description.NAME} must .*its width is 8, the encoder's 9"):
         made(pathlib.Path(directory), encoder)
+
+
+def test_a_cache_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / Fake.fingerprint / "shard-00000").mkdir(parents=True)
+    with pytest.raises(ValueError, match="must have the file embeddings.json, .* delete that directory and build it"):
+        made(tmp_path)
