@@ -105,8 +105,8 @@ def number(name: str, value: Any, interval: str = "(-inf, inf)", fix: str = "") 
     require(is_finite(value), name, "be a finite number", value, fix)
     holds = (value >= low if has_low else value > low) and (value <= high if has_high else value < high)
     rule = f"be in {interval}"
-    if (low, high) == (0, math.inf):
-        rule = "be at least 0" if has_low else "be positive"
+    if low > -math.inf and high == math.inf:
+        rule = f"be at least {low:g}" if has_low else f"be above {low:g}" if low else "be positive"
     require(holds, name, rule, value, fix)
     return float(value)
 

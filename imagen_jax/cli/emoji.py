@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import features
 
 from imagen_jax import progress
-from imagen_jax.cli import parsing
+from imagen_jax.cli import parsing, prepare
 from imagen_jax.data import sources
-from imagen_jax.prepare import fonts, output, parts
-from imagen_jax.storage import files
+from imagen_jax.prepare import fonts, output
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,19 +43,9 @@ def main(options: Options) -> None:
     output.resolved(options.output)  # checks before any work that the data set can be written
     plan = fonts.plan(options.font, options.size, name, options.validation_fraction, options.test_fraction)
     if not features.check("raqm"):
-        _LOGGER.warning(
-            "Pillow lacks raqm here: single characters only, no skin tones, professions, families."
-        )
-    counts, left_out = parts.write(
-        plan,
-        options.output,
-        finish=lambda unfinished: files.write_json(unfinished / "prepared.json", plan.settings, indent=2),
-        progress=lambda done, total, before: progress.over(done, total, "fonts", "drawing", done=before),
-    )
-    if left_out.counts:
-        _LOGGER.info(f"Left out {left_out.counts.total()}: {left_out.summary()}.")
-    records = ", ".join(f"{num} {split}" for split, num in counts.items())
-    _LOGGER.info(f"Wrote {options.output}: {records} records.")
+        _LOGGER.warning("Pillow lacks raqm here: single characters only, no skin tones, professions, families.")
+    shown = lambda done, total, before: progress.over(done, total, "fonts", "drawing", done=before)
+    prepare.write(plan, options.output, plan.settings, shown)
 
 
 def parse(args: list[str]) -> Options:

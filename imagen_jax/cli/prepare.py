@@ -16,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from imagen_jax import checks, progress
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.cli import parsing
 from imagen_jax.data import checksums, opening, sources
 from imagen_jax.prepare import origins, output, parts, text_files
@@ -99,19 +101,15 @@ SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
 
 def settings(options: Options) -> dict:
     """Check the options; return them with their defaults filled in, as stored with the data set."""
-    if (options.input is None) == (options.shapes is None):
-        got = "none" if options.input is None else "both"
-        raise ValueError(
-            f"One of --input and --shapes must be given; got {got}: give --input FOLDER or --shapes single|full."
-        )
+    got = Verbatim("none" if options.input is None else "both")
+    is_one = (options.input is None) != (options.shapes is None)
+    fix = "give --input FOLDER or --shapes single|full"
+    require(is_one, "One of --input and --shapes", "be given", got, fix)
     used, unused = (PICTURES, SHAPES) if options.shapes is None else (SHAPES, PICTURES)
     source = "--input" if options.shapes is None else "--shapes"
     for key in unused:
-        if getattr(options, key) is not None:
-            raise ValueError(
-                f"--{key.replace('_', '-')} must not be given with {source}, where it has no effect; got "
-                f"{getattr(options, key)}: remove it."
-            )
+        value = getattr(options, key)
+        require(value is None, _flag(key), f"be left out with {source}, where it has no effect", value)
     if options.num_workers is not None:
         checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
     name = options.name or output.name_of(options.output)
@@ -119,28 +117,29 @@ def settings(options: Options) -> dict:
     values = {key: used[key] if value is None else value for key, value in values.items()}
     if options.shapes:
         for key, value in values.items():
-            checks.whole(f"--{key.replace('_', '-')}", value, int(key == "num_train"), MAX_SHAPES)
+            checks.whole(_flag(key), value, int(key == "num_train"), MAX_SHAPES)
         return {"shapes": options.shapes, "name": name, **values}
-    if not 1 <= values["min_size"] <= values["max_size"]:
-        raise ValueError(
-            "--min-size must lie in 1..max-size; got "
-            f"{values['min_size']} with --max-size {values['max_size']}."
-        )
+    rule = f"be from 1 to --max-size {values['max_size']}"
+    require(1 <= values["min_size"] <= values["max_size"], "--min-size", rule, values["min_size"])
+    highest = {
+        "max_image_bytes": opening.MAX_BYTES,
+        "max_pixels": opening.MAX_PIXELS,
+        "max_seconds": opening.MAX_SECONDS,
+        "max_caption_bytes": text_files.MAX_BYTES,
+    }  # of what training reads, or waits for
     for key in LIMITS:
-        if not values[key] >= 1:
-            raise ValueError(f"--{key.replace('_', '-')} must be at least 1; got {values[key]}.")
-    for key, most, why in (
-        ("max_image_bytes", opening.MAX_BYTES, "which training reads"),
-        ("max_pixels", opening.MAX_PIXELS, "which training reads"),
-        ("max_seconds", opening.MAX_SECONDS, "which training waits"),
-        ("max_caption_bytes", text_files.MAX_BYTES, "which a text file may have"),
-    ):
-        if values[key] > most:
-            raise ValueError(f"--{key.replace('_', '-')} must be at most {most}, {why}; got {values[key]}.")
-    Rules(
-        values["min_size"], values["max_size"], values["validation_fraction"], values["test_fraction"]
-    )  # checks them
+        checks.number(_flag(key), values[key], f"[1, {highest.get(key, math.inf)}]")
+    _rules(values)  # checks the fractions
     return {"input": str(options.input), "name": name, **values}
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _rules(values: dict) -> Rules:
+    limits = Limits(**{key.removeprefix("max_"): values[key] for key in LIMITS})
+    return Rules(*(values[key] for key in ("min_size", "max_size", "validation_fraction", "test_fraction")), limits)
 
 
 def already_there(directory: Path, wanted: dict) -> bool:
@@ -174,21 +173,16 @@ def plan_shapes(made: dict) -> parts.Plan:
 
 def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     """Return the plan of an input; raise ValueError if it cannot be prepared."""
-    root = Path(made["input"])
-    if root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve()):
-        raise ValueError(
-            f"--output must be outside of --input {root}; got {directory}: choose another place."
-        )
-    limits = Limits(**{key.removeprefix("max_"): made[key] for key in LIMITS})
-    survey = origins.survey(root, made["image_key"], made["caption_key"], limits)
-    rules = Rules(
-        made["min_size"], made["max_size"], made["validation_fraction"], made["test_fraction"], limits
-    )
-    if survey.splits is not None and len(rules.splits()) > 1:
-        raise ValueError(
-            "--validation-fraction and --test-fraction must be 0 with a TFDS data set, whose splits are kept "
-            f"({', '.join(survey.splits)}); got {rules.validation_fraction} and {rules.test_fraction}: remove them."
-        )
+    root, rules = Path(made["input"]), _rules(made)
+    is_inside = root.is_dir() and Path(os.path.realpath(directory)).is_relative_to(root.resolve())
+    rule = f"be outside of --input {root}"
+    require(not is_inside, "--output", rule, Verbatim(directory), "choose another place")
+    survey = origins.survey(root, made["image_key"], made["caption_key"], rules.limits)
+    if survey.splits is not None:
+        rule = f"be 0 with a TFDS data set, whose splits are kept ({', '.join(survey.splits)})"
+        got = Verbatim(f"{rules.validation_fraction} and {rules.test_fraction}")
+        names = "--validation-fraction and --test-fraction"
+        require(len(rules.splits()) == 1, names, rule, got, "remove them")
     return parts.Plan(
         job=origins.Pictures(survey.origin, rules),
         parts=survey.parts,
@@ -205,10 +199,6 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
 def _without_path(made: dict) -> dict:
     """Return the settings without the path of the input, which may be renamed later."""
     return {key: value for key, value in made.items() if key != "input"}
-
-
-def store(directory: Path, made: dict) -> None:
-    files.write_json(directory / SETTINGS, made, indent=2)
 
 
 def shown(done: Iterable, total: int, before: int) -> Iterable:
@@ -235,16 +225,19 @@ def main(options: Options) -> None:
     if already_there(directory, plan.settings):
         _LOGGER.info(f"{directory} is already there, nothing to do.")
         return
-    if perhaps_there:
-        raise ValueError(
-            f"--output must be free; got {directory} with a data set of these settings, made before the files of the "
-            "input changed: choose another directory, or delete this one first."
-        )
+    got = Verbatim(f"{directory} with a data set of these settings, made before the files of the input changed")
+    fix = "choose another directory, or delete this one first"
+    require(not perhaps_there, "--output", "be free", got, fix)
+    write(plan, directory, made | plan.settings, shown, options.num_workers or num_cores())
+
+
+def write(plan: parts.Plan, directory: Path, made: dict, shown: Callable, num_workers: int = 1) -> None:
+    """Write a data set with the settings `made`, and report what it holds."""
     counts, left_out = parts.write(
         plan,
         directory,
-        num_workers=options.num_workers or num_cores(),
-        finish=lambda unfinished: store(unfinished, made | plan.settings),
+        num_workers=num_workers,
+        finish=lambda unfinished: files.write_json(unfinished / SETTINGS, made, indent=2),
         progress=shown,
     )
     if left_out.counts:

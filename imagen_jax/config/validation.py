@@ -5,7 +5,10 @@ by name instead of overflowing elsewhere.
 """
 
 import dataclasses
+import itertools
 import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from imagen_jax import checks
@@ -19,9 +22,7 @@ from imagen_jax.storage import locations
 # By field: (least, largest) for whole numbers, an interval for floats.
 _RANGES: dict[str, dict[str, Any]] = {
     "": {
-        "image_size": (1, 2**14),
-        "low_res_size": (1, 2**14),
-        "crop_size": (1, 2**14),
+        **dict.fromkeys(("image_size", "low_res_size", "crop_size"), (1, 2**14)),
         "image_channels": (1, 1024),
         "control_channels": (0, 1024),
         "seed": (0, MAX_SEED),
@@ -42,25 +43,22 @@ _RANGES: dict[str, dict[str, Any]] = {
     "optim.": {
         "learning_rate": "(0, 1000]",
         "weight_decay": "[0, 1000]",
-        "b1": "[0, 1)",
-        "b2": "[0, 1)",
+        **dict.fromkeys(("b1", "b2", "ema_decay"), "[0, 1)"),
         "eps": "(0, 1]",
         "clip_norm": "[0, 1e+09]",
-        "batch_size": (1, 2**20),
-        "accumulation": (1, 2**20),
-        "ema_decay": "[0, 1)",
+        **dict.fromkeys(("batch_size", "accumulation"), (1, 2**20)),
     },
     "run.": {
         **dict.fromkeys(("num_steps", "checkpoint_every", "keep_checkpoints", "log_every"), (1, MAX_COUNT)),
         "stall_timeout": (1, 365 * 86_400),
         "validation_images": (1, MAX_COUNT),
         "sample_images": (1, 4096),
-        "wandb": "may be empty",
-        "prompts": "may be empty",
+        **dict.fromkeys(("wandb", "prompts"), "may be empty"),
         **dict.fromkeys(("fsdp", "height"), (1, 2**20)),
         **dict.fromkeys(("data_threads", "data_workers"), (0, 256)),
     },
 }
+
 
 def validate(config: StageConfig) -> StageConfig:
     """Return `config` after checking it.
@@ -73,65 +71,41 @@ def validate(config: StageConfig) -> StageConfig:
         checks.fields(getattr(config, prefix[:-1]) if prefix else config, ranges, prefix)
     locations.local(config.data.path, "data.path")
     locations.local(config.text.encoder, "text.encoder")
-    require(config.name.isidentifier(), "name", "be an identifier such as base or sr256", config.name)
-    require(
-        len(config.name) <= 100,
-        "name",
-        "have at most 100 characters, since it names a directory",
-        config.name,
-    )
+    rule, process, optim, run = _rule_of(config), config.process, config.optim, config.run
+    rule("name", config.name.isidentifier(), "be an identifier such as base or sr256")
+    rule("name", len(config.name) <= 100, "have at most 100 characters, since it names a directory")
     kind = NETWORKS.name_of(config.network)
     config.network.check("network.")
     _validate_inputs(config, kind)
     _validate_sizes(config)
-    process, optim, run = config.process, config.optim, config.run
     _schedule_name("process.schedule", process.schedule)
-    require(
-        not (process.zero_terminal_snr and process.prediction == "eps"),
-        "process.zero_terminal_snr",
-        "be False with prediction 'eps', which says nothing about x where there is noise alone",
-        process.zero_terminal_snr,
-        "use 'v'",
-    )
-    require(
-        process.min_snr_floor <= process.min_snr_gamma,
-        "process.min_snr_floor",
-        f"be from 0 to min_snr_gamma, {process.min_snr_gamma:g}",
-        process.min_snr_floor,
-    )
+    is_noise = process.zero_terminal_snr and process.prediction == "eps"
+    text = "be False with prediction 'eps', which says nothing about x where there is noise alone"
+    rule("process.zero_terminal_snr", not is_noise, text, "use 'v'")
+    text = f"be from 0 to min_snr_gamma, {process.min_snr_gamma:g}"
+    rule("process.min_snr_floor", process.min_snr_floor <= process.min_snr_gamma, text)
     validate_sampling(config, config.sampling, prefix="sampling.")
-    require(
-        len(run.wandb) <= 128 and not set(run.wandb) & set("/\\#?%:"),
-        "run.wandb",
-        "be the name of a project, of at most 128 characters without any of / \\ # ? % :",
-        run.wandb,
-        "leave out the entity (WANDB_ENTITY sets it)",
-    )
-    require(
-        optim.batch_size % optim.accumulation == 0,
-        "optim.batch_size",
-        f"be a multiple of optim.accumulation {optim.accumulation}",
-        optim.batch_size,
-    )
-    require(
-        optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps,
-        "optim.decay_steps",
-        f"be 0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}",
-        optim.decay_steps,
-    )
-    require(
-        not run.prompts or not config.is_super_resolution,
-        "run.prompts",
-        "be left out in a super-resolution stage, whose samples enlarge pictures of the data set",
-        run.prompts,
-    )
-    require(
-        config.train_size % run.height == 0,
-        "run.height",
-        f"be a divisor of the rows that are trained on, {config.train_size}",
-        run.height,
-    )
+    is_project = len(run.wandb) <= 128 and not set(run.wandb) & set("/\\#?%:")
+    text = "be the name of a project, of at most 128 characters without any of / \\ # ? % :"
+    rule("run.wandb", is_project, text, "leave out the entity (WANDB_ENTITY sets it)")
+    text = f"be a multiple of optim.accumulation {optim.accumulation}"
+    rule("optim.batch_size", optim.batch_size % optim.accumulation == 0, text)
+    text = f"be 0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}"
+    rule("optim.decay_steps", optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps, text)
+    text = "be left out in a super-resolution stage, whose samples enlarge pictures of the data set"
+    rule("run.prompts", not run.prompts or not config.is_super_resolution, text)
+    text = f"be a divisor of the rows that are trained on, {config.train_size}"
+    rule("run.height", config.train_size % run.height == 0, text)
     return config
+
+
+def _rule_of(config: Any, prefix: str = "") -> Callable[..., None]:
+    """Return a function (name, holds, rule, fix) that raises the error of a field such as "run.height"."""
+
+    def rule(name: str, holds: bool, text: str, fix: str = "") -> None:
+        require(holds, f"{prefix}{name}", text, operator.attrgetter(name)(config), fix)
+
+    return rule
 
 
 def validate_for_training(config: StageConfig) -> StageConfig:
@@ -144,16 +118,11 @@ def validate_for_training(config: StageConfig) -> StageConfig:
     validate(config)
     checks.choice("optim.objective", config.optim.objective, OBJECTIVES)
     checks.choice("optim.optimizer", config.optim.optimizer, OPTIMIZERS)
-    fix = "train with stage.loss and a batch of your own"
-    require(
-        config.image_channels == 3, "image_channels", "be 3 to train on a data set, whose pictures are RGB",
-        config.image_channels, fix,
-    )  # fmt: skip
-    require(
-        config.control_channels == 0, "control_channels",
-        "be 0 to train on a data set, which holds no such image", config.control_channels,
-        f'{fix}, which has "control"',
-    )  # fmt: skip
+    rule, fix = _rule_of(config), "train with stage.loss and a batch of your own"
+    text = "be 3 to train on a data set, whose pictures are RGB"
+    rule("image_channels", config.image_channels == 3, text, fix)
+    text = "be 0 to train on a data set, which holds no such image"
+    rule("control_channels", config.control_channels == 0, text, f'{fix}, which has "control"')
     return config
 
 
@@ -177,9 +146,7 @@ def validate_sampling(
         value = getattr(sampling, name)
         require(unless or value is None, f"{prefix}{name}", f"be left out{why}", value)
 
-    def rule(name: str, holds: bool, text: str) -> None:
-        require(holds, f"{prefix}{name}", text, getattr(sampling, name))
-
+    rule = _rule_of(sampling, prefix)
     for kind in kinds():
         sampling.check_chosen(kind, prefix)
     named = {kind: checks.shown(getattr(sampling, kind)) for kind in kinds()}
@@ -199,27 +166,21 @@ def validate_sampling(
     low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
     rule("guidance_min_logsnr", low is None or high is None or low < high, f"be below guidance_max_logsnr {high}")
     rule("jump", sampling.jump == 1 or sampling.resample > 1, "be 1 unless resample is more than 1")
-    rule(
-        "resample", sampling.steps * sampling.resample <= 10 * MAX_STEPS,
-        f"be at most {10 * MAX_STEPS // sampling.steps} with {sampling.steps} steps",
-    )  # fmt: skip
+    text = f"be at most {10 * MAX_STEPS // sampling.steps} with {sampling.steps} steps"
+    rule("resample", sampling.steps * sampling.resample <= 10 * MAX_STEPS, text)
     names = (f"{prefix}steps", f"{prefix}strength")
     chosen["spacing"].check_range(sampling.steps, 1.0, names)
     chosen["spacing"].check_range(1, sampling.strength, names)
     is_guided = sampling.is_guided
-    rule(
-        "guidance_scale", not is_guided or not needs_null or config.process.cond_drop_prob > 0,
-        "be 1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null",
-    )  # fmt: skip
+    text = "be 1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null"
+    rule("guidance_scale", not is_guided or not needs_null or config.process.cond_drop_prob > 0, text)
     for name in GUIDED:
         left_out(name, is_guided, ", since guidance_scale 1 is no guidance")
         left_out(name, guide.is_off_at_one, f", since guidance {named['guidance']} does not use it")
     rule("guidance", is_guided or sampling.guidance == "cfg", "be 'cfg' with guidance_scale 1 (off)")
     rule("threshold_at", is_guided or sampling.threshold_at == "after", "be 'after' without guidance")
-    rule(
-        "threshold_at", not chosen["threshold"].is_identity or sampling.threshold_at == "after",
-        "be 'after' with threshold 'none'",
-    )  # fmt: skip
+    limits = not chosen["threshold"].is_identity
+    rule("threshold_at", limits or sampling.threshold_at == "after", "be 'after' with threshold 'none'")
     if guide.gives_noise_x:
         names = [repr(name) for name, each in kinds()["sampler"].registry.items() if each.reads_noise_x]
         rule("sampler", sampler.reads_noise_x, f"be {' or '.join(names)} for guidance {named['guidance']}")
@@ -229,11 +190,8 @@ def validate_sampling(
         _schedule_name(f"{prefix}schedule", sampling.schedule)
     if config.is_super_resolution:
         top = config.process.max_aug_level
-        rule(
-            "aug_level",
-            0 <= sampling.aug_level <= top,
-            f"be in [0, {top}], the levels that the stage is trained on",
-        )
+        text = f"be in [0, {top}], the levels that the stage is trained on"
+        rule("aug_level", 0 <= sampling.aug_level <= top, text)
     else:
         rule("aug_level", 0 <= sampling.aug_level <= 1, "be in [0, 1]")
     return sampling
@@ -245,18 +203,14 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
     Raises:
       ValueError: a stage is invalid, does not fit the previous one, or has the name of another.
     """
-    require(
-        isinstance(stages, tuple | list) and len(stages) > 0, "stages", "be at least one StageConfig", stages
-    )
+    is_list = isinstance(stages, tuple | list) and len(stages) > 0
+    require(is_list, "stages", "be at least one StageConfig", stages)
     for stage in stages:
         validate(stage)
-    for before, stage in zip(stages, stages[1:], strict=False):
-        require(
-            stage.low_res_size == before.image_size,
-            f"low_res_size of stage {stage.name}",
-            f"be {before.image_size}, the image_size of the stage {before.name} before it",
-            stage.low_res_size,
-        )
+    for before, stage in itertools.pairwise(stages):
+        name, size = f"low_res_size of stage {stage.name}", stage.low_res_size
+        rule = f"be {before.image_size}, the image_size of the stage {before.name} before it"
+        require(size == before.image_size, name, rule, size)
         for what in ("text", "image_channels"):
             own, expected = getattr(stage, what), getattr(before, what)
             require(own == expected, f"{what} of stage {stage.name}", f"be that of {before.name}", own)
@@ -267,14 +221,10 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
 
 def _validate_inputs(config: StageConfig, kind: str) -> None:
     """Raise a ValueError unless the network takes the inputs of the stage."""
-    network = config.network
-    require(
-        config.is_super_resolution or not network.needs_low_res,
-        "low_res_size",
-        f"be set for a super-resolution stage (one with network {kind})",
-        config.low_res_size,
-        "give the image size of the stage before",
-    )
+    network, fix = config.network, "give the image size of the stage before"
+    is_given = config.is_super_resolution or not network.needs_low_res
+    text = f"be set for a super-resolution stage (one with network {kind})"
+    require(is_given, "low_res_size", text, config.low_res_size, fix)
     for name, value, off, part in (
         ("low_res_size", config.low_res_size, None, "low_res_noised"),
         ("control_channels", config.control_channels, 0, "control"),
@@ -286,34 +236,16 @@ def _validate_inputs(config: StageConfig, kind: str) -> None:
 
 def _validate_sizes(config: StageConfig) -> None:
     """Raise a ValueError for sizes of images that the network's stride or the previous stage's size does not divide."""
-    network = config.network
-    require(
-        config.image_size % network.stride == 0,
-        "image_size",
-        f"be a positive multiple of the network's total stride {network.stride}",
-        config.image_size,
-    )
-    require(
-        config.low_res_size is None or config.low_res_size < config.image_size,
-        "low_res_size",
-        f"be positive and smaller than image_size {config.image_size}",
-        config.low_res_size,
-    )
+    rule, size, stride = _rule_of(config), config.image_size, config.network.stride
+    rule("image_size", size % stride == 0, f"be a positive multiple of the network's total stride {stride}")
+    is_smaller = config.low_res_size is None or config.low_res_size < size
+    rule("low_res_size", is_smaller, f"be positive and smaller than image_size {size}")
     if config.crop_size is not None:
-        require(
-            config.is_super_resolution,
-            "crop_size",
-            "be None for a stage without low_res_size, which has to see whole images",
-            config.crop_size,
-        )
-        step = math.lcm(network.stride, config.low_res_factor)
-        require(
-            config.crop_size <= config.image_size and config.crop_size % step == 0,
-            "crop_size",
-            f"be a multiple of {step}, so that network and low-res image divide it, up to image_size "
-            f"{config.image_size}",
-            config.crop_size,
-        )
+        text = "be None for a stage without low_res_size, which has to see whole images"
+        rule("crop_size", config.is_super_resolution, text)
+        step = math.lcm(stride, config.low_res_factor)
+        text = f"be a multiple of {step}, so that network and low-res image divide it, up to image_size {size}"
+        rule("crop_size", config.crop_size <= size and config.crop_size % step == 0, text)
 
 
 def _schedule_name(name: str, value: str) -> None:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from imagen_jax import checks
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.storage import input_files
 
 FILE = "SHA256SUMS"
@@ -20,10 +22,8 @@ _MOST = 2**28  # bytes of a metadata file
 
 def write(directory: Path) -> None:
     """Store the checksums of all files in a directory except its record files."""
-    names = sorted(
-        path.name for path in directory.iterdir() if path.is_file() and ".array_record-" not in path.name
-    )
-    lines = [f"{_checksum(directory / name)}  {name}\n" for name in names if name != FILE]
+    files = [path for path in sorted(directory.iterdir()) if path.is_file() and path.name != FILE]
+    lines = [f"{_checksum(path)}  {path.name}\n" for path in files if ".array_record-" not in path.name]
     (directory / FILE).write_text("".join(lines))
 
 
@@ -40,22 +40,15 @@ def check(directory: Path, names: Iterable[str] = METADATA) -> None:
         lines = [_LINE.fullmatch(line) for line in content.removesuffix("\n").split("\n")]
         sums = {line[2]: line[1] for line in lines}
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{directory / FILE} must list checksums; got damaged content: delete it to read the data set unchecked."
-        ) from error
-    for name in names:
-        if name in sums and not (directory / name).is_file():
-            raise ValueError(f"{directory} must have all its files; got no {name}: write the data set again.")
-        if name in sums and _checksum(directory / name) != sums[name]:
-            raise ValueError(
-                f"{directory / name} must have its checksum in {FILE}; got another, as one is damaged: write the data "
-                f"set again, or delete {FILE} if {name} was changed on purpose."
-            )
-    if unknown := [name for name in sums if not (directory / name).exists()]:
-        raise ValueError(
-            f"{directory} must have all files in {FILE}; got no {unknown[0]}: write the data set again, or delete "
-            f"{FILE}."
-        )
+        fix, got = "delete it to read the data set unchecked", Verbatim("damaged content")
+        raise checks.error(directory / FILE, "list checksums", got, fix) from error
+    for name in sums:
+        fix, got = f"write the data set again, or delete {FILE}", Verbatim(f"no {name}")
+        require((directory / name).is_file(), directory, f"have all files in {FILE}", got, fix)
+    for name in sums.keys() & set(names):
+        fix = f"write the data set again, or delete {FILE} if {name} was changed on purpose"
+        got, is_same = Verbatim("another, as one is damaged"), _checksum(directory / name) == sums[name]
+        require(is_same, directory / name, f"have its checksum in {FILE}", got, fix)
 
 
 def _checksum(path: Path) -> str:

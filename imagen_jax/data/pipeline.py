@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax import signals
+from imagen_jax import checks, signals
+from imagen_jax.checks import require
 from imagen_jax.data import transforms, workers
 from imagen_jax.data.reader import BatchReader, read_records
 from imagen_jax.data.sources import Source
@@ -52,11 +53,9 @@ class Loader:
     def set_state(self, state: dict[str, int]) -> None:
         """Continue with the batch after those that had been returned when `state` was taken."""
         index = state.get("next_index", -1)
-        if set(state) != {"next_index"} or not 0 <= index <= len(self._dataset):
-            raise ValueError(
-                f'state must be {{"next_index": n}} with n at most the number of batches, {len(self._dataset)}; got '
-                f"{state}."
-            )
+        is_right = set(state) == {"next_index"} and 0 <= index <= len(self._dataset)
+        rule = f'be {{"next_index": n}} with n at most the number of batches, {len(self._dataset)}'
+        require(is_right, "state", rule, state)
         self.close()
         self._next_index = int(index)
 
@@ -79,7 +78,9 @@ class Loader:
             grain.ReadOptions(self._num_threads, prefetch_buffer_size=2 * self._num_threads)
         )
         if self._num_workers:
-            _parse_absl_flags()
+            from absl import flags
+
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read them
             options = grain.MultiprocessingOptions(num_workers=self._num_workers)
             dataset = dataset.mp_prefetch(options, _init_worker)
         with signals.starting_processes() if self._num_workers else contextlib.nullcontext():
@@ -121,43 +122,41 @@ def make_loader(
       batch_size: of the *global* batch, all hosts together.
       text_length: L; shorter embeddings are padded with zeros, longer ones cut.
       seed: of the order, the crops and the flips, 0 <= seed < 2**32.
-      crop: the window of the picture that becomes the square, see `transforms.window`: "center";
-        "random", a square anywhere along the longer side; "aspect", smaller and not quite square.
+      crop: the window of the picture that becomes the square, see `transforms.window`.
       crop_size: side S of a random crop of that square, in its place; all of it if None.
       crop_grid: crops begin at multiples of this; S and image_size are multiples of it.
       shuffle: False keeps the order of the source.
       num_epochs: None never ends.
-      flip: mirrors half of the pictures. Leave it off when captions speak of left and right.
+      flip: mirror half of the pictures.
       num_threads: batches made at the same time in each process; 0 makes them when asked.
       num_workers: extra processes; worth it when pictures are large and cores many.
       shard_index, shard_count: this host's contiguous block of rows of each global batch; or else
       rows: which rows this host takes, as `sharding.local_batch_indices` gives them.
 
     Returns:
-      A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in
-      [-1, 1], "text" float32 [b, L, D], "text_mask" bool [b, L], True for tokens, "undecodable"
-      int64 [b]: -1, or the number of a record that cannot be read or whose picture cannot be
-      decoded, so that the next one that can stands in its row, caption and all.
+      A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in [-1, 1], "text" float32
+      [b, L, D], "text_mask" bool [b, L], "undecodable" int64 [b]: -1, or the number of a record that cannot be read or
+      decoded, in whose row is the next one that can.
 
     Raises:
-      ValueError: one line, before anything is read; and while batches are read, if far too many
-        records in a row cannot be read or decoded.
+      ValueError: before anything is read; and while batches are read, if far too many records in a row cannot be used.
     """
-    _check(batch_size, image_size, text_length, seed, num_threads, num_workers)
-    _check_shards(batch_size, shard_index, shard_count)
-    if crop not in transforms.CROPS:
-        raise ValueError(f"crop must be one of {', '.join(transforms.CROPS)}; got {crop!r}.")
+    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("text_length", text_length)):
+        checks.whole(name, value, 1)
+    checks.whole("num_threads", num_threads)
+    checks.whole("num_workers", num_workers)
+    checks.seed(seed)
+    require(0 <= shard_index < shard_count, "shard_index", f"be from 0 to {shard_count - 1}", shard_index)
+    rule = f"be a multiple of shard_count {shard_count}"
+    require(batch_size % shard_count == 0, "the global batch_size", rule, batch_size)
+    checks.choice("crop", crop, transforms.CROPS)
     crop_size = image_size if crop_size is None else crop_size
-    if not 0 < crop_size <= image_size or crop_size % crop_grid or image_size % crop_grid:
-        raise ValueError(
-            f"crop_size must be a multiple of crop_grid {crop_grid}, which divides image_size {image_size}, and at "
-            f"most that; got {crop_size}."
-        )
-    if num_epochs is not None and (num_epochs < 1 or num_epochs * len(source) < batch_size):
-        raise ValueError(
-            f"num_epochs must fill one batch of {batch_size} from {len(source)} records; got {num_epochs}: raise it, "
-            "or leave it None for an endless stream."
-        )
+    is_crop = 0 < crop_size <= image_size and crop_size % crop_grid == image_size % crop_grid == 0
+    rule = f"be a multiple of crop_grid {crop_grid}, which divides image_size {image_size}, and at most that"
+    require(is_crop, "crop_size", rule, crop_size)
+    fills = num_epochs is None or (num_epochs >= 1 and num_epochs * len(source) >= batch_size)
+    rule = f"fill one batch of {batch_size} from {len(source)} records"
+    require(fills, "num_epochs", rule, num_epochs, "raise it, or leave it None for an endless stream")
     import grain
 
     if rows is None:
@@ -189,33 +188,3 @@ def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[d
 def _init_worker(*_) -> None:
     """End Grain's workers with their parent, which they would outlive if it is killed."""
     workers.end_after(multiprocessing.parent_process().join)
-
-
-def _parse_absl_flags() -> None:
-    """Parse absl flags, which Grain's worker processes read, as absl.app.run would."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-def _check(batch_size, image_size, text_length, seed, num_threads, num_workers) -> None:
-    counts = {"batch_size": batch_size, "image_size": image_size, "text_length": text_length}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
-    for name, value in {"num_threads": num_threads, "num_workers": num_workers}.items():
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more; got {value}.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must lie in 0..2**32-1 (Grain's range); got {seed}.")
-
-
-def _check_shards(batch_size: int, shard_index: int, shard_count: int) -> None:
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index must lie in 0..shard_count-1; got {shard_index} of {shard_count}.")
-    if batch_size % shard_count:
-        raise ValueError(
-            f"The global batch_size must be a multiple of shard_count; got {batch_size} rows for "
-            f"{shard_count} hosts."
-        )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import opening, transforms
 from imagen_jax.data.sources import Source
 
@@ -57,17 +58,15 @@ class BatchReader:
         Which one that is depends on nothing but the data.
         """
         options = {"crop": self.crop, "draws": draws, "part": part, "out": out}
-        num_more = min(MAX_REPLACEMENTS, len(self.source) - 1)
         errors = []
-        for step in range(num_more + 1):
+        for step in range(min(MAX_REPLACEMENTS + 1, len(self.source))):
             number = (index + step) % len(self.source)
             used = _read(self.source, [number])[0] if step else record
             try:
                 _decode(self.source, number, used, self.image_size, **options)
+                return number
             except opening.UndecodableError as error:
                 errors.append(error)
-            else:
-                return number
         raise _hopeless(errors) from errors[0]
 
 
@@ -86,13 +85,12 @@ def usable(source: Source, num: int, image_size: int) -> tuple[dict[int, dict], 
         (record,) = _read(source, [number])
         try:
             _decode(source, number, record, image_size, out=x[len(records)])
+            records[number] = record
+            errors.clear()
         except opening.UndecodableError as error:
             errors.append(error)
             if len(errors) > MAX_REPLACEMENTS:
                 raise _hopeless(errors) from errors[0]
-        else:
-            records[number] = record
-            errors.clear()
     if num and not records:
         raise _hopeless(errors) from errors[0]
     return records, x[: len(records)]
@@ -125,17 +123,10 @@ def _read(source: Source, indices: Sequence[int]) -> list[Read]:
     except Exception as error:  # of any kind: RuntimeError, UnicodeDecodeError, DecodeError
         if len(indices) > 1:  # one damaged record fails them all
             return [record for index in indices for record in _read(source, [index])]
-        return [_unreadable(source, int(indices[0]), error)]
-
-
-def _unreadable(source: Source, index: int, error: Exception) -> opening.UndecodableError:
-    reason = opening.one_line(error)
-    if isinstance(error, UnicodeDecodeError):
-        reason = f"text that is not UTF-8: {reason}"
-    where = f"Record {index} of {source.name}"
-    unreadable = opening.UndecodableError(f"{where} must be readable; it is not ({reason}).", reason)
-    unreadable.__cause__ = error
-    return unreadable
+        not_text = "text that is not UTF-8: " if isinstance(error, UnicodeDecodeError) else ""
+        reason = f"{not_text}{opening.one_line(error)}"
+        where = f"Record {int(indices[0])} of {source.name}"
+        return [opening.UndecodableError(f"{where} must be readable; it is not ({reason}).", reason)]
 
 
 def _decode(source: Source, number: int, record: Read, image_size: int, **options) -> None:
@@ -163,11 +154,9 @@ def pad_text(embeddings: Sequence[np.ndarray], text_length: int) -> dict[str, np
     text = np.zeros((len(found), text_length, width), np.float32)
     mask = np.zeros((len(found), text_length), bool)
     for i, embedding in enumerate(found):
-        if embedding.ndim != 2 or embedding.shape[1] != width or not embedding.size:
-            raise ValueError(
-                f"embeddings must be [l, D] with l >= 1 and one D for all; got shape {embedding.shape} at index {i}: "
-                "make them again with imagen-jax embed."
-            )
+        is_right = embedding.ndim == 2 and embedding.shape[1] == width and embedding.size > 0
+        got, fix = Verbatim(f"shape {embedding.shape} at index {i}"), "make them again with imagen-jax embed"
+        require(is_right, "embeddings", "be [l, D] with l >= 1 and one D for all", got, fix)
         length = min(len(embedding), text_length)
         text[i, :length], mask[i, :length] = embedding[:length], True
     return {"text": text, "text_mask": mask}

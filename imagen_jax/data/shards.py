@@ -13,10 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from imagen_jax.checks import require
 from imagen_jax.storage import files
 
-RECORDS_PER_SHARD = 16384
-BYTES_PER_SHARD = 2**30
 _OPTIONS = "group_size:1"  # makes each record readable by itself
 _READ = 64  # records read from a file at once
 _READ_BYTES = 2**26  # of those, if they are as large as the previous ones
@@ -33,17 +32,15 @@ class Shard:
 
 def check_names(name: str, splits: Iterable[str]) -> None:
     """Raise ValueError unless TFDS can use the names in file names and find splits by them."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(
-            "The name of a data set must be lower-case letters, digits and underscores, beginning with a letter; got "
-            f"{name!r}."
-        )
+    rule = "be lower-case letters, digits and underscores, beginning with a letter"
+    require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)), "The name of a data set", rule, name)
+    rule = (
+        "be letters, digits, underscores and hyphens, beginning with a letter, and not 'all', which means every split "
+        "to TFDS"
+    )
     for split in splits:
-        if not re.fullmatch(r"[A-Za-z]\w*(-\w+)*", split, re.ASCII) or split == "all":
-            raise ValueError(
-                "Names of splits must be letters, digits, underscores and hyphens, beginning with a letter, and not "
-                f"'all', which means every split to TFDS; got {split!r}."
-            )
+        is_name = re.fullmatch(r"[A-Za-z]\w*(-\w+)*", split, re.ASCII) and split != "all"
+        require(bool(is_name), "Names of splits", rule, split)
 
 
 def file_name(name: str, split: str, index: int) -> str:
@@ -69,13 +66,8 @@ def _serializer(keys: frozenset[str]):
 def _features(keys: Iterable[str]):
     import tensorflow_datasets as tfds
 
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "caption": tfds.features.Text(),
-    }
-    if "claims" in keys:
-        features["claims"] = tfds.features.Text()
-    return tfds.features.FeaturesDict(features)
+    texts = {key: tfds.features.Text() for key in ("caption", "claims") if key in keys}
+    return tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3)), **texts})
 
 
 class SplitWriter:
@@ -85,12 +77,7 @@ class SplitWriter:
       OSError: from `add` and `close`; the disk is full, or a similar failure.
     """
 
-    def __init__(
-        self,
-        path: Callable[[int], Path],
-        max_records: int = RECORDS_PER_SHARD,
-        max_bytes: int = BYTES_PER_SHARD,
-    ):
+    def __init__(self, path: Callable[[int], Path], max_records: int = 2**14, max_bytes: int = 2**30):
         self.shards: list[Shard] = []  # the finished ones
         self._path, self._max_records, self._max_bytes = path, max_records, max_bytes
         self._writer, self._records, self._bytes = None, 0, 0
@@ -145,10 +132,7 @@ def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
         total, start, num = reader.num_records(), 0, 1
         while start < total:
             end = min(start + num, total)
-            try:
-                records = reader.read(start, end)
-            except RuntimeError:
-                records = [_one(reader, index) for index in range(start, end)]
+            records = _read(reader, start, end)
             largest = max((len(record) for record in records if isinstance(record, bytes)), default=0)
             yield from records
             start, num = end, max(1, min(2 * num, _READ, _READ_BYTES // max(largest, 1)))
@@ -156,48 +140,37 @@ def read_sound(path: Path) -> Iterator[bytes | RuntimeError]:
         reader.close()
 
 
-def _one(reader, index: int) -> bytes | RuntimeError:
+def _read(reader, start: int, end: int) -> list[bytes | RuntimeError]:
     try:
-        return reader.read(index, index + 1)[0]
-    except RuntimeError as error:
-        return error
+        return reader.read(start, end)
+    except RuntimeError as error:  # one damaged record fails them all
+        return [error] if end == start + 1 else [_read(reader, i, i + 1)[0] for i in range(start, end)]
 
 
 def write_metadata(
-    directory: Path,
-    name: str,
-    description: str,
-    keys: Iterable[str],
-    shards: dict[str, list[Shard]],
+    directory: Path, name: str, description: str, keys: Iterable[str], shards: dict[str, list[Shard]]
 ) -> None:
     """Write dataset_info.json and features.json for the shards of each split, in order."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets import core
 
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(
-            name=name, version="1.0.0", data_dir=str(directory), module_name=""
-        ),
-        features=_features(keys),
-        description=description,
-    )
+    identity = core.DatasetIdentity(name=name, version="1.0.0", data_dir=str(directory), module_name="")
+    info = core.DatasetInfo(builder=identity, features=_features(keys), description=description)
     info.set_file_format("array_record")
-    splits = [_split_info(split, written, name, directory) for split, written in shards.items()]
-    info.set_splits(tfds.core.SplitDict(splits))
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+    splits = [
+        core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in written],
+            num_bytes=sum(shard.bytes for shard in written),
+            filename_template=core.ShardedFileTemplate(
+                dataset_name=name,
+                data_dir=str(directory),
+                split=split,
+                filetype_suffix="array_record",
+                template=template,
+            ),
+        )
+        for split, written in shards.items()
+    ]
+    info.set_splits(core.SplitDict(splits))
     info.write_to_directory(str(directory))
-
-
-def _split_info(split: str, written: list[Shard], name: str, directory: Path):
-    import tensorflow_datasets as tfds
-
-    return tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[shard.records for shard in written],
-        num_bytes=sum(shard.bytes for shard in written),
-        filename_template=tfds.core.ShardedFileTemplate(
-            dataset_name=name,
-            data_dir=str(directory),
-            split=split,
-            filetype_suffix="array_record",
-            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
-        ),
-    )

@@ -7,6 +7,7 @@ JSON str. Records are in the order in which they were written. `tfds.builder_fro
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,52 +15,47 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax import checks
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import checksums
+from imagen_jax.data.opening import one_line
 
 
+@dataclasses.dataclass(eq=False)
 class Source:
     """Random access to the records of one split by `len` and `[i]`; picklable and thread-safe.
 
-    Attributes:
+    Args:
+      records: of TFDS, by number.
       name: directory and split, for messages.
-      caption_key: name of the text feature.
+      image_key, caption_key, claims_key: names of features; no claims if None.
       files: (path, number of the first record in it, number of records) of the record files that make up the split.
     """
 
-    def __init__(
-        self,
-        records,
-        name: str,
-        image_key: str,
-        caption_key: str,
-        claims_key: str | None,
-        files: Sequence[tuple[Path, int, int]] = (),
-    ):
-        self.name, self.caption_key, self.files = name, caption_key, tuple(files)
-        self._records = records
-        self._image_key, self._claims_key = image_key, claims_key
+    records: Any
+    name: str
+    image_key: str
+    caption_key: str
+    claims_key: str | None
+    files: Sequence[tuple[Path, int, int]] = ()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return {"image": bytes, "caption": str} and "claims": str if the data set has them."""
         index = range(len(self))[index]  # negative indices, and IndexError beyond the end
-        return self._convert(self._records[index])
+        return self._convert(self.records[index])
 
     def read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return the records at several indices, in that order; faster than one by one."""
         indices = [range(len(self))[int(i)] for i in indices]
-        return [self._convert(record) for record in self._records.__getitems__(indices)]
+        return [self._convert(record) for record in self.records.__getitems__(indices)]
 
     def _convert(self, record: dict) -> dict[str, Any]:
-        example = {
-            "image": bytes(record[self._image_key]),
-            "caption": record[self.caption_key].decode("utf-8"),
-        }
-        if self._claims_key:
-            example["claims"] = record[self._claims_key].decode("utf-8")
-        return example
+        claims = {"claims": record[self.claims_key].decode("utf-8")} if self.claims_key else {}
+        caption = record[self.caption_key].decode("utf-8")
+        return {"image": bytes(record[self.image_key]), "caption": caption} | claims
 
 
 def open_source(
@@ -84,17 +80,9 @@ def open_source(
     """
     directory = locate(directory)
     builder = read_builder(directory)
-    check_format(directory, builder)
     _check_features(directory, builder.info.features, image_key, caption_key)
-    if split.split("[")[0] not in builder.info.splits:
-        have = ", ".join(f"{s.name} ({s.num_examples})" for s in builder.info.splits.values())
-        raise ValueError(f"split must be one of those in {directory}: {have or 'none'}; got {split!r}.")
-    chosen = _splits(directory, builder.info, split)
-    missing = [str(path) for path in chosen.filepaths if not Path(path).is_file()]
-    if missing:
-        raise ValueError(
-            f"{directory} must have all its files; got no {missing[0]}: write the data set again."
-        )
+    chosen = _chosen(directory, builder.info.splits, split)
+    check_files(directory, chosen.filepaths)
     import tensorflow_datasets as tfds
 
     records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
@@ -103,31 +91,31 @@ def open_source(
     return Source(records, f"{directory}, split {split!r}", image_key, caption_key, claims, files)
 
 
-def _splits(directory: Path, info, split: str):
+def _chosen(directory: Path, splits, split: str):
     """Return the TFDS SplitInfo of a split or slice; raise ValueError if it is invalid or has no records."""
-    if split.split("[")[0] == "all":
-        raise ValueError(
-            f"split must not be 'all', which means all splits to TFDS; got it for {directory}: rename it."
-        )
+    name, of = split.partition("[")[0], Verbatim(f"{split!r} of {directory}")
+    have = ", ".join(f"{each.name} ({each.num_examples})" for each in splits.values())
+    require(name in splits, "split", f"be one of those in {directory}: {have or 'none'}", split)
+    require(name != "all", "split", "not be 'all', which means all splits to TFDS", of, "rename it")
     try:
-        whole = info.splits[split.split("[")[0]]
-        chosen = info.splits[split] if whole.num_examples else whole  # TFDS cannot slice nothing
-        empty = not chosen.num_examples
+        chosen = splits[split] if splits[name].num_examples else splits[name]  # TFDS cannot slice nothing
+        is_empty = not chosen.num_examples
     except (ValueError, KeyError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"split must be a name or slice of TFDS; got {split!r} of {directory}: {reason}."
-        ) from error
-    if empty:
-        raise ValueError(f"split must have records; got {split!r} of {directory}, which is empty.")
+        raise checks.error("split", "be a name or slice of TFDS", of, one_line(error)) from error
+    require(not is_empty, "split", "have records", Verbatim(f"{of}, which is empty"))
     return chosen
+
+
+def check_files(directory: Path, files: Iterable[str | os.PathLike]) -> None:
+    """Raise ValueError unless all record files of a split exist."""
+    missing = [os.fspath(path) for path in files if not os.path.isfile(path)]
+    got = Verbatim(f"no {missing[0]}" if missing else "all")
+    require(not missing, directory, "have all its files", got, "make the data set again")
 
 
 def splits(directory: str | os.PathLike) -> list[str]:
     """Return the names of the splits that have records; raises as `open_source` does."""
-    directory = locate(directory)
-    builder = read_builder(directory)
-    check_format(directory, builder)
+    builder = read_builder(locate(directory))
     return [name for name, split in builder.info.splits.items() if split.num_examples]
 
 
@@ -167,11 +155,11 @@ def locate(directory: str | os.PathLike) -> Path:
     if len(versions) == 1:
         return versions[0]
     if versions:
-        names = ", ".join(sorted(path.name for path in versions))
-        raise ValueError(f"{directory} must have one version; got {names}: name one, such as {versions[0]}.")
-    got = "no such path" if not directory.exists() else "no dataset_info.json in it"
+        names = Verbatim(", ".join(sorted(path.name for path in versions)))
+        raise checks.error(directory, "have one version", names, f"name one, such as {versions[0]}")
+    got = Verbatim("no such path" if not directory.exists() else "no dataset_info.json in it")
     fix = f"did you mean {below[0].parent}?" if below else "see imagen-jax prepare"
-    raise ValueError(f"{directory} must be a data set; got {got}: {fix}.")
+    raise checks.error(directory, "be a data set", got, fix)
 
 
 def by_name(name: str) -> Path | None:
@@ -200,41 +188,50 @@ def is_data_set(directory: str | os.PathLike) -> bool:
 def check_free(directory: str | os.PathLike) -> None:
     """Raise ValueError unless the directory is empty or does not exist."""
     directory = Path(directory)
-    if is_data_set(directory):
-        raise ValueError(
-            f"{directory} must be free; got a data set, which is not overwritten: choose another directory, or delete "
-            "this one first."
-        )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} must be free; got one that is not empty: choose another directory.")
+    fix = "choose another directory, or delete this one first"
+    got = Verbatim("a data set, which is not overwritten")
+    require(not is_data_set(directory), directory, "be free", got, fix)
+    is_free = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    require(is_free, directory, "be free", Verbatim("one that is not empty"), "choose another directory")
 
 
 def read_builder(directory: Path):
-    """Return the TFDS builder of a directory with records in any format; raise ValueError if metadata are damaged."""
+    """Return the TFDS builder of a directory.
+
+    Raises:
+      ValueError: the metadata are damaged, or the records are not ArrayRecord: TFDS itself reads TFRecord only with
+        TensorFlow.
+    """
     import tensorflow_datasets as tfds
 
     for name in ("dataset_info.json", "features.json"):
-        if (directory / name).exists() and not (directory / name).is_file():  # TFDS would block on a pipe
-            raise ValueError(
-                f"{directory / name} must be a file; got something else: write the data set again."
-            )
+        path = directory / name  # TFDS would block on a pipe
+        is_file = not path.exists() or path.is_file()
+        require(is_file, path, "be a file", Verbatim("something else"), "write the data set again")
     checksums.check(directory)
     try:
         builder = tfds.builder_from_directory(str(directory))
         for split in builder.info.splits.values():
             _ = split.filepaths  # made by TFDS on access
-        return builder
     except Exception as error:  # broken JSON, protobuf errors, missing features.json
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{directory} must have TFDS metadata; got damaged ones ({reason}): write it again."
-        ) from error
+        got = Verbatim(f"damaged ones ({one_line(error)})")
+        raise checks.error(directory, "have TFDS metadata", got, "write it again") from error
+    found = getattr(builder.info.file_format, "value", None)
+    fix = (
+        "convert it where TensorFlow is installed, by `tfds convert_format "
+        f"--dataset_version_dir={directory} --out_file_format=array_record --out_dir=NEW`"
+    )
+    require(found == "array_record", directory, "be stored as array_record", Verbatim(found), fix)
+    return builder
 
 
-def feature_kinds(features) -> dict[str, str]:
+def feature_kinds(directory: Path, features) -> dict[str, str]:
     """Return the kinds of all features by name, for example {"image": "Image", "captions/text": "Sequence(Text)"}.
 
     Names are those under which TFDS stores them; a Sequence of dicts is listed as a dict of Sequences.
+
+    Raises:
+      ValueError: none is of text.
     """
     import tensorflow_datasets as tfds
 
@@ -242,11 +239,8 @@ def feature_kinds(features) -> dict[str, str]:
 
     def walk(feature, name: str, pattern: str) -> None:
         kind = type(feature).__name__
-        if (
-            kind in ("Tensor", "Scalar")
-            and np.dtype(feature.np_dtype).kind in "OSU"
-            and len(feature.shape) < 2
-        ):
+        is_string = kind in ("Tensor", "Scalar") and np.dtype(feature.np_dtype).kind in "OSU"
+        if is_string and len(feature.shape) < 2:
             kind = "Sequence(Text)" if feature.shape else "Text"  # as such they are stored
         if isinstance(feature, tfds.features.FeaturesDict):
             for key, value in feature.items():
@@ -257,6 +251,8 @@ def feature_kinds(features) -> dict[str, str]:
             kinds[name] = pattern.format(kind)
 
     walk(features, "", "{}")
+    has_text = any("Text" in kind for kind in kinds.values())
+    require(has_text, directory, "have a feature of text for captions", Verbatim(told(kinds)))
     return kinds
 
 
@@ -265,31 +261,16 @@ def told(kinds: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items())) or "none"
 
 
-def check_format(directory: Path, builder) -> None:
-    """Raise ValueError unless the records are ArrayRecord. TFDS itself reads TFRecord only with TensorFlow."""
-    file_format = getattr(builder.info.file_format, "value", None)
-    if file_format != "array_record":
-        raise ValueError(
-            f"{directory} must be stored as array_record; got {file_format}: convert it where TensorFlow is installed, "
-            f"by `tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record --out_dir=NEW`."
-        )
-
-
 def _check_features(directory, features, image_key: str, caption_key: str) -> None:
-    kinds = feature_kinds(features)
-    if not any("Text" in kind for kind in kinds.values()):
-        raise ValueError(f"{directory} must have a feature of text for captions; got {told(kinds)}.")
+    kinds = feature_kinds(directory, features)
     for option, key, kind in (("image", image_key, "Image"), ("caption", caption_key, "Text")):
         have = kinds.get(key, "")
         if have == kind and key in features:
             continue
         if kind in have:  # in a dict or a Sequence
-            where = "" if key in features else " in a dict"
-            raise ValueError(
-                f"{key!r} of {directory} must be one {kind} at the top; got {have}{where}: prepare it with "
-                f"imagen-jax prepare --input {directory}."
-            )
-        raise ValueError(
-            f"{option}_key must be a feature of {kind} in {directory}; got {key!r}, it has {told(kinds)}: name the "
-            f"right one with {option}_key (in training --data.{option}-key)."
-        )
+            got = Verbatim(have if key in features else f"{have} in a dict")
+            fix = f"prepare it with imagen-jax prepare --input {directory}"
+            raise checks.error(f"{key!r} of {directory}", f"be one {kind} at the top", got, fix)
+        got = Verbatim(f"{key!r}, it has {told(kinds)}")
+        fix = f"name the right one with {option}_key (in training --data.{option}-key)"
+        raise checks.error(f"{option}_key", f"be a feature of {kind} in {directory}", got, fix)

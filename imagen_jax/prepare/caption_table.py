@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare import captions, listing, text_files
 from imagen_jax.prepare.captions import CAPTIONS
 from imagen_jax.prepare.quarantine import LeftOut, Shortlist, Unusable
@@ -65,11 +66,8 @@ class _Rows:
             file, found = both
             yield from ((file, caption) for caption in found)
         self._left_out.close(self._table.name)
-        if not usable:
-            raise ValueError(
-                f"{self._table} must have rows with a file ({', '.join(self._files)}) and a caption "
-                f"({', '.join(self._captions)}); got none: {self._why(lines.first)}."
-            )
+        rule = f"have rows with a file ({', '.join(self._files)}) and a caption ({', '.join(self._captions)})"
+        require(usable, self._table, rule, Verbatim("none"), usable or self._why(lines.first))
 
     def _file_and_captions(self, row: object) -> tuple[str, tuple[str, ...]] | None:
         """Return the file and captions of a row, None if one is missing; raise Unusable if they cannot be read."""
@@ -84,9 +82,10 @@ class _Rows:
         found = captions.texts(caption)
         if not (isinstance(file, str) and found):
             return None
-        if any("\ud800" <= letter <= "\udfff" for caption in found for letter in caption):
+        letters = set().union(*found)
+        if any("\ud800" <= letter <= "\udfff" for letter in letters):
             raise Unusable("unreadable caption", f"text that is not UTF-8: {_SAVE}")
-        if any("\0" in caption for caption in found):
+        if "\0" in letters:
             raise Unusable("unreadable caption", f"a NUL character: {_SAVE}")
         return PurePosixPath(file.strip("\ufeff \t\r\n").replace("\\", "/")).as_posix(), found
 
@@ -102,21 +101,15 @@ class _Rows:
             yield number + 1, Unusable("unreadable caption", detail)
 
     def _read_json(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
-        num_cut = 0
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if lines.num_cut > num_cut:
-                num_cut = lines.num_cut
-                yield number, Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
-            else:
-                yield number, _json(line)
+            if line.strip():
+                yield number, _too_long() if lines.pop_cut() else _json(line)
 
     def _read_csv(self, lines: text_files.Lines) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(text_files.MAX_BYTES)
         # Strict: otherwise an open quote makes all lines up to the next quote one caption.
         reader = csv.reader(lines, strict=True)
-        header, num_cut = None, 0
+        header = None
         while True:
             number = reader.line_num + 1
             try:
@@ -128,9 +121,8 @@ class _Rows:
                 continue
             if fields is None:
                 return
-            if lines.num_cut > num_cut:
-                num_cut = lines.num_cut
-                yield number, Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
+            if lines.pop_cut():
+                yield number, _too_long()
             elif header is None:
                 header = self._header(fields)
             elif any(map(str.strip, fields[len(header) :])):
@@ -145,10 +137,8 @@ class _Rows:
             return None
         names = [name.strip() for name in fields]
         for name in captions.columns(names, (*self._files, *self._captions)):
-            if (num := names.count(name)) > 1:
-                raise ValueError(
-                    f"{self._table} must have one column called {name}; got {num}: rename all but one."
-                )
+            num = names.count(name)
+            require(num == 1, self._table, f"have one column called {name}", num, "rename all but one")
         return names
 
     def _why(self, first: str) -> str:
@@ -164,14 +154,16 @@ class _Rows:
 
 def _unusable(error: csv.Error) -> Unusable:
     if "field larger than" in str(error):
-        most = text_files.MAX_BYTES
-        return Unusable(
-            "too large", f"a field of more than {most} characters, or an open quote; the rest is not read"
-        )
+        detail = f"a field of more than {text_files.MAX_BYTES} characters, or an open quote; the rest is not read"
+        return Unusable("too large", detail)
     if "unexpected end" in str(error):
         return Unusable("unusable table row", "a quote that is never closed")
     detail = f"quotes that end within a field: double those that belong to the caption ({error})"
     return Unusable("unusable table row", detail)
+
+
+def _too_long() -> Unusable:
+    return Unusable("too large", f"more than {text_files.MAX_BYTES} characters")
 
 
 def _is_json(table: Path) -> bool:
@@ -189,9 +181,7 @@ def _separators(first: str, wanted: set[str]) -> str | None:
     """Return what is wrong with a table whose columns are not separated by commas."""
     for separator in (";", "\t", "|"):
         if wanted & {name.strip('" ').lower() for name in first.split(separator)} and "," not in first:
-            return (
-                f"its columns are separated by {separator!r}, where commas are expected, save it with commas"
-            )
+            return f"its columns are separated by {separator!r}, where commas are expected, save it with commas"
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import reprlib
 import unicodedata
@@ -34,8 +33,8 @@ def _is_visible(letter: str) -> bool:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a field holds no caption: nothing, no visible text, or a list of such values."""
-    if isinstance(value, list):
+    """Whether a field holds no caption: nothing, no visible text, or several of such values."""
+    if isinstance(value, list | tuple):
         return all(map(is_empty, value))
     return value is None or (isinstance(value, str) and not stripped(value))
 
@@ -45,39 +44,33 @@ def columns(have: Iterable[str], wanted: Iterable[str]) -> list[str]:
 
     Names may be capitalised or have blanks around them; an exact match is first.
     """
-    have, wanted = tuple(have), tuple(wanted)
-    return list((_columns if len(have) < 1000 else _columns.__wrapped__)(have, wanted))
+    plain = {name: name.strip().lower() for name in have}
+    found = []
+    for name in wanted:
+        alike = [other for other in plain if plain[other] == name.strip().lower()]
+        found += sorted(alike, key=lambda other, name=name: other != name)
+    return list(dict.fromkeys(found))
 
 
-@functools.lru_cache(100)  # the rows of a table have the same columns
-def _columns(have: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
-    alike: dict[str, list[str]] = {}
-    for name in have:
-        alike.setdefault(name.strip().lower(), []).append(name)
-    found = [
-        sorted(alike.get(name.strip().lower(), ()), key=lambda one, name=name: one != name) for name in wanted
-    ]
-    return tuple(dict.fromkeys(name for names in found for name in names))
+def read(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tuple[str, ...]:
+    """Return the captions in a file: the lines of a text, or the first field of a .json among `keys` that has any.
 
-
-def lines(content: bytes, where: str) -> tuple[str, ...]:
-    """Return the captions in a text file, one per line; raise Unusable if it is not text."""
-    try:
-        return tuple(text_files.split(text_files.decode(content, where)))
-    except text_files.NotTextError as error:
-        raise Unusable("unreadable caption", str(error)) from error
-
-
-def in_json(content: bytes, where: str, keys: tuple[str, ...] = CAPTIONS) -> tuple[str, ...]:
-    """Return the captions in the first of these fields of a JSON object that has any.
+    Returns () if none is visible.
 
     Raises:
-      Unusable: they cannot be read.
+      Unusable: they cannot be read; `where` names the file.
     """
     try:
-        row = parse_json(text_files.decode(content, where))
+        text = text_files.decode(content, where)
+        found = _in_json(text, where, keys) if where.lower().endswith(".json") else text_files.split(text)
     except text_files.NotTextError as error:
         raise Unusable("unreadable caption", str(error)) from error
+    return () if is_empty(found) else tuple(found)
+
+
+def _in_json(text: str, where: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        row = parse_json(text)
     except ValueError as error:
         raise Unusable("unreadable caption", f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from imagen_jax import checks
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare import caption_table, captions, listing, text_files
 from imagen_jax.prepare.caption_table import TABLES
 from imagen_jax.prepare.captions import CAPTIONS
@@ -25,11 +27,6 @@ PART = 256  # pictures
 _BESIDE = (".txt", ".json")  # in order of priority
 _LOOK = 64  # pictures whose .json files are read before any work
 _TEXTUAL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".caption", ".xml")  # may hold captions
-
-
-def tables_among(files: Iterable[str]) -> list[str]:
-    """Return the caption tables at the top of the folder; their names may be capitalised."""
-    return [file for file in files if file.lower() in TABLES]
 
 
 def relevant(files: Iterable[str]) -> list[str]:
@@ -54,26 +51,19 @@ class Folder:
         """Return the pictures among `files` in parts, and what is left out.
 
         Raises:
-          ValueError: there are no pictures, none with a caption, several caption tables, a table beside captions in
-            .txt files, or a table without the columns.
+          ValueError: no picture has a caption, or there are several caption tables, a table beside captions in .txt
+            files, or a table without the columns.
         """
         found = listing.pictures_among(files)
-        if not found:
-            raise ValueError(
-                f"{self.root} must have pictures ({' '.join(listing.PICTURES)}); got none: add some."
-            )
-        tables = tables_among(files)
-        if len(tables) > 1:
-            raise ValueError(f"{self.root} must have one caption table; got {', '.join(tables)}: keep one.")
+        tables = [file for file in files if file.lower() in TABLES]
+        require(len(tables) < 2, self.root, "have one caption table", Verbatim(", ".join(tables)), "keep one")
         # A named field has priority over .txt files, as in archives.
         texts = _Texts(files, _BESIDE[::-1] if self.caption_key else _BESIDE)
         beside = [text for file in found for text in texts.of(file)]
         text_beside = next(filter(_is_text, beside), None)
         if tables and text_beside:
-            raise ValueError(
-                f"{self.root} must have captions in a table or beside pictures; got {tables[0]} and {text_beside}: "
-                "delete the table, or move the .txt files away."
-            )
+            got, fix = f"{tables[0]} and {text_beside}", "delete the table, or move the .txt files away"
+            raise checks.error(self.root, "have captions in a table or beside pictures", Verbatim(got), fix)
         # Pictures of unread formats are listed if they have captions.
         known = [file for file in files if listing.ending(file) in (*listing.PICTURES, *listing.UNREAD)]
         left_out: list[LeftOut] = []
@@ -91,32 +81,23 @@ class Folder:
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
         for file, texts, known in part.what:
             try:
-                if texts:
-                    known, unused = self._captions(texts)
-                    yield from (LeftOut(text, "caption without picture") for text in unused)
+                for number, text in enumerate(texts, 1):
+                    if known := self._captions(text):  # the first file that has any counts
+                        yield from (LeftOut(t, "caption without picture") for t in texts[number:] if _is_text(t))
+                        break
                 found = Found(file, self._content(file, self.limits.image_bytes), known)
             except Unusable as error:
                 yield error.of(file)
             else:
                 yield found
 
-    def _captions(self, texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the captions in the first file that has any, and the .txt files after it."""
-        for number, text in enumerate(texts, 1):
-            found = self._captions_in(text)
-            if not captions.is_empty(list(found)):
-                return found, tuple(filter(_is_text, texts[number:]))
-        return (), ()
-
-    def _captions_in(self, text: str) -> tuple[str, ...]:
+    def _captions(self, text: str) -> tuple[str, ...]:
         content = self._content(text, text_files.MAX_BYTES, f"{text}: ")
-        if _is_text(text):
-            return captions.lines(content, text)
-        return captions.in_json(content, text, (self.caption_key,) if self.caption_key else CAPTIONS)
+        return captions.read(content, text, (self.caption_key,) if self.caption_key else CAPTIONS)
 
     def _has_captions(self, text: str) -> bool:
         try:
-            return not captions.is_empty(list(self._captions_in(text)))
+            return bool(self._captions(text))
         except Unusable:
             return False
 
@@ -154,12 +135,9 @@ class Folder:
 
     def _check_keys_unused(self, *, has_json: bool) -> None:
         """Raise ValueError if a key is set without a table, except that of captions if there are .json files."""
-        for key, option in ((self.image_key, "--image-key"), (self.caption_key, "--caption-key")):
-            if key is not None and not (option == "--caption-key" and has_json):
-                raise ValueError(
-                    f"{option} must name a column of a caption table ({', '.join(TABLES)}), which {self.root} lacks; "
-                    f"got {key}: remove it."
-                )
+        rule = f"name a column of a caption table ({', '.join(TABLES)}), which {self.root} lacks"
+        require(self.image_key is None, "--image-key", rule, Verbatim(self.image_key), "remove it")
+        require(self.caption_key is None or has_json, "--caption-key", rule, Verbatim(self.caption_key), "remove it")
 
     def _without_captions(
         self, found: list[str], files: list[str], tables: list[str], left_out
@@ -167,10 +145,8 @@ class Folder:
         """Return the error if no picture has a caption: where captions are expected, and which other files exist."""
         named = next((row.file for row in left_out if row.reason == "caption without picture"), None)
         if tables and named:
-            return ValueError(
-                f"{self.root / tables[0]} must name pictures in {self.root}, such as {found[0]!r}; got {named!r}: "
-                "write the paths relative to the folder."
-            )
+            rule, fix = f"name pictures in {self.root}, such as {found[0]!r}", "write the paths relative to the folder"
+            return checks.error(self.root / tables[0], rule, named, fix)
         unused: dict[str, str] = {}  # the first of each ending
         for file in sorted(files, key=lambda file: not file.lower().endswith(TABLES)):
             if (kind := listing.ending(file)) in (*_TEXTUAL, ".txt"):
@@ -187,7 +163,7 @@ class _Texts:
     """Finds the text files of a picture: for cat.jpg cat.jpg.txt, cat.txt, cat.jpg.json and cat.json, if they exist.
     `endings` is their order."""
 
-    def __init__(self, files: Iterable[str], endings: tuple[str, ...] = _BESIDE):
+    def __init__(self, files: Iterable[str], endings: tuple[str, ...]):
         self._endings = endings
         self._all = sorted((file for file in files if listing.ending(file) in _BESIDE), reverse=True)
         self._by_name: dict[tuple[str, str], str] = {}  # stem and ending
@@ -215,12 +191,8 @@ def _stem(file: str) -> str:
 
 def _beside(known: list[str], texts: _Texts, left_out: list[LeftOut]) -> list[tuple]:
     left_out += [LeftOut(text, "caption without picture") for text in texts.unused(known)]
-    items = []
-    for file in known:
-        those = texts.of(file)
-        if _is_read(file, bool(those), "no .txt or .json file beside it", left_out):
-            items.append((file, those, ()))
-    return items
+    items = [(file, texts.of(file), ()) for file in known]
+    return [item for item in items if _is_read(item[0], bool(item[1]), "no .txt or .json file beside it", left_out)]
 
 
 def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOut]) -> bool:
@@ -236,9 +208,7 @@ def _is_read(file: str, has_caption: bool, otherwise: str, left_out: list[LeftOu
 
 def _inside(file: str, roots: Iterable[Path]) -> str:
     """Return an absolute path relative to one of the roots; return other paths unchanged."""
-    if not file.startswith("/"):
-        return file
-    for root in roots:
+    for root in roots if file.startswith("/") else ():
         if PurePosixPath(file).is_relative_to(root):
             return PurePosixPath(file).relative_to(root).as_posix()
     return file

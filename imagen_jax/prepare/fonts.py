@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from imagen_jax import checks, resize
+from imagen_jax.checks import Verbatim
 from imagen_jax.data import transforms
 from imagen_jax.prepare import listing
 from imagen_jax.prepare.parts import Part, Plan
@@ -75,12 +76,8 @@ def plan(font: Path | None, size: int, name: str, validation_fraction: float, te
     rules = Rules(1, MAX_SIZE, validation_fraction, test_fraction)
     path = find_font(font)
     open_font(path)
-    settings = {
-        "font": path.name,
-        "size": size,
-        "name": name,
-        "files": listing.stamp(path.parent, [path.name]),
-    }
+    stamp = listing.stamp(path.parent, [path.name])
+    settings = {"font": path.name, "size": size, "name": name, "files": stamp}
     settings |= {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     return Plan(
         job=Pictures(Font(path, size), rules),
@@ -110,9 +107,8 @@ class Font:
             stem = "emoji_u" + "_".join(f"{ord(c):04x}" for c in sequence if c != VS16)
             found.append(Found(f"{stem}.png", transforms.encode_png(picture), (caption,)))
         if not found:
-            yield LeftOut(
-                part.name, "no picture", f"no glyph was drawn: use a bitmap colour emoji font such as {FONT}"
-            )
+            fix = f"use a bitmap colour emoji font such as {FONT}"
+            yield LeftOut(part.name, "no picture", f"no glyph was drawn: {fix}")
         yield from sorted(found, key=lambda each: each.file)
 
 
@@ -170,16 +166,14 @@ def _groups() -> Iterator[tuple[str, str]]:
 def find_font(font: Path | None) -> Path:
     """Return the font's path, by default that of the system's `FONT`; raise ValueError if there is none."""
     if font is not None:
-        if not font.is_file():
-            raise ValueError(f"--font must be a file; got {font}: give the path of a colour emoji font.")
+        fix = "give the path of a colour emoji font"
+        checks.require(font.is_file(), "--font", "be a file", Verbatim(font), fix)
         return font
     for folder in FOLDERS:
         if (path := Path(folder).expanduser() / FONT).is_file():
             return path
-    raise ValueError(
-        f"{FONT} must be installed; got none: install it (apt-get install fonts-noto-color-emoji) or name a font with "
-        "--font."
-    )
+    fix = "install it (apt-get install fonts-noto-color-emoji) or name a font with --font"
+    raise checks.error(FONT, "be installed", Verbatim("none"), fix)
 
 
 def open_font(path: Path) -> tuple[ImageFont.FreeTypeFont, list[str]]:
@@ -189,18 +183,16 @@ def open_font(path: Path) -> tuple[ImageFont.FreeTypeFont, list[str]]:
     try:
         characters = [chr(code) for code in sorted(TTFont(path, lazy=True, fontNumber=0).getBestCmap())]
     except (TTLibError, OSError, TypeError) as error:
-        raise ValueError(
-            f"--font must be a font that can be read; got {path} ({error}): give another."
-        ) from error
+        got = Verbatim(f"{path} ({error})")
+        raise checks.error("--font", "be a font that can be read", got, "give another") from error
     engine = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
     for size in STRIKES:
         try:
             return ImageFont.truetype(path, size, layout_engine=engine), characters
         except OSError:
             continue
-    raise ValueError(
-        f"--font must have bitmaps of a size in {STRIKES}; got {path}: use a bitmap colour emoji font."
-    )
+    fix = "use a bitmap colour emoji font"
+    raise checks.error("--font", f"have bitmaps of a size in {STRIKES}", Verbatim(path), fix)
 
 
 def draw(font: ImageFont.FreeTypeFont, sequence: str, side: int) -> np.ndarray | None:

@@ -75,8 +75,10 @@ def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
                 elif entry.is_file():
                     files.append(path)
                 elif ending(path) in _MEANT:
-                    left_out.append(LeftOut(path, "unreadable file", _no_file(entry)))
-            except OSError as error:
+                    raise NoFileError(kind_of(entry.stat().st_mode))
+            except FileNotFoundError:
+                left_out.append(LeftOut(path, "unreadable file", "a link that leads nowhere"))
+            except (OSError, NoFileError) as error:
                 left_out.append(unreadable(error, path))
     return sorted(files), sorted(left_out, key=lambda row: row.file)
 
@@ -84,14 +86,6 @@ def visible_files(root: Path) -> tuple[list[str], list[LeftOut]]:
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
-
-
-def _no_file(entry: os.DirEntry) -> str:
-    """Describe an entry that is neither a file nor a folder."""
-    try:
-        return f"it is {kind_of(entry.stat().st_mode)}, not a file"
-    except FileNotFoundError:
-        return "a link that leads nowhere"
 
 
 def _identity(folder: Path) -> tuple[int, int]:

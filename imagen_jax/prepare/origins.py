@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import folder, listing, parquet, shapes, webdataset
 from imagen_jax.prepare.limits import Limits
@@ -43,14 +44,8 @@ class Shapes:
         split, indices = part.what
         for index in indices:
             example = shapes.example(index, split, self.part)
-            yield (
-                split,
-                {
-                    "image": transforms.encode_png(example["image"]),
-                    "caption": example["caption"],
-                    "claims": json.dumps(example["claims"]),
-                },
-            )
+            image, claims = transforms.encode_png(example["image"]), json.dumps(example["claims"])
+            yield split, {"image": image, "caption": example["caption"], "claims": claims}
 
 
 def shape_parts(nums: dict[str, int]) -> list[Part]:
@@ -69,7 +64,7 @@ def survey(
     """Recognise an input and cut it into parts, without reading pictures.
 
     Args:
-      path: a folder, or one .tar or .parquet file.
+      path: a folder, one .tar or .parquet file, or the name of a TFDS data set.
       image_key, caption_key: names of columns, fields, extensions or features, if not the usual ones.
       limits: how much is read of a picture; by default `Limits()`.
 
@@ -78,29 +73,27 @@ def survey(
         be determined without reading all of it.
     """
     keys = image_key, caption_key, limits or Limits()
-    root, files, unseen = path, [], []
+    root, unseen = path, []
+    directory = None if path.exists() else sources.by_name(str(path))
+    if sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
+        directory = sources.locate(path)
+    if directory is not None:
+        return _survey_tfds(TfdsSet(directory, *keys))
     if path.is_file():
         root, files = path.parent, [path.name]
-        if not _ending(files, ".tar", ".parquet"):
-            fix = "unpack it" if _ending(files, *PACKED) else "give the folder of it"
-            raise ValueError(f"--input must be a folder or a .tar or .parquet file; got {path}: {fix}.")
-    elif not path.exists() and (named := sources.by_name(str(path))):
-        return _survey_tfds(TfdsSet(named, *keys))
-    elif not path.is_dir():
-        raise ValueError(
-            f"--input must be a folder, or the name of a TFDS data set in {sources.tfds_directory()}; got {path}: "
-            "check the path (`tfds build NAME` makes a TFDS data set)."
-        )
-    elif sources.is_data_set(path) or list(path.glob("*.*.*/dataset_info.json")):
-        return _survey_tfds(TfdsSet(sources.locate(path), *keys))
+        fix = "unpack it" if _ending(files, *PACKED) else "give the folder of it"
+        is_one = bool(_ending(files, ".tar", ".parquet"))
+        require(is_one, "--input", "be a folder or a .tar or .parquet file", Verbatim(path), fix)
     else:
+        rule = f"be a folder, or the name of a TFDS data set in {sources.tfds_directory()}"
+        fix = "check the path (`tfds build NAME` makes a TFDS data set)"
+        require(path.is_dir(), "--input", rule, Verbatim(path), fix)
         files, unseen = listing.visible_files(path)
     packed = [LeftOut(file, "unknown format", "compressed: unpack it") for file in _ending(files, *PACKED)]
     origin, files = _recognised(path, root, files, keys, unseen)
     planned, left_out = origin.plan(files)
-    left_out = packed + left_out
     used = folder.relevant(files) if isinstance(origin, folder.Folder) else files
-    return Survey(origin, planned, unseen + left_out, None, listing.stamp(root, used))
+    return Survey(origin, planned, unseen + packed + left_out, None, listing.stamp(root, used))
 
 
 def _survey_tfds(origin: TfdsSet) -> Survey:
@@ -119,33 +112,28 @@ def _recognised(path: Path, root: Path, files: list[str], keys: tuple, unseen: l
         tables = [file for file in tables if parquet.holds_pictures(root / file, keys[0])]
     kinds = {"pictures": found, ".tar archives": tars, ".parquet tables with pictures": tables}
     several = [kind for kind, those in kinds.items() if those]
-    if len(several) > 1:
-        examples = ", ".join(kinds[kind][0] for kind in several)
-        raise ValueError(
-            f"{path} must hold one kind of input; got {' and '.join(several)} ({examples}): move all but one elsewhere."
-        )
+    examples = ", ".join(kinds[kind][0] for kind in several)
+    got = Verbatim(f"{' and '.join(several)} ({examples})")
+    require(len(several) < 2, path, "hold one kind of input", got, "move all but one elsewhere")
     if tars:
         return webdataset.Archives(root, *keys), tars
     if tables:
         return parquet.Tables(root, *keys), tables
-    if not found:
-        if next(path.glob("**/dataset_info.json"), None):
-            sources.locate(path)  # raises an error with the likely folder
-        raise ValueError(
-            f"{path} must have pictures ({' '.join(listing.PICTURES)}), .tar archives, .parquet tables or a TFDS data "
-            f"set; got none{_hint(files, unseen)}."
-        )
+    if not found and next(path.glob("**/dataset_info.json"), None):
+        sources.locate(path)  # raises an error with the likely folder
+    rule = f"have pictures ({' '.join(listing.PICTURES)}), .tar archives, .parquet tables or a TFDS data set"
+    require(bool(found), path, rule, Verbatim("none"), _hint(files, unseen))
     return folder.Folder(root, *keys), files
 
 
 def _hint(files: list[str], unseen: list[LeftOut]) -> str:
     """Return a likely reason why nothing was found."""
     if unseen:
-        return f": {unseen[0].file} cannot be read ({unseen[0].detail})"
+        return f"{unseen[0].file} cannot be read ({unseen[0].detail})"
     if packed := _ending(files, *PACKED):
-        return f": {packed[0]} is compressed, which is not read, unpack it"
+        return f"{packed[0]} is compressed, which is not read, unpack it"
     if unread := _ending(files, *listing.UNREAD):
-        return f": {unread[0]} is of a format that is not read, convert it"
+        return f"{unread[0]} is of a format that is not read, convert it"
     return ""
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import shards
 from imagen_jax.prepare.quarantine import LeftOut
 from imagen_jax.storage import files
@@ -29,13 +30,11 @@ def resolved(directory: str | os.PathLike) -> Path:
         directory that cannot be written to.
     """
     place = Path(os.path.realpath(directory))
-    if os.path.ismount(place):
-        raise ValueError(
-            "--output must be a directory that the finished data set can replace; got the mount point "
-            f"{directory}: name a directory in it, such as {place / 'data'}."
-        )
-    if os.path.islink(place):
-        raise ValueError(f"--output must be a directory; got a link to itself, {directory}: name another.")
+    rule, got = "be a directory that the finished data set can replace", Verbatim(f"the mount point {directory}")
+    fix = f"name a directory in it, such as {place / 'data'}"
+    require(not os.path.ismount(place), "--output", rule, got, fix)
+    got = Verbatim(f"a link to itself, {directory}")
+    require(not os.path.islink(place), "--output", "be a directory", got, "name another")
     files.check_directory(unfinished(place), "--output")
     return place
 
@@ -61,10 +60,9 @@ def held(place: Path, directory: Path) -> Iterator[None]:
         raise OSError(f"--output {directory} cannot be created: {error}.") from error
     with file:
         # The previous holder may have removed the directory while this process opened the file.
-        if not acquire_file_lock(file, if_unsupported=True) or os.fstat(file.fileno()).st_nlink == 0:
-            raise ValueError(
-                f"--output must be free; got {directory}, which another run is writing: wait for its end."
-            )
+        is_held = acquire_file_lock(file, if_unsupported=True) and os.fstat(file.fileno()).st_nlink > 0
+        got = Verbatim(f"{directory}, which another run is writing")
+        require(is_held, "--output", "be free", got, "wait for its end")
         yield
 
 
@@ -78,11 +76,11 @@ def begin(place: Path, settings: dict) -> None:
     if (place / _PLAN).is_file():
         begun = _read_plan(place)
         differs = [key for key in begun | settings if begun.get(key) != settings.get(key)]
-        if differs:
-            raise ValueError(
-                f"{place} must hold unfinished work of this command and input; got work with other {', '.join(differs)}"
-                f"{_changes(begun, settings, differs)}: repeat that command, or delete this directory to start anew."
-            )
+        changes = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
+        told = f" ({'; '.join(changes)})" if changes else ""
+        got = Verbatim(f"work with other {', '.join(differs)}{told}")
+        fix = "repeat that command, or delete this directory to start anew"
+        require(not differs, place, "hold unfinished work of this command and input", got, fix)
     else:
         files.write_json(place / _PLAN, settings)
     for path in place.rglob("*.tmp*"):
@@ -94,15 +92,9 @@ def _read_plan(place: Path) -> dict:
         begun = json.loads((place / _PLAN).read_text())
     except ValueError:
         begun = None
-    if not isinstance(begun, dict):
-        raise ValueError(f"{place / _PLAN} must be JSON; got damaged content: delete {place} to start anew.")
+    damaged = Verbatim("damaged content")
+    require(isinstance(begun, dict), place / _PLAN, "be JSON", damaged, f"delete {place} to start anew")
     return begun
-
-
-def _changes(begun: dict, settings: dict, differs: list[str]) -> str:
-    """Return the old and new values, except the hash of the files."""
-    changes = [f"{key}: {begun.get(key)} there, {settings.get(key)} now" for key in differs if key != "files"]
-    return f" ({'; '.join(changes)})" if changes else ""
 
 
 def read_part(place: Path, number: int) -> dict:
@@ -140,9 +132,8 @@ def assemble(
             target = data / shards.file_name(name, split, index)
             if not target.exists():
                 _join([place / row["file"] for row in bundle], target)
-            final.setdefault(split, []).append(
-                shards.Shard(target, total(bundle, "records"), total(bundle, "bytes"))
-            )
+            shard = shards.Shard(target, total(bundle, "records"), total(bundle, "bytes"))
+            final.setdefault(split, []).append(shard)
     return final
 
 
@@ -150,15 +141,14 @@ def total(rows: list[dict], key: str) -> int:
     return sum(row[key] for row in rows)
 
 
-def _bundles(rows: list[dict]) -> Iterator[list[dict]]:
-    bundle: list[dict] = []
+def _bundles(rows: list[dict]) -> list[list[dict]]:
+    """Return neighbouring files in bundles of JOINED_RECORDS or JOINED_BYTES, the last perhaps of fewer."""
+    bundles: list[list[dict]] = [[]]
     for row in rows:
-        bundle.append(row)
-        if total(bundle, "records") >= JOINED_RECORDS or total(bundle, "bytes") >= JOINED_BYTES:
-            yield bundle
-            bundle = []
-    if bundle:
-        yield bundle
+        if total(bundles[-1], "records") >= JOINED_RECORDS or total(bundles[-1], "bytes") >= JOINED_BYTES:
+            bundles.append([])
+        bundles[-1].append(row)
+    return [bundle for bundle in bundles if bundle]
 
 
 def _join(members: list[Path], target: Path) -> None:

@@ -74,13 +74,10 @@ class Tables:
             except _NoColumnError as error:
                 without.append(error)
                 left_out.append(LeftOut(file, "no column", f"no row is read: {error}"))
-                continue
             except Exception as error:  # Arrow raises many kinds for damage
                 left_out.append(_damage(error, file, "no row is read"))
-                continue
-            for groups in _gathered(rows):
-                first, num = sum(rows[: groups[0]]), sum(rows[i] for i in groups)
-                parts.append(Part(f"{file}, row {first} and on", num, (file, groups, first)))
+            else:
+                parts += _parts(file, rows)
         if without and not parts:
             raise without[0]
         return parts, left_out
@@ -88,37 +85,28 @@ class Tables:
     def columns(self, schema, file: str) -> Columns:
         """Return the columns of pictures and of captions; raise ValueError if one is missing or ambiguous."""
         kinds = {field.name: parquet_types.storage(field.type) for field in schema}
-        images = [
-            name
-            for name in self._named(kinds, self.image_key, IMAGES)
-            if parquet_types.holds_pictures(kinds[name])
-        ]
-        # Captions of type bytes, in tables that have no type for text, are read only where the key names them.
-        texts = [
-            name
-            for name in self._named(kinds, self.caption_key, CAPTIONS)
-            if parquet_types.holds_text(kinds[name])
-            or (self.caption_key and parquet_types.holds_bytes(kinds[name]))
-        ]
-        for found, what, option, names in (
-            (images, "pictures", "--image-key", (self.image_key,) if self.image_key else IMAGES),
-            (texts, "captions", "--caption-key", (self.caption_key,) if self.caption_key else CAPTIONS),
+        found = []
+        for option, what, key, usual, holds in (
+            ("--image-key", "pictures", self.image_key, IMAGES, parquet_types.holds_pictures),
+            ("--caption-key", "captions", self.caption_key, CAPTIONS, self._holds_captions),
         ):
-            if not found:
+            names = (key,) if key else usual
+            found.append(tuple(name for name in captions.columns(kinds, names) if holds(kinds[name])))
+            if not found[-1]:
                 raise _NoColumnError(
                     f"{self.root / file} must have a column of {what} called {' or '.join(names)}; got "
                     f"{listing.told(kinds)}: name the right one with {option}."
                 )
-        for name in (*images, *texts):
+        for name in (*found[0], *found[1]):
             if (num := schema.names.count(name)) > 1:
                 raise _NoColumnError(
                     f"{self.root / file} must have one column called {name}; got {num}: rename all but one."
                 )
-        return Columns(tuple(images), tuple(texts))
+        return Columns(*found)
 
-    @staticmethod
-    def _named(kinds: dict, key: str | None, usual: tuple[str, ...]) -> list[str]:
-        return captions.columns(kinds, (key,) if key else usual)
+    def _holds_captions(self, kind) -> bool:
+        # Bytes, in tables that have no type for text, are read only where the key names them.
+        return parquet_types.holds_text(kind) or (self.caption_key and parquet_types.holds_bytes(kind))
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
         file, groups, row = part.what
@@ -177,24 +165,16 @@ class Tables:
             for name in status:
                 if (state := parquet_types.value_of(values[name])) != "success":
                     raise Unusable("download failed", f"status {str(state)[:100]}")
-            given = self._captions(values[name] for name in columns.captions)
-            picture = next(
-                filter(None, (parquet_types.picture_bytes(values[name]) for name in columns.images)), None
-            )
+            texts = (self._texts(values[name]) for name in columns.captions)
+            given = next((found for found in texts if not captions.is_empty(found)), ())
+            pictures = (parquet_types.picture_bytes(values[name]) for name in columns.images)
+            picture = next(filter(None, pictures), None)
             if picture is None:
                 raise Unusable("no picture", "no bytes in this row")
             self.limits.check_image(picture.size)
-            return Found(where, picture.to_pybytes(), given)
+            return Found(where, picture.to_pybytes(), tuple(text for text in given if text is not None))
         except Unusable as error:
             return error.of(where)
-
-    def _captions(self, scalars) -> tuple[str, ...]:
-        """Return the captions in the first column that has any."""
-        for scalar in scalars:
-            texts = self._texts(scalar)
-            if not captions.is_empty(texts):
-                return tuple(text for text in texts if text is not None)
-        return ()
 
     def _texts(self, scalar) -> list[str | None]:
         scalar = parquet_types.plain(scalar)
@@ -222,13 +202,12 @@ class Tables:
 def holds_pictures(path: Path, image_key: str | None) -> bool:
     """Whether a file is a table of pictures; True if it cannot be read."""
     try:
-        kinds = {
-            field.name: parquet_types.storage(field.type)
-            for field in _metadata(path).schema.to_arrow_schema()
-        }
+        schema = _metadata(path).schema.to_arrow_schema()
+        kinds = {field.name: parquet_types.storage(field.type) for field in schema}
     except Exception:
         return True
-    return any(parquet_types.holds_pictures(kinds[name]) for name in Tables._named(kinds, image_key, IMAGES))
+    names = captions.columns(kinds, (image_key,) if image_key else IMAGES)
+    return any(parquet_types.holds_pictures(kinds[name]) for name in names)
 
 
 def _metadata(path: Path):
@@ -284,15 +263,12 @@ def _status(names: list[str]) -> list[str]:
     return ["status"] if "status" in names and {"error_message", "key"} & set(names) else []
 
 
-def _gathered(rows: list[int]) -> Iterator[tuple[int, ...]]:
-    """Yield neighbouring row groups in bundles of at least PART rows, except the last."""
-    bundle: list[int] = []
-    num = 0
+def _parts(file: str, rows: list[int]) -> Iterator[Part]:
+    """Yield neighbouring row groups, of so many rows each, in parts of at least PART rows except the last."""
+    groups, num = [], 0
     for group, num_rows in enumerate(rows):
-        bundle.append(group)
-        num += num_rows
-        if num >= PART:
-            yield tuple(bundle)
-            bundle, num = [], 0
-    if num:
-        yield tuple(bundle)
+        groups, num = [*groups, group], num + num_rows
+        if num >= PART or (num and group == len(rows) - 1):
+            first = sum(rows[: groups[0]])
+            yield Part(f"{file}, row {first} and on", num, (file, tuple(groups), first))
+            groups, num = [], 0

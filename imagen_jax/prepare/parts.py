@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
+from imagen_jax.checks import require
 from imagen_jax.data import checksums, shards, sources, workers
 from imagen_jax.prepare import output, quarantine
 from imagen_jax.prepare.output import unfinished
@@ -113,9 +114,7 @@ def write(
             counts, tally = _counts(plan, place)
             if not any(counts.values()):  # nothing is lost
                 shutil.rmtree(place, ignore_errors=True)
-                reasons = (
-                    f"left out {tally.summary(details=True)}" if tally.counts else "there are no pictures"
-                )
+                reasons = f"left out {tally.summary(details=True)}" if tally.counts else "there are no pictures"
                 raise ValueError(f"--input must have a usable picture for {directory}; got none: {reasons}.")
             _check_splits(plan, place, counts, tally)
             (place / _WRITTEN).touch()
@@ -157,11 +156,8 @@ def _check_before(plan: Plan) -> None:
     num = sum(part.num for part in plan.parts)
     for split in plan.splits if all(part.num for part in plan.parts) else ():
         fraction = plan.settings.get(f"{split}_fraction")
-        if fraction and fraction * num < 0.5:
-            raise ValueError(
-                f"--{split}-fraction must give the split {split!r} at least one of {num} pictures; got {fraction:g}: "
-                f"give {_enough(num)}, or leave it out."
-            )
+        rule, fix = f"give the split {split!r} at least one of {num} pictures", f"give {_enough(num)}, or leave it out"
+        require(not fraction or fraction * num >= 0.5, f"--{split}-fraction", rule, fraction, fix)
 
 
 def _enough(num: int) -> str:
@@ -202,16 +198,13 @@ def _in_one_line(part: Part) -> Iterator[None]:
     """Raise any failure of a part as an OSError of one line."""
     try:
         yield
-    except BrokenProcessPool as error:
-        raise OSError(
-            "A worker process was killed, perhaps for lack of memory; finished parts are kept, and the "
-            "same command continues (with fewer --num-workers, if it was memory)."
-        ) from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        raise OSError(
-            f"The part {part.name} failed, {reason}; finished parts are kept, and the same command continues."
-        ) from error
+        what = f"The part {part.name} failed, {' '.join(f'{type(error).__name__}: {error}'.split())[:500]}"
+        fix = ""
+        if isinstance(error, BrokenProcessPool):
+            what = "A worker process was killed, perhaps for lack of memory"
+            fix = " (with fewer --num-workers, if it was memory)"
+        raise OSError(f"{what}; finished parts are kept, and the same command continues{fix}.") from error
 
 
 def _write_part(job: Job, part: Part, number: int, place: Path) -> None:

@@ -7,8 +7,9 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import colors, opening, transforms
 from imagen_jax.prepare.captions import stripped
 from imagen_jax.prepare.limits import Limits
@@ -41,11 +42,9 @@ class Rules:
 
     def __post_init__(self):
         fractions = self.validation_fraction, self.test_fraction
-        if not (min(fractions) >= 0 and sum(fractions) < 1):
-            raise ValueError(
-                "--validation-fraction and --test-fraction must be at least 0 and below 1 together; "
-                f"got {fractions[0]} and {fractions[1]}: lower them."
-            )
+        names, rule = "--validation-fraction and --test-fraction", "be at least 0 and below 1 together"
+        is_right = min(fractions) >= 0 and sum(fractions) < 1
+        require(is_right, names, rule, Verbatim("{} and {}".format(*fractions)), "lower them")
 
     def splits(self) -> tuple[str, ...]:
         held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
@@ -69,18 +68,14 @@ class Rules:
             yield from ((split, {"image": image, "caption": caption}) for caption in captions)
 
 
-class Origin(Protocol):
-    """A source of captioned pictures: a folder, archives, tables or a font."""
-
-    def read(self, part: Part) -> Iterator[Found | LeftOut]:
-        """Yield what a part of the input holds, in order; the same at each call."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The job of making records of an origin's pictures, see `parts.Job`."""
+    """The job of making records of an origin's pictures, see `parts.Job`.
 
-    origin: Origin
+    `origin.read(part)` yields what a part of a folder, of archives, of tables or of a font holds, in order.
+    """
+
+    origin: Any
     rules: Rules
 
     def examples(self, part: Part) -> Iterator[tuple[str, dict] | LeftOut]:
@@ -138,16 +133,11 @@ def normalized(image: bytes, max_size: int, min_size: int = 1, limits: Limits | 
         except Exception as error:
             reason = opening.undecodable(error)
             raise Unusable(reason.kind, reason.reason) from error
-        if min(size) < min_size:
-            raise Unusable("too small", f"shorter side {min(size)} < {min_size} pixels")
-        if max(size) > max_size:
-            if min(x.shape[:2]) < min_size:
-                raise Unusable(
-                    "too small", f"shorter side {min(x.shape[:2])} < {min_size} pixels, once reduced"
-                )
-        elif may_stay:
-            return image
-        return transforms.encode_png(x)
+        is_reduced = max(size) > max_size
+        for side, once in ((min(size), ""), (min(x.shape[:2]), ", once reduced")):
+            if side < min_size:
+                raise Unusable("too small", f"shorter side {side} < {min_size} pixels{once}")
+        return image if may_stay and not is_reduced else transforms.encode_png(x)
 
 
 def _may_stay(found: opening.Opened, image: bytes) -> bool:

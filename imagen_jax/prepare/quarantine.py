@@ -54,12 +54,8 @@ class Tally:
 
     def summary(self, *, details: bool = False) -> str:
         """Return, for example, "undecodable: 2 (first: a.jpg), no caption: 1 (first: b.png)"."""
-        told = []
-        for reason, num in self.counts.items():
-            first = self.first[reason]
-            more = f", {first.detail}" if details and first.detail else ""
-            told.append(f"{reason}: {num} (first: {first.file}{more})")
-        return ", ".join(told)
+        more = {reason: f", {row.detail}" if details and row.detail else "" for reason, row in self.first.items()}
+        return ", ".join(f"{r}: {num} (first: {self.first[r].file}{more[r]})" for r, num in self.counts.items())
 
 
 class Shortlist:

@@ -122,34 +122,17 @@ def parse_caption(caption: str) -> Claims | None:
     ground = background.search(text)
     text = text[: ground.start()] if ground else text
     related = relation.search(text)
-    if related:
-        parts = [text[: related.start()], text[related.end() :]]
-    else:
-        parts = re.split(r",? and |, ", text)
+    parts = relation.split(text, 1)[::2] if related else re.split(r",? and |, ", text)
     matches = [phrase.fullmatch(part) for part in parts]
     if not all(matches):
         return None
-    objects = [
-        {
-            "shape": meaning[match[4]],
-            "color": meaning[match[3]],
-            "size": meaning.get(match[2]),
-            "count": meaning.get(match[1], 1),
-        }
-        for match in matches
-    ]
-    if related:
-        # "Two circles left of a star" is ambiguous.
-        if any(claim["count"] > 1 for claim in objects):
-            return None
-        kind = "relation"
-    elif len(objects) > 1:
-        kind = "and"
-    else:
-        kind = "count" if objects[0]["count"] > 1 else "single"
-    return {
-        "kind": kind,
-        "objects": objects,
-        "relation": related and meaning[related[1]],
-        "background": ground and meaning[ground[1]],
-    }
+    objects = []
+    for count, size, color, shape in (match.groups() for match in matches):
+        claim = {"shape": meaning[shape], "color": meaning[color], "size": meaning.get(size)}
+        objects.append(claim | {"count": meaning.get(count, 1)})
+    has_several = any(claim["count"] > 1 for claim in objects)
+    if related and has_several:
+        return None  # "two circles left of a star" is ambiguous
+    kind = "relation" if related else "and" if len(objects) > 1 else "count" if has_several else "single"
+    relation, ground = (found and meaning[found[1]] for found in (related, ground))
+    return {"kind": kind, "objects": objects, "relation": relation, "background": ground}

@@ -273,19 +273,9 @@ def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
     things = scene.objects[:1] if scene.kind == "count" else scene.objects
     count = len(scene.objects) if scene.kind == "count" else 1
     with_sizes = rng.random() < 0.6
-    objects = [
-        {
-            "shape": thing.shape,
-            "color": thing.color,
-            "size": thing.size if with_sizes and rng.random() < 0.8 else None,
-            "count": count,
-        }
-        for thing in things
-    ]
+    objects = []
+    for thing in things:
+        size = thing.size if with_sizes and rng.random() < 0.8 else None
+        objects.append({"shape": thing.shape, "color": thing.color, "size": size, "count": count})
     background = scene.background if rng.random() < 0.4 else None
-    return {
-        "kind": scene.kind,
-        "objects": objects,
-        "relation": scene.relation,
-        "background": background,
-    }
+    return {"kind": scene.kind, "objects": objects, "relation": scene.relation, "background": background}

@@ -21,6 +21,7 @@ _GLOBAL = 100  # extended headers that apply to all following members
 _MEMBER = 256  # approximate bytes of memory of a member in the index, without its name
 _INDEX = 2**29  # bytes of memory of the index of an archive: about two million members
 PICTURES = tuple(ending.removeprefix(".") for ending in listing.PICTURES)
+UNREAD = tuple(ending.removeprefix(".") for ending in listing.UNREAD)
 
 # A group of members by their extensions: (key, {extension: (offset, size) in the archive})
 Group = tuple[str, dict[str, tuple[int, int]]]
@@ -41,28 +42,20 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
     taken = 0  # approximate bytes of memory
     try:
         for member in _members(archive):
-            # macOS may store an accent as a separate character.
-            folder, base = posixpath.split(unicodedata.normalize("NFC", member.name))
-            folder = posixpath.normpath(folder)  # ./1.jpg belongs to 1.txt
-            folder = "" if folder == "." else folder
-            stem, _, extension = base.partition(".")
-            if not stem or not extension:  # hidden, or no extension
+            key, extension = _key_and_extension(member.name)
+            if not extension:
                 continue
-            key, extension = posixpath.join(folder, stem), sys.intern(extension.lower())
-            where = f"{name}:{member.name}"
+            where, kind = f"{name}:{member.name}", kind_of(extension)
             taken += _MEMBER + len(member.name)
             if taken > _INDEX:
                 detail = f"the rest is not read: it has over {_INDEX // _MEMBER} members, or names that are too long"
                 left_out.append(LeftOut(name, "too large", detail))
                 break
             if member.issparse():
-                left_out.append(
-                    LeftOut(
-                        where, "unreadable file", "stored with holes, as by tar --sparse: pack it without"
-                    )
-                )
+                detail = "stored with holes, as by tar --sparse: pack it without"
+                left_out.append(LeftOut(where, "unreadable file", detail))
             elif not member.isreg():
-                if not member.isdir() and (kind := kind_of(extension)) in (*PICTURES, "txt", "json"):
+                if not member.isdir() and kind in (*PICTURES, "txt", "json"):
                     reason = "undecodable" if kind in PICTURES else "unreadable file"
                     left_out.append(LeftOut(where, reason, "a link or device, not a file"))
             elif extension in groups.get(key, ()):
@@ -72,30 +65,32 @@ def index(archive: Path, name: str, at_most: int | None = None) -> tuple[list[Gr
             if at_most and len(groups) > at_most:
                 break
     except (OSError, tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        is_access = isinstance(error, OSError | input_files.NoFileError)
         # EINVAL is an offset that no file can have, from a damaged header.
-        if (
-            isinstance(error, OSError | input_files.NoFileError)
-            and getattr(error, "errno", None) != errno.EINVAL
-        ):
+        if is_access and getattr(error, "errno", None) != errno.EINVAL:
             left_out.append(listing.unreadable(error, name))
         else:
             left_out.append(LeftOut(name, "damaged archive", f"the rest is not read: {error}"))
     return list(groups.items()), left_out
 
 
+def _key_and_extension(name: str) -> tuple[str, str]:
+    """Return the key of a member's group, and its extension: "" for hidden files and those without one."""
+    name = unicodedata.normalize("NFC", name)  # macOS may store an accent as a separate character
+    folder, base = posixpath.split(posixpath.normpath(name))  # ./1.jpg belongs to 1.txt
+    stem, _, extension = base.partition(".")
+    return posixpath.join(folder, stem), sys.intern(extension.lower()) if stem else ""
+
+
 class _Headers:
-    """A file of which tarfile reads at most _HEADER bytes for each member, whatever the extended headers claim."""
+    """A file of which tarfile reads at most `left` bytes, whatever the extended headers of a member claim."""
 
     def __init__(self, file: BinaryIO):
-        self.seek, self.tell = file.seek, file.tell
-        self._file, self._left = file, _HEADER
-
-    def start_member(self) -> None:
-        self._left = _HEADER
+        self.seek, self.tell, self.left, self._file = file.seek, file.tell, _HEADER, file
 
     def read(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
+        self.left -= size
+        if self.left < 0:
             raise tarfile.ReadError(f"headers of more than {_HEADER} bytes before byte {self.tell()}")
         return self._file.read(size)
 
@@ -110,7 +105,7 @@ def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=headers, mode="r:") as tar:
                 last = start - 1
                 while (member := tar.next()) is not None:
-                    headers.start_member()
+                    headers.left = _HEADER
                     if member.size < 0 or tar.offset <= last:
                         raise tarfile.ReadError(f"{member.name} has a negative size")
                     last = tar.offset

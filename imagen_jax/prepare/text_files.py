@@ -98,23 +98,27 @@ def opened(path: Path) -> Iterator[TextIO]:
 
 
 class Lines:
-    """The lines of an open text with their ends, each cut to `most` characters (default MAX_BYTES).
+    """The lines of an open text with their ends, each cut to MAX_BYTES characters.
 
-    `num_cut` counts the lines that were cut so far; `first` is the first line that is not blank.
+    `first` is the first line that is not blank.
     """
 
-    def __init__(self, text: TextIO, most: int | None = None):
-        self.num_cut, self.first = 0, ""
-        self._text, self._most = text, most or MAX_BYTES
+    def __init__(self, text: TextIO):
+        self.first, self._text, self._has_cut = "", text, False
 
     def __iter__(self) -> Iterator[str]:
-        while line := self._text.readline(self._most):
-            rest = "" if len(line) < self._most or line.endswith(("\n", "\r")) else "more"
-            self.num_cut += bool(rest)
+        while line := self._text.readline(MAX_BYTES):
+            rest = "" if len(line) < MAX_BYTES or line.endswith(("\n", "\r")) else "more"
+            self._has_cut = self._has_cut or bool(rest)
             while rest and not rest.endswith(("\n", "\r")):
-                rest = self._text.readline(self._most)
+                rest = self._text.readline(MAX_BYTES)
             self.first = self.first or line.strip()
             yield line
+
+    def pop_cut(self) -> bool:
+        """Whether a line was cut since the last call."""
+        has_cut, self._has_cut = self._has_cut, False
+        return has_cut
 
 
 def _count(before: str) -> int:

@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import shards, sources
 from imagen_jax.prepare import listing
-from imagen_jax.prepare.captions import CAPTIONS, columns
+from imagen_jax.prepare.captions import columns
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.parts import Part
 from imagen_jax.prepare.pictures import Found
 from imagen_jax.prepare.quarantine import LeftOut, Unusable
 from imagen_jax.storage import input_files
 
-_TEXTS = ("Text", "Sequence(Text)")
 _NAMES = ("caption", "captions/text", "captions", "text", "captions/caption")  # the first that exists is used
 
 
@@ -38,49 +38,34 @@ class TfdsSet:
         Raises:
           ValueError: the metadata are damaged, the records are not ArrayRecord, or a feature or file is missing.
         """
-        builder = sources.read_builder(self.directory)
-        sources.check_format(self.directory, builder)
-        info = builder.info
-        features = self._features(sources.feature_kinds(info.features))
+        info = sources.read_builder(self.directory).info
+        features = self._features(sources.feature_kinds(self.directory, info.features))
         splits = tuple(name for name, split in info.splits.items() if split.num_examples)
-        if not splits:
-            raise ValueError(f"{self.directory} must have records in a split; got none.")
+        require(bool(splits), self.directory, "have records in a split", Verbatim("none"))
         parts = []
         for split in splits:
             files, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
+            sources.check_files(self.directory, files)
             for file, length in zip(map(os.fspath, files), lengths, strict=True):
-                if not os.path.exists(file):
-                    raise ValueError(
-                        f"{self.directory} must have all its files; got no {file}: make the data set again."
-                    )
                 parts.append(Part(os.path.basename(file), length, (split, file, length, *features)))
         return parts, splits
 
     def _features(self, kinds: dict[str, str]) -> tuple[str, str]:
         """Return the names of the image and the caption feature."""
-        if not any("Text" in kind for kind in kinds.values()):
-            raise ValueError(
-                f"{self.directory} must have a feature of text for captions; got {sources.told(kinds)}."
-            )
         images = [name for name, kind in kinds.items() if kind == "Image"]
-        texts = [name for name, kind in kinds.items() if kind in _TEXTS]
-        likely = columns(images, (self.image_key or "image",))
-        if not likely and not self.image_key and len(images) == 1:
-            likely = images
-        image = (likely or [self.image_key or "image"])[0]
-        caption = (columns(texts, (self.caption_key,) if self.caption_key else _NAMES) or [self.caption_key])[
-            0
-        ]
-        for option, key, fitting, what in (
-            ("--image-key", image, images, "Image"),
-            ("--caption-key", caption or CAPTIONS[0], texts, "Text"),
+        texts = [name for name, kind in kinds.items() if kind in ("Text", "Sequence(Text)")]
+        image = columns(images, (self.image_key or "image",))
+        if not image and not self.image_key and len(images) == 1:
+            image = images
+        caption = columns(texts, (self.caption_key,) if self.caption_key else _NAMES)
+        for found, option, key, kind in (
+            (image, "--image-key", self.image_key or "image", "Image"),
+            (caption, "--caption-key", self.caption_key or "caption", "Text"),
         ):
-            if key not in fitting:
-                raise ValueError(
-                    f"{self.directory} must have the {what} feature {key!r}; got {sources.told(kinds)}: "
-                    f"name the right one with {option}."
-                )
-        return image, caption
+            fix = f"name the right one with {option}"
+            rule, got = f"have the {kind} feature {key!r}", Verbatim(sources.told(kinds))
+            require(bool(found), self.directory, rule, got, fix)
+        return image[0], caption[0]
 
     def read(self, part: Part) -> Iterator[Found | LeftOut]:
         split, file, length, image, caption = part.what
@@ -102,8 +87,7 @@ class TfdsSet:
             yield LeftOut(f"{part.name}:{done}", "damaged archive", f"the rest is not read: {error}")
         else:
             if done != length:
-                detail = f"{length} records are promised, {done} are there"
-                yield LeftOut(part.name, "damaged archive", detail)
+                yield LeftOut(part.name, "damaged archive", f"{length} records are promised, {done} are there")
 
 
 def _parsed(record: bytes | Exception, image: str, caption: str) -> tuple[bytes, tuple[str, ...]]:

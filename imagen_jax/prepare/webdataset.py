@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare import captions, listing, tar_index, text_files
 from imagen_jax.prepare.captions import CAPTIONS
 from imagen_jax.prepare.limits import Limits
@@ -43,9 +44,10 @@ class Archives:
     caption_key: str | None = None
     limits: Limits = Limits()
 
-    def __post_init__(self):
-        if self.image_key:
-            object.__setattr__(self, "image_key", _extension(self.image_key))
+    @property
+    def _image(self) -> str | None:
+        """The extension of the pictures, in the form of the index."""
+        return self.image_key and _extension(self.image_key)
 
     def plan(self, files: list[str]) -> tuple[list[Part], list[LeftOut]]:
         """Return a part for each archive in `files`, several for a large one; and what is left out.
@@ -87,10 +89,7 @@ class Archives:
         try:
             chosen = self._pictures(members)
         except Unusable as error:
-            name = next(
-                (e for e in members if tar_index.kind_of(e) in tar_index.PICTURES), next(iter(members))
-            )
-            yield error.of(f"{where}.{name}")
+            yield error.of(f"{where}.{_first(members, tar_index.PICTURES) or next(iter(members))}")
             return
         for extension in chosen:
             try:
@@ -108,24 +107,17 @@ class Archives:
         Raises:
           Unusable: there is no picture, although there are captions or other pictures; or there are too many.
         """
-        if (
-            images := [key for key in (self.image_key,) if key in members]
-            if self.image_key
-            else _chosen(members)
-        ):
+        if self._image in members:
+            return [self._image]
+        if not self._image and (images := _chosen(members)):
             return images
-        if other := next(
-            (extension for extension in members if tar_index.kind_of(extension) in tar_index.PICTURES), None
-        ):
-            raise Unusable("no picture", f".{other}, but no .{self.image_key}")
-        captioned = any(tar_index.kind_of(extension) in ("txt", "json") for extension in members)
-        if captioned and (
-            unread := next((e for e in members if f".{tar_index.kind_of(e)}" in listing.UNREAD), None)
-        ):
+        if other := _first(members, tar_index.PICTURES):
+            raise Unusable("no picture", f".{other}, but no .{self._image}")
+        if not _first(members, ("txt", "json")):
+            return []
+        if unread := _first(members, tar_index.UNREAD):
             raise Unusable("unknown format", f".{unread} is not read; convert it")
-        if captioned:
-            raise Unusable("caption without picture")
-        return []
+        raise Unusable("caption without picture")
 
     def _captions(self, archive: BinaryIO, where: str, members: dict, extension: str) -> tuple[str, ...]:
         """Return the captions of a picture, from members with its whole stem or with its group's."""
@@ -139,58 +131,54 @@ class Archives:
             if (size := members[place][1]) > text_files.MAX_BYTES:
                 detail = f"{where}.{place}: {size} bytes, more than {text_files.MAX_BYTES}"
                 raise Unusable("too large", detail)
-            content = tar_index.content(archive, members[place])
-            if tar_index.kind_of(place) == "json":
-                found = captions.in_json(content, f"{where}.{place}", keys)
-            else:
-                found = captions.lines(content, f"{where}.{place}")
-            if not captions.is_empty(list(found)):
+            if found := captions.read(tar_index.content(archive, members[place]), f"{where}.{place}", keys):
                 return found
         raise Unusable("no caption", f"none in {', '.join(there)}" if there else "neither .txt nor .json")
 
     def _check_some(self, files: list[str]) -> None:
         """Raise ValueError if no archive that has groups begins with what is expected; at least one must be valid."""
-        first: ValueError | None = None
+        errors = []
         for file in files:
             try:
                 if groups := tar_index.index(self.root / file, file, at_most=_LOOK)[0]:
-                    self._check_groups(file, groups)
-                    return
+                    return self._check_groups(file, groups)
             except ValueError as error:
-                first = first or error
-        if first:
-            raise first
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _check_groups(self, file: str, groups: list[tar_index.Group]) -> None:
         extensions = dict.fromkeys(extension for _, members in groups for extension in members)
         kinds = {tar_index.kind_of(extension) for extension in extensions}
-        have = listing.told(dict.fromkeys(extensions, "file"))
-        if self.image_key and self.image_key not in extensions:
-            raise ValueError(
-                f"--image-key must be an extension in {file}; got {self.image_key!r}: it has {have}."
-            )
-        if not self.image_key and not kinds & set(tar_index.PICTURES):
-            raise ValueError(
-                f"{file} must have pictures among its first members; got {have}: "
-                "name the extension of the pictures with --image-key."
-            )
+        have = Verbatim(listing.told(dict.fromkeys(extensions, "file")))
+        if self._image:
+            rule = f"be an extension in {file}"
+            require(self._image in extensions, "--image-key", rule, self._image, f"it has {have}")
+        else:
+            fix = "name the extension of the pictures with --image-key"
+            rule = "have pictures among its first members"
+            require(bool(kinds & set(tar_index.PICTURES)), file, rule, have, fix)
         fields = _fields(self.root / file, groups)
-        have += f"; fields of .json: {listing.told(fields) if fields else 'no .json with fields'}"
+        have = Verbatim(f"{have}; fields of .json: {listing.told(fields) if fields else 'no .json with fields'}")
         key = self.caption_key
-        if key and not captions.columns(fields, (key,)) and _extension(key) not in kinds:
-            raise ValueError(
-                f"--caption-key must be a field of .json or an extension in {file}; got {key!r}: it has {have}."
-            )
-        if not key and "txt" not in kinds and not captions.columns(fields, CAPTIONS):
-            raise ValueError(
-                f"{file} must have captions beside its first pictures, in .txt or in {' or '.join(CAPTIONS)} of .json; "
-                f"got {have}: name the field, or the extension of the captions, with --caption-key."
-            )
+        is_there = bool(captions.columns(fields, (key,) if key else CAPTIONS))
+        if key:
+            rule = f"be a field of .json or an extension in {file}"
+            require(is_there or _extension(key) in kinds, "--caption-key", rule, key, f"it has {have}")
+        else:
+            rule = f"have captions beside its first pictures, in .txt or in {' or '.join(CAPTIONS)} of .json"
+            fix = "name the field, or the extension of the captions, with --caption-key"
+            require(is_there or "txt" in kinds, file, rule, have, fix)
 
 
 def _extension(key: str) -> str:
     """Return an extension in lower case without a leading dot."""
     return key.lstrip(".").lower()
+
+
+def _first(members: dict, kinds: tuple[str, ...]) -> str | None:
+    """Return the first extension of one of these kinds."""
+    return next((extension for extension in members if tar_index.kind_of(extension) in kinds), None)
 
 
 def _beside(extension: str, kind: str) -> str:
@@ -228,21 +216,12 @@ def _size(archive: Path) -> int:
 def _fields(archive: Path, groups: list[tar_index.Group]) -> dict[str, str]:
     """Return the fields of the .json files in some groups and the types of their values."""
     fields: dict[str, str] = {}
-    places = [
-        place
-        for _, members in groups
-        for extension, place in members.items()
-        if tar_index.kind_of(extension) == "json"
-    ]
+    members = [member for _, members in groups for member in members.items()]
     with input_files.open_file(archive) as file:
-        for place in places:
-            with contextlib.suppress(ValueError):
-                is_read = place[1] <= text_files.MAX_BYTES and len(fields) < 1000
-                row = (
-                    captions.parse_json(text_files.decode(tar_index.content(file, place)))
-                    if is_read
-                    else None
-                )
-                if isinstance(row, dict):
+        for extension, place in members:
+            is_json = tar_index.kind_of(extension) == "json" and place[1] <= text_files.MAX_BYTES
+            if is_json and len(fields) < 1000:
+                with contextlib.suppress(ValueError, AttributeError):  # AttributeError: it is no object
+                    row = captions.parse_json(text_files.decode(tar_index.content(file, place)))
                     fields.update({key: type(value).__name__ for key, value in row.items()})
     return fields

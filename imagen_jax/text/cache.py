@@ -23,8 +23,15 @@ import numpy as np
 from imagen_jax import checks
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
-from imagen_jax.text import cache_description, cache_files, cache_filling, cache_rows
-from imagen_jax.text import cleaning, encoders, model_files
+from imagen_jax.text import (
+    cache_description,
+    cache_files,
+    cache_filling,
+    cache_rows,
+    cleaning,
+    encoders,
+    model_files,
+)
 from imagen_jax.text.cache_files import MISSING
 from imagen_jax.text.captions import shorten
 

@@ -8,7 +8,7 @@ from imagen_jax.prepare import captions
 
 
 def test_only_line_ends_cut_captions():
-    assert captions.lines("a\u2028b\x0cc\r\nd\n".encode(), "") == ("a\u2028b\x0cc", "d", "")
+    assert captions.read("a\u2028b\x0cc\r\nd\n".encode(), "") == ("a\u2028b\x0cc", "d", "")
 
 
 @pytest.mark.parametrize(

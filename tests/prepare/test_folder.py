@@ -153,7 +153,7 @@ def test_failures_leave_nothing_and_say_why(tmp_path, script):
         ({"input": root, "num_train": 3}, "--num-train must not be given with --input"),
         ({"shapes": "full", "max_size": 3}, "--max-size must not be given with --shapes"),
         ({"shapes": "full", "num_train": 0}, "--num-train must be at least 1"),
-        ({"input": root, "min_size": 64, "max_size": 32}, "--min-size must lie in"),
+        ({"input": root, "min_size": 64, "max_size": 32}, "--min-size must be from 1 to --max-size 32; got 64"),
         ({"input": root, "validation_fraction": 0.6, "test_fraction": 0.5}, "below 1 together"),
         ({"shapes": "single", "num_train": 1, "name": "Ä"}, "lower-case"),
     ]

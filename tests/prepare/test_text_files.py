@@ -25,7 +25,7 @@ def test_other_encodings_are_told_by_their_mark(name, order, tmp_path):
     content = f"\ufeff{TEXT}".encode(f"{name}-{order}")
     (tmp_path / "a.txt").write_bytes(content)
     assert text_files.read_lines(tmp_path / "a.txt") == LINES
-    assert captions.lines(content, "a.txt") == tuple(LINES)
+    assert captions.read(content, "a.txt") == tuple(LINES)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_is_not_text_is_named_with_its_line(content, message, tmp_path):
         text_files.read_lines(tmp_path / "a.txt", "--prompts-file")
     assert message in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(Unusable, match=re.escape(message)) as raised:
-        captions.lines(content, "a.txt")
+        captions.read(content, "a.txt")
     assert raised.value.reason == "unreadable caption"
 
 
