@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from imagen_jax.checks import Verbatim, require
+
 _BLOCK_ROWS = 2**19  # floats of the picture that are worked on at once, to stay in the cache
 _BLOCK_WEIGHTS = 2**16  # weights of the sparse matrix that serves several lines of pixels at once
 
 
 def area(x, size: int | tuple[int, int]):
-    """Makes pictures smaller by averaging the exact (fractional) area under each new pixel.
+    """Make pictures smaller by averaging the exact (fractional) area under each new pixel.
 
     Args:
       x: [..., H, W, C], uint8 or float; numpy or jax.
@@ -38,34 +40,20 @@ def area(x, size: int | tuple[int, int]):
 
 
 def bilinear(x, size: int | tuple[int, int]):
-    """Makes pictures larger by linear interpolation between pixel centres, edges clamped.
+    """Make pictures larger by linear interpolation between pixel centres, edges clamped.
 
-    Args:
-      x: [..., H, W, C], uint8 or float; numpy or jax.
-      size: (h, w) or one int for both, each at least the picture's own.
-
-    Returns:
-      [..., h, w, C] float32 in the units of x.
-
-    Raises:
-      ValueError: x has fewer than 3 axes, or size is smaller than the picture.
+    Arguments, result and errors are those of `area`, with a size of at least the picture's own.
     """
     return _resize(x, size, "bilinear")
 
 
-def to_size(
-    x,
-    size: int | tuple[int, int],
-    part: tuple[range, range] | None = None,
-    out: np.ndarray | None = None,
-):
-    """Each side as it needs: area averaging if it gets smaller, bilinear if it gets larger.
+def to_size(x, size: int | tuple[int, int], part: tuple[range, range] | None = None, out: np.ndarray | None = None):
+    """Resize each side as it needs: area averaging if it gets smaller, bilinear if it gets larger.
 
     Args:
       x: [..., H, W, C], uint8 or float; numpy or jax.
       size: (h, w) or one int for both.
-      part: the rows and the columns of the result to make; the rest costs nothing. All of them if
-        None; a range that runs backwards mirrors.
+      part: the rows and the columns of the result to compute, all if None; a range that runs backwards mirrors.
       out: where the result is written, float32, contiguous; numpy only.
 
     Returns:
@@ -76,8 +64,8 @@ def to_size(
     """
     height, width = _pair(size)
     for side, pixels in zip((height, width), part or (), strict=part is not None):
-        if not pixels or not (0 <= pixels[0] < side and 0 <= pixels[-1] < side):
-            raise ValueError(f"part must lie in a result of {height}x{width} pixels; got {part}.")
+        is_inside = bool(pixels) and 0 <= pixels[0] < side and 0 <= pixels[-1] < side
+        require(is_inside, "part", f"lie in a result of {height}x{width} pixels", part)
     if out is not None and (_is_jax(x) or out.dtype != np.float32 or not out.flags.c_contiguous):
         raise ValueError("out must be a contiguous float32 array, and x a numpy array; one of them is not.")
     return _resize(x, (height, width), "to_size", part, out)
@@ -86,7 +74,7 @@ def to_size(
 def area_by_rows(
     read: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """`area` of a picture that is never there as a whole, to rounding.
+    """Return the `area` of a picture that never exists as a whole, to rounding.
 
     Args:
       read: read(first, last) -> these rows, [last - first, W, C] uint8 or float.
@@ -97,10 +85,10 @@ def area_by_rows(
       [h, w, C] float32.
     """
     (height, width, channels), (new_height, new_width) = shape, size
-    if not (1 <= new_height <= height and 1 <= new_width <= width):
-        raise ValueError(f"size of area_by_rows() must be at most that of the picture, {height}x{width}; got {size}.")
-    out = np.empty((new_height, new_width * channels), np.float32)
+    is_smaller = 1 <= new_height <= height and 1 <= new_width <= width
+    require(is_smaller, "size of area_by_rows()", f"be at most that of the picture, {height}x{width}", size)
     length = width * channels
+    out = np.empty((new_height, new_width * channels), np.float32)
     rows = max(1, _BLOCK_ROWS // length)
     for new, old, matrix in _row_matrices(height, new_height, range(new_height), rows):
         lines = np.zeros((matrix.shape[0], length), np.float32)
@@ -113,74 +101,53 @@ def area_by_rows(
     return out.reshape(new_height, new_width, channels)
 
 
-@functools.lru_cache(maxsize=128)
-def area_matrix(num_in: int, num_out: int) -> np.ndarray:
-    """[num_out, num_in] float32: share of each old pixel in each new one; rows sum to 1."""
-    return _dense(*_area_weights(num_in, num_out), num_in)
+def _weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each new pixel the old pixels that it is made of and their shares, both [num_out, n].
 
-
-@functools.lru_cache(maxsize=128)
-def bilinear_matrix(num_in: int, num_out: int) -> np.ndarray:
-    """[num_out, num_in] float32: linear weights of the two nearest pixel centres; rows sum to 1."""
-    return _dense(*_bilinear_weights(num_in, num_out), num_in)
-
-
-def _area_weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each new pixel the old pixels under it and their shares, both [num_out, n]; a share of 0
-    may stand beside a pixel beyond the end."""
-    # Bounds are whole numbers when a line of pixels is num_in * num_out long: nothing is rounded.
-    bounds = np.arange(num_out + 1) * num_in
-    start, stop = bounds[:-1, None], bounds[1:, None]
-    pixel = start // num_out + np.arange(-(-num_in // num_out) + 1)
-    overlap = np.minimum(stop, (pixel + 1) * num_out) - np.maximum(start, pixel * num_out)
-    return pixel, np.maximum(overlap, 0) / num_in
-
-
-def _bilinear_weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for the two nearest pixel centres."""
+    A share of 0 may stand beside a pixel beyond the end.
+    """
+    if num_out <= num_in:  # the area under the new pixel
+        # Bounds are whole numbers when a line of pixels is num_in * num_out long: nothing is rounded.
+        bounds = np.arange(num_out + 1) * num_in
+        start, stop = bounds[:-1, None], bounds[1:, None]
+        pixel = start // num_out + np.arange(-(-num_in // num_out) + 1)
+        overlap = np.minimum(stop, (pixel + 1) * num_out) - np.maximum(start, pixel * num_out)
+        return pixel, np.maximum(overlap, 0) / num_in
     position = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
     position = np.clip(position, 0, num_in - 1)[:, None]
-    pixel = np.floor(position).astype(int) + np.arange(2)
+    pixel = np.floor(position).astype(int) + np.arange(2)  # the two nearest centres
     return pixel, np.maximum(1 - np.abs(position - pixel), 0)
 
 
-def _weights(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
-    return (_area_weights if num_out <= num_in else _bilinear_weights)(num_in, num_out)
-
-
-def _dense(pixel: np.ndarray, weight: np.ndarray, num_in: int) -> np.ndarray:
-    matrix = np.zeros((len(pixel), num_in), np.float32)
+@functools.lru_cache(maxsize=128)
+def matrix(num_in: int, num_out: int) -> np.ndarray:
+    """Return the weights as a matrix [num_out, num_in] float32, whose rows sum to 1."""
+    pixel, weight = _weights(num_in, num_out)
+    dense = np.zeros((len(pixel), num_in), np.float32)
     used = weight > 0
-    matrix[used.nonzero()[0], pixel[used]] = weight[used]
-    matrix.setflags(write=False)  # it is shared through the cache
-    return matrix
+    dense[used.nonzero()[0], pixel[used]] = weight[used]
+    dense.setflags(write=False)  # it is shared through the cache
+    return dense
 
 
 def _resize(x, size, name: str, part=None, out=None):
     height, width = _pair(size)
-    if x.ndim < 3:
-        raise ValueError(f"pictures for {name}() must be [..., H, W, C]; got shape {x.shape}.")
+    require(x.ndim >= 3, f"pictures for {name}()", "be [..., H, W, C]", Verbatim(f"shape {x.shape}"))
     old_height, old_width = x.shape[-3:-1]
+    got = Verbatim(f"{old_height}x{old_width} pixels and size {height}x{width}")
+    is_filled = min(height, width, old_height, old_width) >= 1
+    require(is_filled, f"pictures for {name}()", "not be empty, before or after", got)
     smaller, larger = height <= old_height and width <= old_width, height >= old_height and width >= old_width
-    if min(height, width, old_height, old_width) < 1:
-        raise ValueError(
-            f"pictures for {name}() must not be empty, before or after; got {old_height}x{old_width} pixels "
-            f"and size {height}x{width}."
-        )
-    if not {"area": smaller, "bilinear": larger, "to_size": True}[name]:
-        rule, other = ("smaller", "bilinear") if name == "area" else ("larger", "area")
-        raise ValueError(
-            f"{name}() must make pictures {rule}; got {old_height}x{old_width} pixels and size "
-            f"{height}x{width}: use {other}() for the other direction."
-        )
+    rule, other = ("smaller", "bilinear") if name == "area" else ("larger", "area")
+    is_right = {"area": smaller, "bilinear": larger, "to_size": True}[name]
+    require(is_right, f"{name}()", f"make pictures {rule}", got, f"use {other}() for the other direction")
     rows, columns = part or (range(height), range(width))
     if _is_jax(x):
         x = _along_jax(x.astype(np.float32), height, rows, -3)
         return _along_jax(x, width, columns, -2)
     shape = (*x.shape[:-3], len(rows), len(columns), x.shape[-1])
     out = np.empty(shape, np.float32) if out is None else out
-    if out.shape != shape:
-        raise ValueError(f"out must have the shape of the result, {shape}; got {out.shape}.")
+    require(out.shape == shape, "out", f"have the shape of the result, {shape}", out.shape)
     return _numpy(x, (height, width), rows, columns, out)
 
 
@@ -191,16 +158,17 @@ def _along_jax(x, size: int, part: range, axis: int):
     import jax
 
     spec = "oh,...hwc->...owc" if axis == -3 else "ow,...hwc->...hoc"
-    matrix = (area_matrix if size <= old else bilinear_matrix)(old, size)
-    matrix = matrix if part == range(size) else matrix[np.asarray(part)]
+    weights = matrix(old, size) if part == range(size) else matrix(old, size)[np.asarray(part)]
     # The default precision of TPUs and recent GPUs would multiply pixels in bf16 or tf32.
     highest = jax.lax.Precision.HIGHEST
-    return jax.numpy.einsum(spec, matrix, x, precision=highest)
+    return jax.numpy.einsum(spec, weights, x, precision=highest)
 
 
 def _numpy(x: np.ndarray, size: tuple[int, int], rows: range, columns: range, out: np.ndarray) -> np.ndarray:
-    """[..., H, W, C] -> `out` [..., len(rows), len(columns), C]. Sparse products run in this thread alone
-    and let others run; BLAS would start its own threads in every loader thread, and multiply zeros."""
+    """Resize [..., H, W, C] to `out` [..., len(rows), len(columns), C].
+
+    Sparse products run in this thread alone and let others run; BLAS would start threads in every loader thread.
+    """
     height, width, channels = x.shape[-3:]
     count = math.prod(x.shape[:-3])
     pictures = x.reshape(count, height, width * channels)
@@ -212,7 +180,7 @@ def _numpy(x: np.ndarray, size: tuple[int, int], rows: range, columns: range, ou
 
 
 def _row_blocks(picture: np.ndarray, size: int, part: range) -> Iterator[tuple[slice, np.ndarray]]:
-    """The new rows of a picture [H, W * C], a block at a time: which they are, and float32 [rows, W * C]."""
+    """Yield the new rows of a picture [H, W * C], a block at a time: which they are, and float32 [rows, W * C]."""
     height, length = picture.shape
     if size == height and part == range(size):
         yield slice(None), picture.astype(np.float32, copy=False)
@@ -222,7 +190,7 @@ def _row_blocks(picture: np.ndarray, size: int, part: range) -> Iterator[tuple[s
 
 
 def _along_lines(x: np.ndarray, size: int, part: range, channels: int, out: np.ndarray) -> None:
-    """float32 [h, W * C] -> `out` [h, len(part) * C]."""
+    """Resize float32 [h, W * C] to `out` [h, len(part) * C]."""
     old = x.shape[1] // channels
     if size == old and part == range(size):
         out[:] = x
@@ -237,7 +205,7 @@ def _along_lines(x: np.ndarray, size: int, part: range, channels: int, out: np.n
 # Pictures and crops come in many sizes: these caches serve a data set of one size, and stay small.
 @functools.lru_cache(maxsize=8)
 def _row_matrices(num_in: int, num_out: int, part: range, rows: int) -> tuple:
-    """The matrix of the rows in pieces: (new rows, old rows, CSR [new, old]), about `rows` old rows each."""
+    """Return the matrix of the rows in pieces: (new rows, old rows, CSR [new, old]), about `rows` old rows each."""
     pixel, weight = (table[np.asarray(part)] for table in _weights(num_in, num_out))
     step = max(1, rows * num_out // num_in)
     blocks = []
@@ -253,7 +221,7 @@ def _row_matrices(num_in: int, num_out: int, part: range, rows: int) -> tuple:
 
 @functools.lru_cache(maxsize=8)
 def _line_matrix(num_in: int, num_out: int, part: range, channels: int, lines: int) -> tuple:
-    """CSR that maps several whole lines, laid end to end, to their new pixels; and how many lines."""
+    """Return a CSR that maps several whole lines, laid end to end, to their new pixels; and how many lines."""
     pixel, weight = (table[np.asarray(part)] for table in _weights(num_in, num_out))
     used = weight > 0
     # One line: a pixel's channels lie side by side, and each has the weights of the pixel.
@@ -267,7 +235,7 @@ def _line_matrix(num_in: int, num_out: int, part: range, channels: int, lines: i
 
 
 def _csr(pixel: np.ndarray, weight: np.ndarray, counts: np.ndarray, num_in: int):
-    """The matrix [len(counts), num_in] with so many entries in each row: old pixel and weight."""
+    """Return the matrix [len(counts), num_in] with so many entries in each row: old pixel and weight."""
     import scipy.sparse
 
     starts = np.zeros(len(counts) + 1, np.int32)

@@ -1,6 +1,7 @@
 """Presets: Python files whose `get_config` returns the stages of a cascade. Being executed, they must be trusted."""
 
 import inspect
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -45,11 +46,8 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     require(inspect.isfunction(get_config), f"--preset {path}", rule, get_config)
     chosen = _run(path, lambda: _variant(path.stem, get_config, variant))
     stages = _run(path, lambda: get_config(**chosen))
-    is_list = isinstance(stages, tuple | list)
-    rule = "return a tuple of StageConfig from get_config"
-    require(
-        is_list and all(isinstance(stage, StageConfig) for stage in stages), f"--preset {path}", rule, stages
-    )
+    is_list = isinstance(stages, tuple | list) and all(isinstance(stage, StageConfig) for stage in stages)
+    require(is_list, f"--preset {path}", "return a tuple of StageConfig from get_config", stages)
     return validate_cascade(tuple(stages))
 
 
@@ -71,22 +69,15 @@ def _run(path: Path, function: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         if isinstance(error, ValueError) and str(error).startswith("--preset"):
             raise
-        places = [place for place in _places(error) if place[0] == str(path)]
-        where = f" in line {places[-1][1]}" if places else ""
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        frames += [(error.filename, error.lineno)] * isinstance(error, SyntaxError)
+        lines = [line for file, line in frames if file == str(path)]
+        where = f" in line {lines[-1]}" if lines else ""
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"--preset {path} must be Python that runs without errors; got {type(error).__name__}{where}"
             f"{f' ({reason})' if reason else ''}: presets are run to get their stages."
         ) from error
-
-
-def _places(error: BaseException) -> list[tuple[str, int | None]]:
-    """Return (file, line) of each frame in the traceback of an error, and of a syntax error."""
-    found, trace = [], error.__traceback__
-    while trace is not None:
-        found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
-    return [*found, (error.filename, error.lineno)] if isinstance(error, SyntaxError) else found
 
 
 def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
@@ -95,14 +86,9 @@ def _variant(preset: str, get_config: Callable, words: str) -> dict[str, str]:
     choices = {name: typing.get_args(hints[name]) for name in hints if name != "return"}
     chosen = {}
     for word in words.split(",") if words else ():
-        names = [name for name, allowed in choices.items() if word in allowed]
-        if not names or names[0] in chosen:
-            variants = "; ".join(
-                f"{name}: {', '.join(map(str, allowed))}" for name, allowed in choices.items()
-            )
-            raise ValueError(
-                f"--preset {preset} must be followed by at most one word each of its variants "
-                f"({variants or 'it has none'}); got {words!r}."
-            )
-        chosen[names[0]] = word
+        name = next((name for name, allowed in choices.items() if word in allowed), None)
+        variants = "; ".join(f"{name}: {', '.join(map(str, allowed))}" for name, allowed in choices.items())
+        rule = f"be followed by at most one word each of its variants ({variants or 'it has none'})"
+        require(name is not None and name not in chosen, f"--preset {preset}", rule, words)
+        chosen[name] = word
     return chosen

@@ -154,23 +154,14 @@ GUIDED = tuple(f.name for f in dataclasses.fields(SamplingConfig) if f.metadata.
 
 
 class FlatOption(NamedTuple):
-    """One option as `SamplingConfig`, `sample_cascade` and the command line have it.
-
-    Attributes:
-      name: of the option.
-      hint: its type; a Literal of the registered names for those that name a method.
-      default: its default, in words for options of methods.
-      doc: what it does.
-      kind: of its methods, such as "sampler"; None for fields of `SamplingConfig`.
-      users: the names of the methods that have it.
-    """
+    """One option as `SamplingConfig`, `sample_cascade` and the command line have it."""
 
     name: str
-    hint: Any
-    default: Any
+    hint: Any  # its type; a Literal of the registered names for those that name a method
+    default: Any  # in words for options of methods
     doc: str
-    kind: str | None = None
-    users: tuple[str, ...] = ()
+    kind: str | None = None  # of its methods, such as "sampler"; None for fields of `SamplingConfig`
+    users: tuple[str, ...] = ()  # names of the methods that have it
 
 
 def flat_options() -> dict[str, FlatOption]:

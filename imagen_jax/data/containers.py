@@ -86,8 +86,6 @@ def png(data: bytes) -> Contents:
     for kind, start, end in _png_chunks(data):
         if kind == b"IDAT":
             pixels.append(view[start:end])
-            if len(pixels) == 1:
-                kept.append(pixels)
         elif kind in (b"PLTE", b"tRNS") or (kind == b"IHDR" and len(kept) == 1):
             kept.append(view[start - 8 : end + 4])
         elif kind in (b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"acTL"):
@@ -98,16 +96,10 @@ def png(data: bytes) -> Contents:
             place, orientation = _png_text(kind, view[start:end])
             orientations[place] = orientations[place] or orientation
     # Join the chunks of pixels: the decoder reads each chunk separately.
-    flat = []
-    for piece in kept:
-        if piece is pixels:
-            flat += [struct.pack(">I", sum(map(len, pixels))), b"IDAT", *pixels, b"\0\0\0\0"]
-        else:
-            flat.append(piece)
-    flat.append(b"\0\0\0\0IEND\xae\x42\x60\x82")
-    small = sum(map(len, flat))
+    length = struct.pack(">I", sum(map(len, pixels)))
+    flat = [*kept, length, b"IDAT", *pixels, b"\0\0\0\0", b"\0\0\0\0IEND\xae\x42\x60\x82"]
     return Contents(
-        data if small == len(data) else b"".join(flat),
+        data if sum(map(len, flat)) == len(data) else b"".join(flat),
         profile=_png_profile(found, data),
         orientation=orientations[0] or orientations[1] or 1,
         has_frames=b"acTL" in found,
@@ -163,10 +155,8 @@ def _png_profile(found: dict[bytes, bytes], data: bytes) -> bytes | None:
         return None
     (gamma,) = struct.unpack(">I", found[b"gAMA"])
     primaries = found.get(b"cHRM", b"")
-    chromaticities = (
-        [value / 1e5 for value in struct.unpack(">8I", primaries)] if len(primaries) == 32 else None
-    )
-    return profiles.from_gamma(gamma / 1e5, chromaticities, is_grey=is_grey)
+    primaries = [value / 1e5 for value in struct.unpack(">8I", primaries)] if len(primaries) == 32 else None
+    return profiles.from_gamma(gamma / 1e5, primaries, is_grey=is_grey)
 
 
 def jpeg(data: bytes) -> Contents:

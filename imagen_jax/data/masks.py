@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import opening, transforms
 
 _NOISE = 16  # steps of 8 bits by which compression changes an even area
 _MANY = 16  # more colours, in steps of _NOISE, mean a photo
-_FEW = (
-    4  # values between the darkest and the lightest; soft edges and compression make more, or few such pixels
-)
+_FEW = 4  # values between darkest and lightest; soft edges and compression make more, or few such pixels
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 _FIX = "give white where to paint and black elsewhere, without transparency"
 
@@ -44,18 +43,17 @@ def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -
     """
     values, alpha, is_lossy = _samples(data, name)
     height, width = values.shape[:2]
-    if size is not None and (height, width) != tuple(size):
-        raise ValueError(
-            f"{name} must have the size of --image, {size[1]}x{size[0]} pixels; got {width}x{height}: resize it."
-        )
+    expected, got = size or (height, width), Verbatim(f"{width}x{height}")
+    rule = f"have the size of --image, {expected[1]}x{expected[0]} pixels"
+    require((height, width) == tuple(expected), name, rule, got, "resize it")
     if alpha is not None and np.ptp(alpha) > _NOISE:
         painted = _by_alpha(values, alpha, name)
     elif alpha is not None and alpha.max() <= _NOISE:
         raise _ambiguous(name, "a picture that is transparent everywhere")
     else:
         painted = _by_colour(values, is_lossy, name)
-    if not painted.any():
-        raise ValueError(f"{name} must mark something to paint; got none of {painted.size} pixels: {_FIX}.")
+    got = Verbatim(f"none of {painted.size} pixels")
+    require(bool(painted.any()), name, "mark something to paint", got, _FIX)
     return painted
 
 
@@ -101,12 +99,10 @@ def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarr
     """
     rows, columns = transforms.middle(*mask.shape, size)
     inside = mask[rows, columns]
-    if not inside.any():
-        y, x = (f"{part.start} to {part.stop - 1}" for part in (rows, columns))
-        raise ValueError(
-            f"{name} must mark something within the middle that is used, rows {y} and columns {x}; got marks outside: "
-            "crop the image and the mask, or give --size in their shape."
-        )
+    y, x = (f"{part.start} to {part.stop - 1}" for part in (rows, columns))
+    rule = f"mark something within the middle that is used, rows {y} and columns {x}"
+    fix = "crop the image and the mask, or give --size in their shape"
+    require(bool(inside.any()), name, rule, Verbatim("marks outside"), fix)
     for axis, new in enumerate(size):
         inside = _any_part(inside, new, axis)
     return inside[..., None].astype(np.float32)
@@ -177,13 +173,9 @@ def _by_alpha(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
 
 
 def _by_colour(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
-    if values.ndim == 3:
-        spread = values.max(-1) - values.min(-1)
-        if spread.max() <= (2 * _NOISE if is_lossy else 0):
-            values = values[..., 1]
-    if values.ndim == 3:
-        return _by_hue(values, is_lossy, name)
-    return _by_grey(values, is_lossy, name)
+    if values.ndim == 3 and (values.max(-1) - values.min(-1)).max() <= (2 * _NOISE if is_lossy else 0):
+        values = values[..., 1]  # shades of grey
+    return (_by_hue if values.ndim == 3 else _by_grey)(values, is_lossy, name)
 
 
 def _by_grey(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:

@@ -188,10 +188,9 @@ def _check_size(width: int, height: int, most: int) -> None:
 
 def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
     own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    is_deep_tiff = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8
-    if image.mode in ("RGB", "RGBA") and (
-        is_deep_tiff or (found.depth == 16 and "transparency" in image.info)
-    ):
+    is_deep = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8
+    is_deep = is_deep or (found.depth == 16 and "transparency" in image.info)
+    if image.mode in ("RGB", "RGBA") and is_deep:
         own *= 2  # the low bytes are a picture too
     decoder = _PASSES_PIXEL if found.has_passes else _DECODER_PIXEL.get(image.format, 0)
     num = len(data) * _DECODER_BYTE.get(image.format, 0) + found.scratch
@@ -206,9 +205,7 @@ def _check_memory(data: bytes, found: Contents, image: Image.Image) -> None:
 
 def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
     """Convert any error of Pillow's plugins on broken files, such as OSError, SyntaxError or struct.error."""
-    while (
-        isinstance(error, SystemError) and error.__cause__ is not None
-    ):  # from a decoder whose `read` raised
+    while isinstance(error, SystemError) and error.__cause__ is not None:  # of a decoder whose `read` raised
         error = error.__cause__
     reason = one_line(error)
     is_too_large = isinstance(error, TooLargeError | Image.DecompressionBombError)

@@ -105,9 +105,7 @@ def make_loader(
     flip: bool = False,
     num_threads: int = 2,
     num_workers: int = 0,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | slice = slice(None),
 ) -> Loader:
     """Return a stream of training batches, endless or of num_epochs.
 
@@ -130,11 +128,10 @@ def make_loader(
       flip: mirror half of the pictures.
       num_threads: batches made at the same time in each process; 0 makes them when asked.
       num_workers: extra processes; worth it when pictures are large and cores many.
-      shard_index, shard_count: this host's contiguous block of rows of each global batch; or else
-      rows: which rows this host takes, as `sharding.local_batch_indices` gives them.
+      rows: of each global batch that this host takes, as `sharding.local_batch_indices` gives them.
 
     Returns:
-      A `Loader` of dicts, with b = batch_size / shard_count rows: "x" float32 [b, S, S, 3] in [-1, 1], "text" float32
+      A `Loader` of dicts, with the b rows of this host: "x" float32 [b, S, S, 3] in [-1, 1], "text" float32
       [b, L, D], "text_mask" bool [b, L], "undecodable" int64 [b]: -1, or the number of a record that cannot be read or
       decoded, in whose row is the next one that can.
 
@@ -146,9 +143,6 @@ def make_loader(
     checks.whole("num_threads", num_threads)
     checks.whole("num_workers", num_workers)
     checks.seed(seed)
-    require(0 <= shard_index < shard_count, "shard_index", f"be from 0 to {shard_count - 1}", shard_index)
-    rule = f"be a multiple of shard_count {shard_count}"
-    require(batch_size % shard_count == 0, "the global batch_size", rule, batch_size)
     checks.choice("crop", crop, transforms.CROPS)
     crop_size = image_size if crop_size is None else crop_size
     is_crop = 0 < crop_size <= image_size and crop_size % crop_grid == image_size % crop_grid == 0
@@ -159,9 +153,6 @@ def make_loader(
     require(fills, "num_epochs", rule, num_epochs, "raise it, or leave it None for an endless stream")
     import grain
 
-    if rows is None:
-        num = batch_size // shard_count
-        rows = np.arange(shard_index * num, (shard_index + 1) * num)
     reader = BatchReader(source, embeddings, image_size, text_length, flip, rows, crop_size, crop_grid, crop)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:

@@ -88,16 +88,13 @@ Transform = ImageCms.ImageCmsTransform | _Table
 
 
 def _changes_nothing(transform: Transform, mode: str) -> bool:
-    if mode == "L":
-        colours = np.arange(256, dtype=np.uint8)[None]
-    else:
-        steps = np.arange(0, 256, 15, dtype=np.uint8)
-        colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
-        greys = np.arange(256, dtype=np.uint8)
-        greys = greys[: 256 // len(steps) * len(steps)].reshape(len(steps), -1, 1).repeat(3, 2)
-        colours = np.concatenate([colours, greys], 1)
-    made = np.asarray(transform.apply(Image.fromarray(np.ascontiguousarray(colours))), int)
-    return bool(np.abs(made - (colours[..., None] if mode == "L" else colours)).max() <= _SAME)
+    greys = np.arange(256, dtype=np.uint8)[None]
+    steps = greys[0, ::15]
+    colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
+    colours = np.concatenate([colours, np.stack([greys] * 3, -1)], 1)
+    given = greys if mode == "L" else colours
+    made = np.asarray(transform.apply(Image.fromarray(given)), int)
+    return bool(np.abs(made - (given[..., None] if mode == "L" else given)).max() <= _SAME)
 
 
 def from_code_points(primaries: int, transfer: int, *, is_grey: bool = False) -> bytes | None:
@@ -128,9 +125,7 @@ def _profile(primaries: Sequence[float], curve: Sequence[float], is_grey: bool) 
     points = np.array(primaries, np.float64).reshape(4, 2)
     if not ((points > 0) & (points < 1)).all():
         return None
-    xyz = (
-        np.stack([points[:, 0], points[:, 1], 1 - points.sum(1)]) / points[:, 1]
-    )  # [3, white red green blue]
+    xyz = np.stack([*points.T, 1 - points.sum(1)]) / points[:, 1]  # [3, white red green blue]
     adapted = _BRADFORD @ xyz[:, 0]
     to_d50 = np.linalg.inv(_BRADFORD) @ np.diag(_BRADFORD @ _D50 / adapted) @ _BRADFORD
     try:

@@ -16,18 +16,6 @@ from imagen_jax.storage import input_files
 CROPS = ("center", "random", "aspect")
 NUM_DRAWS = 4  # uniform numbers that determine a window: top, left, area and ratio of the sides
 
-# EXIF orientation: (transposed, upside down, mirrored).
-_TURNS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
-
-
 def read_file(option: str, path: Path) -> bytes:
     """Return the bytes of a picture of at most opening.MAX_BYTES; raises as `input_files.read_given` does."""
     return input_files.read_given(option, path, opening.MAX_BYTES, "a picture file", "give another file")
@@ -46,7 +34,7 @@ def decode(data: bytes, where: str = "The file") -> np.ndarray:
     Raises:
       UndecodableError: a ValueError: the bytes are not a picture, truncated, or beyond the limits of `opening`.
     """
-    return _decode(data, where, lambda height, width: 1, lambda height, width: (0, 0, height, width))
+    return _decode(data, where, lambda height, width: (0, 0, height, width))
 
 
 def decode_reduced(found: opening.Opened, max_size: int) -> np.ndarray:
@@ -72,34 +60,25 @@ def reduced_size(height: int, width: int, max_size: int) -> tuple[int, int]:
 
 
 def _decode(
-    data: bytes,
-    where: str,
-    shrink: Callable[[int, int], int],
-    place: Callable[[int, int], tuple[int, int, int, int]],
+    data: bytes, where: str, place: Callable[[int, int], tuple[int, int, int, int]], size: int | None = None
 ) -> np.ndarray:
     """Decode the window of a picture that `place` computes from its height and width.
 
-    The picture may be reduced by at most the factor that `shrink` computes, which is much faster for large JPEGs.
+    With `size`, its decoder may reduce a JPEG, which is much faster, to a window of at least twice that side.
     """
     try:
         found = opening.opened(data)
-        if found.image.format in ("JPEG", "MPO"):
-            _draft(found, shrink)
+        if size is not None and found.image.format in ("JPEG", "MPO"):
+            most = min(place(*_upright_size(found))[2:]) // (2 * size)
+            factor = next((f for f in (8, 4, 2) if f <= most), 1)
+            mode = found.image.mode  # grey and CMYK are kept, for their profiles
+            found.image.draft(mode, (found.image.width // factor, found.image.height // factor))
         reading = found.load()
         return _upright(found, reading, place(*_upright_size(found)))
     except MemoryError:  # not a property of the picture
         raise
     except Exception as error:
         raise opening.undecodable(error, where) from error
-
-
-def _draft(found: opening.Opened, shrink: Callable[[int, int], int]) -> None:
-    """Let the decoder of a JPEG reduce it."""
-    width, height = found.image.size
-    most = max(shrink(*_upright_size(found)), 1)
-    factor = next(f for f in (8, 4, 2, 1) if f <= most)
-    mode = found.image.mode  # grey and CMYK are kept, for their profiles
-    found.image.draft(mode, (width // factor, height // factor))
 
 
 def _upright_size(found: opening.Opened) -> tuple[int, int]:
@@ -110,7 +89,7 @@ def _upright_size(found: opening.Opened) -> tuple[int, int]:
 def _upright(found: opening.Opened, reading: colors.Reading, window: tuple[int, int, int, int]) -> np.ndarray:
     """Return an upright window (top, left, height, width) of a loaded picture, converted a few rows at a time."""
     image = found.image
-    sideways, down, mirrored = _TURNS.get(found.orientation, (False, False, False))
+    sideways, down, mirrored = _turns(found.orientation)
     top, left, tall, wide = window
     x = np.empty((tall, wide, 3), np.uint8)
     stored = x  # a view in the order in which pixels are stored
@@ -185,13 +164,7 @@ def square(
       out: array for the result, [S, S, 3] or of the shape of `part`.
     """
 
-    def shrink(height: int, width: int) -> int:  # leaves a factor of at least 2 to area averaging
-        return min(window(height, width, crop, draws)[2:]) // (2 * image_size)
-
-    def place(height: int, width: int) -> tuple[int, int, int, int]:
-        return window(height, width, crop, draws)
-
-    x = _decode(data, where, shrink, place)
+    x = _decode(data, where, lambda height, width: window(height, width, crop, draws), image_size)
     x = resize.to_size(x, image_size, part, out)
     return to_unit(x, out=x)
 
@@ -211,10 +184,15 @@ def middle(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice
 
 def turned(x: np.ndarray, orientation: int) -> np.ndarray:
     """Rotate a stored array [H, W, ...] upright by its EXIF orientation (1 to 8)."""
-    sideways, down, mirrored = _TURNS.get(orientation, (False, False, False))
+    sideways, down, mirrored = _turns(orientation)
     x = x[::-1] if down else x
     x = x[:, ::-1] if mirrored else x
     return x.swapaxes(0, 1) if sideways else x
+
+
+def _turns(orientation: int) -> tuple[bool, bool, bool]:
+    """Return whether a stored picture of an EXIF orientation is transposed, upside down and mirrored."""
+    return orientation > 4, orientation in (3, 4, 6, 7), orientation in (2, 3, 7, 8)
 
 
 def encode_png(x: np.ndarray) -> bytes:

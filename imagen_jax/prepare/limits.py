@@ -11,23 +11,14 @@ from imagen_jax.prepare.quarantine import Unusable
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of what is read.
+    """Limits of what is read."""
 
-    Args:
-      image_bytes: bytes of an encoded picture.
-      pixels: of a picture.
-      seconds: processor time to decode a picture.
-      caption_bytes: of a caption in UTF-8.
-      captions: number of captions of a picture.
-      page_bytes: bytes of memory to read a page of pictures of a .parquet table, which is decompressed as a whole.
-    """
-
-    image_bytes: int = opening.MAX_BYTES
-    pixels: int = opening.MAX_PIXELS
-    seconds: float = opening.MAX_SECONDS
-    caption_bytes: int = 2**20
-    captions: int = 256
-    page_bytes: int = 2**29
+    image_bytes: int = opening.MAX_BYTES  # of an encoded picture
+    pixels: int = opening.MAX_PIXELS  # of a picture
+    seconds: float = opening.MAX_SECONDS  # of processor time to decode a picture
+    caption_bytes: int = 2**20  # of a caption in UTF-8
+    captions: int = 256  # of a picture
+    page_bytes: int = 2**29  # of memory to read a page of pictures of a .parquet table, decompressed as a whole
 
     def check_image(self, num_bytes: int) -> None:
         """Raise Unusable if a picture has too many bytes."""

@@ -22,22 +22,15 @@ _SIZE, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
 _KINDS = {_DATA: 2, _DICTIONARY: 2, _DATA_V2: 4}  # and the number of the encoding in each
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Pages:
-    """Pages of some columns of a row group.
+    """Pages of some columns of a row group."""
 
-    Args:
-      largest, total: bytes of the largest page and of all pages, decompressed.
-      cost: bytes of memory that reading one row takes: a page and _COPIES of the mean value in it.
-      values: number of values of the longest column.
-      as_dictionary: whether all columns can be read as dictionaries, which Arrow cannot do with some encodings.
-    """
-
-    largest: int
-    total: int
-    cost: int
-    values: int
-    as_dictionary: bool
+    largest: int = 0  # bytes of the largest page, decompressed
+    total: int = 0  # bytes of all pages, decompressed
+    cost: int = 0  # bytes of memory that reading one row takes: a page and _COPIES of the mean value in it
+    values: int = 0  # of the longest column
+    as_dictionary: bool = True  # whether all columns can be read as dictionaries; not with some encodings
 
 
 def look(file: BinaryIO, group, columns: list[str]) -> Pages:
@@ -48,22 +41,19 @@ def look(file: BinaryIO, group, columns: list[str]) -> Pages:
       group: pyarrow's RowGroupMetaData.
       columns: names of top-level columns.
     """
-    largest = total = cost = most_values = 0
-    encodings = set()
-    for index in range(group.num_columns):
-        column = group.column(index)
-        path = column.path_in_schema
+    found = Pages()
+    for column in map(group.column, range(group.num_columns)):
+        path, values = column.path_in_schema, 0
         if not any(path == name or path.startswith(f"{name}.") for name in columns):
             continue
-        values = 0
         for size, num, encoding, is_dictionary in _headers(file, column):
-            largest, total = max(largest, size), total + size
-            cost = max(cost, size + _COPIES * size // max(num, 1))
+            found.largest, found.total = max(found.largest, size), found.total + size
+            found.cost = max(found.cost, size + _COPIES * size // max(num, 1))
             if not is_dictionary:
                 values += num
-                encodings.add(encoding)
-        most_values = max(most_values, values)
-    return Pages(largest, total, cost, most_values, encodings <= _AS_DICTIONARY)
+                found.as_dictionary &= encoding in _AS_DICTIONARY
+        found.values = max(found.values, values)
+    return found
 
 
 def _headers(file: BinaryIO, column) -> Iterator[tuple[int, int, int, bool]]:

@@ -42,7 +42,7 @@ class Part:
 
 
 class Job(Protocol):
-    """What makes the records of a part. It is sent to other processes, so it is small and can be pickled."""
+    """Makes the records of a part. It is sent to other processes, so it is small and can be pickled."""
 
     def examples(self, part: Part) -> Iterator[tuple[str, dict] | LeftOut]:
         """Yield (split, record) or what is left out, in order; the same at each call."""
@@ -50,30 +50,18 @@ class Job(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A data set to write.
+    """A data set to write."""
 
-    Args:
-      job: makes the records.
-      parts: of the input, in order.
-      splits: their names, in order.
-      keys: of each record, of "image", "caption" and "claims".
-      name, description: of the data set.
-      settings: JSON data; plans with the same settings make the same records.
-      left_out: found before the parts are read; None if nothing ever is.
-      some_empty: whether splits without records are omitted instead of refused.
-      is_resumable: whether finished parts are kept when a later one fails.
-    """
-
-    job: Job
-    parts: list[Part]
+    job: Job  # makes the records
+    parts: list[Part]  # of the input, in order
     splits: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # of each record, of "image", "caption" and "claims"
     name: str
     description: str
-    settings: dict
-    left_out: list[LeftOut] | None = None
-    some_empty: bool = False
-    is_resumable: bool = True
+    settings: dict  # JSON data; plans with the same settings make the same records
+    left_out: list[LeftOut] | None = None  # found before the parts are read; None if nothing ever is
+    some_empty: bool = False  # whether splits without records are omitted instead of refused
+    is_resumable: bool = True  # whether finished parts are kept when a later one fails
 
 
 def write(

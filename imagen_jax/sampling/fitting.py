@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax import checks
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig
 from imagen_jax.data import masks, transforms
 from imagen_jax.diffusion import editing
@@ -69,13 +70,9 @@ def _outpainted(
     top, bottom, left, right = (
         round(share / 100 * side) for share, side in zip(shares, (size[0],) * 2 + (size[1],) * 2, strict=True)
     )
-    inner = (size[0] - top - bottom, size[1] - left - right)
-    if min(inner) < 1:
-        raise ValueError(f"--outpaint must leave room for the picture; got {shares} percent.")
-    if inner == tuple(size):
-        raise ValueError(
-            f"--outpaint must leave something to paint; got {shares} percent: use larger shares."
-        )
+    inner, got = (size[0] - top - bottom, size[1] - left - right), Verbatim(f"{shares} percent")
+    require(min(inner) >= 1, "--outpaint", "leave room for the picture", got)
+    require(inner != tuple(size), "--outpaint", "leave something to paint", got, "use larger shares")
     inside = transforms.fit(image, inner)[None]
     larger, mask = editing.outpainting(inside, top=top, bottom=bottom, left=left, right=right)
     return np.asarray(larger[0]), np.asarray(mask[0])

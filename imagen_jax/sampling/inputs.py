@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Verbatim, error, is_whole, plain, require
+from imagen_jax.checks import Verbatim, is_whole, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig
 from imagen_jax.diffusion import guidance
 from imagen_jax.structs import TextCond
@@ -73,11 +73,11 @@ def check_request(
     """
     fix = "encode captions with TextEncoder.encode"
     texts = tuple(text) if isinstance(text, tuple | list) else (text,)
+    rule = "be a TextCond, or a tuple of them with weights"
     for each in texts:
-        is_text = isinstance(each, TextCond)
-        require(is_text, "text", "be a TextCond, or a tuple of them with weights", each, fix)
+        require(isinstance(each, TextCond), "text", rule, each, fix)
         each.check("text").check_values("text")
-    require(len(texts) > 0, "text", "be a TextCond, or a tuple of them with weights", text, fix)
+    require(len(texts) > 0, "text", rule, text, fix)
     arrays.keys("keys", keys)
     if inputs.negative is not None:
         require(isinstance(inputs.negative, TextCond), "negative", "be a TextCond", inputs.negative, fix)
@@ -161,21 +161,13 @@ def check_inputs(
     sampling: SamplingConfig,
     size: tuple[int, int],
 ) -> None:
-    """Raises a ValueError of one line for whatever does not fit the stage; the arguments are those of `run_stage`,
-    checked by `check_request`, or mere shapes."""
-    batch = keys.shape[0]
+    """Raise a ValueError for what does not fit the stage; the arguments, checked by `check_request`, may be shapes."""
+    batch, wanted = keys.shape[0], config.text
     for text in texts:
-        width = text.embeddings.shape[-1]
-        require(
-            width == config.text.width,
-            "text",
-            f"have the width {config.text.width} of {config.text.encoder}, which stage {config.name} was trained with",
-            width,
-        )
-        require(
-            text.embeddings.shape[0] == batch, "text and keys", "have one row per image",
-            Verbatim(f"{text.embeddings.shape[0]} and {batch}"),
-        )  # fmt: skip
+        rows, _, width = text.embeddings.shape
+        rule = f"have the width {wanted.width} of {wanted.encoder}, which stage {config.name} was trained with"
+        require(width == wanted.width, "text", rule, width)
+        require(rows == batch, "text and keys", "have one row per image", Verbatim(f"{rows} and {batch}"))
     shapes = {text.embeddings.shape[1:] for text in texts}
     if inputs.negative is not None:
         rule = "be left out with a weak stage, which takes the null's place"
@@ -185,18 +177,15 @@ def check_inputs(
         shapes.add(inputs.negative.embeddings.shape[1:])
     rule = "have equal length and width"
     require(len(shapes) == 1, "texts and negative", rule, sorted(shapes), "encode all at the same length")
-    require(
-        sampling.is_guided or (inputs.negative is None and inputs.weak is None),
-        "guidance_scale",
-        "not be 1 (off) with a negative prompt or a weak stage",
-        1,
-    )
+    is_needed = inputs.negative is not None or inputs.weak is not None
+    rule = "not be 1 (off) with a negative prompt or a weak stage"
+    require(sampling.is_guided or not is_needed, "guidance_scale", rule, 1)
     if inputs.weak is not None:
         require(len(texts) == 1, "text", "be one batch with a weak stage", len(texts))
         facts = lambda c: (c.image_channels, c.low_res_size, c.control_channels, c.text.width)
-        if facts(inputs.weak.config) != facts(config):
-            got = Verbatim(f"{inputs.weak.config.name}, which takes others")
-            raise error("weak", f"take the inputs of stage {config.name}", got)
+        got = Verbatim(f"{inputs.weak.config.name}, which takes others")
+        is_alike = facts(inputs.weak.config) == facts(config)
+        require(is_alike, "weak", f"take the inputs of stage {config.name}", got)
     _check_images(config, batch, inputs, sampling, size)
 
 
@@ -204,13 +193,11 @@ def _check_images(
     config: StageConfig, batch: int, inputs: Inputs, sampling: SamplingConfig, size: tuple[int, int]
 ) -> None:
     stride = config.network.stride
-    require(
-        all(side % stride == 0 for side in size),
-        "size", f"be (H, W) in multiples of {stride}, the total stride of stage {config.name}", size,
-    )  # fmt: skip
-    if config.is_super_resolution != (inputs.low_res is not None):
-        rule = "be given to the super-resolution" if config.is_super_resolution else "be None for the base"
-        raise error("low_res", f"{rule} stage {config.name}", inputs.low_res)
+    rule = f"be (H, W) in multiples of {stride}, the total stride of stage {config.name}"
+    require(all(side % stride == 0 for side in size), "size", rule, size)
+    rule = "be given to the super-resolution" if config.is_super_resolution else "be None for the base"
+    is_right = config.is_super_resolution == (inputs.low_res is not None)
+    require(is_right, "low_res", f"{rule} stage {config.name}", inputs.low_res)
     whole = (batch, *size, config.image_channels)
     expected = {"image": whole, "z_1": whole, "control": (*whole[:3], config.control_channels)}
     if config.is_super_resolution:
@@ -219,13 +206,9 @@ def _check_images(
         require(height % 1 == width % 1 == 0, "size", rule, size)
         expected["low_res"] = (batch, int(height), int(width), config.image_channels)
     takes_control = config.control_channels > 0
-    require(
-        (inputs.control is not None) == takes_control,
-        "control",
-        f"be {'given' if takes_control else 'left out'}: stage {config.name} has control_channels "
-        f"{config.control_channels}",
-        inputs.control,
-    )
+    rule = f"be {'given' if takes_control else 'left out'}: stage {config.name} has control_channels"
+    is_right = (inputs.control is not None) == takes_control
+    require(is_right, "control", f"{rule} {config.control_channels}", inputs.control)
     fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want"
     for name, shape in expected.items():
         value = getattr(inputs, name)
@@ -234,9 +217,5 @@ def _check_images(
             require(tuple(value.shape) == shape, name, rule, Verbatim(tuple(value.shape)), fix)
     is_started = sampling.strength == 1 or inputs.image is not None
     require(is_started, "strength", "be 1 without an image", sampling.strength)
-    require(
-        sampling.resample == 1 or inputs.mask is not None,
-        "resample",
-        "be 1 without a mask",
-        sampling.resample,
-    )
+    is_masked = sampling.resample == 1 or inputs.mask is not None
+    require(is_masked, "resample", "be 1 without a mask", sampling.resample)

@@ -34,25 +34,15 @@ _SUPER_RESOLUTION = ("aug_level",)
 
 @flax.struct.dataclass
 class Plan:
-    """A checked request, for `run_cascade`; tuples have one entry for each stage that runs.
-
-    Attributes:
-      stages: those that run.
-      texts: several with weights.
-      keys: [B].
-      inputs: what each stage is given, pictures at the result's size; low_res for the first stage alone.
-      values: traced.
-      recipes: static.
-      sampling: the options that recipes and values follow from.
-    """
+    """A checked request, for `run_cascade`; tuples have one entry for each stage that runs."""
 
     stages: tuple[Stage, ...]
-    texts: tuple[TextCond, ...]
-    keys: jax.Array
-    inputs: tuple[Inputs, ...]
+    texts: tuple[TextCond, ...]  # but one entry for each of several texts with weights
+    keys: jax.Array  # [B]
+    inputs: tuple[Inputs, ...]  # pictures at the result's size; low_res for the first stage alone
     values: tuple[Values, ...]
     recipes: tuple[Recipe, ...] = flax.struct.field(pytree_node=False)
-    sampling: tuple[SamplingConfig, ...] = flax.struct.field(pytree_node=False, default=())
+    sampling: tuple[SamplingConfig, ...] = flax.struct.field(pytree_node=False, default=())  # what recipes and values follow from
 
     def with_inputs(self, **given: Any) -> "Plan":
         """Return the plan with other arrays of the same kinds, by name, for the stages that have such an input."""

@@ -16,7 +16,8 @@ from typing import IO
 
 import jax
 
-from imagen_jax import processes, sharding
+from imagen_jax import checks, processes, sharding
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.config.validation import validate
 from imagen_jax.storage import files, locations
@@ -31,11 +32,12 @@ _VISIBLE_WITHIN_S = 30  # a network file system may show a new file late
 class DirectoryLock:
     """One process's lock on a stage's directory; `lock_directory` acquires it for a whole run."""
 
+    _file: IO | None = None
+    _lock: BucketLock | None = None
+    _identity: tuple[int, int] | None = None
+
     def __init__(self, directory: Path):
         self._directory = directory
-        self._file: IO | None = None
-        self._lock: BucketLock | None = None
-        self._identity: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
         """Create the directory and acquire its lock; return False if another run holds it."""
@@ -96,11 +98,9 @@ def lock_directory(directory: str | Path) -> Iterator[DirectoryLock]:
     # All processes raise, otherwise the others would wait for process 0 for ever.
     try:
         is_free = processes.check_on_all_processes(lambda: jax.process_index() > 0 or directory_lock.acquire())
-        if not processes.all_gather_int(is_free).all():
-            raise ValueError(
-                f"{directory} must not be in use by another run; got a lock of one: wait for its end, or give another "
-                "--workdir."
-            )
+        is_free = bool(processes.all_gather_int(is_free).all())
+        rule, fix = "not be in use by another run", "wait for its end, or give another --workdir"
+        require(is_free, directory, rule, Verbatim("a lock of one"), fix)
         yield directory_lock
     finally:
         directory_lock.release()
@@ -115,11 +115,9 @@ def check_space(directory: Path, abstract: TrainState) -> None:
     if locations.is_remote(directory):
         return
     needed, free = sharding.byte_counts(abstract).total, shutil.disk_usage(directory).free
-    if free < needed:
-        raise ValueError(
-            f"the disk of {directory} must have room for a checkpoint of {needed / 2**20:.4g} MiB; got "
-            f"{free / 2**20:.4g} MiB: free some space, or give another --workdir."
-        )
+    rule, got = f"have room for a checkpoint of {needed / 2**20:.4g} MiB", Verbatim(f"{free / 2**20:.4g} MiB")
+    fix = "free some space, or give another --workdir"
+    require(free >= needed, f"the disk of {directory}", rule, got, fix)
 
 
 def write_config(directory: str | Path, config: StageConfig) -> None:
@@ -132,15 +130,11 @@ def write_config(directory: str | Path, config: StageConfig) -> None:
     """
     file = locations.location(directory, "--workdir") / CONFIG_FILE
     found = _stored_config(file)
-    if found is not None:
-        different = [
-            line for line in differences(found, config) if not line.startswith(("run.", "sampling."))
-        ]
-        if different:
-            raise ValueError(
-                f"{directory} must hold no stage of another configuration; got {'; '.join(different)}: "
-                "give another --workdir, or the options that it was started with."
-            )
+    lines = differences(found, config) if found is not None else []
+    different = [line for line in lines if not line.startswith(("run.", "sampling."))]
+    fix = "give another --workdir, or the options that it was started with"
+    rule = "hold no stage of another configuration"
+    require(not different, directory, rule, Verbatim("; ".join(different)), fix)
     if jax.process_index() == 0 and found != config:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, to_dict(config), indent=2)
@@ -153,15 +147,12 @@ def check_visible_everywhere(directory: str | Path, config: StageConfig) -> None
       ValueError: it does not.
     """
     end = time.monotonic() + _VISIBLE_WITHIN_S
+    index, fix = jax.process_index(), "give one on a shared file system or in a bucket"
+    got = Verbatim(f"{directory}, in which process {index} does not find what process 0 has written")
     while jax.process_count() > 1:
         if _stored_config(locations.location(directory, "--workdir") / CONFIG_FILE) == config:
             return
-        if time.monotonic() > end:
-            raise ValueError(
-                f"--workdir must be a directory that every process sees; got {directory}, in which process "
-                f"{jax.process_index()} does not find what process 0 has written: give one on a shared file system "
-                "or in a bucket."
-            )
+        require(time.monotonic() <= end, "--workdir", "be a directory that every process sees", got, fix)
         time.sleep(0.5)
 
 
@@ -172,10 +163,8 @@ def read_config(directory: str | Path) -> StageConfig:
       ValueError: there is none, or it is damaged.
     """
     found = _stored_config(locations.location(directory, "directory") / CONFIG_FILE)
-    if found is None:
-        raise ValueError(
-            f"{directory} must hold a trained stage; got no {CONFIG_FILE}: train one with imagen-jax train."
-        )
+    got, fix = Verbatim(f"no {CONFIG_FILE}"), "train one with imagen-jax train"
+    require(found is not None, directory, "hold a trained stage", got, fix)
     return found
 
 
@@ -187,8 +176,8 @@ def _stored_config(file: Path) -> StageConfig | None:
     try:
         return validate(from_dict(data))
     except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{file} must hold a stage's configuration; got an error in it: {reason}.") from error
+        reason, got = str(error).rstrip("."), Verbatim("an error in it")
+        raise checks.error(file, "hold a stage's configuration", got, reason) from error
 
 
 def absolute(directory: str | Path) -> Path:

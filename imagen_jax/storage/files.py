@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagen_jax import signals
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.storage import locations
 from imagen_jax.storage.input_files import kind_of
 
@@ -158,50 +159,43 @@ def check_directory(
     """
     if locations.is_remote(path):  # permissions of a bucket are known only when something is written
         bucket = list(path.parents)[-3] if len(path.parents) > 2 else path  # below "/" and the scheme
-        if not exists(bucket):  # its library would make one
-            raise ValueError(f"{option} must be in a bucket that exists and can be read; got {path}.")
+        # A library would make a missing one.
+        require(exists(bucket), option, "be in a bucket that exists and can be read", Verbatim(path))
         return
+
+    def check(holds: bool, rule: str, got: str, fix: str = "name another") -> None:
+        require(holds, option, rule, Verbatim(got), fix)
+
     for link in (Path(path), *Path(path).parents):
-        if os.path.islink(link) and not os.path.isdir(link):
-            what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"
-            raise ValueError(f"{option} must be a directory; got {link}, which is {what}: name another.")
+        what = "a link to what is no directory" if os.path.exists(link) else "a link that leads nowhere"
+        check(os.path.isdir(link) or not os.path.islink(link), "be a directory", f"{link}, which is {what}")
     place = Path(os.path.realpath(path))
     parent, missing = place, []
     while not os.path.lexists(parent):
         parent, missing = parent.parent, [parent.name, *missing]
-    if not parent.is_dir():
-        what = "a file" if parent.is_file() else "no directory"
-        told = f"{path}, which is {what}" if parent == place else f"{parent}, above {path}, which is {what}"
-        raise ValueError(f"{option} must be a directory; got {told}: name another.")
+    above = f"{path}, which is" if parent == place else f"{parent}, above {path}, which is"
+    check(parent.is_dir(), "be a directory", f"{above} {'a file' if parent.is_file() else 'no directory'}")
     longest = os.pathconf(parent, "PC_NAME_MAX")
     too_long = [name for name in missing if len(os.fsencode(name)) > longest]
-    if too_long or len(os.fsencode(place)) + longest >= os.pathconf(parent, "PC_PATH_MAX"):
-        name = too_long[0] if too_long else str(place)
-        raise ValueError(
-            f"{option} must have names of at most {longest} bytes in a path that leaves room for a file's; got "
-            f"{name[:40]}... of {len(os.fsencode(name))} bytes: shorten it."
-        )
+    if len(os.fsencode(place)) + longest >= os.pathconf(parent, "PC_PATH_MAX"):
+        too_long.append(str(place))
+    got = f"{too_long[0][:40]}... of {len(os.fsencode(too_long[0]))} bytes" if too_long else ""
+    rule = f"have names of at most {longest} bytes in a path that leaves room for a file's"
+    check(not too_long, rule, got, "shorten it")
     probe = parent / f".tmp-{uuid.uuid4().hex}"
     try:  # No other check covers read-only mounts, quotas, /proc and permissions.
         probe.open("xb").close()
         probe.unlink()
     except OSError as error:
         where = f"{path}," if parent == place else f"{parent}, where {path} would be made,"
-        raise ValueError(
-            f"{option} must be writable; got {where} which is not ({error.strerror}): name another."
-        ) from error
+        check(False, "be writable", f"{where} which is not ({error.strerror})")
     for name in names:
-        if os.path.exists(place / name) and not os.path.isfile(place / name):
-            raise ValueError(
-                f"{option} must be a place for the file {name}; got {place / name}, which is no file: move it away, or "
-                "name another."
-            )
+        is_free = os.path.isfile(place / name) or not os.path.exists(place / name)
+        got, fix = f"{place / name}, which is no file", "move it away, or name another"
+        check(is_free, f"be a place for the file {name}", got, fix)
     free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ValueError(
-            f"{option} must have room for about {needed / 2**20:.4g} MiB; got {free / 2**20:.4g} MiB on the disk of "
-            f"{path}: free some space, or name a directory on another disk."
-        )
+    got, fix = f"{free / 2**20:.4g} MiB on the disk of {path}", "free some space, or name a directory on another disk"
+    check(free >= needed, f"have room for about {needed / 2**20:.4g} MiB", got, fix)
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NewType
 
 from imagen_jax import checks
-from imagen_jax.checks import require
+from imagen_jax.checks import Verbatim, require
 
 Location = NewType("Location", str)  # type of options that take paths and URLs; type Path takes local paths alone
 # The library through which etils.epath reaches a bucket, also the name of the extra that installs it.
@@ -36,31 +36,23 @@ def location(place: str | os.PathLike, name: str) -> Path:
     scheme, slashes = _scheme(text)
     if scheme is None:
         return Path(text)
-    if scheme not in _LIBRARIES:
-        near = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
-        fix = f"write {near}://" if near in _LIBRARIES else "give a path, also of a mounted bucket"
-        raise ValueError(f"{name} must be a path, or a URL of gs:// or s3://; got {text!r}: {fix}.")
+    near = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
+    fix = f"write {near}://" if near in _LIBRARIES else "give a path, also of a mounted bucket"
+    require(scheme in _LIBRARIES, name, "be a path, or a URL of gs:// or s3://", text, fix)
     bucket, _, rest = text[len(scheme) + 1 + len(slashes) :].partition("/")
-    if len(slashes) != 2:
-        # pathlib removes a slash, and a mistyped URL is not meant as a local directory.
-        whole = f"{scheme}://{bucket}{f'/{rest}' if rest else ''}"
-        fix = f"{whole}, as a str" if isinstance(place, Path) else whole
-        raise ValueError(f"{name} must have two slashes after {scheme}:; got {text!r}: write {fix}.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
-        raise ValueError(
-            f"{name} must name a bucket, of at least two letters, digits, dots, hyphens or underscores; "
-            f"got {text!r}: write {scheme}://BUCKET/DIRECTORY."
-        )
-    if {".", ".."} & set(rest.split("/")) or re.search(r"[?#*\[\]\s\\]", rest):
-        raise ValueError(
-            f"{name} must name a directory of the bucket without '..', '.', spaces or any of ?#*[]\\; got {text!r}."
-        )
+    # pathlib removes a slash, and a mistyped URL is not meant as a local directory.
+    fix = f"write {scheme}://{bucket}{f'/{rest}' if rest else ''}{', as a str' * isinstance(place, Path)}"
+    require(len(slashes) == 2, name, f"have two slashes after {scheme}:", text, fix)
+    is_bucket = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket))
+    rule = "name a bucket, of at least two letters, digits, dots, hyphens or underscores"
+    require(is_bucket, name, rule, text, f"write {scheme}://BUCKET/DIRECTORY")
+    is_plain = not ({".", ".."} & set(rest.split("/")) or re.search(r"[?#*\[\]\s\\]", rest))
+    rule = "name a directory of the bucket without '..', '.', spaces or any of ?#*[]\\"
+    require(is_plain, name, rule, text)
     library = _LIBRARIES[scheme]
-    if importlib.util.find_spec(library) is None:
-        raise ValueError(
-            f"{library} must be installed for {scheme}://; got {text!r} as {name}: pip install {library}, or "
-            f"'imagen_jax[{scheme}]'."
-        )
+    is_there = importlib.util.find_spec(library) is not None
+    fix = f"pip install {library}, or 'imagen_jax[{scheme}]'"
+    require(is_there, library, f"be installed for {scheme}://", Verbatim(f"{text!r} as {name}"), fix)
     import fsspec.config
     from etils import epath
 
@@ -83,7 +75,7 @@ def local(place: str | os.PathLike, name: str) -> Path:
     fix = "give the path without file://" if scheme.lower() == "file" else "copy or mount what it names"
     if scheme.lower() in _LIBRARIES:
         fix = "mount the bucket (docs/buckets.md) and give that path"
-    raise ValueError(f"{name} must be a path of this machine; got {text!r}: {fix}.")
+    raise checks.error(name, "be a path of this machine", text, fix)
 
 
 def _text(place: str | os.PathLike, name: str, rule: str) -> str:
