@@ -24,7 +24,8 @@ def assert_equal(batches, others):
 
 def joined(source, num, shard_count, **options):
     """The batches of all hosts, put together."""
-    parts = [load(source, num, shard_index=i, shard_count=shard_count, **options) for i in range(shard_count)]
+    blocks = np.arange(options.get("batch_size", 6)).reshape(shard_count, -1)
+    parts = [load(source, num, rows=rows, **options) for rows in blocks]
     return [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
 
 
@@ -80,7 +81,7 @@ def test_a_damaged_file_and_captions_beyond_utf8_are_replaced_as_damaged_picture
     content[content.index(images[4]) + 20] ^= 255
     file.write_bytes(content)
     source = sources.open_source(tmp_path / "toy")
-    source._records = Latin(source._records, 9)
+    source.records = Latin(source.records, 9)
 
     batch = pipeline.BatchReader(source, embeddings_of, 8, 4, False, slice(0, NUM))
     batch = batch(np.arange(NUM), np.random.default_rng(0))
