@@ -33,7 +33,7 @@ def read(data: bytes, name: str = "mask", size: tuple[int, int] | None = None) -
     Args:
       data: an encoded picture in one of `opening.FORMATS`, of any mode and depth.
       name: names the mask in errors.
-      size: (height, width) in pixels that the mask must have, of its picture.
+      size: (height, width) of its picture in pixels.
 
     Returns:
       bool [H, W], upright by its EXIF orientation: True where to paint.
@@ -63,16 +63,15 @@ def load(
     """Read the mask of a picture from a file and fit it to the result.
 
     Args:
-      option: option that names the mask, such as "--mask".
-      path: an encoded picture, see `read`.
-      image_size: (height, width) of its picture in pixels.
-      size: (height, width) of the result in pixels.
+      option: names the mask in errors, such as "--mask".
+      path: an encoded picture.
+      image_size, size: (height, width) in pixels of its picture and of the result.
 
     Returns:
       (float32 [*size, 1], see `fit`; one line with the number of painted pixels).
 
     Raises:
-      ValueError: the mask cannot be read, is ambiguous, has another size, or marks nothing in the middle.
+      ValueError: it cannot be read; and as `read` and `fit` do.
     """
     mask = read(transforms.read_file(option, path), f"{option} {path}", image_size)
     fitted = fit(mask, size, f"{option} {path}")
@@ -84,18 +83,13 @@ def load(
 
 
 def fit(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
-    """Fit a mask as `transforms.fit` fits its picture, cropped to the same middle.
-
-    Args:
-      mask: bool [H, W].
-      size: (height, width) of the result in pixels.
-      name: names the mask in errors.
+    """Fit a mask, bool [H, W], as `transforms.fit` fits its picture, cropped to the same middle.
 
     Returns:
       float32 [*size, 1]: 1 where any part of the pixel is marked, else 0.
 
     Raises:
-      ValueError: no marked pixel is in the middle.
+      ValueError: no marked pixel is in the middle; `name` names the mask.
     """
     rows, columns = transforms.middle(*mask.shape, size)
     inside = mask[rows, columns]

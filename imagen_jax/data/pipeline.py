@@ -162,9 +162,7 @@ def make_loader(
 
 
 def examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield decoded records in order (all, or those at `indices`) at their own size.
-
-    Yields dicts: "image" uint8 [H, W, 3], "caption" str, "claims" (decoded JSON, or None).
+    """Yield records in order (all, or those at `indices`): "image" uint8 [H, W, 3], "caption", "claims" (JSON or None).
 
     Raises:
       ValueError: a record cannot be read, or its picture cannot be decoded.

@@ -20,12 +20,9 @@ _SAVE = "save it as UTF-8"
 def rows(
     table: Path, image_key: str | None, caption_key: str | None, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (file, caption) of each usable row; append the others to `left_out`.
+    """Yield (file, caption) of each usable row of a file of JSON lines or CSV; append the others to `left_out`.
 
-    Args:
-      table: a file of JSON lines or CSV.
-      image_key, caption_key: names of the columns, if not the usual ones.
-      left_out: the list to append to.
+    The keys are the names of the columns, if not the usual ones.
 
     Raises:
       ValueError: two columns have the same name, the table is not a file, or, at the end, no row is usable.

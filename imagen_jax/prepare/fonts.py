@@ -61,12 +61,10 @@ BONDS = {f"❤{VS16}": "couple with heart", f"❤{VS16}{ZWJ}💋": "kiss", "🤝
 
 
 def plan(font: Path | None, size: int, name: str, validation_fraction: float, test_fraction: float) -> Plan:
-    """Return the plan of a data set of a font's glyphs.
+    """Return the plan of a data set `name` of a font's glyphs, as pictures of `size` pixels a side.
 
     Args:
       font: a colour emoji font with bitmap glyphs; by default the system's `FONT`.
-      size: side of the square pictures in pixels.
-      name: name of the data set.
       validation_fraction, test_fraction: share of pictures in these splits, chosen by the hash of their bytes.
 
     Raises:

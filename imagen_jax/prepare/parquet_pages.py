@@ -34,12 +34,9 @@ class Pages:
 
 
 def look(file: BinaryIO, group, columns: list[str]) -> Pages:
-    """Return the pages of columns of a row group, up to the first header that cannot be read: Arrow fails there too.
+    """Return the pages of top-level columns of a row group, of which `group` is pyarrow's RowGroupMetaData.
 
-    Args:
-      file: the table.
-      group: pyarrow's RowGroupMetaData.
-      columns: names of top-level columns.
+    It ends before the first header that cannot be read: Arrow fails there too.
     """
     found = Pages()
     for column in map(group.column, range(group.num_columns)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare import captions, text_files
 
 _ESCAPED = re.compile(r"\\+#")
@@ -16,24 +17,19 @@ def read(path: Path, option: str = "--prompts-file") -> tuple[list[str], str]:
     Empty lines and comments, which begin with #, are skipped. A prompt that begins with # is written with a backslash
     before it, `\#1 in a row` (and one that begins with `\#` with two).
 
-    Args:
-      path: the file.
-      option: option that names the file, for messages.
-
     Returns:
       (prompts, one line with their number and what was skipped).
 
     Raises:
-      ValueError: the file is not text, or has no prompt.
+      ValueError: the file is not text, or has no prompt; `option` names it.
     """
     lines = [captions.stripped(line) for line in text_files.read_lines(path, option)]
     prompts = [
         line[1:] if _ESCAPED.match(line) else line for line in lines if line and not line.startswith("#")
     ]
     comments = sum(line.startswith("#") for line in lines)
-    if not prompts:
-        got = f"only {_counted(comments, 'line')} that begin with #" if comments else "an empty file"
-        raise ValueError(f"{option} {path} must hold one prompt per line; got {got}: write a prompt into it.")
+    got = Verbatim(f"only {_counted(comments, 'line')} that begin with #" if comments else "an empty file")
+    require(bool(prompts), f"{option} {path}", "hold one prompt per line", got, "write a prompt into it")
     skipped = f"; {_counted(comments, 'comment')} skipped" if comments else ""
     return prompts, f"{path}: {_counted(len(prompts), 'prompt')}{skipped}."
 

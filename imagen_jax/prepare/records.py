@@ -7,6 +7,8 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 
+from imagen_jax import checks
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare.parts import Part, Plan, write
 
 
@@ -29,12 +31,12 @@ def write_records(
       ValueError: the directory is taken, a name is invalid, a split is empty, or a record lacks something.
       OSError: the disk is full, or a similar failure.
     """
-    if not records_by_split:
-        raise ValueError("records_by_split must have at least one split; got none.")
+    require(bool(records_by_split), "records_by_split", "have at least one split", Verbatim("none"))
     streams = {split: iter(records) for split, records in records_by_split.items()}
     first = {split: next(records, None) for split, records in streams.items()}
-    if empty := [split for split, record in first.items() if record is None]:
-        raise ValueError(f"Split {empty[0]!r} must have records; got none: leave it out or give it records.")
+    for split, record in first.items():
+        fix = "leave it out or give it records"
+        require(record is not None, f"Split {split!r}", "have records", Verbatim("none"), fix)
     keys = tuple(next(iter(first.values())))
     streams = {split: itertools.chain([first[split]], records) for split, records in streams.items()}
     parts = [Part(f"split {split}", 0, split) for split in streams]
@@ -53,14 +55,12 @@ class _Given:
     def examples(self, part: Part) -> Iterator[tuple[str, dict]]:
         for i, record in enumerate(self.streams[part.what]):
             where = f"Record {i} of split {part.what!r}"
-            if set(record) != self.keys or self.keys - {"claims"} != {"image", "caption"}:
-                raise ValueError(
-                    f"{where} must have the keys image and caption, and claims in all records or in none; got "
-                    f"{sorted(record)}."
-                )
-            if not isinstance(record["image"], bytes) or not record["image"]:
-                raise ValueError(f"{where}: image must be encoded bytes; got {type(record['image'])}.")
+            is_whole = set(record) == self.keys and self.keys - {"claims"} == {"image", "caption"}
+            rule = "have the keys image and caption, and claims in all records or in none"
+            require(is_whole, where, rule, sorted(record))
+            image = record["image"]
+            is_image = isinstance(image, bytes) and len(image) > 0
+            require(is_image, f"{where}: image", "be encoded bytes", Verbatim(type(image)))
             for key in self.keys - {"image"}:
-                if not isinstance(record[key], str) or not record[key].strip():
-                    raise ValueError(f"{where}: {key} must be text; got {record[key]!r}.")
+                checks.text(f"{where}: {key}", record[key])
             yield part.what, record

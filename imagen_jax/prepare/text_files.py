@@ -69,7 +69,7 @@ def read_lines(path: Path, option: str = "the file") -> list[str]:
 
     Args:
       path: a file, or a pipe such as the shell's <(command) or /dev/stdin; of at most MAX_BYTES.
-      option: option that names the file, such as "--prompts-file", for messages.
+      option: names the file in messages, such as "--prompts-file".
 
     Raises:
       ValueError: it is not text (see `decode`), not a file, too large, or cannot be read.

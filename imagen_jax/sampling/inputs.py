@@ -130,13 +130,9 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
 
 
 def check_pictures(inputs: Inputs, batch: int, size: tuple[int, int], *, has_strength: bool) -> None:
-    """Raise a ValueError unless image and mask are of the result's size, and the image has an effect.
+    """Raise a ValueError unless image and mask are of the result's size (H, W), and the image has an effect.
 
-    Args:
-      inputs: as given by the user; B is `batch`.
-      batch: B.
-      size: (H, W) of the result.
-      has_strength: whether a stage starts from the image (`strength` below 1).
+    `has_strength`: whether a stage starts from the image (`strength` below 1).
     """
     image, mask = inputs.image, inputs.mask
     shape = None if image is None else tuple(image.shape)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.checks import require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import SamplingConfig, from_dict, read_json, to_dict
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.stage import Stage
@@ -15,21 +15,14 @@ SAMPLING_FILE = "sampling.json"
 
 
 def save_best_sampling(workdir: str | Path, found: dict[str, SamplingConfig], about: dict[str, Any]) -> Path:
-    """Store sampling options in a cascade's directory.
+    """Store sampling options, by the name of the stage, in a cascade's directory; return the file.
 
-    Args:
-      workdir: of the cascade.
-      found: options by the name of the stage.
-      about: JSON values that say how they were found.
-
-    Returns:
-      the file.
+    `about` has JSON values that say how they were found.
     """
     file = locations.location(workdir, "--workdir") / SAMPLING_FILE
     options = {name: to_dict(sampling) for name, sampling in found.items()}
-    files.write_json(
-        file, {"stages": options, "about": about, "checksum": checksums.of_json(options)}, indent=2
-    )
+    content = {"stages": options, "about": about, "checksum": checksums.of_json(options)}
+    files.write_json(file, content, indent=2)
     return file
 
 
@@ -40,18 +33,16 @@ def apply_best_sampling(workdir: Path, stages: tuple[Stage, ...]) -> tuple[Stage
       ValueError: there are none, or they have changed or do not fit the stages.
     """
     file = workdir / SAMPLING_FILE
-    if not files.exists(file):
-        raise ValueError(f"{file} must exist for the best options; got no such file: make it with imagen-jax sweep.")
+    got, fix = Verbatim("no such file"), "make it with imagen-jax sweep"
+    require(files.exists(file), file, "exist for the best options", got, fix)
     data = read_json(file)
     replaced = []
     try:
         found = data.get("stages") if isinstance(data, dict) else None
         require(isinstance(found, dict), "stages", "be a JSON object of sampling options by stage", found)
-        if data.get("checksum", checksums.of_json(found)) != checksums.of_json(found):
-            raise ValueError(
-                "options must be as imagen-jax sweep stored them; got others: remove the line of the checksum "
-                "if it is yours."
-            )
+        is_stored = data.get("checksum", checksums.of_json(found)) == checksums.of_json(found)
+        fix = "remove the line of the checksum if it is yours"
+        require(is_stored, "options", "be as imagen-jax sweep stored them", Verbatim("others"), fix)
         for each in stages:
             sampling = each.config.sampling
             if each.config.name in found:

@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 
-from imagen_jax import processes
+from imagen_jax import checks, processes
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.progress import logger
 from imagen_jax.stage_dir import checkpoint_files, integrity
@@ -143,10 +144,9 @@ class Checkpoints:
                     return state, record.position
             damaged[step] = error
             first_error = first_error or error
-        raise ValueError(
-            f"one of the checkpoints of steps {[*damaged]} must be readable by every process; got none: "
-            f"{str(first_error or 'see the logs of the other processes').rstrip('.')}."
-        ) from first_error
+        fix = str(first_error or "see the logs of the other processes").rstrip(".")
+        name, rule = f"one of the checkpoints of steps {[*damaged]}", "be readable by every process"
+        raise checks.error(name, rule, Verbatim("none"), fix) from first_error
 
     def _move_away(self, damaged: dict[int, ValueError | None]) -> None:
         if not damaged:
@@ -179,13 +179,7 @@ class Checkpoints:
 
 
 def read_ema_params(directory: Path, step: int, shapes: Any, config: StageConfig) -> Any:
-    """Return the averaged parameters of a checkpoint.
-
-    Args:
-      directory: of the stage.
-      step: of the checkpoint.
-      shapes: a ShapeDtypeStruct with a sharding for each array.
-      config: of the stage.
+    """Return the averaged parameters of a stage's checkpoint; `shapes` has a ShapeDtypeStruct with a sharding for each.
 
     Raises:
       ValueError: the checkpoint is damaged, missing, or of another configuration.
@@ -232,9 +226,7 @@ def _restored(folder: Path, step: int, abstract: TrainState) -> tuple[TrainState
     def read() -> tuple[TrainState, integrity.Record]:
         integrity.check_files(folder)
         wanted = _items(abstract)
-        restored = {
-            name: checkpoint_files.restore_item(folder, name, shapes) for name, shapes in wanted.items()
-        }
+        restored = {name: checkpoint_files.restore_item(folder, name, wanted[name]) for name in wanted}
         record = integrity.read_record(checkpoint_files.json_file(folder, "data"), step)
         return TrainState(**restored["state"], ema_params=restored["ema_params"]), record
 
@@ -289,5 +281,5 @@ def _first_line(error: Exception) -> str:
 def _check_dtypes(expected: Any, restored: Any) -> None:
     """Raise a ValueError for arrays of other types: Orbax refuses another shape, but casts another type silently."""
     for (path, want), got in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(restored), strict=True):
-        if want.dtype != got.dtype:
-            raise ValueError(f"parameter {jax.tree_util.keystr(path)} must be {want.dtype}; got {got.dtype}.")
+        name, found = f"parameter {jax.tree_util.keystr(path)}", Verbatim(got.dtype)
+        require(want.dtype == got.dtype, name, f"be {want.dtype}", found)

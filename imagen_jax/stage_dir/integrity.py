@@ -55,12 +55,7 @@ def read_record(file: Path, step: int) -> Record:
 
 
 def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
-    """Compare the arrays of some items of a checkpoint with its record. Every process of a run calls it.
-
-    Args:
-      folder: of the checkpoint.
-      tree: restored arrays by item.
-      record: of the same checkpoint.
+    """Compare restored arrays, by item, of the checkpoint in `folder` with its record. Every process of a run calls it.
 
     Raises:
       ChangedError: names the arrays that have changed and their files.
@@ -69,9 +64,7 @@ def verify(folder: Path, tree: dict[str, Any], record: Record) -> None:
         return
     found = checksums.of_arrays(tree)
     expected = {name: value for name, value in record.arrays.items() if name.partition("/")[0] in tree}
-    changed = sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-    )
+    changed = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
     if changed:
         shown = ", ".join(f"{name} (in {_where(folder, name)})" for name in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -17,14 +17,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def acquire_file_lock(file: IO, *, if_unsupported: bool = False) -> bool:
-    """Lock an open file until it is closed or its process ends, without waiting.
+    """Lock an open file until it is closed or its process ends; return False at once if another process holds the lock.
 
-    Args:
-      file: an open file.
-      if_unsupported: what to return on a file system without locks.
-
-    Returns:
-      False if another process holds the lock.
+    On a file system without locks, return `if_unsupported`.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

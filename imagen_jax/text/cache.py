@@ -47,11 +47,8 @@ class EmbeddingCache:
     Holds 24 bytes per caption; what `rows` returns does not. Safe to read from many threads, and picklable for worker
     processes, which open the files again.
 
-    Attributes:
-      width: D.
-      dtype: name of the type on disk.
-      nbytes: size of the embeddings files.
-      num_new: how many captions the `build` that returned it has embedded.
+    `width` is D, `dtype` the type on disk, `nbytes` the size of the embeddings files, and `num_new` how many captions the
+    `build` that returned it has embedded.
     """
 
     num_new = 0
@@ -170,11 +167,9 @@ def build(
       sources: splits of a data set, whose captions are embedded too. Which record has which embedding is stored, so
         that what is known is not read again.
       batch_size: captions embedded at once, of similar length.
-      dtype: "float16", "bfloat16", "float32", or "int8" with a scale per token, as stored; None: that of
-        the existing cache, or float16, as encoders end in a norm, whose values stay far inside its range,
-        and it keeps eight times more digits than bfloat16 in the same space.
-      share: (i, n) embeds the i-th of n shares of the captions, by their hash: n processes together embed
-        all of them, each once.
+      dtype: "float16", "bfloat16", "float32", or "int8" with a scale per token, as stored; None: that of the existing
+        cache, or float16: encoders end in a norm, whose values stay far inside its range.
+      share: (i, n) embeds the i-th of n shares of the captions, by their hash, so that n processes embed all.
       repair: read all embeddings (of the i-th of n shares of the files) and embed captions again whose record is
         damaged; such files are moved aside, to damaged-*. Otherwise they are an error, when they are opened or read.
       on_progress: called whenever captions have been read or embedded.

@@ -27,13 +27,8 @@ def key_of(caption: str) -> bytes:
 class RowEmbeddings:
     """The embeddings of the records of a data set: `rows(numbers)` is a list of [its tokens, D] float32.
 
-    Safe to call from many threads, and picklable for worker processes; holds 8 bytes per record.
-
-    Args:
-      records: the embeddings.
-      token: type of a stored token.
-      locations: uint64 [num records], MISSING for those whose caption cannot be read.
-      name: of the source, for messages.
+    Safe to call from many threads, and picklable for worker processes; holds 8 bytes per record. `locations` uint64
+    [num records] are MISSING for those whose caption cannot be read.
     """
 
     def __init__(self, records: RecordFiles, token: np.dtype, locations: np.ndarray, name: str):
@@ -53,26 +48,17 @@ class RowEmbeddings:
 
 def load(root: Path, source: Source) -> np.ndarray:
     """Return the locations of the embeddings of a source's N records, uint64 [N]: MISSING where they are not stored."""
-    parts = [
-        _read(_file(root, path), _version(path, source))[first:][:count]
-        for path, first, count in source.files
-    ]
-    sizes = [count for _, _, count in source.files]
-    parts = [
-        np.pad(part, (0, size - len(part)), constant_values=MISSING)
-        for part, size in zip(parts, sizes, strict=True)
-    ]
+    parts = []
+    for path, first, count in source.files:
+        part = _read(_file(root, path), _version(path, source))[first:][:count]
+        parts.append(np.pad(part, (0, count - len(part)), constant_values=MISSING))
     found = np.concatenate(parts) if parts else np.full(len(source), MISSING)
     is_present = np.isin(found >> np.uint64(32), np.array(RecordFiles(root).numbers(), np.uint64))
     return np.where(is_present, found, MISSING)
 
 
 def save(root: Path, source: Source, locations: np.ndarray) -> None:
-    """Store the locations [N] of a source's embeddings, for `load`; those of other records of its files are kept.
-
-    Raises:
-      OSError: the files cannot be written.
-    """
+    """Store the locations [N] of a source's embeddings, for `load`; those of other records of its files are kept."""
     for path, first, count in source.files:
         file, version = _file(root, path), _version(path, source)
         before = _read(file, version)
