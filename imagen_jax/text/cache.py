@@ -47,7 +47,7 @@ class EmbeddingCache:
     Holds 24 bytes per caption; what `rows` returns does not. Safe to read from many threads, and picklable for worker
     processes, which open the files again.
 
-    `width` is D, `dtype` the type on disk, `nbytes` the size of the embeddings files, and `num_new` how many captions the
+    `width` is D, `dtype` the type on disk, `nbytes` the size of the files, and `num_new` how many captions the
     `build` that returned it has embedded.
     """
 
