@@ -47,15 +47,10 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     from imagen_jax.text import cache, encoders
 
     validate(config)
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size must be positive; got {options.batch_size}.")
     checks.whole("--batch-size", options.batch_size, 1, 1 << 16)
     checks.whole("--fsdp", options.fsdp, 1, 1 << 16)
     checks.whole("--share-count", options.share_count, 1, 1 << 20)
-    if not 0 <= options.share_index < options.share_count:
-        raise ValueError(
-            f"--share-index must be from 0 to --share-count - 1; got {options.share_index} of {options.share_count}."
-        )
+    checks.whole("--share-index", options.share_index, 0, options.share_count - 1)
     import jax
 
     mesh = sharding.make_mesh(options.fsdp, jax.local_devices())
@@ -65,15 +60,9 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     encoder = encoders.from_config(config.text, mesh)
     directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(
-        (),
-        encoder,
-        directory,
-        sources=parts,
-        batch_size=options.batch_size,
-        dtype=options.store,
-        share=(options.share_index, options.share_count),
-        repair=True,
-    )
+        (), encoder, directory, sources=parts, batch_size=options.batch_size, dtype=options.store,
+        share=(options.share_index, options.share_count), repair=True,
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     new, num = embeddings.num_new, len(embeddings)
     speed = f" at {new / seconds:.0f} captions/s" if new else ""

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from imagen_jax import chips
+from imagen_jax import checks, chips
+from imagen_jax.checks import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,9 @@ def num_devices(topology: str) -> int:
     """
     kind, _, shape = topology.partition(":")
     sides = re.fullmatch(r"\d+(x\d+){1,2}", shape) and [int(side) for side in shape.split("x")]
-    if kind not in chips.CHIPS or not sides or len(sides) != len(chips.CHIPS[kind].shapes[0].split("x")):
-        known = "; ".join(
-            f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}" for name, chip in chips.CHIPS.items()
-        )
-        raise ValueError(
-            f"--topology must be a TPU slice ({known}), or left out for local devices; got {topology!r}."
-        )
+    is_slice = sides and kind in chips.CHIPS and len(sides) == len(chips.CHIPS[kind].shapes[0].split("x"))
+    known = "; ".join(f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}" for name, chip in chips.CHIPS.items())
+    require(bool(is_slice), "--topology", f"be a TPU slice ({known}), or left out for local devices", topology)
     return math.prod(sides)
 
 
@@ -76,9 +73,7 @@ def target(topology: str | None) -> Target:
             platform="tpu", topology_name=topology, **dict(chips.CHIPS[kind].options)
         )
     except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(
-            f"--topology must be one that libtpu knows; got {topology!r} ({first[:150]})."
-        ) from error
+        got = checks.Verbatim(f"{topology!r} ({str(error).splitlines()[0][:150]})")
+        raise checks.error("--topology", "be one that libtpu knows", got) from error
     assert len(found.devices) == num, (topology, len(found.devices))
     return Target(topology, tuple(found.devices), chips.CHIPS[kind])

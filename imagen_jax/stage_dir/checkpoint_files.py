@@ -10,6 +10,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.storage import locations
 
 _JSON_FILE = "metadata"  # Orbax's name of the file in the folder of an item that is JSON
@@ -21,19 +22,12 @@ def make_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
 
     It removes what an interrupted run left half-written.
     """
-    options: dict[str, Any] = {}
+    latest = ocp.checkpoint_managers.LatestN(keep)
+    options = ocp.CheckpointManagerOptions(preservation_policy=latest, cleanup_tmp_directories=True)
     if str(directory).startswith("s3://"):
         _add_s3_to_orbax()
-        by_file = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
-        options["atomicity_options"] = by_file
-    return ocp.CheckpointManager(
-        directory / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,
-            **options,
-        ),
-    )
+        options.atomicity_options = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+    return ocp.CheckpointManager(directory / "checkpoints", options=options)
 
 
 def save_arguments(arrays: dict[str, Any], texts: dict[str, Any]) -> ocp.args.Composite:
@@ -101,11 +95,10 @@ def check_continuable(directory: Path) -> None:
       ValueError: all of them have averaged parameters alone, as `save_stage` writes them.
     """
     folders = [folder_of(directory, step) for step in list_steps(directory)]
-    if folders and not any((folder / "state").exists() for folder in folders):
-        raise ValueError(
-            "--workdir must hold checkpoints with a state of the optimiser, to continue from; got "
-            f"{directory}, which has averaged parameters alone: give another --workdir, and --init-from {directory}."
-        )
+    is_whole = not folders or any((folder / "state").exists() for folder in folders)
+    rule = "hold checkpoints with a state of the optimiser, to continue from"
+    got = Verbatim(f"{directory}, which has averaged parameters alone")
+    require(is_whole, "--workdir", rule, got, f"give another --workdir, and --init-from {directory}")
 
 
 def move(folder: Path, target: Path) -> None:
