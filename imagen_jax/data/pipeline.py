@@ -93,19 +93,13 @@ def make_loader(
     source: Source,
     embeddings: Callable[[Sequence[int]], list[np.ndarray]],
     *,
-    image_size: int,
     batch_size: int,
-    text_length: int,
     seed: int,
-    crop: str = "center",
-    crop_size: int | None = None,
-    crop_grid: int = 1,
     shuffle: bool = True,
     num_epochs: int | None = None,
-    flip: bool = False,
     num_threads: int = 2,
     num_workers: int = 0,
-    rows: np.ndarray | slice = slice(None),
+    **reading: Any,
 ) -> Loader:
     """Return a stream of training batches, endless or of num_epochs.
 
@@ -113,47 +107,27 @@ def make_loader(
     at the end of num_epochs, records that do not fill a batch are dropped.
 
     Args:
-      source: records with "image" (encoded) and "caption".
-      embeddings: record numbers -> their captions' embeddings, [l, D] floats with l >= 1 each, as from
-        `EmbeddingCache.rows`; picklable if num_workers > 0.
-      image_size: side S of the square pictures, in pixels.
+      source, embeddings, **reading: see `reader.BatchReader`, which makes the dicts that the `Loader` returns.
       batch_size: of the *global* batch, all hosts together.
-      text_length: L; shorter embeddings are padded with zeros, longer ones cut.
       seed: of the order, the crops and the flips, 0 <= seed < 2**32.
-      crop: the window of the picture that becomes the square, see `transforms.window`.
-      crop_size: side S of a random crop of that square, in its place; all of it if None.
-      crop_grid: crops begin at multiples of this; S and image_size are multiples of it.
       shuffle: False keeps the order of the source.
       num_epochs: None never ends.
-      flip: mirror half of the pictures.
       num_threads: batches made at the same time in each process; 0 makes them when asked.
       num_workers: extra processes; worth it when pictures are large and cores many.
-      rows: of each global batch that this host takes, as `sharding.local_batch_indices` gives them.
-
-    Returns:
-      A `Loader` of dicts, with the b rows of this host: "x" float32 [b, S, S, 3] in [-1, 1], "text" float32
-      [b, L, D], "text_mask" bool [b, L], "undecodable" int64 [b]: -1, or the number of a record that cannot be read or
-      decoded, in whose row is the next one that can.
 
     Raises:
       ValueError: before anything is read; and while batches are read, if far too many records in a row cannot be used.
     """
-    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("text_length", text_length)):
-        checks.whole(name, value, 1)
+    checks.whole("batch_size", batch_size, 1)
     checks.whole("num_threads", num_threads)
     checks.whole("num_workers", num_workers)
     checks.seed(seed)
-    checks.choice("crop", crop, transforms.CROPS)
-    crop_size = image_size if crop_size is None else crop_size
-    is_crop = 0 < crop_size <= image_size and crop_size % crop_grid == image_size % crop_grid == 0
-    rule = f"be a multiple of crop_grid {crop_grid}, which divides image_size {image_size}, and at most that"
-    require(is_crop, "crop_size", rule, crop_size)
     fills = num_epochs is None or (num_epochs >= 1 and num_epochs * len(source) >= batch_size)
     rule = f"fill one batch of {batch_size} from {len(source)} records"
     require(fills, "num_epochs", rule, num_epochs, "raise it, or leave it None for an endless stream")
+    reader = BatchReader(source, embeddings, **reading)
     import grain
 
-    reader = BatchReader(source, embeddings, image_size, text_length, flip, rows, crop_size, crop_grid, crop)
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

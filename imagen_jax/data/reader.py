@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax import checks
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import opening, transforms
 from imagen_jax.data.sources import Source
@@ -18,17 +19,31 @@ MAX_REPLACEMENTS = 100  # more broken records in a row mean a broken data set
 
 @dataclasses.dataclass(frozen=True)
 class BatchReader:
-    """Turns the record numbers of a global batch into this host's rows; a picklable callable."""
+    """Turns the record numbers of a global batch into this host's rows; a picklable callable.
 
-    source: Source
-    embeddings: Callable[[Sequence[int]], list[np.ndarray]]
-    image_size: int
-    text_length: int
-    flip: bool
-    rows: slice | np.ndarray  # of the global batch
-    crop_size: int | None = None
-    crop_grid: int = 1
-    crop: str = "center"
+    Returns a dict of the b rows: "x" float32 [b, S, S, 3] in [-1, 1], "text" float32 [b, L, D], "text_mask" bool
+    [b, L], "undecodable" int64 [b]: -1, or the number of a record that cannot be read or decoded, in whose row is the
+    next one that can.
+    """
+
+    source: Source  # of records with "image" (encoded) and "caption"
+    embeddings: Callable[[Sequence[int]], list[np.ndarray]]  # of records: [l, D], l >= 1; see `EmbeddingCache.rows`
+    image_size: int  # side of the square pictures in pixels
+    text_length: int  # L; shorter embeddings are padded with zeros, longer ones cut
+    flip: bool = False  # mirror half of the pictures
+    rows: slice | np.ndarray = slice(None)  # of the global batch, as from `sharding.local_batch_indices`
+    crop_size: int | None = None  # side S of a random crop of the square, in its place; all of it if None
+    crop_grid: int = 1  # crops begin at multiples of this; S and image_size are multiples of it
+    crop: str = "center"  # the window of a picture that becomes the square, see `transforms.window`
+
+    def __post_init__(self):
+        checks.whole("image_size", self.image_size, 1)
+        checks.whole("text_length", self.text_length, 1)
+        checks.choice("crop", self.crop, transforms.CROPS)
+        size, grid = self.image_size if self.crop_size is None else self.crop_size, self.crop_grid
+        rule = f"be a multiple of crop_grid {grid}, which divides image_size {self.image_size}, and at most that"
+        is_crop = 0 < size <= self.image_size and size % grid == self.image_size % grid == 0
+        require(is_crop, "crop_size", rule, size)
 
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # Drawn for all rows, then sliced: a row's draw does not depend on the number of hosts. All draws are made for
