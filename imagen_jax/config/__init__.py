@@ -17,26 +17,8 @@ from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
-    "MAX_JSON",
-    "NETWORKS",
-    "OBJECTIVES",
-    "OPTIMIZERS",
-    "DataConfig",
-    "FlatOption",
-    "EfficientUNetConfig",
-    "NetworkConfig",
-    "OptimConfig",
-    "ProcessConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "StageConfig",
-    "TextConfig",
-    "UNetConfig",
-    "differences",
-    "flat",
-    "flat_options",
-    "from_dict",
-    "override",
-    "read_json",
+    "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "EfficientUNetConfig", "FlatOption",
+    "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig", "StageConfig",
+    "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override", "read_json",
     "to_dict",
-]
+]  # fmt: skip

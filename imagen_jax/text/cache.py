@@ -23,17 +23,10 @@ import numpy as np
 from imagen_jax import checks
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
-from imagen_jax.text import (
-    cache_description,
-    cache_files,
-    cache_filling,
-    cache_rows,
-    cleaning,
-    encoders,
-    model_files,
-)
+from imagen_jax.text import cache_description, cache_files, cache_filling, cache_rows, encoders, model_files
 from imagen_jax.text.cache_files import MISSING
 from imagen_jax.text.captions import shorten
+from imagen_jax.text.cleaning import clean
 
 
 def directory_of(data: str | Path) -> Path:
@@ -112,8 +105,8 @@ class EmbeddingCache:
         return cache_rows.RowEmbeddings(self._records, self._token, locations, source.name)
 
     def _locate(self, captions: Sequence[str]) -> np.ndarray:
-        clean = cleaning.clean if self._cleans else str
-        return self._index.locate([cache_rows.key_of(clean(caption)) for caption in captions])
+        cleaned = map(clean, captions) if self._cleans else captions
+        return self._index.locate([cache_rows.key_of(caption) for caption in cleaned])
 
 
 def describe(directory: str | Path) -> list[str]:
