@@ -31,7 +31,7 @@ class BatchReader:
     image_size: int  # side of the square pictures in pixels
     text_length: int  # L; shorter embeddings are padded with zeros, longer ones cut
     flip: bool = False  # mirror half of the pictures
-    rows: slice | np.ndarray = dataclasses.field(default_factory=lambda: slice(None))  # of the global batch, this host's
+    rows: slice | np.ndarray = dataclasses.field(default_factory=lambda: slice(None))  # of the global batch
     crop_size: int | None = None  # side S of a random crop of the square, in its place; all of it if None
     crop_grid: int = 1  # crops begin at multiples of this; S and image_size are multiples of it
     crop: str = "center"  # the window of a picture that becomes the square, see `transforms.window`
