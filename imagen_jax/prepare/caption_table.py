@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from imagen_jax import checks
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.prepare import captions, listing, text_files
 from imagen_jax.prepare.captions import CAPTIONS
@@ -63,8 +64,9 @@ class _Rows:
             file, found = both
             yield from ((file, caption) for caption in found)
         self._left_out.close(self._table.name)
-        rule = f"have rows with a file ({', '.join(self._files)}) and a caption ({', '.join(self._captions)})"
-        require(usable, self._table, rule, Verbatim("none"), usable or self._why(lines.first))
+        if not usable:
+            rule = f"have rows with a file ({', '.join(self._files)}) and a caption ({', '.join(self._captions)})"
+            raise checks.error(self._table, rule, Verbatim("none"), self._why(lines.first))
 
     def _file_and_captions(self, row: object) -> tuple[str, tuple[str, ...]] | None:
         """Return the file and captions of a row, None if one is missing; raise Unusable if they cannot be read."""
