@@ -52,8 +52,8 @@ def test_existing_data_is_never_touched(tmp_path):
         ({"Train 1": [record(0)]}, "Names of splits .*'Train 1'"),
         ({"all": [record(0)]}, "not 'all'"),
         ({"train": [record(0), {"image": b"x"}]}, "Record 1 of split 'train' must have the keys image and"),
-        ({"train": [record(0) | {"image": "a.png"}]}, "random_picture bytes"),
-        ({"train": [record(0) | {"caption": " "}]}, "caption must be text"),
+        ({"train": [record(0) | {"image": "a.png"}]}, "image must be encoded bytes"),
+        ({"train": [record(0) | {"caption": " "}]}, "caption must not be empty"),
         ({"train": [record(0), record(1, claims=True)]}, "in all records or in none"),
     ],
 )
