@@ -70,7 +70,8 @@ def _run(path: Path, function: Callable[[], Any]) -> Any:
         if isinstance(error, ValueError) and str(error).startswith("--preset"):
             raise
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        frames += [(error.filename, error.lineno)] * isinstance(error, SyntaxError)
+        if isinstance(error, SyntaxError):
+            frames.append((error.filename, error.lineno))
         lines = [line for file, line in frames if file == str(path)]
         where = f" in line {lines[-1]}" if lines else ""
         reason = " ".join(str(error).split())[:200]
