@@ -42,7 +42,7 @@ class Plan:
     inputs: tuple[Inputs, ...]  # pictures at the result's size; low_res for the first stage alone
     values: tuple[Values, ...]
     recipes: tuple[Recipe, ...] = flax.struct.field(pytree_node=False)
-    sampling: tuple[SamplingConfig, ...] = flax.struct.field(pytree_node=False, default=())  # what recipes and values follow from
+    sampling: tuple[SamplingConfig, ...] = flax.struct.field(pytree_node=False, default=())  # of recipes and values
 
     def with_inputs(self, **given: Any) -> "Plan":
         """Return the plan with other arrays of the same kinds, by name, for the stages that have such an input."""
