@@ -216,7 +216,7 @@ def test_sample_takes_pictures_masks_and_parts_of_a_cascade(workdir, run, tmp_pa
         (["--low-res", "{photo}"], "--low-res must come with --start at a super-resolution stage; got base"),
         (["--start", "sr16"], "--low-res must be given to the super-resolution stage sr16"),
         (["--start", "sr32"], "start must be a stage, one of base, sr16"),
-        (["--mask", "{photo}"], "--mask and --outpaint need --image"),
+        (["--mask", "{photo}"], "--mask and --outpaint must come with --image"),
         (["--image", "{photo}"], "--strength must be below 1 for an image without a mask"),
         (["--image", "{photo}", "--mask", "{small}"], "small.png must have the size of --image, 60x40 pixels; got 6x4"),
         (["--image", "{photo}", "--outpaint", "60", "60", "0", "0"], "--outpaint must leave room"),
