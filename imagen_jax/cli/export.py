@@ -5,9 +5,9 @@
   imagen-jax export --workdir exports/quickstart --push-to-hub OWNER/NAME
 
 The directory holds config.json, a safetensors file of averaged parameters for each stage, and a model card, README.md.
---pretrained of imagen-jax sample, --init-from of imagen-jax train and load_cascade take it. The card is a TOML file
-with any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics,
-and the list prompts. The last command pushes a directory that was exported before.
+--pretrained of the commands that sample, --init-from of training and load_cascade take it. The card is a TOML file with
+any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics, and
+the list prompts. The last command pushes a directory that was exported before.
 """
 
 import dataclasses
