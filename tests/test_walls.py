@@ -36,6 +36,7 @@ HOMES = {
     "grain": {"data"},
     "transformers": {"text"},
     "pyarrow": {"prepare"},
+    "resvg_py": {"prepare"},
     "matplotlib": {"evaluation", "cli"},
     "tensorflow": set(),
     "torch": set(),

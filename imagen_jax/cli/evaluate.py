@@ -72,7 +72,8 @@ def main(options: Options) -> None:
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    available = {"reference"} | ({"claims"} if examples[0]["claims"] is not None else set())
+    has_claims = "objects" in (examples[0]["claims"] or {})  # those of icons name subject and style alone
+    available = {"reference"} | ({"claims"} if has_claims else set())
     if "alignment" in names and "claims" not in available:
         raise ValueError(
             f"--data must be a data set of shapes, which records what captions claim; got {options.data}."

@@ -1,6 +1,7 @@
-"""Make a data set for training from captioned pictures, or from the built-in shapes.
+"""Make a data set for training from captioned pictures, from icon sets, or from the built-in shapes.
 
   imagen-jax prepare --input photos --output datasets/photos
+  imagen-jax prepare --icons noto.tgz fxemoji.tgz --output datasets/icons
   imagen-jax prepare --shapes single --output datasets/shapes
 
 The input is recognised by its files: a folder of pictures with captions (a .txt beside each
@@ -27,6 +28,8 @@ from imagen_jax.checks import Verbatim, require
 from imagen_jax.cli import parsing
 from imagen_jax.data import checksums, opening, sources
 from imagen_jax.prepare import origins, output, parts, text_files
+from imagen_jax.prepare.icons import plan as icons
+from imagen_jax.prepare.icons.splits import Fractions
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Rules
 from imagen_jax.storage import files
@@ -45,6 +48,8 @@ class Options:
     or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
     shapes: Literal["single", "full"] | None = None
     """Instead of --input: pictures of captioned shapes, made by the program."""
+    icons: tuple[Path, ...] = ()
+    """Instead of --input: icon sets, each a .tgz file of `npm pack @iconify-json/NAME` or a directory of its files."""
     name: str | None = None
     """Name of the data set; by default made from the name of the output directory."""
     num_workers: int | None = None
@@ -73,7 +78,8 @@ class Options:
     """With --input: bytes that reading a page of pictures of a .parquet table may take; row groups with larger ones
     are left out (default 2^29)."""
     validation_fraction: float | None = None
-    """With --input: share of pictures for validation, chosen by their bytes (default 0)."""
+    """With --input: share of pictures for validation, chosen by their bytes (default 0). With --icons: as
+    --unseen-pairs-fraction, for validation while training (default 0.03)."""
     test_fraction: float | None = None
     """With --input: share of pictures for testing, chosen by their bytes (default 0)."""
     num_train: int | None = None
@@ -82,6 +88,21 @@ class Options:
     """With --shapes: number of validation pictures (default 1000)."""
     num_test: int | None = None
     """With --shapes: number of test pictures, of combinations not in training (default 1000)."""
+    keywords: Path | None = None
+    """With --icons: names and keywords for captions, of `npm pack emojibase-data`: the .tgz file or a directory."""
+    size: int | None = None
+    """With --icons: side of the square pictures, in pixels (default 64)."""
+    background: str | None = None
+    """With --icons: colour under the transparent icons: white, black, grey or #rrggbb (default white)."""
+    skin_tones: bool = False
+    """With --icons: also people and hands in each of five skin tones, not only in the neutral one."""
+    accept_licence: tuple[str, ...] = ()
+    """With --icons: SPDX identifiers of further licences that are accepted, such as CC-BY-4.0."""
+    unseen_subjects_fraction: float | None = None
+    """With --icons: share of subjects that are held out in all styles (default 0.06)."""
+    unseen_pairs_fraction: float | None = None
+    """With --icons: share of pairs of style and subject that are held out, of subjects that training shows in three
+    other styles (default 0.08)."""
 
 
 LIMITS = {f"max_{name}": value for name, value in dataclasses.asdict(Limits()).items()}
@@ -97,24 +118,38 @@ PICTURES = {
 MAX_SHAPES = 10**7  # of a split; some 10 GB
 MAX_WORKERS = 2**12
 SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
+ICONS = {
+    "keywords": None,
+    "size": 64,
+    "background": "white",
+    "skin_tones": False,
+    "accept_licence": (),
+    **{f"{name}_fraction": value for name, value in dataclasses.asdict(Fractions()).items()},
+}
+SOURCES = {"input": PICTURES, "shapes": SHAPES, "icons": ICONS}  # the options that go with each
 
 
 def settings(options: Options) -> dict:
     """Check the options; return them with their defaults filled in, as stored with the data set."""
-    got = Verbatim("none" if options.input is None else "both")
-    is_one = (options.input is None) != (options.shapes is None)
-    fix = "give --input FOLDER or --shapes single|full"
-    require(is_one, "One of --input and --shapes", "be given", got, fix)
-    used, unused = (PICTURES, SHAPES) if options.shapes is None else (SHAPES, PICTURES)
-    source = "--input" if options.shapes is None else "--shapes"
-    for key in unused:
+    given = [source for source in SOURCES if getattr(options, source)]
+    got = Verbatim(" and ".join(f"--{source}" for source in given) or "none")
+    fix = "give --input FOLDER, --icons FILES or --shapes single|full"
+    require(len(given) == 1, "One of --input, --icons and --shapes", "be given", got, fix)
+    used = SOURCES[given[0]]
+    for key in dict.fromkeys(key for keys in SOURCES.values() for key in keys if key not in used):
         value = getattr(options, key)
-        require(value is None, _flag(key), f"be left out with {source}, where it has no effect", value)
+        rule = f"be left out with --{given[0]}, where it has no effect"
+        require(value == getattr(Options, key), _flag(key), rule, value)
     if options.num_workers is not None:
         checks.whole("--num-workers", options.num_workers, 1, MAX_WORKERS)
     name = options.name or output.name_of(options.output)
     values = {key: getattr(options, key) for key in used}
     values = {key: used[key] if value is None else value for key, value in values.items()}
+    if options.icons:
+        choices = icon_choices(values)
+        values |= {"background": choices.colour, "accept_licence": list(choices.accept_licence)}
+        values["keywords"] = values["keywords"] and str(values["keywords"])
+        return {"icons": [str(path) for path in options.icons], "name": name, **values}
     if options.shapes:
         for key, value in values.items():
             checks.whole(_flag(key), value, int(key == "num_train"), MAX_SHAPES)
@@ -196,9 +231,22 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     )
 
 
+def icon_choices(values: dict) -> icons.Choices:
+    """Return what of icon sets becomes which records; raise ValueError if an option is out of range."""
+    fractions = Fractions(**{key: values[f"{key}_fraction"] for key in dataclasses.asdict(Fractions())})
+    plain = {key: values[key] for key in ("size", "background", "skin_tones")}
+    return icons.Choices(**plain, accept_licence=tuple(values["accept_licence"]), fractions=fractions)
+
+
+def plan_icons(made: dict) -> parts.Plan:
+    keywords = Path(made["keywords"]) if made["keywords"] else None
+    plan = icons.plan([Path(path) for path in made["icons"]], keywords, made["name"], icon_choices(made))
+    return dataclasses.replace(plan, settings=_without_path(made) | plan.settings)
+
+
 def _without_path(made: dict) -> dict:
-    """Return the settings without the path of the input, which may be renamed later."""
-    return {key: value for key, value in made.items() if key != "input"}
+    """Return the settings without the paths of the input, which may be renamed later."""
+    return {key: value for key, value in made.items() if key not in ("input", "icons", "keywords")}
 
 
 def shown(done: Iterable, total: int, before: int) -> Iterable:
@@ -221,7 +269,10 @@ def main(options: Options) -> None:
     if not perhaps_there:
         sources.check_free(directory)
         output.resolved(directory)  # checks before any work that the data set can be written
-    plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
+    if options.icons:
+        plan = plan_icons(made)
+    else:
+        plan = plan_shapes(made) if options.shapes else plan_pictures(made, directory)
     if already_there(directory, plan.settings):
         _LOGGER.info(f"{directory} is already there, nothing to do.")
         return

@@ -220,7 +220,8 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
     claims = [example["claims"] for example in examples]
     pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
-    return [example["caption"] for example in examples], None if claims[0] is None else claims, pictures
+    has_claims = "objects" in (claims[0] or {})  # those of icons name subject and style alone
+    return [example["caption"] for example in examples], claims if has_claims else None, pictures
 
 
 def label(setting: dict) -> str:

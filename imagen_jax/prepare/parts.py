@@ -142,7 +142,8 @@ def tidy(directory: Path) -> None:
 def _check_before(plan: Plan) -> None:
     """Raise ValueError if a split is expected to get less than half a picture, where their number is known."""
     num = sum(part.num for part in plan.parts)
-    for split in plan.splits if all(part.num for part in plan.parts) else ():
+    is_known = all(part.num for part in plan.parts) and not plan.some_empty
+    for split in plan.splits if is_known else ():
         fraction = plan.settings.get(f"{split}_fraction")
         rule, fix = f"give the split {split!r} at least one of {num} pictures", f"give {_enough(num)}, or leave it out"
         require(not fraction or fraction * num >= 0.5, f"--{split}-fraction", rule, fraction, fix)

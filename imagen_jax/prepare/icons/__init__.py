@@ -1,0 +1,1 @@
+"""Icon sets as npm publishes them, as captioned pictures in several styles."""
