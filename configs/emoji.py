@@ -1,6 +1,7 @@
 """Emoji by their names, 16x16 -> 64x64: real artwork; half an hour on two CPU cores.
 
-python scripts/prepare_emoji.py --output datasets/emoji --validation-fraction 0.03
+npm pack @iconify-json/noto emojibase-data
+python scripts/prepare_data.py --icons iconify-json-noto-*.tgz --keywords emojibase-data-*.tgz --output datasets/emoji
 python scripts/train.py --preset emoji --stage base --workdir runs/emoji
 python scripts/train.py --preset emoji --stage sr64 --workdir runs/emoji
 """

@@ -15,7 +15,6 @@ COMMANDS = {
     "plan": ("plan.py", ""),
     "export": ("export.py", ""),
     "convert": ("convert_weights.py", ""),
-    "emoji": ("prepare_emoji.py", ""),
 }
 PROGRAM = "imagen-jax"
 

@@ -19,7 +19,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,6 @@ from imagen_jax.cli import parsing
 from imagen_jax.data import checksums, opening, sources
 from imagen_jax.prepare import origins, output, parts, text_files
 from imagen_jax.prepare.icons import plan as icons
-from imagen_jax.prepare.icons.splits import Fractions
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Rules
 from imagen_jax.storage import files
@@ -118,14 +117,7 @@ PICTURES = {
 MAX_SHAPES = 10**7  # of a split; some 10 GB
 MAX_WORKERS = 2**12
 SHAPES = {"num_train": 20000, "num_validation": 1000, "num_test": 1000}
-ICONS = {
-    "keywords": None,
-    "size": 64,
-    "background": "white",
-    "skin_tones": False,
-    "accept_licence": (),
-    **{f"{name}_fraction": value for name, value in dataclasses.asdict(Fractions()).items()},
-}
+ICONS = {"keywords": None, **dataclasses.asdict(icons.Choices())}
 SOURCES = {"input": PICTURES, "shapes": SHAPES, "icons": ICONS}  # the options that go with each
 
 
@@ -146,8 +138,10 @@ def settings(options: Options) -> dict:
     values = {key: getattr(options, key) for key in used}
     values = {key: used[key] if value is None else value for key, value in values.items()}
     if options.icons:
-        choices = icon_choices(values)
-        values |= {"background": choices.colour, "accept_licence": list(choices.accept_licence)}
+        values |= {
+            "background": icon_choices(values).colour,
+            "accept_licence": list(values["accept_licence"]),
+        }
         values["keywords"] = values["keywords"] and str(values["keywords"])
         return {"icons": [str(path) for path in options.icons], "name": name, **values}
     if options.shapes:
@@ -174,7 +168,9 @@ def _flag(key: str) -> str:
 
 def _rules(values: dict) -> Rules:
     limits = Limits(**{key.removeprefix("max_"): values[key] for key in LIMITS})
-    return Rules(*(values[key] for key in ("min_size", "max_size", "validation_fraction", "test_fraction")), limits)
+    return Rules(
+        *(values[key] for key in ("min_size", "max_size", "validation_fraction", "test_fraction")), limits
+    )
 
 
 def already_there(directory: Path, wanted: dict) -> bool:
@@ -231,17 +227,15 @@ def plan_pictures(made: dict, directory: Path) -> parts.Plan:
     )
 
 
-def icon_choices(values: dict) -> icons.Choices:
-    """Return what of icon sets becomes which records; raise ValueError if an option is out of range."""
-    fractions = Fractions(**{key: values[f"{key}_fraction"] for key in dataclasses.asdict(Fractions())})
-    plain = {key: values[key] for key in ("size", "background", "skin_tones")}
-    return icons.Choices(**plain, accept_licence=tuple(values["accept_licence"]), fractions=fractions)
-
-
 def plan_icons(made: dict) -> parts.Plan:
     keywords = Path(made["keywords"]) if made["keywords"] else None
     plan = icons.plan([Path(path) for path in made["icons"]], keywords, made["name"], icon_choices(made))
     return dataclasses.replace(plan, settings=_without_path(made) | plan.settings)
+
+
+def icon_choices(values: dict) -> icons.Choices:
+    """Return what of icon sets becomes which records; raise ValueError if an option is out of range."""
+    return icons.Choices(**{key: values[key] for key in ICONS if key != "keywords"})
 
 
 def _without_path(made: dict) -> dict:
@@ -276,19 +270,16 @@ def main(options: Options) -> None:
     if already_there(directory, plan.settings):
         _LOGGER.info(f"{directory} is already there, nothing to do.")
         return
-    got = Verbatim(f"{directory} with a data set of these settings, made before the files of the input changed")
+    got = Verbatim(
+        f"{directory} with a data set of these settings, made before the files of the input changed"
+    )
     fix = "choose another directory, or delete this one first"
     require(not perhaps_there, "--output", "be free", got, fix)
-    write(plan, directory, made | plan.settings, shown, options.num_workers or num_cores())
-
-
-def write(plan: parts.Plan, directory: Path, made: dict, shown: Callable, num_workers: int = 1) -> None:
-    """Write a data set with the settings `made`, and report what it holds."""
     counts, left_out = parts.write(
         plan,
         directory,
-        num_workers=num_workers,
-        finish=lambda unfinished: files.write_json(unfinished / SETTINGS, made, indent=2),
+        num_workers=options.num_workers or num_cores(),
+        finish=lambda unfinished: files.write_json(unfinished / SETTINGS, made | plan.settings, indent=2),
         progress=shown,
     )
     if left_out.counts:

@@ -72,7 +72,7 @@ class Rules:
 class Pictures:
     """The job of making records of an origin's pictures, see `parts.Job`.
 
-    `origin.read(part)` yields what a part of a folder, of archives, of tables or of a font holds, in order.
+    `origin.read(part)` yields what a part of a folder, of archives or of tables holds, in order.
     """
 
     origin: Any

@@ -30,22 +30,31 @@ class Choices:
       background: colour of what is transparent, a name in COLOURS or "#rrggbb".
       skin_tones: whether pictures of people and hands in each skin tone are used beside the neutral ones.
       accept_licence: SPDX identifiers of licences that are accepted beside `sets.LICENCES`.
-      fractions: of the splits.
+      unseen_subjects_fraction, unseen_pairs_fraction, validation_fraction: see `splits.Fractions`.
     """
 
     size: int = 64
     background: str = "white"
     skin_tones: bool = False
     accept_licence: tuple[str, ...] = ()
-    fractions: splits.Fractions = splits.Fractions()
+    unseen_subjects_fraction: float = 0.06
+    unseen_pairs_fraction: float = 0.08
+    validation_fraction: float = 0.03
 
     def __post_init__(self):
+        _ = self.fractions  # checks them
         checks.whole("--size", self.size, MIN_SIZE, MAX_SIZE)
         if not self.colour:
             raise ValueError(
                 f"--background must be one of {', '.join(COLOURS)} or a colour such as #ff8800; got "
                 f"{self.background!r}: choose one."
             )
+
+    @property
+    def fractions(self) -> splits.Fractions:
+        return splits.Fractions(
+            self.unseen_subjects_fraction, self.unseen_pairs_fraction, self.validation_fraction
+        )
 
     @property
     def colour(self) -> str | None:

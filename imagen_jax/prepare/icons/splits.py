@@ -21,9 +21,9 @@ MIN_STYLES = 3  # in which training shows the subject of a pair that it does not
 class Fractions:
     """Fractions of subjects, and of pairs of the remaining subjects with each style, that are held out."""
 
-    unseen_subjects: float = 0.06
-    unseen_pairs: float = 0.08
-    validation: float = 0.03
+    unseen_subjects: float
+    unseen_pairs: float
+    validation: float
 
     def __post_init__(self):
         for name in ("unseen_subjects", "unseen_pairs", "validation"):
@@ -43,26 +43,25 @@ class Fractions:
 def split_of(pictures: Iterable[tuple[str, str]], fractions: Fractions) -> dict[tuple[str, str], str]:
     """Return the split of each picture (style, code point).
 
-    Variants of a subject (see `codes.family`) share its fate. A pair is held out, for `unseen_pairs` or for
-    `validation`, only if training shows its subject in `MIN_STYLES` other styles.
+    Variants of a subject (see `codes.family`) share its fate. A pair is held out only if training shows its subject in
+    `MIN_STYLES` other styles; for `validation`, where there are fewer styles in all, in each of the others.
     """
     pictures = list(pictures)
     styles = defaultdict(set)
     for style, code in pictures:
         styles[code].add(style)
-    return {
-        (style, code): _split(style, code, styles[code], fractions)
-        for style, code in pictures
-    }  # fmt: skip
-
-
-def _split(style: str, code: str, styles: set[str], fractions: Fractions) -> str:
-    if _place("subject", codes.family(code)) < fractions.unseen_subjects:
-        return SUBJECTS
-    chosen = _chosen(style, code, fractions)
-    if chosen == TRAIN or sum(_chosen(one, code, fractions) == TRAIN for one in styles) < MIN_STYLES:
-        return TRAIN
-    return chosen
+    num_others = len({style for style, _ in pictures}) - 1
+    needed = {TRAIN: 0, PAIRS: MIN_STYLES, VALIDATION: min(MIN_STYLES, num_others)}
+    found = {}
+    for style, code in pictures:
+        chosen = _chosen(style, code, fractions)
+        num_seen = sum(_chosen(one, code, fractions) == TRAIN for one in styles[code])
+        if _place("subject", codes.family(code)) < fractions.unseen_subjects:
+            chosen = SUBJECTS
+        elif num_seen < needed[chosen]:
+            chosen = TRAIN
+        found[style, code] = chosen
+    return found
 
 
 def _chosen(style: str, code: str, fractions: Fractions) -> str:

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -6,12 +7,13 @@ import pytest
 
 from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import parts
-from imagen_jax.prepare.icons import plan, splits
+from imagen_jax.prepare.icons import plan
 
 CIRCLE = '<circle cx="8" cy="8" r="6" fill="#f80"/>'
 STYLES = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat")
 ANIMALS = {f"{0x1F400 + number:x}": f"animal-{number}" for number in range(12)}
-ALL = splits.Fractions(0.2, 0.25, 0.1)
+ALL = {"unseen_subjects_fraction": 0.2, "unseen_pairs_fraction": 0.25, "validation_fraction": 0.1}
+NONE = dict.fromkeys(ALL, 0.0)
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def four(write_set):
 
 
 def test_a_data_set_is_written_and_read(four, tmp_path):
-    choices = plan.Choices(size=16, fractions=ALL)
+    choices = plan.Choices(size=16, **ALL)
     found = plan.plan(four, None, "animals", choices)
     counts, left_out = parts.write(found, tmp_path / "out")
     assert not left_out.counts and set(counts) == {"train", "validation", "unseen_subjects", "unseen_pairs"}
@@ -82,9 +84,7 @@ def test_what_is_left_out_is_told(write_set, write_keywords):
 def test_pictures_that_cannot_be_rendered_are_quarantined(write_set, tmp_path):
     chars = {"1f42f": "tiger", "1f981": "lion", "1f43a": "wolf", "1f98a": "fox"}
     icons = {"tiger": CIRCLE, "lion": "<circle", "wolf": '<image href="/etc/passwd"/>', "fox": "<g/>"}
-    found = plan.plan(
-        [write_set(icons=icons, chars=chars)], None, "cats", plan.Choices(fractions=splits.Fractions(0, 0, 0))
-    )
+    found = plan.plan([write_set(icons=icons, chars=chars)], None, "cats", plan.Choices(**NONE))
     counts, left_out = parts.write(found, tmp_path / "out")
     assert counts == {"train": 3, "validation": 0, "unseen_subjects": 0, "unseen_pairs": 0}
     rows = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
@@ -121,3 +121,51 @@ def test_wrong_choices_are_refused(choices, message):
 def test_a_set_is_given_once(write_set):
     with pytest.raises(ValueError, match="--icons must be different sets; got tiny twice"):
         plan.plan([write_set(), write_set()], None, "cats", plan.Choices())
+
+
+def test_the_command_makes_the_data_set_once(write_set, tmp_path, load_script, caplog):
+    command = load_script("prepare_data")
+    folder = write_set(chars={"1f42f": "tiger"})
+    chosen = dict(NONE, background="Black", size=8, skin_tones=True, accept_licence=("CC-BY-4.0",))
+    options = command.Options(output=tmp_path / "out", icons=(folder,), **chosen)
+    command.main(options)
+    made = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert made["sets"][0]["style"] == "tiny" and made["icons"] == [str(folder)]
+    assert made["background"] == "#000000" and made["accept_licence"] == ["CC-BY-4.0"]
+    folder.rename(tmp_path / "moved")
+    command.main(dataclasses.replace(options, icons=(tmp_path / "moved",)))  # nothing to do
+    with pytest.raises(ValueError, match="must be free; got a data set"):
+        command.main(dataclasses.replace(options, icons=(tmp_path / "moved",), size=16))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"shapes": "single"},
+            "One of --input, --icons and --shapes must be given; got --shapes and --icons",
+        ),
+        (
+            {"max_size": 64},
+            "--max-size must not be given with --icons, where it has no effect; got 64: remove it.",
+        ),
+        ({"unseen_pairs_fraction": 1.0}, "--unseen-pairs-fraction must be at least 0 and below 1; got 1.0"),
+        ({"size": 0}, "--size must be at least 8; got 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(tmp_path, load_script, options, message):
+    command = load_script("prepare_data")
+    with pytest.raises(ValueError, match=message):
+        command.main(command.Options(output=tmp_path / "out", icons=(tmp_path / "none.tgz",), **options))
+    with pytest.raises(ValueError, match="--skin-tones must not be given with --shapes"):
+        command.main(command.Options(output=tmp_path / "out", shapes="single", skin_tones=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_claims_of_icons_are_not_those_of_shapes(four, tmp_path, load_script):
+    parts.write(plan.plan(four, None, "animals", plan.Choices(size=8, **ALL)), tmp_path / "data")
+    sweep, evaluate = load_script("sweep"), load_script("evaluate")
+    options = {"workdir": tmp_path / "none", "data": tmp_path / "data", "split": "unseen_pairs"}
+    assert sweep.read_prompts(sweep.Options(**options))[1] is None
+    with pytest.raises(ValueError, match="--data must be a data set of shapes"):
+        evaluate.main(evaluate.Options(**options))

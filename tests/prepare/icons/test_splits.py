@@ -7,12 +7,13 @@ from imagen_jax.prepare.icons import codes, splits
 
 STYLES = ["noto", "noto-v1", "fluent", "flat", "fx"]
 SUBJECTS = [f"{0x1F400 + number:x}" for number in range(600)]
+SHARES = splits.Fractions(0.06, 0.08, 0.03)
 PAIRS = list(itertools.product(STYLES, SUBJECTS))
 
 
 @pytest.fixture(scope="module")
 def split_of():
-    return splits.split_of(PAIRS, splits.Fractions())
+    return splits.split_of(PAIRS, SHARES)
 
 
 def test_unseen_subjects_are_unseen_in_all_styles(split_of):
@@ -37,13 +38,15 @@ def test_both_sides_of_unseen_pairs_are_seen(split_of):
 
 
 def test_splits_are_stable_when_sets_and_subjects_come(split_of):
-    few = splits.split_of([pair for pair in PAIRS if pair[0] != "fx"][::2], splits.Fractions())
+    few = splits.split_of([pair for pair in PAIRS if pair[0] != "fx"][::2], SHARES)
     for pair, split in few.items():
         assert split_of[pair] == split or (
             split == splits.TRAIN and split_of[pair] in (splits.PAIRS, splits.VALIDATION)
         )
-    two = splits.split_of([pair for pair in PAIRS if pair[0] in ("fx", "noto")], splits.Fractions())
-    assert set(two.values()) == {splits.TRAIN, splits.SUBJECTS}  # too few styles for pairs
+    two = splits.split_of([pair for pair in PAIRS if pair[0] in ("fx", "noto")], SHARES)
+    assert set(two.values()) == {splits.TRAIN, splits.SUBJECTS, splits.VALIDATION}  # too few styles for pairs
+    one = splits.split_of([pair for pair in PAIRS if pair[0] == "fx"], SHARES)
+    assert set(one.values()) == {splits.TRAIN, splits.SUBJECTS, splits.VALIDATION}
 
 
 def test_variants_share_a_split():
