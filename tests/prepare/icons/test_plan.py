@@ -147,7 +147,7 @@ def test_the_command_makes_the_data_set_once(write_set, tmp_path, load_script, c
         ),
         (
             {"max_size": 64},
-            "--max-size must not be given with --icons, where it has no effect; got 64: remove it.",
+            "--max-size must be left out with --icons, where it has no effect; got 64",
         ),
         ({"unseen_pairs_fraction": 1.0}, "--unseen-pairs-fraction must be at least 0 and below 1; got 1.0"),
         ({"size": 0}, "--size must be at least 8; got 0"),
@@ -157,7 +157,7 @@ def test_wrong_options_are_refused_before_any_work(tmp_path, load_script, option
     command = load_script("prepare_data")
     with pytest.raises(ValueError, match=message):
         command.main(command.Options(output=tmp_path / "out", icons=(tmp_path / "none.tgz",), **options))
-    with pytest.raises(ValueError, match="--skin-tones must not be given with --shapes"):
+    with pytest.raises(ValueError, match="--skin-tones must be left out with --shapes"):
         command.main(command.Options(output=tmp_path / "out", shapes="single", skin_tones=True))
     assert not list(tmp_path.iterdir())
 
