@@ -32,6 +32,7 @@ def main(parsed) -> None:
     from imagen_jax.config.validation import validate
     from imagen_jax.planning import targets
     from imagen_jax.planning.estimate import estimate
+    from imagen_jax.training import packing
     from imagen_jax.training import state as states
     from imagen_jax.training.step import make_train_step
     from imagen_jax.training.utilisation import batch_shapes
@@ -49,19 +50,22 @@ def main(parsed) -> None:
     }
     batch = sharding.shard_batch(made, mesh)
     abstract = states.abstract_state(config, mesh)
-    state = states.init_state(config, abstract)
+    packed = states.packed_shapes(config, abstract)
+    state = packing.pack_arrays(states.init_state(config, abstract), packed)
     step = jax.jit(
-        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(abstract), None)
+        make_train_step(config, mesh), donate_argnums=0, out_shardings=(states.shardings(packed), None)
     )
-    begin = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
-    compilation = time.perf_counter() - begin
-    seconds = []
+    lowered = step.lower(state, batch)
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    compiled = lowered.compile()
+    compilation, cpu_compilation = time.perf_counter() - begin, time.process_time() - cpu_begin
+    seconds, cpu_begin = [], time.process_time()
     for _ in range(options.steps + 1):
         begin = time.perf_counter()
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begin)
+    cpu = (time.process_time() - cpu_begin) / len(seconds)
     median = statistics.median(seconds[1:])
     spread = f"{min(seconds[1:]):.4g} to {max(seconds[1:]):.4g}"
     rate = plan.model_flops_per_image * config.optim.batch_size / median
@@ -70,8 +74,10 @@ def main(parsed) -> None:
         f"{config.optim.batch_size} on {mesh.size} x {jax.devices()[0].device_kind}, fsdp {config.run.fsdp}, "
         f"height {config.run.height}, remat {config.run.remat}, scan_blocks {config.run.scan_blocks}"
     )
-    print(f"compiled in   {compilation:8.1f} s")
-    print(f"step          {median:8.4g} s, median of {options.steps} ({spread})")
+    lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
+    print(f"program       {lines:8} lines of StableHLO; the state has {arrays} arrays")
+    print(f"compiled in   {compilation:8.1f} s, {cpu_compilation:.1f} s of CPU time in all threads")
+    print(f"step          {median:8.4g} s, median of {options.steps} ({spread}); {cpu:.4g} s of CPU time")
     print(f"throughput    {config.optim.batch_size / median:8.4g} images/s, {rate / 1e12:.3g} TFLOP/s")
     chip = targets.target(None).chip
     if chip is not None:

@@ -20,7 +20,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
-from imagen_jax.training import initial, inputs, reports
+from imagen_jax.training import initial, inputs, packing, reports
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
@@ -147,10 +147,12 @@ class _Run:
         config, run = self._config, self._config.run
         first, last, stopped_by = int(state.step), run.num_steps, None
         meter = Meter(config, first, utilisation_per_image_s(config, self._mesh.size))
+        packed = states.packed_shapes(config, abstract)
+        state = packing.pack_arrays(state, packed)
         step = jax.jit(
             make_train_step(config, self._mesh),
             donate_argnums=0,
-            out_shardings=(states.shardings(abstract), sharding.replicated(self._mesh)),
+            out_shardings=(states.shardings(packed), sharding.replicated(self._mesh)),
         )
         for done in range(first + 1, last + 1):
             self._watchdog.alive()
@@ -175,7 +177,7 @@ class _Run:
                 try:
                     if is_evaluating:
                         with meter.paused():
-                            values |= self._monitor.evaluate(state, writer)
+                            values |= self._monitor.evaluate(packing.unpack_arrays(state), writer)
                         is_evaluated = True
                 except compilation.Cancelled:
                     stopped_by, is_saving, is_evaluated = stops.asked(), True, True
@@ -187,11 +189,12 @@ class _Run:
                         with meter.paused():
                             position = self._data.get_state()  # before the next batch is drawn
                             writer.flush()
-                            checkpoints.save(state, position | {"data_set": self._signature})
+                            whole = packing.unpack_arrays(state)
+                            checkpoints.save(whole, position | {"data_set": self._signature})
             if stopped_by:
                 break
         self._watchdog.alive()
-        return Result(state, stopped_by)
+        return Result(packing.unpack_arrays(state), stopped_by)
 
     def _state(self, checkpoints: checkpoint.Checkpoints, abstract: TrainState) -> TrainState:
         if checkpoints.latest_step is None:

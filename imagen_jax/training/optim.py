@@ -17,6 +17,10 @@ from imagen_jax.config import OPTIMIZERS, OptimConfig
 
 # Coefficients of the quintic iteration, and five steps of it: Jordan et al. 2024, the Muon optimizer.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Optimisers that treat each number, or each matrix, by itself: their parameters may be packed.
+PACKABLE = ("adamw", "muon")
+# Convolutions at both ends of a network, which are no hidden layers.
+ENDS = frozenset({"conv_in", "stem", "conv_out"})
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -73,8 +77,10 @@ def _matrices(params: Any) -> Any:
     """Return for each leaf the axes that Muon sees as a matrix, None for all but the kernels of hidden layers."""
 
     def axes(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        is_at_an_end = any(getattr(key, "key", None) in ("conv_in", "stem", "conv_out") for key in path)
-        if leaf.ndim < 2 or is_at_an_end:
+        if jax.tree_util.GetAttrKey("stacks") in path:  # of `packing.Packed`
+            return optax.contrib.MuonDimensionNumbers((1,), (2,))
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if leaf.ndim < 2 or ENDS & set(names):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
 

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import TrainState
-from imagen_jax.training.optim import make_optimizer
+from imagen_jax.training import packing
+from imagen_jax.training.optim import ENDS, PACKABLE, make_optimizer
 
 
 def new_state(config: StageConfig, params: Any = None) -> TrainState:
@@ -35,6 +36,20 @@ def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
     shapes = jax.eval_shape(lambda: new_state(config))
     shardings = sharding.state_sharding(shapes, mesh)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def packed_shapes(config: StageConfig, abstract: TrainState) -> TrainState:
+    """Return `abstract`, from `abstract_state`, as a training loop holds it: packed, see `packing`.
+
+    It stays as it is if an array is sharded, or if the optimiser computes something for each parameter as a whole.
+    """
+    is_replicated = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract))
+    if not is_replicated or config.optim.optimizer not in PACKABLE:
+        return abstract
+    params = packing.shapes(abstract.params, alone=ENDS)
+    opt_state = jax.eval_shape(make_optimizer(config.optim).init, params)
+    packed = abstract.replace(params=params, ema_params=params, opt_state=opt_state)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=abstract.step.sharding), packed)
 
 
 def shardings(abstract: Any) -> Any:

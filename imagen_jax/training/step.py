@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import TrainState
+from imagen_jax.training import packing
 from imagen_jax.training.objectives import OBJECTIVES
 from imagen_jax.training.optim import learning_rate, make_optimizer
 
@@ -46,7 +47,9 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         loss_of = lambda params, *inputs: objective(state.merged(params), *inputs)
         with sharding.use_mesh(mesh):
-            (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, state.params, batch, draws)
+            params = packing.unpack(state.params)
+            (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)
+        grads = packing.pack(grads, state.params)
         grad_norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
