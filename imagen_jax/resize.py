@@ -42,7 +42,10 @@ def area(x, size: int | tuple[int, int]):
 def bilinear(x, size: int | tuple[int, int]):
     """Make pictures larger by linear interpolation between pixel centres, edges clamped.
 
-    Arguments, result and errors are those of `area`, with a size of at least the picture's own.
+    Args:
+      x, size: those of `area`; the size is at least the picture's own.
+
+    Result and errors are those of `area`.
     """
     return _resize(x, size, "bilinear")
 

@@ -70,4 +70,4 @@ def _scratch(values: dict[int, int]) -> int:
         width, height = values[322], values[323]
     else:
         height = min(height, values.get(278, height))
-    return width * height * values.get(277, 1) * (values.get(258, 16) + 7) // 8
+    return width * height * values.get(277, 1) * ((values.get(258, 16) + 7) // 8)

@@ -70,10 +70,11 @@ def stratified_times(key: jax.Array, num: int) -> jax.Array:
 
 
 def logit_normal(u: jax.Array, mean: float, std: float) -> jax.Array:
-    """Return times t with log(t / (1 - t)) normal, of u [B] uniform in [0, 1); increasing in u, so strata stay strata.
+    """Return times t [B] with log(t / (1 - t)) normal (Esser et al. 2024, section 3.1).
 
-    (Esser et al. 2024, section 3.1.) Mean and standard deviation 0.8 are those of pMF and JiT, for a t that is 1 where
-    there is noise alone.
+    Args:
+      u: [B], uniform in [0, 1); t increases with it, so that stratified ones give stratified times.
+      mean, std: of log(t / (1 - t)); pMF and JiT take 0.8 and 0.8, for a t that is 1 where there is noise alone.
     """
     mean, std = checks.number("mean", mean), checks.number("std", std, "(0, inf)")
     logit = mean + std * jax.scipy.special.ndtri(jnp.asarray(arrays.real("u", u), jnp.float32))
@@ -81,7 +82,7 @@ def logit_normal(u: jax.Array, mean: float, std: float) -> jax.Array:
 
 
 def logit_normal_density(t: jax.Array, mean: float, std: float) -> jax.Array:
-    """Return the density at t [B] of the times of `logit_normal`."""
+    """Return the density at t [B] of the times of `logit_normal` with this `mean` and `std`, [B]."""
     mean, std = checks.number("mean", mean), checks.number("std", std, "(0, inf)")
     t = jnp.asarray(arrays.real("t", t), jnp.float32)
     return jax.scipy.stats.norm.pdf(jax.scipy.special.logit(t), mean, std) / (t * (1 - t))

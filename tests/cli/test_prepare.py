@@ -83,7 +83,8 @@ def test_command_line(tmp_path):
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
 
 
-def test_shapes_twice(tmp_path, script, capsys):
+def test_shapes_twice(tmp_path, load_script, capsys):
+    script = load_script("prepare_data")
     options = {
         "output": tmp_path / "out",
         "shapes": "single",
