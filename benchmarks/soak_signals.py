@@ -103,11 +103,21 @@ class Place:
         files = sorted(
             path for path in folder.rglob("*") if path.is_file() and "embeddings" not in path.parts
         )
-        return {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files if _is_same(path)}
+        return {str(path.relative_to(folder)): _digest(_content(path)) for path in files if _is_same(path)}
 
 
 def _is_same(path: Path) -> bool:
     return ".png" in path.suffixes or ".array_record" in path.name or path.name == "alignment.json"
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; of a PNG, whose record names the directory, those of its pixels."""
+    if ".png" not in path.suffixes:
+        return path.read_bytes()
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.tobytes()
 
 
 def _digest(content: bytes) -> str:

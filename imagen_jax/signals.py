@@ -7,6 +7,7 @@ process immediately.
 """
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -132,8 +133,16 @@ class _Watch:
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         _thread.start_new_thread(self._read, ())
         self._before = {number: signal.signal(number, self._note) for number in _NUMBERS}
+        atexit.register(self._ignore)  # before all others are, so that it runs after them
+
+    @staticmethod
+    def _ignore() -> None:
+        """Ignore signals from now on: the work is done, and Python's own end would restore the default handlers."""
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
     def close(self) -> None:
+        atexit.unregister(self._ignore)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -53,6 +53,10 @@ CASES = {
     "with a callback that fails": ("with signals.clean_up(lambda: 1 / 0): GO; SLEEP", "INT", 130, LINE),
     "with a callback that hangs": ("with signals.clean_up(lambda: SLEEP): GO; SLEEP", "TERM", 143, LINE),
     "a second signal at once": ("with signals.clean_up(lambda: [GO, SLEEP]): GO; SLEEP", "TERM INT", 130, LINE),
+    "at the end of Python": (
+        "import os\nclass Last:\n    def __del__(self, write=os.write, sleep=time.sleep):\n"
+        "        write(1, b'ready\\n'); sleep(1)\nlast = Last()", "TERM", 0, "",
+    ),
     "deferred": (
         "r = []; signals.defer(r); GO\nwhile not r: time.sleep(0.01)\nprint(r)\nsys.exit(7)", "INT", 7, "",
     ),
