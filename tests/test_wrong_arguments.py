@@ -676,7 +676,7 @@ FUNCTIONS = {
         ("guidance.oscillating", {"guidance_scale": 10**30, "start": -1}, "start must be at least 0; got -1"),
         ("guidance.classifier_free", {"null": jax.eval_shape(lambda: X)}, r"null must be a pytree of arrays"),
         ("losses.sigmoid", {"bias": 10**30, "prediction": ()}, "prediction must be one of"),
-        ("losses.v", {"cap": 0.5}, r"cap must be in \[1, inf\); got 0.5"),
+        ("losses.v", {"cap": 0.5}, "cap must be at least 1; got 0.5"),
         ("losses.logit_normal", {"std": 0.0}, "std must be positive; got 0.0"),
         ("losses.min_snr", {"floor": 6.0}, "floor must be at most gamma, 5; got 6.0"),
     ],
