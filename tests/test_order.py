@@ -16,6 +16,7 @@ TOGETHER = {
     "cli/sweep.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
     "cli/evaluate.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
     "cli/export.py": ("scripts/test_sampling_journey.py", "what it writes, sample.py draws from"),
+    "prepare/icons/renderer.py": ("prepare/icons/test_rendering.py", "the process that rendering.py starts"),
     "sampling/fitting.py": ("data/test_opening.py", "pictures of every kind are fitted as sample.py does"),
     "structs.py": ("test_stage.py", "plain data, used by every test of a stage"),
     "checks.py": ("test_wrong_arguments.py", "a check is seen in the message to the caller"),
