@@ -52,7 +52,7 @@ def assert_is_quantile(got, x, q):
         else:
             size = max(abs(low), abs(high))
             assert abs(value - (low + weight * (high - low))) <= 2**-21 * size + TINY
-            assert low <= value <= high or size < TINY
+            assert low - TINY <= value <= high + TINY  # XLA flushes numbers below TINY to 0
 
 
 @pytest.mark.parametrize("q", QS)

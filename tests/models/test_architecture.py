@@ -6,7 +6,15 @@ import pytest
 
 from imagen_jax.models.architecture import check_levels
 
-RIGHT = {"channels": (8, 16), "num_res_blocks": (1, 2), "attention": (False, True), "embedding": 32, "dropout": 0.1}
+RIGHT = {
+    "channels": (8, 16),
+    "num_res_blocks": (1, 2),
+    "attention": (False, True),
+    "embedding": 32,
+    "dropout": 0.1,
+    "patch_size": 2,
+    "patch_transform": "haar",
+}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +29,7 @@ RIGHT = {"channels": (8, 16), "num_res_blocks": (1, 2), "attention": (False, Tru
         ({"attention": (False, 1)}, r"n.attention\[1\] must be True or False; got 1"),
         ({"embedding": 30}, "n.embedding must be a multiple of 4; got 30"),
         ({"dropout": 1.0}, r"n.dropout must be in \[0, 1\); got 1.0"),
+        ({"patch_size": 3}, r"n.patch_size must be "),
     ],
 )
 def test_fields(changes, message):
