@@ -31,5 +31,5 @@ def test_every_slice_has_its_number_of_devices():
 
 def test_libtpu_is_asked_for_by_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ValueError, match=r"libtpu must be installed .*\[tpu\]"):
+    with pytest.raises(ValueError, match=r"--topology must have libtpu .*\[tpu\]"):
         target("v5e:2x2")
