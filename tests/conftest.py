@@ -241,6 +241,7 @@ def bucket():
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
     server.stop()
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # they know this server's address
 
 
 @pytest.fixture
