@@ -54,10 +54,10 @@ def main(options: Options) -> None:
         if push is None or found is None:
             raise ValueError("--output must be given; got no value: name a new directory.")
         exported.verify(options.workdir, found)
+        hub.create(push, "--push-to-hub")
     else:
         _export(options)
     if push is not None:
-        hub.create(push, "--push-to-hub")
         address = hub.push(options.output or options.workdir, push, "--push-to-hub")
         _LOGGER.info(f"Pushed to {address}; sample with --pretrained {hub.SCHEME}{push}.")
 

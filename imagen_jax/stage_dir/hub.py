@@ -1,7 +1,9 @@
 """Exported cascades on the Hugging Face hub, by names such as hf://OWNER/NAME and hf://OWNER/NAME@REVISION."""
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.checks import Verbatim, error, require
@@ -86,19 +88,14 @@ def push(directory: Path, repo: str, option: str) -> str:
         ).commit_url  # fmt: skip
 
 
-class _refusals:
+@contextlib.contextmanager
+def _refusals(repo: str, option: str) -> Iterator[None]:
     """Context in which errors of the hub's client become a ValueError of one line."""
-
-    def __init__(self, repo: str, option: str):
-        self._repo, self._option = repo, option
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, failed: BaseException | None, trace: object) -> None:
-        if isinstance(failed, Exception):
-            got = Verbatim(f"{self._repo}, which it refuses ({_reason(failed)})")
-            raise error(self._option, "be a repository to write to", got, _fix(failed)) from failed
+    try:
+        yield
+    except Exception as failed:
+        got = Verbatim(f"{repo}, which it refuses ({_reason(failed)})")
+        raise error(option, "be a repository to write to", got, _fix(failed)) from failed
 
 
 def _reason(failed: Exception) -> str:

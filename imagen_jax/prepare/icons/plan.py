@@ -25,7 +25,7 @@ COLOURS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 class Choices:
     """What of the sets becomes which records.
 
-    Args:
+    Attributes:
       size: side of the square pictures in pixels.
       background: colour of what is transparent, a name in COLOURS or "#rrggbb".
       skin_tones: whether pictures of people and hands in each skin tone are used beside the neutral ones.
@@ -44,11 +44,8 @@ class Choices:
     def __post_init__(self):
         _ = self.fractions  # checks them
         checks.whole("--size", self.size, MIN_SIZE, MAX_SIZE)
-        if not self.colour:
-            raise ValueError(
-                f"--background must be one of {', '.join(COLOURS)} or a colour such as #ff8800; got "
-                f"{self.background!r}: choose one."
-            )
+        rule = f"be one of {', '.join(COLOURS)} or a colour such as #ff8800"
+        checks.require(self.colour is not None, "--background", rule, self.background)
 
     @property
     def fractions(self) -> splits.Fractions:

@@ -1,4 +1,4 @@
-"""Rendering of SVG from strangers: checked, and in a process of its own with limits of time and memory."""
+"""Rendering of untrusted SVG: checked, and in a process of its own with limits of time and memory."""
 
 from __future__ import annotations
 

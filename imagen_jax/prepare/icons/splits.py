@@ -11,6 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 
+from imagen_jax import checks
 from imagen_jax.prepare.icons import codes
 
 TRAIN, VALIDATION, SUBJECTS, PAIRS = "train", "validation", "unseen_subjects", "unseen_pairs"
@@ -27,24 +28,17 @@ class Fractions:
 
     def __post_init__(self):
         for name in ("unseen_subjects", "unseen_pairs", "validation"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                option = name.replace("_", "-")
-                raise ValueError(
-                    f"--{option}-fraction must be at least 0 and below 1; got {value}: lower it."
-                )
-        if self.unseen_pairs + self.validation >= 1:
-            raise ValueError(
-                "--unseen-pairs-fraction and --validation-fraction must be below 1 together; got "
-                f"{self.unseen_pairs} and {self.validation}: lower them."
-            )
+            checks.number(f"--{name.replace('_', '-')}-fraction", getattr(self, name), "[0, 1)")
+        names = "--unseen-pairs-fraction and --validation-fraction"
+        got = checks.Verbatim(f"{self.unseen_pairs} and {self.validation}")
+        checks.require(self.unseen_pairs + self.validation < 1, names, "be below 1 together", got, "lower them")
 
 
 def split_of(pictures: Iterable[tuple[str, str]], fractions: Fractions) -> dict[tuple[str, str], str]:
     """Return the split of each picture (style, code point).
 
-    Variants of a subject (see `codes.family`) share its fate. A pair is held out only if training shows its subject in
-    `MIN_STYLES` other styles; for `validation`, where there are fewer styles in all, in each of the others.
+    Variants of a subject (see `codes.family`) are in the same split. A pair is held out only if training shows its
+    subject in `MIN_STYLES` other styles; for `validation`, where there are fewer styles in all, in each of the others.
     """
     pictures = list(pictures)
     styles = defaultdict(set)

@@ -149,7 +149,7 @@ def test_the_command_makes_the_data_set_once(write_set, tmp_path, load_script, c
             {"max_size": 64},
             "--max-size must be left out with --icons, where it has no effect; got 64",
         ),
-        ({"unseen_pairs_fraction": 1.0}, "--unseen-pairs-fraction must be at least 0 and below 1; got 1.0"),
+        ({"unseen_pairs_fraction": 1.0}, r"--unseen-pairs-fraction must be in \[0, 1\); got 1.0"),
         ({"size": 0}, "--size must be at least 8; got 0"),
     ],
 )

@@ -62,9 +62,9 @@ def test_variants_share_a_split():
 @pytest.mark.parametrize(
     "fractions, message",
     [
-        ((1.0, 0.1, 0.1), "--unseen-subjects-fraction must be at least 0 and below 1; got 1.0"),
-        ((0.1, -0.1, 0.1), "--unseen-pairs-fraction must be at least 0 and below 1; got -0.1"),
-        ((0.1, 0.1, float("nan")), "--validation-fraction must be at least 0 and below 1; got nan"),
+        ((1.0, 0.1, 0.1), r"--unseen-subjects-fraction must be in \[0, 1\); got 1.0"),
+        ((0.1, -0.1, 0.1), r"--unseen-pairs-fraction must be in \[0, 1\); got -0.1"),
+        ((0.1, 0.1, float("nan")), "--validation-fraction must be a finite number; got nan"),
         ((0.1, 0.5, 0.5), "must be below 1 together; got 0.5 and 0.5"),
     ],
 )
