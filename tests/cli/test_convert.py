@@ -1,7 +1,5 @@
 """The command convert: a pickled encoder is one step away."""
 
-import io
-import pickle
 import runpy
 import shutil
 import sys
@@ -14,6 +12,7 @@ from safetensors.numpy import load_file
 from imagen_jax.text import pretrained
 from imagen_jax.text.encoder import TextEncoder
 from tests.conftest import GOLDENS
+from tests.text.conftest import state_pickle
 
 ROOT = GOLDENS.parents[1]
 
@@ -31,27 +30,6 @@ def numpy_bin(tensors, path):
             pieces.append((name, storage, 0, values.shape, tuple(strides)))
             archive.writestr(f"archive/data/{i}", values.tobytes())
         archive.writestr("archive/data.pkl", state_pickle(pieces))
-
-
-def state_pickle(pieces):
-    """The pickle of a dictionary of tensors, written by hand: (name, storage, offset, shape, strides)."""
-    out = io.BytesIO()
-    pickler = pickle._Pickler(out, 2)
-    out.write(b"\x80\x02}(")
-    for name, (kind, cls, key, device, size), offset, shape, strides in pieces:
-        save = lambda value: pickle._Pickler.save(pickler, value)
-        save(name)
-        out.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
-        save(kind)
-        out.write(f"ctorch\n{cls}\n".encode())
-        for value in (key, device, size):
-            save(value)
-        out.write(b"tQ")
-        for value in (offset, shape, strides, False):
-            save(value)
-        out.write(b"ccollections\nOrderedDict\n)RtR")
-    out.write(b"u.")
-    return out.getvalue()
 
 
 @pytest.fixture

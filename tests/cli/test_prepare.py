@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from imagen_jax.data import pipeline, sources
 from imagen_jax.prepare import shapes, text_files
+from tests.prepare.conftest import picture, read, save
 
 TEXT = 200  # bytes of a file, line or field
 
@@ -47,22 +46,6 @@ def test_limits_are_options(tmp_path, load_script, monkeypatch):
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
-
-
-def picture(i=0, size=(80, 70)):
-    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8))
-
-
-def save(path, image, caption="a thing", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-    if caption is not None:
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-    return path
-
-
-def read(output, split="train"):
-    return list(pipeline.examples(sources.open_source(output, split)))
 
 
 def run(*arguments):

@@ -8,20 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.data import pipeline, transforms
-from tests.data.conftest import NUM, embeddings_of, load
-
-
-def ids(batches):
-    return np.concatenate([batch["text"][:, 0, 0] for batch in batches]).astype(int)
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
+from imagen_jax.data import pipeline
+from tests.data.conftest import NUM, Memory, assert_equal, embeddings_of, ids, joined, load, wide
 
 
 def test_batch_contents(source):
@@ -60,13 +48,6 @@ def test_threads_and_workers_change_nothing(source, num_threads, num_workers):
     options = {"flip": True, "crop": "aspect", "num_threads": num_threads, "num_workers": num_workers}
     assert_equal(load(source, 9, **options), expected)
     assert_equal(load(source, 5, state={"next_index": 4}, **options), expected[4:])
-
-
-def joined(source, num, shard_count, **options):
-    """The batches of all hosts, put together."""
-    blocks = np.arange(options.get("batch_size", 6)).reshape(shard_count, -1)
-    parts = [load(source, num, rows=rows, **options) for rows in blocks]
-    return [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize("shard_count", [2, 3, 6])
@@ -118,29 +99,6 @@ def test_crops_lie_on_the_grid_and_are_the_same_on_every_host(source):
     assert_equal(joined(source, 3, 2, crop_size=4), load(source, 3, crop_size=4))
     with pytest.raises(ValueError, match="crop_size must be a multiple of crop_grid 4"):
         load(source, 1, crop_size=6, crop_grid=4)
-
-
-class Memory:
-    """Records from a list of pictures; record i has caption str(i % NUM)."""
-
-    name = "somewhere, split 'train'"
-
-    def __init__(self, images, count=None):
-        self.images, self.count = images, count or len(images)
-
-    def __len__(self):
-        return self.count
-
-    def read(self, indices):
-        return [
-            {"image": self.images[i % len(self.images)], "caption": str(i % NUM)} for i in map(int, indices)
-        ]
-
-
-def wide(num=1):
-    """8 x 24 pixels; column c has the value 10c, so that a crop shows where it began."""
-    columns = np.arange(24, dtype=np.uint8)[:, None].repeat(3, 1) * 10
-    return Memory([transforms.encode_png(np.broadcast_to(columns, (8, 24, 3)))], num)
 
 
 def columns_of(batches):

@@ -7,49 +7,7 @@ import pytest
 
 from imagen_jax.data import opening, pipeline, reader, sources, transforms
 from imagen_jax.prepare.records import write_records
-from tests.data.conftest import NUM, embeddings_of, load
-
-
-def ids(batches):
-    return np.concatenate([batch["text"][:, 0, 0] for batch in batches]).astype(int)
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
-
-
-def joined(source, num, shard_count, **options):
-    """The batches of all hosts, put together."""
-    blocks = np.arange(options.get("batch_size", 6)).reshape(shard_count, -1)
-    parts = [load(source, num, rows=rows, **options) for rows in blocks]
-    return [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
-
-
-class Memory:
-    """Records from a list of pictures; record i has caption str(i % NUM)."""
-
-    name = "somewhere, split 'train'"
-
-    def __init__(self, images, count=None):
-        self.images, self.count = images, count or len(images)
-
-    def __len__(self):
-        return self.count
-
-    def read(self, indices):
-        return [
-            {"image": self.images[i % len(self.images)], "caption": str(i % NUM)} for i in map(int, indices)
-        ]
-
-
-def wide(num=1):
-    """8 x 24 pixels; column c has the value 10c, so that a crop shows where it began."""
-    columns = np.arange(24, dtype=np.uint8)[:, None].repeat(3, 1) * 10
-    return Memory([transforms.encode_png(np.broadcast_to(columns, (8, 24, 3)))], num)
+from tests.data.conftest import NUM, Memory, assert_equal, embeddings_of, ids, joined, load, wide
 
 
 def test_the_next_picture_that_can_be_decoded_stands_in_for_a_broken_one():

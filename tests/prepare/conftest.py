@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from imagen_jax.data import sources
+from imagen_jax.data import pipeline, sources
 from imagen_jax.prepare import origins
 from imagen_jax.prepare.limits import Limits
 from imagen_jax.prepare.pictures import Found, Rules
@@ -93,3 +94,19 @@ def contents(output, split="train"):
 def rows(output):
     lines = (output / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     return [(row["file"], row["reason"]) for row in map(json.loads, lines)]
+
+
+def picture(i=0, size=(80, 70)):
+    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8))
+
+
+def save(path, image, caption="a thing", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def read(output, split="train"):
+    return list(pipeline.examples(sources.open_source(output, split)))

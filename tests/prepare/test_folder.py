@@ -10,25 +10,9 @@ import pytest
 from PIL import Image
 
 from imagen_jax import resize
-from imagen_jax.data import pipeline, sources, transforms
+from imagen_jax.data import sources, transforms
 from imagen_jax.prepare import folder, pictures
-from tests.prepare.conftest import found, png, prepared, put
-
-
-def picture(i=0, size=(80, 70)):
-    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), np.uint8))
-
-
-def save(path, image, caption="a thing", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-    if caption is not None:
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-    return path
-
-
-def read(output, split="train"):
-    return list(pipeline.examples(sources.open_source(output, split)))
+from tests.prepare.conftest import found, picture, png, prepared, put, read, save
 
 
 def quarantined(output):

@@ -1,6 +1,8 @@
 """A directory of a stage with two checkpoints of small states, and what sampling and training read of it."""
 
 
+import contextlib
+import os
 import shutil
 
 import jax
@@ -84,3 +86,36 @@ def resume(workdir):
     state, record = checkpoint._restored(folder, 10, shapes_of(state_of(10)))
     integrity.verify(folder, checkpoint._items(state), record)
     return state, record.position
+
+
+def outcome(use, workdir, expected, caplog):
+    """"named", "no effect" or "SILENT" for what `use` makes of a damaged directory, and the message."""
+    caplog.clear()
+    try:
+        found = use(workdir)
+    except (ValueError, OSError) as error:
+        is_named = str(workdir) in str(error) and len(str(error).splitlines()) == 1
+        return ("named" if is_named else "NOT NAMED"), str(error)
+    if same(found[0], expected[0]) and found[1] == expected[1]:
+        return "no effect", caplog.text
+    return ("named" if str(workdir) in caplog.text else "SILENT"), caplog.text
+
+
+def values(folder, array):
+    """(file, begin, length) of a piece of an array's values."""
+    import tensorstore as ts
+
+    item, _, name = array.partition("/")
+    store = ts.KvStore.open(f"file://{folder / item}/").result()
+    root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
+    for key, value in integrity._entries(ts, store, root, ""):
+        if key.startswith(name.replace("/", ".") + "/") and value is not None:
+            _, directory, file, begin, length = value.split(":")
+            return folder / item / (directory + file), int(begin), int(length)
+    raise AssertionError(f"{array} lies in the index")
+
+
+def as_pipe(file):
+    with contextlib.suppress(FileNotFoundError):
+        file.unlink()
+    os.mkfifo(file)

@@ -1,6 +1,5 @@
 """No damaged file of a stage's directory is used: each is named, or provably without effect."""
 
-import contextlib
 import json
 import logging
 import os
@@ -11,26 +10,23 @@ from collections import Counter
 import pytest
 
 from imagen_jax import load_cascade, load_stage
-from imagen_jax.stage_dir import checkpoint, integrity
+from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
-from tests.stage_dir.conftest import CONFIG, resume, same, sample, shapes_of, state_of
+from tests.stage_dir.conftest import (
+    CONFIG,
+    as_pipe,
+    outcome,
+    resume,
+    same,
+    sample,
+    shapes_of,
+    state_of,
+    values,
+)
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 NUM_IN_SUITE = 45
-
-
-def outcome(use, workdir, expected, caplog):
-    """"named", "no effect" or "SILENT" for what `use` makes of a damaged directory, and the message."""
-    caplog.clear()
-    try:
-        found = use(workdir)
-    except (ValueError, OSError) as error:
-        is_named = str(workdir) in str(error) and len(str(error).splitlines()) == 1
-        return ("named" if is_named else "NOT NAMED"), str(error)
-    if same(found[0], expected[0]) and found[1] == expected[1]:
-        return "no effect", caplog.text
-    return ("named" if str(workdir) in caplog.text else "SILENT"), caplog.text
 
 
 def hurt(file, kind, rng):
@@ -88,20 +84,6 @@ def test_random_damage_is_named_or_without_effect(workdir, caplog):
     assert sample(workdir) and resume(workdir)  # and all is as before
 
 
-def values(folder, array):
-    """(file, begin, length) of a piece of an array's values."""
-    import tensorstore as ts
-
-    item, _, name = array.partition("/")
-    store = ts.KvStore.open(f"file://{folder / item}/").result()
-    root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
-    for key, value in integrity._entries(ts, store, root, ""):
-        if key.startswith(name.replace("/", ".") + "/") and value is not None:
-            _, directory, file, begin, length = value.split(":")
-            return folder / item / (directory + file), int(begin), int(length)
-    raise AssertionError(f"{array} lies in the index")
-
-
 def flip(file, begin, length):
     content = bytearray(file.read_bytes())
     content[begin + length // 2] ^= 4
@@ -122,12 +104,6 @@ def test_array_and_file_are_named_and_the_checkpoint_before_is_taken(workdir, ca
     assert int(state.step) == 5 and position["next_index"] == 5 and same(state, state_of(5))
     assert re.search("step 10 cannot be read; moved to .*damaged/10.*state/params/", caplog.text)
     assert os.listdir(workdir / "base/damaged") == ["10"]
-
-
-def as_pipe(file):
-    with contextlib.suppress(FileNotFoundError):
-        file.unlink()
-    os.mkfifo(file)
 
 
 # A file of the directory in whose place a pipe stands -> how it is named

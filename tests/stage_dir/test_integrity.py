@@ -1,6 +1,5 @@
 """What does not belong together in a checkpoint is named."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -9,39 +8,11 @@ import socket
 import pytest
 
 from imagen_jax.config import to_dict
-from imagen_jax.stage_dir import integrity
 from imagen_jax.storage import files
-from tests.stage_dir.conftest import CONFIG, resume, same, sample
+from tests.stage_dir.conftest import CONFIG, as_pipe, outcome, resume, sample, values
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def outcome(use, workdir, expected, caplog):
-    """"named", "no effect" or "SILENT" for what `use` makes of a damaged directory, and the message."""
-    caplog.clear()
-    try:
-        found = use(workdir)
-    except (ValueError, OSError) as error:
-        is_named = str(workdir) in str(error) and len(str(error).splitlines()) == 1
-        return ("named" if is_named else "NOT NAMED"), str(error)
-    if same(found[0], expected[0]) and found[1] == expected[1]:
-        return "no effect", caplog.text
-    return ("named" if str(workdir) in caplog.text else "SILENT"), caplog.text
-
-
-def values(folder, array):
-    """(file, begin, length) of a piece of an array's values."""
-    import tensorstore as ts
-
-    item, _, name = array.partition("/")
-    store = ts.KvStore.open(f"file://{folder / item}/").result()
-    root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
-    for key, value in integrity._entries(ts, store, root, ""):
-        if key.startswith(name.replace("/", ".") + "/") and value is not None:
-            _, directory, file, begin, length = value.split(":")
-            return folder / item / (directory + file), int(begin), int(length)
-    raise AssertionError(f"{array} lies in the index")
 
 
 def exchange(folder, name):
@@ -93,12 +64,6 @@ DELIBERATE = {
     "a pipe for the index": (lambda f: as_pipe(f / "ema_params/manifest.ocdbt"), "sr"),
     "a socket for the metadata": (lambda f: as_socket(f / "ema_params/_METADATA"), "sr"),
 }  # fmt: skip
-
-
-def as_pipe(file):
-    with contextlib.suppress(FileNotFoundError):
-        file.unlink()
-    os.mkfifo(file)
 
 
 def as_socket(file):

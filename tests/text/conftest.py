@@ -1,6 +1,8 @@
 """The tiny BERT: an encoder of it, and a copy of its directory that a test may change."""
 
+import io
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -130,3 +132,37 @@ class Counting:
 
 def make(captions, encoder, directory, **options):
     return build(captions, encoder, directory, batch_size=2, **options)
+
+
+def state_pickle(pieces):
+    """The pickle of a dictionary of tensors, written by hand: (name, storage, offset, shape, strides)."""
+    out = io.BytesIO()
+    pickler = pickle._Pickler(out, 2)
+    out.write(b"\x80\x02}(")
+    for name, (kind, cls, key, device, size), offset, shape, strides in pieces:
+        save = lambda value: pickle._Pickler.save(pickler, value)
+        save(name)
+        out.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
+        save(kind)
+        out.write(f"ctorch\n{cls}\n".encode())
+        for value in (key, device, size):
+            save(value)
+        out.write(b"tQ")
+        for value in (offset, shape, strides, False):
+            save(value)
+        out.write(b"ccollections\nOrderedDict\n)RtR")
+    out.write(b"u.")
+    return out.getvalue()
+
+
+SPIECE = json.loads((GOLDENS / "tokenizers.json").read_text())
+
+
+def sentencepiece_directory(layout, directory):
+    """A directory with spiece.model, and the settings of a layout if it has some."""
+    found = SPIECE["layouts"][layout]
+    directory.mkdir(exist_ok=True)
+    shutil.copy(GOLDENS / "sentencepiece" / f"{found['model']}.model", directory / "spiece.model")
+    if found["config"] is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(found["config"]))
+    return found

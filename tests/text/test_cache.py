@@ -13,11 +13,6 @@ from tests.conftest import GOLDENS
 from tests.text.conftest import CAPTIONS, Counting, Letters, make
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
-
-
 @pytest.mark.parametrize(("dtype", "relative"), [("float16", 2**-11), ("bfloat16", 2**-8), ("float32", 0)])
 def test_gives_what_the_encoder_gives(tiny, tmp_path, dtype, relative):
     cache = make(CAPTIONS, tiny, tmp_path, dtype=dtype)

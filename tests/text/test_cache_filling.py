@@ -11,14 +11,8 @@ import pytest
 
 from imagen_jax.text import cache_filling
 from imagen_jax.text.cache import EmbeddingCache
-from imagen_jax.text.encoder import TextEncoder
 from tests.conftest import GOLDENS
 from tests.text.conftest import CAPTIONS, Counting, make
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
 
 
 def test_processes_share_the_captions(tiny, tmp_path):

@@ -10,16 +10,9 @@ import pytest
 
 from imagen_jax.data import shards, sources, transforms
 from imagen_jax.prepare.records import write_records
-from imagen_jax.text.encoder import TextEncoder
-from tests.conftest import GOLDENS
 from tests.text.conftest import CAPTIONS, SHORT, Counting, make
 
 PICTURE = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return TextEncoder.from_pretrained(GOLDENS / "tiny_bert")
 
 
 def test_a_complete_cache_needs_no_writing(tiny, data, tmp_path, monkeypatch):

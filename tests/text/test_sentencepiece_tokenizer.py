@@ -7,23 +7,12 @@ import pytest
 
 from imagen_jax.text import tokenizer
 from tests.conftest import GOLDENS
-
-SPIECE = json.loads((GOLDENS / "tokenizers.json").read_text())
-
-
-def make(layout, directory):
-    """A directory with spiece.model, and the settings of a layout if it has some."""
-    found = SPIECE["layouts"][layout]
-    directory.mkdir(exist_ok=True)
-    shutil.copy(GOLDENS / "sentencepiece" / f"{found['model']}.model", directory / "spiece.model")
-    if found["config"] is not None:
-        (directory / "tokenizer_config.json").write_text(json.dumps(found["config"]))
-    return found
+from tests.text.conftest import SPIECE, sentencepiece_directory
 
 
 @pytest.mark.parametrize("layout", SPIECE["layouts"])
 def test_the_ids_from_spiece_model_alone(layout, tmp_path):
-    found = make(layout, tmp_path)
+    found = sentencepiece_directory(layout, tmp_path)
     tokens = tokenizer.load(tmp_path, found["vocab_size"])
     assert tokens.num_ids <= found["vocab_size"]
     for caption, ids in zip(SPIECE["captions"], found["ids"], strict=True):
@@ -72,7 +61,7 @@ def test_sentencepiece_itself_gives_the_ids_of_ordinary_text(tmp_path):
     ],
 )  # fmt: skip
 def test_settings_beside_spiece_model_are_bounded(change, beside, message, tmp_path):
-    size = make("t5", tmp_path)["vocab_size"]
+    size = sentencepiece_directory("t5", tmp_path)["vocab_size"]
     assert size == 226
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({"extra_ids": 100} | change))

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from imagen_jax.text import tokenizer
 from imagen_jax.text.encoder import TextEncoder
 from tests.conftest import GOLDENS
+from tests.text.conftest import sentencepiece_directory
 
 BYTES = tokenizer.load(GOLDENS / "tiny_byt5")
 
@@ -32,17 +33,6 @@ def test_the_ids_of_the_original(directory, golden):
         assert tokens.encode([caption]) == [ids.tolist()], caption
 
 
-SPIECE = json.loads((GOLDENS / "tokenizers.json").read_text())
-
-
-def make(layout, directory):
-    """A directory with spiece.model, and the settings of a layout if it has some."""
-    found = SPIECE["layouts"][layout]
-    directory.mkdir(exist_ok=True)
-    shutil.copy(GOLDENS / "sentencepiece" / f"{found['model']}.model", directory / "spiece.model")
-    if found["config"] is not None:
-        (directory / "tokenizer_config.json").write_text(json.dumps(found["config"]))
-    return found
 
 
 @pytest.mark.parametrize(
@@ -59,7 +49,7 @@ def make(layout, directory):
     ],
 )
 def test_what_is_mostly_unknown(layout, caption, is_unknown, tmp_path):
-    size = make(layout, tmp_path)["vocab_size"]
+    size = sentencepiece_directory(layout, tmp_path)["vocab_size"]
     assert (tokenizer.load(tmp_path, size).unknown_share(caption) > 0.5) == is_unknown
 
 
@@ -191,7 +181,7 @@ def test_ids_of_special_tokens_count(tmp_path):
 @pytest.mark.parametrize("file", ["tokenizer.json", "spiece.model", "vocab.txt", "tokenizer_config.json"])
 def test_a_file_without_end_is_not_read(file, tmp_path):
     if file == "tokenizer_config.json":
-        make("t5", tmp_path)
+        sentencepiece_directory("t5", tmp_path)
     with (tmp_path / file).open("wb") as sparse:
         sparse.truncate(3 << 30)
     with pytest.raises(ValueError, match=f"{tmp_path / file} must have at most .* bytes; got {3 << 30}"):

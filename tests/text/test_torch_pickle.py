@@ -1,7 +1,6 @@
 """Pickles are read without being run: whatever a hostile one asks for is refused."""
 
 import collections
-import io
 import os
 import pickle
 import shutil
@@ -14,27 +13,7 @@ from safetensors.numpy import load_file
 
 from imagen_jax.text import conversion, torch_file
 from tests.conftest import GOLDENS
-
-
-def state_pickle(pieces):
-    """The pickle of a dictionary of tensors, written by hand: (name, storage, offset, shape, strides)."""
-    out = io.BytesIO()
-    pickler = pickle._Pickler(out, 2)
-    out.write(b"\x80\x02}(")
-    for name, (kind, cls, key, device, size), offset, shape, strides in pieces:
-        save = lambda value: pickle._Pickler.save(pickler, value)
-        save(name)
-        out.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
-        save(kind)
-        out.write(f"ctorch\n{cls}\n".encode())
-        for value in (key, device, size):
-            save(value)
-        out.write(b"tQ")
-        for value in (offset, shape, strides, False):
-            save(value)
-        out.write(b"ccollections\nOrderedDict\n)RtR")
-    out.write(b"u.")
-    return out.getvalue()
+from tests.text.conftest import state_pickle
 
 
 class Runs:

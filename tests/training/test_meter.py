@@ -2,26 +2,13 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from imagen_jax.config import RunConfig
-from imagen_jax.diffusion import losses
 from imagen_jax.training import meter as meters
+from tests.training.conftest import metrics
 
 # --- meter ----------------------------------------------------------------------------------------
-
-
-def metrics(loss, logsnr, skipped=0):
-    """Those of a step with one image of each of these losses and levels."""
-    sums, counts = losses.by_logsnr(jax.numpy.asarray(loss, "float32"), jax.numpy.asarray(logsnr, "float32"))
-    names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
-    scalars = {"grad_norm": 1.0, "learning_rate": 0.1, "ema_distance": 0.5}
-    return scalars | {
-        "loss": jax.numpy.asarray(np.mean(loss)),
-        "skipped": skipped,
-        "sums": dict(zip(names, zip(sums, counts, strict=True), strict=True)),
-    }
 
 
 def settings(config, **run):
