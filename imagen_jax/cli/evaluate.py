@@ -62,6 +62,7 @@ def main(options: Options) -> None:
     from imagen_jax.data import pipeline, sources
     from imagen_jax.generate import plan_prompts, run_prompts
     from imagen_jax.generate.records import MAX_BATCH
+    from imagen_jax.prepare.shape_captions import are_claims
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
 
@@ -72,8 +73,7 @@ def main(options: Options) -> None:
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    has_claims = "objects" in (examples[0]["claims"] or {})  # those of icons name subject and style alone
-    available = {"reference"} | ({"claims"} if has_claims else set())
+    available = {"reference"} | ({"claims"} if are_claims(examples[0]["claims"]) else set())
     if "alignment" in names and "claims" not in available:
         raise ValueError(
             f"--data must be a data set of shapes, which records what captions claim; got {options.data}."

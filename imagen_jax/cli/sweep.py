@@ -213,6 +213,7 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         _LOGGER.info(report)
         return found[: options.num], None, None
     from imagen_jax.data import pipeline, sources, transforms
+    from imagen_jax.prepare.shape_captions import are_claims
 
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
@@ -220,8 +221,7 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
     claims = [example["claims"] for example in examples]
     pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
-    has_claims = "objects" in (claims[0] or {})  # those of icons name subject and style alone
-    return [example["caption"] for example in examples], claims if has_claims else None, pictures
+    return [example["caption"] for example in examples], claims if are_claims(claims[0]) else None, pictures
 
 
 def label(setting: dict) -> str:

@@ -42,6 +42,11 @@ BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {}
                     " on {}")  # fmt: skip
 
 
+def are_claims(claims: Any) -> bool:
+    """Whether the claims of a record, JSON data or None, are of shapes; those of icons name subject and style."""
+    return isinstance(claims, dict) and "objects" in claims
+
+
 def pick(rng: np.random.Generator, options):
     """Draw one of the options with equal probability."""
     return options[rng.integers(len(options))]

@@ -77,3 +77,9 @@ def test_prompts_that_people_type(caption, kind, objects, relation, background):
 )  # fmt: skip
 def test_other_prompts_have_no_claims(caption):
     assert shape_captions.parse_caption(caption) is None
+
+
+def test_claims_of_other_data_sets_are_not_of_shapes():
+    assert shape_captions.are_claims(shape_captions.parse_caption("a red circle"))
+    assert not shape_captions.are_claims({"subject": "1f6aa", "name": "door", "style": "noto v1"})
+    assert not shape_captions.are_claims(None)
