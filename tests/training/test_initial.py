@@ -167,7 +167,7 @@ def test_what_training_cannot_start_from_is_one_line(config, trained, tmp_path, 
     assert "\n" not in str(error.value)
 
 
-def test_other_captions_or_predictions_are_said(config, trained, tmp_path, caplog):
+def test_other_captions_or_predictions_are_said(config, trained, tmp_path, capsys):
     other = change(config, init_from=str(trained), process__prediction="eps")
     initial.resolve(other, tmp_path / "base")
-    assert "process.prediction v instead of eps" in caplog.text
+    assert "process.prediction v instead of eps" in capsys.readouterr().err
