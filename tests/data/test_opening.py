@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from importlib.metadata import version
 
 import hypothesis
 import hypothesis.strategies as st
@@ -107,9 +108,14 @@ def made(mode, x, alpha, rng, form):
     return (image if mode == "RGB" else image.convert(mode)), x, {}
 
 
+KINDS = [(form, mode) for form, (modes, _, _) in WRITTEN.items() for mode in modes.split()]
+# Pillow before 13 writes TIFFs of YCbCr that it cannot read itself.
+UNREADABLE = [("TIFF", "YCbCr")] if int(version("pillow").split(".")[0]) < 13 else []
+
+
 @hypothesis.settings(max_examples=250, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
-    kind=st.sampled_from([(form, mode) for form, (modes, _, _) in WRITTEN.items() for mode in modes.split()]),
+    kind=st.sampled_from([kind for kind in KINDS if kind not in UNREADABLE]),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 2**32 - 1),
     orientation=st.integers(1, 8),
