@@ -46,6 +46,10 @@ WRITTEN = {
     "AVIF": ("L RGB RGBA", [{"quality": 100, "subsampling": "4:4:4"}], 16),
     "JPEG2000": ("L LA I;16 RGB RGBA", [{}, {"no_jp2": True}], 0),
 }
+if int(version("pillow").split(".")[0]) < 13:
+    # It cannot read its own TIFFs of YCbCr, and writes grey PNGs with 8 bits whatever it is asked for.
+    WRITTEN["TIFF"] = (WRITTEN["TIFF"][0].removesuffix(" YCbCr"), *WRITTEN["TIFF"][1:])
+    WRITTEN["PNG"] = (WRITTEN["PNG"][0], [{}, {"optimize": True}], 0)
 
 
 def made(mode, x, alpha, rng, form):
@@ -108,14 +112,9 @@ def made(mode, x, alpha, rng, form):
     return (image if mode == "RGB" else image.convert(mode)), x, {}
 
 
-KINDS = [(form, mode) for form, (modes, _, _) in WRITTEN.items() for mode in modes.split()]
-# Pillow before 13 writes TIFFs of YCbCr that it cannot read itself.
-UNREADABLE = [("TIFF", "YCbCr")] if int(version("pillow").split(".")[0]) < 13 else []
-
-
 @hypothesis.settings(max_examples=250, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
-    kind=st.sampled_from([kind for kind in KINDS if kind not in UNREADABLE]),
+    kind=st.sampled_from([(form, mode) for form, (modes, _, _) in WRITTEN.items() for mode in modes.split()]),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 2**32 - 1),
     orientation=st.integers(1, 8),
