@@ -222,26 +222,34 @@ def tiny_batch(tiny_text) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """s3://bucket of a server on this machine's loopback."""
-    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+@pytest.fixture(scope="session")
+def bucket_server():
+    """Address of an S3 server on this machine's loopback; one for all tests, since file systems cache it."""
+    moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(bucket_server):
+    """s3://bucket, which is empty."""
+    import boto3
+
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": bucket_server,
             "AWS_ACCESS_KEY_ID": "any",
             "AWS_SECRET_ACCESS_KEY": "any",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+        made = boto3.resource("s3").create_bucket(Bucket="bucket")
+        made.objects.all().delete()
         yield "s3://bucket"
-    server.stop()
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # they know this server's address
 
 
 @pytest.fixture
