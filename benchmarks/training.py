@@ -75,7 +75,8 @@ def main(parsed) -> None:
         f"height {config.run.height}, remat {config.run.remat}, scan_blocks {config.run.scan_blocks}"
     )
     lines, arrays = lowered.as_text().count("\n"), len(jax.tree.leaves(state))
-    print(f"program       {lines:8} lines of StableHLO; the state has {arrays} arrays")
+    whole = len(jax.tree.leaves(abstract))
+    print(f"program       {lines:8} lines of StableHLO; the state has {arrays} arrays for {whole}")
     print(f"compiled in   {compilation:8.1f} s, {cpu_compilation:.1f} s of CPU time in all threads")
     print(f"step          {median:8.4g} s, median of {options.steps} ({spread}); {cpu:.4g} s of CPU time")
     print(f"throughput    {config.optim.batch_size / median:8.4g} images/s, {rate / 1e12:.3g} TFLOP/s")

@@ -7,6 +7,7 @@ What is registered is a function `(config: OptimConfig, rate: optax.Schedule) ->
         return optax.lion(rate)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +18,14 @@ from imagen_jax.config import OPTIMIZERS, OptimConfig
 
 # Coefficients of the quintic iteration, and five steps of it: Jordan et al. 2024, the Muon optimizer.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Optimisers that treat each number, or each matrix, by itself: their parameters may be packed.
-PACKABLE = ("adamw", "muon")
 # Convolutions at both ends of a network, which are no hidden layers.
 ENDS = frozenset({"conv_in", "stem", "conv_out"})
+
+
+def packable(optimizer: Callable) -> Callable:
+    """Mark an optimiser that treats each number, or each matrix of a stack, by itself; see `packing`."""
+    optimizer.is_packable = True
+    return optimizer
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -42,6 +47,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 @OPTIMIZERS.register("adamw")
+@packable
 def adamw(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019); biases and norms have no weight decay."""
     is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -55,6 +61,7 @@ def adafactor(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 @OPTIMIZERS.register("muon")
+@packable
 def muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024).
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
-from imagen_jax.config import StageConfig
+from imagen_jax.config import OPTIMIZERS, StageConfig
 from imagen_jax.structs import TrainState
 from imagen_jax.training import packing
-from imagen_jax.training.optim import ENDS, PACKABLE, make_optimizer
+from imagen_jax.training.optim import ENDS, make_optimizer
 
 
 def new_state(config: StageConfig, params: Any = None) -> TrainState:
@@ -44,7 +44,8 @@ def packed_shapes(config: StageConfig, abstract: TrainState) -> TrainState:
     It stays as it is if an array is sharded, or if the optimiser computes something for each parameter as a whole.
     """
     is_replicated = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract))
-    if not is_replicated or config.optim.optimizer not in PACKABLE:
+    is_packable = getattr(OPTIMIZERS[config.optim.optimizer], "is_packable", False)
+    if not is_replicated or not is_packable:
         return abstract
     params = packing.shapes(abstract.params, alone=ENDS)
     opt_state = jax.eval_shape(make_optimizer(config.optim).init, params)
