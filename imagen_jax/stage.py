@@ -91,8 +91,11 @@ def _apply(
     config: StageConfig, variables: Any, z_in: jax.Array, logsnr_t: jax.Array, cond: Cond, **options: Any
 ) -> Any:
     """Return what the network's `apply` returns; raises a ValueError for parameters of another network."""
-    is_time = config.network.noise_level == "time"
-    level = schedule(config).inverse(logsnr_t) if is_time else logsnr_t
+    level = logsnr_t
+    if config.network.noise_level == "time":
+        time = schedule(config).inverse
+        level, aug = time(logsnr_t), cond.aug_logsnr
+        cond = cond if aug is None else cond.replace(aug_logsnr=time(aug))
     try:
         return network(config).apply(variables, z_in, level, cond, **options)
     except flax.errors.FlaxError as error:

@@ -586,7 +586,7 @@ def test_every_reason_of_quarantine_is_documented_and_every_documented_one_is_gi
         (r"`--run.validation-images` \((\d+)\)", lambda: config.RunConfig().validation_images),
         (r"`--run.stall-timeout` \((\d+)\)", lambda: config.RunConfig().stall_timeout),
         (r"`--run.max-skipped` \((\d+)\)", lambda: config.RunConfig().max_skipped),
-        (r"(\w+) noise schedules", lambda: ("seven", len(schedules.SCHEDULES) == 7)[0]),
+        (r"(\w+) noise schedules", lambda: ("eight", len(schedules.SCHEDULES) == 8)[0]),
         (r"and (\w+) samplers can be combined", lambda: ("six", len(samplers.SAMPLERS) == 6)[0]),
     ],
 )

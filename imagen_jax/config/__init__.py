@@ -13,12 +13,13 @@ from imagen_jax.config.stage import (
     TextConfig,
 )
 from imagen_jax.models.efficient_unet import EfficientUNetConfig
+from imagen_jax.models.if_unet import IFUNetConfig
 from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
     "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "EfficientUNetConfig", "FlatOption",
-    "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig", "StageConfig",
+    "IFUNetConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig", "StageConfig",
     "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override", "read_json",
     "to_dict",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ class ProcessConfig:
 
     schedule: str = "cosine"
     """Noise schedule of training, a name in diffusion.schedules.SCHEDULES: cosine, linear, shifted_cosine,
-    interpolated_cosine, sigmoid, edm or lognormal."""
+    interpolated_cosine, sigmoid, edm, lognormal or discrete_cosine."""
     zero_terminal_snr: bool = False
     """Stretch the schedule so that z at t = 1 is pure noise; not for prediction eps."""
     prediction: Literal["x", "eps", "v", "edm"] = "v"

@@ -7,6 +7,7 @@ A schedule maps the time t in [0, 1] (1 is noise) to logsnr, decreasing, clipped
 EDM's variables, y = x + S eps, is the same one: S = sigma_t / alpha_t = exp(-logsnr / 2), y = z_t / alpha_t.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -263,6 +264,19 @@ def from_table(logsnr: jax.Array) -> Schedule:
     )
 
 
+@functools.cache
+def _discrete_cosine(num_steps: int = 1000, largest_beta: float = 0.999) -> Schedule:
+    """Return the cosine schedule of discretely trained networks (Nichol & Dhariwal 2021, equation 17, s = 0.008).
+
+    Betas and products are rounded to float32 where published code rounds them.
+    """
+    place = (np.arange(num_steps + 1) / num_steps + 0.008) / 1.008
+    f = np.cos(place * np.pi / 2) ** 2
+    beta = np.minimum(1 - f[1:] / f[:-1], largest_beta).astype(np.float32)
+    product = np.cumprod((1 - beta).astype(np.float64)).astype(np.float32).astype(np.float64)
+    return from_table(np.log(product) - np.log1p(-product))
+
+
 def _bisect(decreasing: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
     """Return t in [0, 1] with decreasing(t) = value, to the resolution of float32."""
     value = _reals("logsnr", value)
@@ -309,3 +323,4 @@ for _name, _pair in {
     "interpolated_cosine": (interpolated_cosine, interpolated_cosine_inverse),
 }.items():
     SCHEDULES.register(_name)(lambda size, pair=_pair: Schedule(*(partial(each, size=size) for each in pair)))
+SCHEDULES.register("discrete_cosine")(lambda size: _discrete_cosine())

@@ -22,6 +22,22 @@ def check_levels(config: Any, flags: tuple[str, ...], prefix: str) -> None:
     Raises:
       ValueError: a field is of the wrong type or out of range, or the tuples are not of one length.
     """
+    check_tuples(config, flags, prefix)
+    # The noise level is coded by sines and cosines in a quarter of the width.
+    checks.whole(f"{prefix}embedding", config.embedding, 8, MAX_CHANNELS)
+    require(config.embedding % 4 == 0, f"{prefix}embedding", "be a multiple of 4", config.embedding)
+    checks.number(f"{prefix}dropout", config.dropout, "[0, 1)")
+    is_known = checks.is_whole(config.patch_size) and config.patch_size in PATCH_SIZES
+    require(is_known, f"{prefix}patch_size", f"be one of {', '.join(map(str, PATCH_SIZES))}", config.patch_size)
+    checks.choice(f"{prefix}patch_transform", config.patch_transform, get_args(PatchTransform))
+
+
+def check_tuples(config: Any, flags: tuple[str, ...], prefix: str) -> None:
+    """Check channels, num_res_blocks and `flags` of `check_levels`.
+
+    Raises:
+      ValueError: as `check_levels` does.
+    """
     tuples = {name: getattr(config, name) for name in ("channels", "num_res_blocks", *flags)}
     for name, value in tuples.items():
         require(isinstance(value, tuple), f"{prefix}{name}", "be a tuple with one entry for each level", value)
@@ -36,10 +52,3 @@ def check_levels(config: Any, flags: tuple[str, ...], prefix: str) -> None:
         for name in flags:
             is_bool = isinstance(tuples[name][i], bool)
             require(is_bool, f"{prefix}{name}[{i}]", "be True or False", tuples[name][i])
-    # The noise level is coded by sines and cosines in a quarter of the width.
-    checks.whole(f"{prefix}embedding", config.embedding, 8, MAX_CHANNELS)
-    require(config.embedding % 4 == 0, f"{prefix}embedding", "be a multiple of 4", config.embedding)
-    checks.number(f"{prefix}dropout", config.dropout, "[0, 1)")
-    is_known = checks.is_whole(config.patch_size) and config.patch_size in PATCH_SIZES
-    require(is_known, f"{prefix}patch_size", f"be one of {', '.join(map(str, PATCH_SIZES))}", config.patch_size)
-    checks.choice(f"{prefix}patch_transform", config.patch_transform, get_args(PatchTransform))

@@ -1,39 +1,43 @@
 """Attention from pixels to pixels and text. Softmax in float32; padded text is always masked."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from imagen_jax.models.layers import Dtype, GroupNorm, cached, zeros
+from imagen_jax.models.layers import OWN_STYLE, Dtype, GroupNorm, Style, cached, zeros
 from imagen_jax.structs import TextCond
 
 
 class TextAttention(nn.Module):
     """Attention over [text, pixels] in one softmax, or over the text alone (paper section 2.4, F.1-F.3).
 
-    Residual, with a zero-initialised output projection. The text tokens have a LayerNorm.
+    Residual, with a zero-initialised output projection. The text tokens have a norm of their own.
 
     Attributes:
       num_heads, head_dim: N and K.
       over_pixels: whether pixels are keys too; False for the 256 -> 1024 stage.
       dtype: of the computation.
+      style: of the norms.
     """
 
     num_heads: int
     head_dim: int
     over_pixels: bool = True
     dtype: Dtype = jnp.float32
+    style: Style = OWN_STYLE
 
     @nn.compact
     def __call__(self, x: jax.Array, text: TextCond) -> jax.Array:
         """Return x [B, H, W, C] plus its attention output."""
         width = self.num_heads * self.head_dim
-        h = rearrange(GroupNorm(self.dtype, name="norm")(x), "b h w c -> b (h w) c")
+        h = rearrange(GroupNorm(self.dtype, self.style, name="norm")(x), "b h w c -> b (h w) c")
         query = self._heads(nn.Dense(width, dtype=self.dtype, name="query")(h), 1)[0]
 
         def of_text() -> list[jax.Array]:
-            tokens = nn.LayerNorm(dtype=self.dtype, name="text_norm")(text.embeddings)
+            tokens = self._normed(text.embeddings)
             return self._heads(nn.Dense(2 * width, dtype=self.dtype, name="text_key_value")(tokens), 2)
 
         key, value = cached(self, "text_key_value", of_text)
@@ -47,6 +51,13 @@ class TextAttention(nn.Module):
         out = rearrange(out, "b l n k -> b l (n k)")
         out = nn.Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="out")(out)
         return x + out.reshape(x.shape)
+
+    def _normed(self, tokens: jax.Array) -> jax.Array:
+        """Return the norm of tokens [B, L, D]."""
+        if self.style.text_groups is None:
+            return nn.LayerNorm(self.style.epsilon, self.dtype, name="text_norm")(tokens)
+        style = dataclasses.replace(self.style, groups=self.style.text_groups)
+        return GroupNorm(self.dtype, style, name="text_norm")(tokens[:, :, None])[:, :, 0]
 
     def _heads(self, h: jax.Array, parts: int) -> list[jax.Array]:
         """Split [B, L, parts N K] into `parts` arrays [B, L, N, K]."""
@@ -62,19 +73,28 @@ class AttentionPool(nn.Module):
       features: of the pooled vector.
       head_dim: K.
       dtype: of the computation.
+      num_heads: N; None: features / K.
+      has_position: whether a learned vector is added to the mean token.
+      style: of the norm.
     """
 
     features: int
     head_dim: int = 64
     dtype: Dtype = jnp.float32
+    num_heads: int | None = None
+    has_position: bool = False
+    style: Style = OWN_STYLE
 
     @nn.compact
     def __call__(self, text: TextCond) -> jax.Array:
         """Return [B, features] of a text with embeddings [B, L, D]."""
-        num_heads = max(1, self.features // self.head_dim)
-        tokens = nn.LayerNorm(dtype=self.dtype, name="norm")(text.embeddings)
+        num_heads = self.num_heads or max(1, self.features // self.head_dim)
+        tokens = nn.LayerNorm(self.style.epsilon, self.dtype, name="norm")(text.embeddings)
         weight = (text.mask / text.mask.sum(axis=1, keepdims=True))[..., None].astype(tokens.dtype)
         mean = jnp.sum(weight * tokens, axis=1, keepdims=True)  # [B, 1, D]
+        if self.has_position:
+            position = self.param("position", nn.initializers.normal(0.02), (1, mean.shape[-1]))
+            mean += position.astype(mean.dtype)[None]
         tokens = jnp.concatenate([mean, tokens], axis=1)
         mask = jnp.pad(text.mask, ((0, 0), (1, 0)), constant_values=True)
 

@@ -1,7 +1,6 @@
 """Residual blocks with attention, run one by one or scanned, and rematerialised or not."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.models.attention import TextAttention
-from imagen_jax.models.layers import Dtype, GroupNorm, conv3x3, downsample, upsample
+from imagen_jax.models.layers import OWN_STYLE, Dtype, GroupNorm, Style, conv3x3, downsample, upsample
 from imagen_jax.models.network import Remat
 from imagen_jax.models.patches import unpatchify
 from imagen_jax.sharding import constrain_activations
@@ -27,19 +26,25 @@ class Block(nn.Module):
     Attributes:
       channels: of the output.
       resample: None, "down" or "up": both branches are averaged or repeated before the first convolution.
-      rescale: divide the sum by sqrt(2) and always project the shortcut, as the Efficient U-Net does.
+      rescale: what the residual sum is divided by; the Efficient U-Net has sqrt(2).
+      projects_shortcut: whether the shortcut is projected also where it has the channels of the output.
       num_heads, head_dim: of the attention over pixels and text; 0 heads: no attention.
+      over_pixels: whether pixels are keys of the attention too.
       dropout: rate before the last convolution.
       dtype: of the computation.
+      style: of its layers.
     """
 
     channels: int
     resample: str | None = None
-    rescale: bool = False
+    rescale: float = 1.0
+    projects_shortcut: bool = False
     num_heads: int = 0
     head_dim: int = 64
+    over_pixels: bool = True
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    style: Style = OWN_STYLE
 
     @nn.compact
     def __call__(
@@ -62,18 +67,20 @@ class Block(nn.Module):
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         resample = {None: lambda a: a, "down": downsample, "up": upsample}[self.resample]
-        h = nn.silu(GroupNorm(self.dtype, name="norm_1")(x))
+        activation = self.style.activation
+        h = activation(GroupNorm(self.dtype, self.style, name="norm_1")(x))
         h = checkpoint_name(conv3x3(self.channels, self.dtype, "conv_1")(resample(h)), "saved")
-        h = nn.silu(GroupNorm(self.dtype, name="norm_2")(h, emb))
+        h = activation(GroupNorm(self.dtype, self.style, name="norm_2")(h, emb))
         h = nn.Dropout(self.dropout, deterministic=rng is None)(h, rng=rng)
         h = conv3x3(self.channels, self.dtype, "conv_2", zero_init=True)(h)
         shortcut = resample(x)
-        if self.rescale or x.shape[-1] != self.channels:
+        if self.projects_shortcut or x.shape[-1] != self.channels:
             shortcut = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(shortcut)  # 1x1 convolution
-        h = (shortcut + h) / math.sqrt(2) if self.rescale else shortcut + h
+        h = shortcut + h if self.rescale == 1 else (shortcut + h) / self.rescale
         if self.num_heads:
             h = checkpoint_name(h, "saved")
-            h = TextAttention(self.num_heads, self.head_dim, dtype=self.dtype, name="attention")(h, text)
+            heads = (self.num_heads, self.head_dim, self.over_pixels)
+            h = TextAttention(*heads, self.dtype, self.style, name="attention")(h, text)
         return h
 
 
@@ -151,18 +158,19 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
     return jax.checkpoint(function, policy=policy)
 
 
-def output_layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
-    """Return norm, SiLU and a convolution of h, [B, H, W, out_channels] in float32; zero at initialisation.
+def output_layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None, style: Style = OWN_STYLE) -> jax.Array:
+    """Return norm, activation and a convolution of h, [B, H, W, out_channels] in float32; zero at initialisation.
 
     Args:
       parent: the module that owns these layers, with attributes out_channels, patch_size (p), patch_transform, dtype
         (of the norm) and remat (any but "none": the backward pass computes these layers again).
       h: [B, H/p, W/p, C].
       emb: [B, E] for FiLM in the norm; None: no FiLM.
+      style: of the norm and the activation.
     """
 
     def layers(parent: nn.Module, h: jax.Array, emb: jax.Array | None) -> jax.Array:
-        h = nn.silu(GroupNorm(parent.dtype, name="norm_out")(h, emb))
+        h = style.activation(GroupNorm(parent.dtype, style, name="norm_out")(h, emb))
         features = parent.out_channels * parent.patch_size**2
         h = conv3x3(features, jnp.float32, "conv_out", zero_init=True)(h.astype(jnp.float32))
         return unpatchify(h, parent.patch_size, parent.patch_transform)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from imagen_jax import arrays
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.models.attention import AttentionPool
-from imagen_jax.models.layers import Dtype, cached
+from imagen_jax.models.layers import Activation, Dtype, cached
 from imagen_jax.structs import Cond, TextCond
 
 
@@ -65,6 +65,35 @@ class LevelEmbedding(nn.Module):
         time = 2000 / jnp.pi * jnp.arctan(jnp.exp(-logsnr.astype(jnp.float32) / 2))
         h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(sinusoid(time, self.features // 4))
         return nn.Dense(self.features, dtype=self.dtype, name="out")(nn.silu(h))
+
+
+class StepEmbedding(nn.Module):
+    """Embedding of the step of a discretely trained network: a multilayer perceptron of cosines and sines.
+
+    Attributes:
+      features: of the embedding.
+      width: of the cosines and sines.
+      num_steps: of the process, T.
+      activation: of the perceptron.
+      dtype: of the computation.
+    """
+
+    features: int
+    width: int
+    num_steps: int = 1000
+    activation: Activation = nn.silu
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, time: jax.Array) -> jax.Array:
+        """Return [B, features] of time [B] in [0, 1], of which i is the step (i + 1) / T."""
+        step = self.num_steps * time.astype(jnp.float32) - 1
+        # The network was trained on whole steps, and float32 rounds times to thousandths of one.
+        nearest = jnp.round(step)
+        step = jnp.maximum(jnp.where(jnp.abs(step - nearest) < 0.01, nearest, step), 0)
+        code = jnp.roll(sinusoid(step, self.width), self.width // 2, axis=-1)
+        h = nn.Dense(self.features, dtype=self.dtype, name="hidden")(code)
+        return nn.Dense(self.features, dtype=self.dtype, name="out")(self.activation(h))
 
 
 class Conditioning(nn.Module):

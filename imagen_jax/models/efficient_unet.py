@@ -1,6 +1,7 @@
 """The super-resolution network: the Efficient U-Net (paper appendices B and F.2, figures A.27 to A.30)."""
 
 import dataclasses
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -123,7 +124,10 @@ class EfficientUNet(nn.Module):
 
         def run(h: jax.Array, level: int, way: str, skips: list[jax.Array] | None = None) -> list[jax.Array]:
             names = [f"{way}_{level}_block_{i}" for i in range(self.num_res_blocks[level])]
-            block = partial(Block, self.channels[level], rescale=True, dropout=self.dropout, dtype=self.dtype)
+            block = partial(
+                Block, self.channels[level], rescale=math.sqrt(2), projects_shortcut=True, dropout=self.dropout,
+                dtype=self.dtype,
+            )  # fmt: skip
             rng = self.make_rng("dropout") if use_dropout else None
             return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng)
 

@@ -1,5 +1,6 @@
-"""Convolutions, resampling and norms of both U-Nets."""
+"""Convolutions, resampling and norms of all U-Nets."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,30 @@ from imagen_jax.models.convolution import conv_general_dilated
 from imagen_jax.models.patches import PatchTransform, patchify
 
 Dtype = Any
+Activation = Callable[[jax.Array], jax.Array]
 zeros = nn.initializers.zeros_init()
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What a published network does otherwise than this package's U-Nets.
+
+    Attributes:
+      activation: of residual blocks and output layers.
+      embedding_activation: of the conditioning vector where it enters FiLM; None: it enters as it is.
+      groups: of group norms; None: at most 32, of at least 4 channels each.
+      text_groups: of a group norm of the text before attention, over all tokens; None: a layer norm of each token.
+      epsilon: added to the variance in layer norms.
+    """
+
+    activation: Activation = nn.silu
+    embedding_activation: Activation | None = nn.silu
+    groups: int | None = None
+    text_groups: int | None = None
+    epsilon: float = 1e-6
+
+
+OWN_STYLE = Style()
 
 
 def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False) -> nn.Conv:
@@ -95,23 +119,24 @@ def upsample(h: jax.Array) -> jax.Array:
 class GroupNorm(nn.Module):
     """Group norm, optionally with FiLM: norm(h) (1 + scale) + shift for scale and shift from emb [B, E].
 
-    At most 32 groups of at least 4 channels; statistics in float32. Means of the channels are computed first and then
-    averaged over groups, and the rest is one multiply-add per pixel: several times faster on CPUs than a reduction over
-    the pixels and channels of a group.
+    Statistics in float32. Means of the channels are computed first and then averaged over groups, and the rest is one
+    multiply-add per pixel: several times faster on CPUs than a reduction over the pixels and channels of a group.
 
     Attributes:
       dtype: of the output.
+      style: its `groups` and `embedding_activation` are used.
       epsilon: added to the variance.
     """
 
     dtype: Dtype = jnp.float32
+    style: Style = OWN_STYLE
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None = None) -> jax.Array:
         """Return the norm of h [B, H, W, C], with FiLM if emb [B, E] is given."""
         channels = h.shape[-1]
-        groups = math.gcd(32, max(1, channels // 4), channels)
+        groups = self.style.groups or math.gcd(32, max(1, channels // 4), channels)
         x = h.astype(jnp.float32)
         mean, mean_square = (
             repeat(reduce(m, "b (g c) -> b g", "mean", g=groups), "b g -> b (g c)", c=channels // groups)
@@ -122,7 +147,8 @@ class GroupNorm(nn.Module):
         factor = jax.lax.rsqrt(jnp.maximum(mean_square - mean**2, 0) + self.epsilon) * gain[None, :]
         offset = bias[None, :] - mean * factor
         if emb is not None:
-            film = nn.Dense(2 * channels, dtype=self.dtype, name="film")(nn.silu(emb)).astype(jnp.float32)
+            activation = self.style.embedding_activation or (lambda emb: emb)
+            film = nn.Dense(2 * channels, dtype=self.dtype, name="film")(activation(emb)).astype(jnp.float32)
             scale, shift = jnp.split(film, 2, axis=-1)
             factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
         return (x * factor[:, None, None, :] + offset[:, None, None, :]).astype(self.dtype)

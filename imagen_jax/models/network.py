@@ -27,7 +27,7 @@ class NetworkConfig:
       needs_low_res: whether it is for super-resolution stages only.
       noise_level: what it is given as such: "logsnr", the log-SNR of z_t, from which the U-Nets compute the time of a
         cosine schedule; or "time", t in [0, 1] of the schedule of training, from which a network with T discrete steps
-        computes the step, T t - 1.
+        computes the step, T t - 1. `Cond.aug_logsnr` is given to it in the same way.
       predicts_variance: whether it has twice as many output channels as the image: the prediction, then in [-1, 1]
         where the log-variance lies between its bounds (Nichol & Dhariwal 2021, section 3.1).
     """

@@ -1,6 +1,7 @@
 """The base network: the U-Net of ADM with attention to the text (paper section 2.4 and appendix F.1)."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from imagen_jax.models.conditioning import Conditioning, check_call, conditionin
 from imagen_jax.models.layers import Dtype, InputConv
 from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
 from imagen_jax.models.patches import PatchTransform
-from imagen_jax.structs import Cond
+from imagen_jax.structs import Cond, TextCond
 
 
 @NETWORKS.register("unet")
@@ -106,41 +107,71 @@ class UNet(nn.Module):
         config.check()
         check_call(z_t, logsnr_t, cond, config.stride)
         emb, text = Conditioning(self.embedding, self.dtype, name="conditioning")(logsnr_t, cond)
-        use_dropout = train and self.dropout > 0
 
-        def run(
-            h: jax.Array,
-            level: int,
-            names: list[str],
-            skips: list[jax.Array] | None = None,
-            resample: str | None = None,
-            attend: bool = True,
-        ) -> list[jax.Array]:
+        def block(level: int, name: str, resample: str | None) -> Callable[..., Block]:
             width = self.channels[level]
-            heads = width // self.head_dim if attend and self.attention[level] else 0
-            block = partial(
+            heads = width // self.head_dim if self.attention[level] and may_attend(name) else 0
+            return partial(
                 Block, width, resample, num_heads=heads, head_dim=self.head_dim, dropout=self.dropout, dtype=self.dtype
             )  # fmt: skip
-            rng = self.make_rng("dropout") if use_dropout else None
-            return run_blocks(self, block, names, h, emb, text, skips=skips, rng=rng)
 
         conv_in = InputConv(self.channels[0], self.dtype, self.patch_size, self.patch_transform, name="conv_in")
         h = conv_in(z_t, conditioning_images(cond))
-        skips = [h]
-        last = len(self.channels) - 1
-
-        for level, num_blocks in enumerate(self.num_res_blocks):
-            skips += run(skips[-1], level, [f"down_{level}_block_{i}" for i in range(num_blocks)])
-            if level < last:
-                skips += run(skips[-1], level, [f"down_{level}_downsample"], resample="down", attend=False)
-
-        (h,) = run(skips[-1], last, ["middle_0"])
-        (h,) = run(h, last, ["middle_1"], attend=False)
-
-        for level, num_blocks in reversed(list(enumerate(self.num_res_blocks))):
-            names = [f"up_{level}_block_{i}" for i in range(num_blocks + 1)]
-            h = run(h, level, names, skips=[skips.pop() for _ in names])[-1]
-            if level > 0:
-                (h,) = run(h, level, [f"up_{level}_upsample"], resample="up", attend=False)
-        assert not skips
+        h = run_levels(self, block, h, emb, text, use_dropout=train and self.dropout > 0)
         return output_layers(self, h, None)
+
+
+def may_attend(name: str) -> bool:
+    """Whether attention may follow the block `name` of `run_levels`: not after resampling, nor after the last one in
+    the middle."""
+    return not name.endswith("sample") and name != "middle_1"
+
+
+def run_levels(
+    parent: nn.Module,
+    block: Callable[[int, str, str | None], Callable[..., Block]],
+    h: jax.Array,
+    emb: jax.Array,
+    text: TextCond,
+    *,
+    use_dropout: bool = False,
+) -> jax.Array:
+    """Run all residual blocks of ADM's U-Net, down and up, and return the output of the last, [B, H, W, C].
+
+    Args:
+      parent: the module that owns the blocks; see `run_blocks`. Its `num_res_blocks` has one entry for each level.
+      block: (level, name, resample) -> what makes a `Block`. The name is that of the first of equal blocks; resample is
+        None, "down" or "up".
+      h: [B, H, W, C], the output of the first convolution.
+      emb, text: of every block.
+      use_dropout: needs the rng "dropout".
+    """
+
+    def run(
+        h: jax.Array,
+        level: int,
+        names: list[str],
+        skips: list[jax.Array] | None = None,
+        resample: str | None = None,
+    ) -> list[jax.Array]:
+        rng = parent.make_rng("dropout") if use_dropout else None
+        return run_blocks(parent, block(level, names[0], resample), names, h, emb, text, skips=skips, rng=rng)
+
+    skips = [h]
+    last = len(parent.num_res_blocks) - 1
+
+    for level, num_blocks in enumerate(parent.num_res_blocks):
+        skips += run(skips[-1], level, [f"down_{level}_block_{i}" for i in range(num_blocks)])
+        if level < last:
+            skips += run(skips[-1], level, [f"down_{level}_downsample"], resample="down")
+
+    (h,) = run(skips[-1], last, ["middle_0"])
+    (h,) = run(h, last, ["middle_1"])
+
+    for level, num_blocks in reversed(list(enumerate(parent.num_res_blocks))):
+        names = [f"up_{level}_block_{i}" for i in range(num_blocks + 1)]
+        h = run(h, level, names, skips=[skips.pop() for _ in names])[-1]
+        if level > 0:
+            (h,) = run(h, level, [f"up_{level}_upsample"], resample="up")
+    assert not skips
+    return h

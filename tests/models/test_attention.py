@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.models.attention import AttentionPool, TextAttention
-from imagen_jax.models.layers import GroupNorm
+from imagen_jax.models.layers import GroupNorm, Style
 from imagen_jax.structs import TextCond
 from tests.models.conftest import KEY, perturbed, text_cond
 
@@ -39,3 +39,28 @@ def test_pooling_ignores_the_order_of_tokens():
     order = jnp.array([2, 0, 1, 4, 3])  # keeps each row's padding at its end
     shuffled = TextCond(text.embeddings[:, order], text.mask[:, order])
     np.testing.assert_allclose(module.apply(params, text), module.apply(params, shuffled), atol=1e-5)
+
+
+def test_a_style_norms_the_text_over_all_tokens():
+    text = text_cond(width=8)
+    module = TextAttention(num_heads=2, head_dim=4, style=Style(groups=4, text_groups=2))
+    x = jax.random.normal(KEY, (2, 2, 3, 8))
+    params = perturbed(module, x, text)
+    p, tokens = params["params"]["text_norm"], np.float64(text.embeddings).reshape(2, 5, 2, 4)
+    tokens = (tokens - tokens.mean((1, 3), keepdims=True)) / np.sqrt(tokens.var((1, 3), keepdims=True) + 1e-5)
+    expected = tokens.reshape(2, 5, 8) * np.float64(p["scale"]) + np.float64(p["bias"])
+    _, state = module.apply(params, x, text, capture_intermediates=True)
+    (normed,) = state["intermediates"]["text_norm"]["__call__"]
+    np.testing.assert_allclose(normed[:, :, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_by_a_style_adds_a_position_to_the_mean_token():
+    text = text_cond()
+    module = AttentionPool(features=16, head_dim=6, num_heads=2, has_position=True)
+    params = perturbed(module, text)
+    assert params["params"]["position"].shape == (1, 12) and params["params"]["query"]["kernel"].shape == (12, 12)
+    zero = {"params": params["params"] | {"position": jnp.zeros((1, 12))}}
+    without = {"params": {k: v for k, v in params["params"].items() if k != "position"}}
+    plain = AttentionPool(features=16, head_dim=6, num_heads=2).apply(without, text)
+    np.testing.assert_allclose(module.apply(zero, text), plain, atol=1e-6)
+    assert np.abs(module.apply(params, text) - plain).max() > 1e-3
