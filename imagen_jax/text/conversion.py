@@ -8,13 +8,14 @@ from imagen_jax.storage import files
 from imagen_jax.text import families, model_files, pretrained, torch_file
 
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_DIFFUSERS = "_class_name"  # key of config.json in diffusers' layout
 
 
 def convert(name_or_path: str | Path, output: str | Path | None = None) -> Path:
-    """Write model.safetensors of a model that has only pytorch_model.bin, tensor by tensor, without torch.
+    """Write safetensors of a model that has only pickles, tensor by tensor, without torch.
 
     Args:
-      name_or_path: a directory, or a name on the hub, also as name@revision.
+      name_or_path: a directory, also the unet/ of a pipeline of diffusers, or a name on the hub, also as name@revision.
       output: a new directory, which gets the config and the tokenizer too; None: the model's own directory.
 
     Returns:
@@ -47,16 +48,19 @@ def convert(name_or_path: str | Path, output: str | Path | None = None) -> Path:
             if is_ours and file.is_file():
                 model_files.check_size(file)
                 shutil.copyfile(file, temporary / file.name)
-        torch_file.convert(directory, temporary, _is_needed(directory))
+        written = torch_file.convert(directory, temporary, _is_needed(directory)).name
         temporary.rename(output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return output / "model.safetensors"
+    return output / written
 
 
 def _is_needed(directory: Path):
     """Of a tensor's name, whether anything here reads it: of a T5 all but the decoder."""
+    file = directory / "config.json"
+    if file.is_file() and _DIFFUSERS in model_files.read_json(file):
+        return lambda name: True
     family, config = families.read_config(directory)
     if not hasattr(config, "d_kv"):  # BERT has little else, and CLIP's image half is for CLIP score
         return lambda name: True

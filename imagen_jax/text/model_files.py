@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,15 +177,15 @@ def shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def stored_tensors(directory: Path) -> Iterator[Stored]:
-    """Yield the tensors that the headers of a model's weights state, file by file.
+def stored_tensors(files: Iterable[Path]) -> Iterator[Stored]:
+    """Yield the tensors that the headers of a model's weight files state, file by file.
 
     Raises:
-      ValueError: as `weight_files` does, or a file is not safetensors.
+      ValueError: a file is not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
-    for file in weight_files(directory):
+    for file in files:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
         if size > _MAX_HEADER_BYTES:
@@ -211,6 +212,17 @@ def read_tensor(file: Path, name: str) -> np.ndarray:
     # Opened for each tensor: what has been read of an open file counts as the process's memory.
     with safe_open(file, framework="numpy") as opened:
         return opened.get_tensor(name)
+
+
+def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """Return the header of a safetensors file, its length and JSON, for the dtype, shape and bytes of each tensor."""
+    stated, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        start, end = end, end + nbytes
+        stated[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(stated).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 # --- hashes -------------------------------------------------------------------------------------

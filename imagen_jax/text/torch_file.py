@@ -6,7 +6,6 @@ Such a file holds the bytes of its tensors and a pickle that describes them, whi
 import contextlib
 import functools
 import io
-import json
 import os
 import struct
 import zipfile
@@ -68,7 +67,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = lambda name: True) -> Path:
-    """Write model.safetensors from the pytorch_model.bin of a directory, or its shards, tensor by tensor.
+    """Write safetensors from the pickles of a directory, one file or its shards, tensor by tensor.
+
+    model.safetensors is written from pytorch_model.bin, and diffusion_pytorch_model.safetensors, as diffusers names it,
+    from diffusion_pytorch_model.bin.
 
     Args:
       directory: of the model.
@@ -81,12 +83,14 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
     Raises:
       ValueError: there is nothing to convert, the file is there already, room is lacking, or as `tensors` does.
     """
-    target = output / "model.safetensors"
-    if target.exists() or (output / "model.safetensors.index.json").exists():
+    is_diffusers = any(directory.glob("diffusion_pytorch_model*.bin*"))
+    stem, source = ("diffusion_pytorch_model",) * 2 if is_diffusers else ("model", "pytorch_model")
+    target = output / f"{stem}.safetensors"
+    if target.exists() or (output / f"{target.name}.index.json").exists():
         raise ValueError(f"{output} must not have safetensors yet; got {target.name}: nothing is to be converted.")
-    index, single = directory / "pytorch_model.bin.index.json", directory / "pytorch_model.bin"
+    index, single = directory / f"{source}.bin.index.json", directory / f"{source}.bin"
     if not index.is_file() and not single.is_file():
-        raise ValueError(f"a directory to convert must hold pytorch_model.bin; got {directory}, which has none.")
+        raise ValueError(f"a directory to convert must hold {source}.bin; got {directory}, which has none.")
     found: dict[str, tuple[Path, TorchTensor]] = {}
     for path in [single] if single.is_file() else model_files.shards(index):
         for name, tensor in tensors(path).items():
@@ -100,7 +104,7 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
         raise ValueError(
             f"{directory} must hold tensors that its config.json asks for; got none: get a complete copy."
         )
-    header = _header({name: tensor for name, (_, tensor) in found.items()})
+    header = model_files.header({name: tensor[:3] for name, (_, tensor) in found.items()})
     size = len(header) + sum(tensor.nbytes for _, tensor in found.values())
     stat = os.statvfs(output)
     free = stat.f_bavail * stat.f_frsize
@@ -114,17 +118,6 @@ def convert(directory: Path, output: Path, is_needed: Callable[[str], bool] = la
                 if file.tell() != end:
                     raise Unreadable(f"the bytes of {name} end early")
     return target
-
-
-def _header(found: dict[str, TorchTensor]) -> bytes:
-    """Return the header of a safetensors file: its length, then JSON."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in found.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded
 
 
 # --- formats ------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def locate(directory: Path, module: nn.Module, family: Family | None = None) -> 
         says, or there twice with other values.
     """
     family = family or read_config(directory)[0]
-    stored = list(model_files.stored_tensors(directory))
+    stored = list(model_files.stored_tensors(model_files.weight_files(directory)))
     _check_axes(directory, module.config, stored)
     found = _by_table_name(stored, module.config, family)
     rows = _rows(directory, module.config, family, found)

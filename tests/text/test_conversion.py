@@ -40,3 +40,16 @@ def test_nothing_to_convert_is_told(tmp_path):
         torch_file.convert(tmp_path, tmp_path)
     with pytest.raises(ValueError, match="must not have safetensors yet"):
         conversion.convert(GOLDENS / "tiny_bert")
+
+
+def test_networks_of_diffusers_are_converted_under_their_name(tmp_path):
+    directory = tmp_path / "unet"
+    directory.mkdir()
+    shutil.copy(TORCH / "odd.bin", directory / "diffusion_pytorch_model.bin")
+    (directory / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    written = conversion.convert(directory, tmp_path / "converted")
+    assert written == tmp_path / "converted/diffusion_pytorch_model.safetensors"
+    assert set(load_file(written)) == set(load_file(TORCH / "values.safetensors"))
+    assert conversion.convert(directory) == directory / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(ValueError, match="must not have safetensors yet; got diffusion_pytorch_model.safetensors"):
+        conversion.convert(directory)
