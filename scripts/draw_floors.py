@@ -25,7 +25,7 @@ FLOORS = (
     {"config", "prepare"},
     {"stage", "text"},
     {"sampling", "stage_dir"},
-    {"generate", "training"},
+    {"generate", "interop", "training"},
     {"evaluation", "planning"},
     {"cli"},
 )  # fmt: skip

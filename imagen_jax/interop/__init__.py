@@ -1,0 +1,1 @@
+"""Stages in the layouts of other libraries, read and written."""
