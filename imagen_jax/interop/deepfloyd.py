@@ -216,7 +216,8 @@ def _stage_config(described: UNetDescription, scheduler: Path) -> StageConfig:
     sampling = SamplingConfig(
         sampler="ddpm",
         steps=50 if is_sr else 100,
-        spacing="trailing",
+        spacing="respaced",
+        respacing="leading",
         guidance_scale=4.0 if is_sr else 7.0,
         threshold="dynamic",
         percentile=ratio,

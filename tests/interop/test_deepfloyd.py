@@ -1,6 +1,8 @@
 """DeepFloyd IF beside diffusers: outputs, files, and what is refused."""
 
+import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax import sharding, stage
-from imagen_jax.diffusion import process, schedules
+from imagen_jax.diffusion import guidance, process, samplers, schedules
+from imagen_jax.diffusion.denoisers import then
 from imagen_jax.interop import deepfloyd, unet_config, unet_weights
 from imagen_jax.models.if_unet import RELEASED
 from imagen_jax.structs import Cond, TextCond
@@ -83,6 +86,50 @@ def test_a_configuration_has_what_the_pipeline_says(pipeline, change_json, load_
     assert (enlarging.name, enlarging.image_size, enlarging.low_res_size) == ("sr16", 16, 4)
     noise = schedules.alpha_sigma(stage.schedule(enlarging).logsnr(0.251))[1]
     assert enlarging.sampling.aug_level == pytest.approx(float(noise)) and enlarging.sampling.cap == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(samplers.DDPM):
+    """Ancestral sampling with given noise in place of that of the keys."""
+
+    noise: Any = None
+
+    def check(self):
+        pass
+
+    def step(self, s, carry):
+        return super().step(s._replace(noise=self.noise[s.index]), carry)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("custom", "stage_1"), ("stage_2", "stage_2"), pytest.param("leading", "stage_1", marks=pytest.mark.slow)],
+)
+def test_guided_thresholded_trajectories_agree_with_diffusers(name, model, goldens, load_model):
+    """Eight steps with learned variance; with the steps of the stage's own spacing where the golden has them."""
+    loaded, get = load_model(model), lambda key: goldens[f"{name}/{key}"]
+    sampling, schedule = loaded.config.sampling, stage.schedule(loaded.config)
+    steps = get("timesteps")
+    spaced = schedules.grid(schedule, len(steps), sampling.method("spacing"))
+    grid = jnp.append(schedule.logsnr((steps.astype(np.float32) + 1) / 1000), schedules.LOGSNR_MAX)
+    if name != "custom":
+        np.testing.assert_array_equal(spaced, grid)
+    embeddings = jnp.asarray(get("text"))
+    mask = jnp.ones(embeddings.shape[:2], bool)
+    low_res = {}
+    if loaded.config.is_super_resolution:
+        low_res = {"low_res_noised": last(get("low_res")), "aug_logsnr": jnp.full(2, schedule.logsnr(0.251))}
+    cond, null = (Cond(TextCond(embeddings[rows], mask[rows]), **low_res) for rows in (slice(2), slice(2, 4)))
+
+    @jax.jit
+    def run(loaded, z_1, noise, cond, null):
+        denoise = guidance.classifier_free(loaded.denoise, cond, null, 5.0)
+        sampler, keys = Given(noise=noise), stage.image_keys(0, len(z_1))
+        return samplers.sample(then(denoise, sampling.method("threshold")), z_1, grid, sampler=sampler, keys=keys)
+
+    noise = jnp.stack([last(each) for each in [*get("noise"), 0 * get("z_1")]])
+    z_0 = run(loaded, last(get("z_1")), noise, loaded.prepare(cond), loaded.prepare(null))
+    np.testing.assert_allclose(z_0, last(get("z_0")), atol=1e-3)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -6,4 +6,6 @@ from imagen_jax.diffusion.spacings.spacing import SPACINGS, Spacing
 from imagen_jax.diffusion.spacings.time import Time
 from imagen_jax.diffusion.spacings.trailing import Trailing
 
-__all__ = ["SPACINGS", "LogSNR", "Rho", "Spacing", "Time", "Trailing"]
+from imagen_jax.diffusion.spacings.respaced import RESPACINGS, Respaced  # isort: skip
+
+__all__ = ["RESPACINGS", "SPACINGS", "LogSNR", "Respaced", "Rho", "Spacing", "Time", "Trailing"]

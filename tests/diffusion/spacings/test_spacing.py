@@ -38,7 +38,7 @@ def test_a_later_start(spacing):
         ({"steps": 0}, "steps must be at least 1; got 0"),
         (
             {"steps": 4, "spacing": "leading"},
-            "spacing must be one of logsnr, rho, t, trailing; got 'leading'",
+            "spacing must be one of logsnr, rho, t, trailing, respaced; got 'leading'",
         ),
         ({"steps": 4, "start": 0.0}, r"start must be in \(0, 1\]; got 0.0"),
         (
