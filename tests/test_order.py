@@ -15,6 +15,7 @@ TOGETHER = {
     "cli/sample.py": ("scripts/test_sampling_journey.py", "what sample.py draws, sweep.py and evaluate.py measure"),
     "cli/sweep.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
     "cli/evaluate.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
+    "cli/recogniser.py": ("evaluation/test_recogniser_training.py", "on the pictures and the recogniser of its tests"),
     "cli/export.py": ("scripts/test_sampling_journey.py", "what it writes, sample.py draws from"),
     "prepare/icons/renderer.py": ("prepare/icons/test_rendering.py", "the process that rendering.py starts"),
     "sampling/fitting.py": ("data/test_opening.py", "pictures of every kind are fitted as sample.py does"),

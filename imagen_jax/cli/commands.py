@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": ("sample.py", ""),
     "evaluate": ("evaluate.py", ""),
     "sweep": ("sweep.py", ""),
+    "recogniser": ("train_recogniser.py", ""),
     "plan": ("plan.py", ""),
     "export": ("export.py", ""),
     "convert": ("convert_weights.py", ""),

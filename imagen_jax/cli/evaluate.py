@@ -19,7 +19,7 @@ import numpy as np
 from imagen_jax import progress
 from imagen_jax.cli import parsing
 from imagen_jax.cli.sampling_options import SamplingOptions
-from imagen_jax.evaluation import METRICS, Samples, build, check_needs, needs
+from imagen_jax.evaluation import METRICS, Models, Samples, build, check_models, check_needs, needs
 from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
@@ -30,7 +30,7 @@ ROOM = 2**23  # bytes that all files need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions):
+class Options(SamplingOptions, Models):
     data: Path
     """A data set, for "alignment" one of shapes as imagen-jax prepare --shapes writes it."""
     split: str = "test"
@@ -39,8 +39,6 @@ class Options(SamplingOptions):
     """Captions to sample, from the start of the split."""
     metrics: tuple[Annotated[str, METRICS], ...] = ("alignment",)
     """Metrics of the pictures."""
-    clip: str | None = None
-    """A CLIP by its directory or name, for the metric "clip"."""
     output: Location | None = None
     """Directory for the table and the grid; by default evaluation/ in the workdir, or here with --pretrained."""
     seed: int = 0
@@ -62,7 +60,6 @@ def main(options: Options) -> None:
     from imagen_jax.data import pipeline, sources
     from imagen_jax.generate import plan_prompts, run_prompts
     from imagen_jax.generate.records import MAX_BATCH
-    from imagen_jax.prepare.shape_captions import are_claims
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
 
@@ -73,26 +70,22 @@ def main(options: Options) -> None:
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    available = {"reference"} | ({"claims"} if are_claims(examples[0]["claims"]) else set())
-    if "alignment" in names and "claims" not in available:
-        raise ValueError(
-            f"--data must be a data set of shapes, which records what captions claim; got {options.data}."
-        )
     uses_reference = any("reference" in needs(name) for name in names)
     if uses_reference and len({example["image"].shape for example in examples}) > 1:
         raise ValueError(f"--data must have pictures of one size for a metric that compares them; got {options.data}.")
     checks.seed(options.seed, len(examples), "--seed")
     # All options are checked before anything is loaded.
     stages = read_cascade(cascade, best=options.best)
-    captions = [example["caption"] for example in examples]
+    given = {"claims": examples[0]["claims"], "reference": True, "low_res": True if len(stages) > 1 else None}
+    for name in names:
+        check_needs("--metrics", name, given | options.models(), options.data)
+    check_models(options, names)
+    captions, claims = ([example[key] for example in examples] for key in ("caption", "claims"))
     seeds = range(options.seed, options.seed + len(captions))
     plan = plan_prompts(stages, captions, seeds=seeds, batch_size=options.batch_size, **options.sampling())
-    available |= ({"low_res"} if len(stages) > 1 else set()) | ({"clip"} if options.clip else set())
-    for name in names:
-        check_needs("--metrics", name, available)
-    if options.clip and not any("clip" in needs(name) for name in names):
-        raise ValueError(f"--clip must be left out without --metrics clip; got {options.clip!r}.")
-    metrics = [build(name, options.clip) for name in names]
+    metrics = [build(name, options) for name in names]
+    for metric in metrics:
+        metric.check_claims(claims, "--data")
     stages = load_cascade(cascade, best=options.best)
     compilation.use_compilation_cache()
     pictures = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))

@@ -52,7 +52,7 @@ def _overview() -> str:
     lines = []
     for command in COMMANDS:
         source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
-        lines.append(f"  {command:10}{ast.get_docstring(ast.parse(source)).splitlines()[0]}")
+        lines.append(f"  {command:12}{ast.get_docstring(ast.parse(source)).splitlines()[0]}")
     return "\n".join(
         [
             f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help describes the options of a command)",

@@ -7,10 +7,11 @@
 
 Each sampling option takes the values to try; all combinations are sampled, in every stage or in --stage alone.
 Metrics: "alignment", the share of the claims of a caption of shapes that its picture fulfils (--data); "clip", the
-cosine of picture and caption (--clip); "consistency", the PSNR of the result averaged down against the stage before
-in dB; "frechet", the distance of the results to the pictures of the split (--data; evaluation/frechet.py). The score is
-a metric that has a value for every picture, which "frechet" has not. Cost: images put through the networks for one
-result. Writes to the output directory:
+cosine of picture and caption (--clip); "recognition", whether subject and style of icons are recognised (--data,
+--recogniser); "consistency", the PSNR of the result averaged down against the stage before in dB; "frechet", the
+distance of the results to the pictures of the split (--data; evaluation/frechet.py). The score is a metric that has a
+value for every picture, which "frechet" has not. Cost: images put through the networks for one result. Writes to the
+output directory:
 
   sweep.md, sweep.json  the whole table
   pareto.png            score against cost, with the settings that none beats in both
@@ -32,7 +33,20 @@ import numpy as np
 from imagen_jax import progress
 from imagen_jax.cli import parsing
 from imagen_jax.cli.sampling_options import SamplingOptions
-from imagen_jax.evaluation import METRICS, Metric, Samples, build, check_needs, is_per_picture, needs, sweep
+from imagen_jax.evaluation import (
+    METRICS,
+    Metric,
+    Models,
+    Samples,
+    build,
+    check_models,
+    check_needs,
+    is_per_picture,
+    missing,
+    needs,
+    sweep,
+)
+from imagen_jax.evaluation.metrics import Given
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
@@ -44,19 +58,17 @@ ROOM = 2**23  # bytes that they need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions):
+class Options(SamplingOptions, Models):
     data: Path | None = None
-    """A data set of shapes, for its captions and what they claim."""
+    """A data set, for its captions and what they claim."""
     split: str = "test"
     """Split of the data set."""
     prompts_file: Path | None = None
     """A text file with one prompt per line, instead of --data; lines that begin with # are comments."""
-    clip: str | None = None
-    """A CLIP by its directory or name: scores pictures of any prompts."""
     score: Annotated[str, METRICS] | None = None
-    """The metric that decides; by default alignment with --data, else clip with --clip, else consistency."""
+    """The metric that decides; by default the first that has what it needs and a value for each picture."""
     metrics: tuple[Annotated[str, METRICS], ...] = ()
-    """Further metrics; by default all that --data, --clip and the cascade allow."""
+    """Further metrics; by default all that --data, the cascade and the models allow."""
     stage: str | None = None
     """The stage whose options are swept; the others keep theirs."""
     num: int = 64
@@ -94,8 +106,8 @@ def main(options: Options) -> None:
         files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
-    given = {"claims": claims, "reference": reference is not None, "low_res": len(stages) > 1, "clip": options.clip}
-    score_name, names = choose_metrics(options, {name for name, value in given.items() if value})
+    given = {"claims": claims and claims[0], "reference": reference, "low_res": True if len(stages) > 1 else None}
+    score_name, names = choose_metrics(options, given | options.models())
     choices = options.given()
     if not choices:
         raise ValueError(
@@ -116,7 +128,9 @@ def main(options: Options) -> None:
         plans.append(plan_prompts(stages, prompts, seeds=seeds, batch_size=options.batch_size, **given))
     height, width = plans[0].cascade.recipes[-1].size
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
-    metrics = [build(name, options.clip) for name in names]
+    metrics = [build(name, options) for name in names]
+    for metric in metrics:
+        metric.check_claims(claims, "--data")
     stages = load_cascade(cascade)
     compilation.use_compilation_cache()
     encoder = encoders.from_config(stages[0].config.text)
@@ -174,22 +188,23 @@ def for_stages(value: object, options: Options, stages: tuple) -> object:
     return tuple(value if stage.config.name == options.stage else None for stage in stages)
 
 
-def choose_metrics(options: Options, available: set[str]) -> tuple[str, list[str]]:
-    """Return the metric that decides, and all that are measured; `available` is what they may need (`Metric.needs`).
+def choose_metrics(options: Options, given: Given) -> tuple[str, list[str]]:
+    """Return the metric that decides, and all that are measured, of those that need no more than is given.
 
     Raises:
       ValueError: a metric needs what is not there, or the score has no value for a single picture.
     """
-    score = options.score or ("alignment" if "claims" in available else "clip" if options.clip else "consistency")
-    check_needs("--score", score, available)
+    possible = [name for name in METRICS if missing(name, given) is None]
+    default = next((name for name in possible if needs(name) and is_per_picture(name)), "consistency")
+    score = options.score or default
+    check_needs("--score", score, given, options.data)
     if not is_per_picture(score):
         names = ", ".join(filter(is_per_picture, METRICS))
         raise ValueError(f"--score must have a value for every picture, as {names} have; got {score}.")
     for name in options.metrics:
-        check_needs("--metrics", name, available)
-    names = {score, *(options.metrics or (name for name in METRICS if available.issuperset(needs(name))))}
-    if options.clip and not any("clip" in needs(name) for name in names):
-        raise ValueError(f"--clip must be left out without the metric clip; got {options.clip!r}.")
+        check_needs("--metrics", name, given, options.data)
+    names = {score, *(options.metrics or possible)}
+    check_models(options, names)
     return score, [name for name in METRICS if name in names]
 
 
@@ -213,15 +228,14 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         _LOGGER.info(report)
         return found[: options.num], None, None
     from imagen_jax.data import pipeline, sources, transforms
-    from imagen_jax.prepare.shape_captions import are_claims
 
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    claims = [example["claims"] for example in examples]
     pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
-    return [example["caption"] for example in examples], claims if are_claims(claims[0]) else None, pictures
+    captions, claims = ([example[key] for example in examples] for key in ("caption", "claims"))
+    return captions, claims, pictures
 
 
 def label(setting: dict) -> str:

@@ -32,9 +32,10 @@ import numpy as np
 
 from imagen_jax import resize
 from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
+from imagen_jax.evaluation.rates import Rates, format_table, rates
 from imagen_jax.evaluation.shape_reading import Reading, Seen, read
 from imagen_jax.prepare import shapes
-from imagen_jax.prepare.shape_captions import Claims
+from imagen_jax.prepare.shape_captions import Claims, are_claims
 
 CATEGORIES = (
     "color", "shape", "color+shape", "size", "relation", "count", "object count", "background",
@@ -42,7 +43,6 @@ CATEGORIES = (
 )  # fmt: skip
 MIN_SEPARATION = 4.0  # pixels between centres, for a relation
 MAX_MATCHED = 6  # objects that are matched with claims, the largest ones; bounds the work on noise
-NUM_SHUFFLES = 8
 
 
 def score(reading: Reading, claims: Claims) -> dict[str, bool]:
@@ -106,7 +106,7 @@ def _stands(match: Match, relation: str) -> bool:
     return bool(along >= MIN_SEPARATION and along >= abs(across))
 
 
-def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> dict[str, dict[str, float | int | None]]:
+def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> Rates:
     """Return the rates at which pictures fulfil the claims of their captions, by category.
 
     Args:
@@ -114,9 +114,7 @@ def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> dict[str, dict
       claims: of N captions.
 
     Returns:
-      For each category that a caption states: "right", the share of those captions whose picture is right;
-      "shuffled", the same with the pictures of other captions, averaged over 8 fixed permutations that leave none in
-      place (None if N is 1); "num", the number of captions that state it.
+      of each category that a caption states, as `rates.rates` returns it.
 
     Raises:
       ValueError: the numbers differ or are 0, or a picture is of another kind.
@@ -132,6 +130,8 @@ class Alignment(Metric):
     """
 
     needs = ("claims",)
+    claims_of = "shapes"
+    reads_claims = staticmethod(are_claims)
 
     def values(self, samples: Samples) -> np.ndarray:
         answers = map(score, _readings(samples.images), samples.claims)
@@ -140,10 +140,10 @@ class Alignment(Metric):
     def update(self, state: tuple, samples: Samples) -> tuple:
         return (*state, *zip(_readings(samples.images), samples.claims, strict=True))
 
-    def result(self, state: tuple) -> dict[str, dict[str, float | int | None]]:
+    def result(self, state: tuple) -> Rates:
         return _rates(*map(list, zip(*state, strict=True)))
 
-    def report(self, result: dict[str, dict[str, float | int | None]]) -> str:
+    def report(self, result: Rates) -> str:
         return format_table(result)
 
 
@@ -152,45 +152,10 @@ def _readings(images: np.ndarray) -> list[Reading]:
     return [read(image) for image in (resize.bilinear(images, shapes.SIZE) if is_small else images)]
 
 
-def _rates(readings: Sequence[Reading], claims: Sequence[Claims]) -> dict[str, dict[str, float | int | None]]:
+def _rates(readings: Sequence[Reading], claims: Sequence[Claims]) -> Rates:
     if len(readings) != len(claims) or not readings:
         raise ValueError(
             "alignment must have the claims of one caption for each of at least one picture; "
             f"got {len(readings)} pictures and {len(claims)} claims: pass equal numbers."
         )
-    num = len(readings)
-    right = _count(readings, claims)
-    # Rolling a shuffled order by 1, 2, ... gives permutations without fixed points.
-    order = np.random.default_rng(0).permutation(num)
-    shuffled, rolls = Counter(), range(1, min(NUM_SHUFFLES, num - 1) + 1)
-    for roll in rolls:
-        others = dict(zip(order, np.roll(order, roll), strict=True))
-        shuffled += _count([readings[others[i]] for i in range(num)], claims)
-    return {
-        category: {
-            "right": right[category, True] / total,
-            "shuffled": shuffled[category, True] / total / len(rolls) if rolls else None,
-            "num": total,
-        }
-        for category in CATEGORIES
-        if (total := right[category, True] + right[category, False])
-    }
-
-
-def _count(readings: Sequence[Reading], claims: Sequence[Claims]) -> Counter:
-    pairs = zip(readings, claims, strict=True)
-    return Counter(item for reading, claim in pairs for item in score(reading, claim).items())
-
-
-def format_table(result: dict[str, dict[str, float | int | None]]) -> str:
-    """Return the result of `alignment` as a Markdown table, rates in percent."""
-
-    def percent(rate: float | None) -> str:
-        return "-" if rate is None else f"{100 * rate:.1f}"
-
-    rows = ["| category | right % | shuffled % | prompts |", "|---|---:|---:|---:|"]
-    rows += [
-        f"| {name} | {percent(row['right'])} | {percent(row['shuffled'])} | {row['num']} |"
-        for name, row in result.items()
-    ]
-    return "\n".join(rows)
+    return rates(readings, claims, score, CATEGORIES)

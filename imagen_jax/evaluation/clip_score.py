@@ -18,7 +18,7 @@ import numpy as np
 
 from imagen_jax import resize
 from imagen_jax.evaluation import frechet
-from imagen_jax.evaluation.metrics import METRICS, Metric, Samples
+from imagen_jax.evaluation.metrics import METRICS, Metric, Models, Samples
 from imagen_jax.text import clip, families, layers, model_files, pretrained, weights
 from imagen_jax.text.encoder import TextEncoder
 
@@ -50,8 +50,8 @@ class ClipScorer(Metric):
         self.std = std
 
     @classmethod
-    def build(cls, clip: str | None) -> "ClipScorer":
-        return cls.from_pretrained(clip)
+    def build(cls, models: Models) -> "ClipScorer":
+        return cls.from_pretrained(models.clip)
 
     def values(self, samples: Samples) -> np.ndarray:
         return self.score(samples.images, samples.captions)

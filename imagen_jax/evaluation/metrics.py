@@ -2,15 +2,31 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.registry import Registry
 
 METRICS = Registry("metric")
-Need = Literal["claims", "reference", "low_res", "clip"]
+Need = Literal["claims", "reference", "low_res", "clip", "recogniser"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+    """The trained models that metrics use; a base of the options of commands that measure."""
+
+    clip: str | None = None
+    """A CLIP by its directory or name, for the metric "clip"."""
+    recogniser: Path | None = None
+    """Directory of a recogniser, as imagen-jax recogniser wrote it, for the metric "recognition"."""
+
+    def models(self) -> dict[str, Any]:
+        """Return the models by the name of the option, None for those that are not given."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Models)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +36,7 @@ class Samples:
     Attributes:
       images: [N, H, W, C] float32 in [-1, 1], the results of a cascade.
       captions: N str.
-      claims: N claims of captions of shapes (`imagen_jax.prepare.shape_captions`), or None.
+      claims: what N captions claim, JSON data as the data set has it, or None.
       reference: [N, H', W', C] in [-1, 1], the pictures of a data set with these captions, or None.
       low_res: [N, h, w, C] in [-1, 1], the results of the stage before the last, or None.
     """
@@ -40,16 +56,26 @@ class Metric:
 
     Attributes:
       name: in METRICS.
-      needs: what it needs besides pictures and captions: attributes of `Samples`, or "clip", the name of a CLIP.
+      needs: what it needs besides pictures and captions: attributes of `Samples` and of `Models`.
+      claims_of: what the captions are of whose claims it reads, such as "shapes", for messages.
     """
 
     name: str = ""
     needs: ClassVar[tuple[Need, ...]] = ()
+    claims_of: ClassVar[str] = "pictures"
+
+    @staticmethod
+    def reads_claims(claims: Any) -> bool:
+        """Whether it can read what a caption claims; for metrics that need claims."""
+        return True
 
     @classmethod
-    def build(cls, clip: str | None) -> "Metric":
-        """Return the metric; `clip` is the directory or name of a CLIP."""
+    def build(cls, models: Models) -> "Metric":
+        """Return the metric, with those of the models that it needs."""
         return cls()
+
+    def check_claims(self, claims: Sequence[Any], option: str) -> None:
+        """Raise a ValueError that names `option`, such as "--data", if it cannot judge pictures of these claims."""
 
     def values(self, samples: Samples) -> np.ndarray:
         """Return a value for each picture, [N], the higher the better."""
@@ -93,38 +119,58 @@ def is_per_picture(name: str) -> bool:
     return not inspect.isclass(entry) or entry.values is not Metric.values
 
 
-_NEEDED = {
-    "claims": "--data of a data set of shapes, which records what captions claim",
-    "reference": "--data",
-    "low_res": "a cascade that has a super-resolution stage",
-    "clip": "--clip",
-}
+Given = Mapping[Need, Any]  # what there is for metrics; of claims those of one caption, of others any value but None
 
 
-def check_needs(option: str, name: str, available: Collection[Need]) -> None:
-    """Raise a ValueError if a metric needs more than is available.
+def missing(name: str, given: Given) -> Need | None:
+    """Return what the metric of this name needs and is not given, or None."""
+    for need in needs(name):
+        value = given.get(need)
+        if value is None or (need == "claims" and not METRICS[name].reads_claims(value)):
+            return need
+    return None
+
+
+def check_needs(option: str, name: str, given: Given, data: Any = None) -> None:
+    """Raise a ValueError if a metric needs more than is given.
 
     Args:
       option: by which the metric is chosen, such as "--score".
       name: of the metric.
-      available: what metrics may need, as in `Metric.needs`.
+      given: by the user.
+      data: the data set that the user named, or None.
     """
-    for need in needs(name):
-        if need not in available:
-            raise ValueError(f"{option} {name} must come with {_NEEDED[need]}; got none.")
+    need = missing(name, given)
+    if need is None:
+        return
+    if need == "claims":
+        rule = f"--data of a data set of {METRICS[name].claims_of}, which records what captions claim"
+    else:
+        rule = {"reference": "--data", "low_res": "a cascade that has a super-resolution stage"}.get(need, f"--{need}")
+    got = data if need == "claims" and data is not None else "none"
+    require(False, f"{option} {name}", f"come with {rule}", Verbatim(got))
 
 
-def build(name: str, clip: str | None = None) -> Metric:
+def check_models(models: Models, names: Iterable[str]) -> None:
+    """Raise a ValueError if a model is given that none of the metrics `names` needs."""
+    needed = {need for name in names for need in needs(name)}
+    for model, value in models.models().items():
+        users = " or ".join(name for name in METRICS if model in needs(name))
+        is_used = value is None or model in needed
+        require(is_used, f"--{model}", f"be left out without the metric {users}", None if is_used else str(value))
+
+
+def build(name: str, models: Models = Models()) -> Metric:
     """Return the metric that is registered under `name`.
 
     Args:
       name: of METRICS.
-      clip: the directory or name of a CLIP, for a metric that needs one.
+      models: for a metric that needs some.
 
     Raises:
-      ValueError: there is no such metric, or its CLIP cannot be loaded.
+      ValueError: there is no such metric, or its model cannot be loaded.
     """
     entry = METRICS[name]
-    metric = entry.build(clip) if inspect.isclass(entry) else PerPicture(entry)
+    metric = entry.build(models) if inspect.isclass(entry) else PerPicture(entry)
     metric.name = name
     return metric

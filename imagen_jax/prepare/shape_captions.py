@@ -43,7 +43,7 @@ BACKGROUND_FORMS = (" on a {} background", " against a {} background", " on a {}
 
 
 def are_claims(claims: Any) -> bool:
-    """Whether the claims of a record, JSON data or None, are of shapes; those of icons name subject and style."""
+    """Whether the claims of a record, JSON data or None, are of shapes."""
     return isinstance(claims, dict) and "objects" in claims
 
 

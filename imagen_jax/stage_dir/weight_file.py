@@ -65,8 +65,9 @@ def decode(content: bytes, shapes: Any, file: str) -> Any:
     scales = {name + _SCALE for name, value in stored.items() if value.dtype == np.int8}
     unknown, missing = sorted(set(stored) - set(wanted) - scales), sorted((set(wanted) | scales) - set(stored))
     got = Verbatim(f"{len(unknown)} unknown {unknown[:3]}, {len(missing)} missing {missing[:3]}")
-    fix = "get the weight file and config.json of the same cascade"
-    require(not unknown and not missing, file, "hold the parameters of the stage in config.json", got, fix)
+    fix = "get both files again, from one place"
+    rule = "hold the parameters of the network that the JSON file beside it describes"
+    require(not unknown and not missing, file, rule, got, fix)
 
     def restored(path: Any, leaf: Any) -> np.ndarray:
         name = _name(path)

@@ -35,6 +35,7 @@ SCRIPTS = {
     "sample": ["--workdir", "{tmp}/none", "--prompts", "a red star"],
     "evaluate": ["--workdir", "{tmp}/none", "--data", "{tmp}/none"],
     "sweep": ["--workdir", "{tmp}/none", "--prompts-file", "{tmp}/file"],
+    "train_recogniser": ["--data", "{tmp}/none", "--output", "{tmp}/file/recogniser"],
     "prepare_data": ["--input", "{tmp}/none", "--output", "{tmp}/file/data"],
 }
 TEXTS = [

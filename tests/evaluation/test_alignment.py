@@ -164,14 +164,3 @@ def test_alignment_needs_one_caption_for_each_picture(examples):
         alignment.alignment([record["image"] for record in examples[:2]], claims)
     with pytest.raises(ValueError, match="0 pictures"):
         alignment.alignment([], [])
-
-
-def test_table():
-    claims = [shape_captions.parse_caption(c) for c in ("a red circle", "a small green star on white")]
-    result = alignment.alignment([picture(CIRCLE), picture(CIRCLE)], claims)
-    lines = alignment.format_table(result).splitlines()
-    assert lines[0] == "| category | right % | shuffled % | prompts |"
-    assert "| color | 50.0 | 50.0 | 2 |" in lines and "| background | 100.0 | 100.0 | 1 |" in lines
-    assert not any("relation" in line for line in lines)
-    alone = alignment.alignment([picture(CIRCLE)], claims[:1])
-    assert "| color | 100.0 | - | 1 |" in alignment.format_table(alone)

@@ -5,7 +5,7 @@ import pytest
 
 from imagen_jax import resize
 from imagen_jax.evaluation import METRICS, Metric, Samples, alignment, frechet, metrics, sweep
-from imagen_jax.evaluation.metrics import build, check_needs, needs
+from imagen_jax.evaluation.metrics import Models, build, check_models, check_needs, missing, needs
 from imagen_jax.prepare import shapes
 
 NUM = 12
@@ -42,6 +42,7 @@ def total(metric, samples, size):
 def test_built_in_metrics_and_what_they_need():
     assert {name: needs(name) for name in METRICS} == {
         "alignment": ("claims",), "clip": ("clip",), "frechet": ("reference",), "consistency": ("low_res",),
+        "recognition": ("claims", "recogniser"),
     }  # fmt: skip
     assert [name for name in METRICS if not metrics.is_per_picture(name)] == ["frechet"]
 
@@ -106,8 +107,22 @@ def test_a_function_and_a_class_register_in_a_few_lines(registry, samples):
 )
 def test_what_a_metric_needs_is_named_by_its_option(name, message):
     with pytest.raises(ValueError, match=message):
-        check_needs("--score", name, ())
-    check_needs("--score", name, ("claims", "reference", "clip", "low_res"))
+        check_needs("--score", name, {"claims": None})
+    check_needs("--score", name, {"claims": {"objects": []}, "reference": True, "clip": "a", "low_res": True})
+
+
+def test_claims_of_other_data_are_not_read():
+    icon = {"claims": {"subject": "1f408", "name": "cat", "style": "noto"}}
+    assert missing("alignment", icon) == "claims" and missing("frechet", {"reference": 1}) is None
+    with pytest.raises(ValueError, match="--data of a data set of shapes, which records what captions claim; got d."):
+        check_needs("--metrics", "alignment", icon, "d")
+
+
+def test_a_model_without_a_metric_that_uses_it_is_refused():
+    check_models(Models(clip="c"), ["consistency", "clip"])
+    check_models(Models(), [])
+    with pytest.raises(ValueError, match="--clip must be left out without the metric clip; got 'c'."):
+        check_models(Models(clip="c"), ["consistency"])
 
 
 def test_an_unknown_metric_is_refused():

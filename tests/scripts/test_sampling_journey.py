@@ -17,7 +17,8 @@ from PIL import Image
 from imagen_jax import TextEncoder, load_cascade, save_cascade, stage
 from imagen_jax import config as C
 from imagen_jax.data import transforms
-from imagen_jax.evaluation import METRICS
+from imagen_jax.evaluation import METRICS, recogniser
+from imagen_jax.evaluation.recogniser import Config, Recogniser
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import checkpoint
@@ -376,6 +377,35 @@ def test_evaluate_writes_a_table_its_numbers_and_a_grid(workdir, data, run, tmp_
     assert result["all"]["num"] == 5 and 0 <= result["all"]["right"] <= 1, result
     assert "| all |" in table and "Output of sr16 averaged down to 8x8 against base: PSNR " in table and table in out
     assert Image.open(tmp_path / "out/grid.png").size[0] > 100
+
+
+def test_icons_are_evaluated_by_a_recogniser(workdir, data, run, tmp_path):
+    names = Config(("red", "blue"), ("disc", "stripes"), 16)
+    Recogniser(names, recogniser.init(names, jax.random.key(0))).save(tmp_path / "r")
+    image = transforms.encode_png(np.full((16, 16, 3), 255, np.uint8))
+    claims = [{"subject": name, "name": name, "style": "disc"} for name in ("red", "blue", "green")]
+    records = [{"image": image, "caption": each["name"], "claims": json.dumps(each)} for each in claims]
+    write_records({"test": records}, tmp_path / "icons", name="icons", description="Icons.")
+    common = ["--workdir", workdir, "--batch-size", 8, "--aug-level", 0.3, "--guidance-scale", 2.0, "--steps", 2]
+    icons = [*common, "--data", tmp_path / "icons"]
+    recognition = ["--metrics", "recognition", "--recogniser", tmp_path / "r", "--output", tmp_path / "out"]
+    code, out, err = run("evaluate.py", *icons, *recognition)
+    assert code == 0 and "1 of 3 prompts have subjects that the recogniser does not know" in out, err
+    result = json.loads((tmp_path / "out/recognition.json").read_text())
+    assert {name: row["num"] for name, row in result.items()} == {"subject": 2, "subject in top 5": 2, "style": 3}
+    code, out, err = run("sweep.py", *icons, "--recogniser", tmp_path / "r", "--output", tmp_path / "s")
+    assert code == 0 and "(recognition " in out, err
+    (workdir / "sampling.json").unlink()
+
+    for arguments, message in (
+        ([*common, "--data", data, *recognition], f"of icons, which records what captions claim; got {data}."),
+        ([*icons, "--metrics", "recognition"], "--metrics recognition must come with --recogniser; got none."),
+        ([*icons, "--metrics", "consistency", "--recogniser", "r"], "without the metric recognition; got 'r'."),
+        ([*icons, "--metrics", "recognition", "--recogniser", workdir], "--recogniser must be the directory of"),
+        (icons, "--metrics alignment must come with --data of a data set of shapes, which records what captions claim"),
+    ):  # fmt: skip
+        code, _, err = run("evaluate.py", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
 
 
 PLUGIN = """

@@ -124,5 +124,5 @@ def test_weights_of_another_network_are_refused(copy, tiny_stages, tmp_path):
     """A consistent file of the other stage's parameters."""
     (copy / "base.safetensors").write_bytes((copy / "sr16.safetensors").read_bytes())
     edit(lambda data: data["weights"].update(base=data["weights"]["sr16"]))(copy)
-    with pytest.raises(ValueError, match="base.safetensors must hold the parameters of the stage in config.json; got"):
+    with pytest.raises(ValueError, match="base.safetensors must hold the parameters of the network that"):
         load_cascade(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 MAX_TAGS = 3
 _AFTER_HEAD = re.compile(
@@ -35,6 +36,11 @@ _TIME = re.compile(r".*( o'clock|-thirty)")
 _ADJECTIVES = ("Japanese", "Christmas", "European", "T-Rex", "T-shirt")  # capitalised, and take an article
 _AN = re.compile(r"[aeiou]|hour|x-|[AEIOU]|SOS|NG ", re.ASCII)
 _A = re.compile(r"uni|uti|use|eu|one|European|ewe", re.ASCII)
+
+
+def are_claims(claims: Any) -> bool:
+    """Whether the claims of a record, JSON data or None, are of icons: a subject, by its code point, and a style."""
+    return isinstance(claims, dict) and all(isinstance(claims.get(name), str) for name in ("subject", "style"))
 
 
 def readable(label: str) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import sources, transforms
-from imagen_jax.prepare import parts
-from imagen_jax.prepare.icons import plan
+from imagen_jax.prepare import parts, shape_captions
+from imagen_jax.prepare.icons import captions, plan
 
 CIRCLE = '<circle cx="8" cy="8" r="6" fill="#f80"/>'
 STYLES = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat")
@@ -164,8 +164,8 @@ def test_wrong_options_are_refused_before_any_work(tmp_path, load_script, option
 
 def test_claims_of_icons_are_not_those_of_shapes(four, tmp_path, load_script):
     parts.write(plan.plan(four, None, "animals", plan.Choices(size=8, **ALL)), tmp_path / "data")
-    sweep, evaluate = load_script("sweep"), load_script("evaluate")
+    sweep = load_script("sweep")
     options = {"workdir": tmp_path / "none", "data": tmp_path / "data", "split": "unseen_pairs"}
-    assert sweep.read_prompts(sweep.Options(**options))[1] is None
-    with pytest.raises(ValueError, match="--data must be a data set of shapes"):
-        evaluate.main(evaluate.Options(**options))
+    captions_, claims, _ = sweep.read_prompts(sweep.Options(**options))
+    assert len(captions_) == len(claims) > 0 and all(map(captions.are_claims, claims))
+    assert not any(map(shape_captions.are_claims, claims)) and not captions.are_claims({"subject": "1f408"})
