@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax import signals
-from imagen_jax.cli import logs, options, parsing, plugins
+from imagen_jax.cli import logs, options, parsing, plugins, xla_flags
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ def run(main: Callable[[Any], int | None], parse: Callable[[list[str]], Any]) ->
     """
     name, known = Path(sys.argv[0]).name, frozenset()
     logs.configure(name, logs.Options())
+    xla_flags.set_defaults()
     try:
         args, chosen = parsing.split_flags(sys.argv[1:], logs.Options)
         logs.configure(name, chosen)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import reduce, repeat
 
-from imagen_jax.models.convolution import conv_general_dilated
 from imagen_jax.models.patches import PatchTransform, patchify
+from imagen_jax.sharding import gather_kernel_if_height_sharded
 
 Dtype = Any
 Activation = Callable[[jax.Array], jax.Array]
@@ -38,6 +38,11 @@ class Style:
 
 
 OWN_STYLE = Style()
+
+
+def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """Return `jax.lax.conv_general_dilated` of x [B, H, W, C] and a kernel [KH, KW, C, C'], on any mesh."""
+    return jax.lax.conv_general_dilated(x, gather_kernel_if_height_sharded(kernel), *args, **options)
 
 
 def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False) -> nn.Conv:
