@@ -161,7 +161,7 @@ def tiny_configs() -> tuple[config.StageConfig, config.StageConfig]:
     optim = config.OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-2, ema_decay=0.9)
     base = config.StageConfig(
         image_size=8,
-        network=config.UNetConfig((8, 16), (1, 1), (False, True), embedding=32, head_dim=8),
+        network=config.UNetConfig((8,), (1,), (True,), embedding=32, head_dim=8),
         sampling=config.SamplingConfig(steps=4, guidance_scale=3.0),
         text=text,
         optim=optim,
@@ -171,9 +171,7 @@ def tiny_configs() -> tuple[config.StageConfig, config.StageConfig]:
         name="sr16",
         image_size=16,
         low_res_size=8,
-        network=config.EfficientUNetConfig(
-            8, (8, 16), (1, 1), (False, True), (False, False), embedding=32, num_heads=2
-        ),
+        network=config.EfficientUNetConfig(8, (8,), (1,), (True,), (False,), embedding=32, num_heads=2),
     )
     return validate_cascade((base, super_resolution))
 

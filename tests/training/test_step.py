@@ -66,7 +66,7 @@ def test_training_on_a_batch_lowers_its_loss(tiny_configs, batches, index):
 def test_fsdp_shards_the_state(tiny_configs, batches, monkeypatch):
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     state, _ = run(change(tiny_configs[1], eps=1e-3), batches[1], num_devices=8, fsdp=4)
-    kernel = state.params["down_1_block_0"]["conv_1"]["kernel"]
+    kernel = state.params["down_0_block_0"]["conv_1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moments = jax.tree.leaves(state.opt_state)
     assert any(m.size and m.addressable_shards[0].data.size < m.size for m in moments)
