@@ -36,6 +36,7 @@ from imagen_jax.storage import files
 _LOGGER = logging.getLogger(__name__)
 
 SETTINGS = "prepared.json"  # in the data set's directory: how it was made
+NOTICE = "NOTICE"  # beside it: attributions that the licences of the input ask for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,13 +276,14 @@ def main(options: Options) -> None:
     )
     fix = "choose another directory, or delete this one first"
     require(not perhaps_there, "--output", "be free", got, fix)
-    counts, left_out = parts.write(
-        plan,
-        directory,
-        num_workers=options.num_workers or num_cores(),
-        finish=lambda unfinished: files.write_json(unfinished / SETTINGS, made | plan.settings, indent=2),
-        progress=shown,
-    )
+
+    def finish(unfinished: Path) -> None:
+        files.write_json(unfinished / SETTINGS, made | plan.settings, indent=2)
+        if plan.notice:
+            files.write(unfinished / NOTICE, plan.notice)
+
+    num_workers = options.num_workers or num_cores()
+    counts, left_out = parts.write(plan, directory, num_workers=num_workers, finish=finish, progress=shown)
     if left_out.counts:
         where = directory / parts.QUARANTINE
         _LOGGER.info(f"Left out {left_out.counts.total()}: {left_out.summary()}; listed in {where}.")

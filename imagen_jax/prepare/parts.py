@@ -62,6 +62,7 @@ class Plan:
     left_out: list[LeftOut] | None = None  # found before the parts are read; None if nothing ever is
     some_empty: bool = False  # whether splits without records are omitted instead of refused
     is_resumable: bool = True  # whether finished parts are kept when a later one fails
+    notice: str = ""  # attributions that the licences of the input ask for
 
 
 def write(

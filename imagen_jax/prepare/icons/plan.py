@@ -132,7 +132,23 @@ def plan(paths: Sequence[Path], keywords: Path | None, name: str, choices: Choic
         settings=settings,
         left_out=left_out,
         some_empty=True,
+        notice=_notice(found, words),
     )
+
+
+def _notice(found: Sequence[sets.IconSet], words: names.Keywords) -> str:
+    """Return who made the pictures and the words, under which licences."""
+    lines = ["Pictures in this data set, and what was trained on them, are made from these icon sets:", ""]
+    for each in found:
+        about = {key: value or "not stated" for key, value in each.about.items()}
+        lines.append(
+            f"- {about['title']} by {about['author']} ({about['author_url']}), licence {about['licence']} "
+            f"({about['licence_url']}), from the package @iconify-json/{each.prefix} {about['version']}"
+        )
+    if words.about:
+        about = words.about
+        lines += ["", f"Names and keywords: {about['name']} {about['version']}, licence {about['licence']}."]
+    return "\n".join(lines) + "\n"
 
 
 def _pictures(

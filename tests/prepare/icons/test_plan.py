@@ -131,6 +131,8 @@ def test_the_command_makes_the_data_set_once(write_set, tmp_path, load_script, c
     command.main(options)
     made = json.loads((tmp_path / "out" / "prepared.json").read_text())
     assert made["sets"][0]["style"] == "tiny" and made["icons"] == [str(folder)]
+    notice = (tmp_path / "out" / "NOTICE").read_text()
+    assert f"licence {made['sets'][0]['licence']}" in notice and "@iconify-json/tiny" in notice
     assert made["background"] == "#000000" and made["accept_licence"] == ["CC-BY-4.0"]
     folder.rename(tmp_path / "moved")
     command.main(dataclasses.replace(options, icons=(tmp_path / "moved",)))  # nothing to do
