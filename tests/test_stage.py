@@ -21,6 +21,7 @@ def batch_of(tiny_batch, size):
     return tiny_batch | {"x": resize.area(tiny_batch["x"], size)}
 
 
+@pytest.mark.slow
 def test_loss_of_an_untrained_network_is_the_power_of_its_target(tiny_configs, tiny_batch):
     """The output is zero at initialisation, so each prediction's loss is E[target^2]."""
     config = tiny_configs[0]

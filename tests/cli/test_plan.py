@@ -16,6 +16,7 @@ def plan(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plans_say_whether_a_stage_fits_and_what_would(monkeypatch, capsys):
     big = ["--preset", "quickstart", "--topology", "v5e:2x2", "--stage", "sr64", "--batch", "32768"]
     code, out = plan(monkeypatch, capsys, *big)

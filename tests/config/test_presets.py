@@ -25,6 +25,7 @@ def test_unknown_preset():
         load_preset("imagenet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "millions"),
     [

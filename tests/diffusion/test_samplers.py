@@ -178,6 +178,7 @@ def mixture(z_t, logsnr_t, share=0.3, spread=0.05):
     return jnp.sum(jax.nn.softmax(log_weight, axis=0) * estimate, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_the_modes_of_a_mixture_get_their_weights(name):
     num = 20_000
@@ -214,6 +215,7 @@ def test_a_known_image_is_reached_exactly(name, steps):
             np.testing.assert_allclose(out, x, atol=3e-3, err_msg=spacing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("jump", [1, 3])
 def test_resampling_keeps_the_distribution(name, jump):

@@ -142,6 +142,7 @@ def test_features_do_not_depend_on_the_batch(pictures, monkeypatch):
     np.testing.assert_allclose(frechet.picture_features(pictures[:10]), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blur_noise_and_a_missing_mode_are_farther(pictures, rng):
     grey = pictures.mean(axis=-1, keepdims=True)  # D = 80, so that 300 pictures are several times D
     real, others = grey[:NUM], grey[NUM:]

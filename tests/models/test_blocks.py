@@ -9,7 +9,8 @@ import pytest
 from tests.models.conftest import KEY, MODULES, inputs, perturbed
 
 
-@pytest.mark.parametrize("name", ["base", pytest.param("efficient", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "efficient"])
 def test_scanned_and_rematerialised_blocks_are_the_same_function(name):
     """The same parameters give the same output and gradients, dropout included."""
     attention = {"attention": (True,)} if name == "base" else {"self_attention": (True,), "cross_attention": (False,)}

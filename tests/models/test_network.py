@@ -55,6 +55,7 @@ def test_output_is_zero_at_initialisation_with_the_shape_of_the_image(name):
     assert out.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODULES))
 def test_every_input_and_every_parameter_matters(name):
     network, args = MODULES[name], inputs(name)
@@ -96,6 +97,7 @@ def test_images_of_a_batch_are_independent_and_need_not_be_square(name):
     np.testing.assert_allclose(out[1:], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODULES))
 def test_bfloat16_computes_the_same_within_its_precision(name):
     network, args = MODULES[name], inputs(name)

@@ -16,6 +16,7 @@ def run_on(config, **run):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
 
 
+@pytest.mark.slow
 def test_state_bytes_are_those_of_the_real_state(tiny_configs, monkeypatch):
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     config = run_on(tiny_configs[0], fsdp=4)
@@ -30,6 +31,7 @@ def test_state_bytes_are_those_of_the_real_state(tiny_configs, monkeypatch):
     assert plan.replicated == pytest.approx(sum(leaf.nbytes for leaf in whole) / total)
 
 
+@pytest.mark.slow
 def test_remat_costs_work_and_saves_memory(tiny_configs):
     big = dataclasses.replace(
         tiny_configs[1], optim=dataclasses.replace(tiny_configs[1].optim, batch_size=64)
@@ -41,6 +43,7 @@ def test_remat_costs_work_and_saves_memory(tiny_configs):
     assert plain.flops / 64 == pytest.approx(plain.model_flops_per_image, rel=0.1)
 
 
+@pytest.mark.slow
 def test_patches_save_work_and_memory(tiny_configs):
     """A network of 4x4 patches of 32x32 pixels does what one of 8x8 pixels does, but in its first and last layers."""
     at = lambda size, patch_size: estimate(
@@ -69,6 +72,7 @@ def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     assert sampled().optimizer_bytes == 0
 
 
+@pytest.mark.slow
 def test_local_devices_run_what_was_planned(tiny_configs):
     config = run_on(tiny_configs[1], fsdp=2)
     compiled = program.compile_for(config, "train", targets.target(None))

@@ -1,5 +1,7 @@
 """Settings in which a stage fits: other ways to run the same step."""
 
+import pytest
+
 from imagen_jax.planning import fit
 from imagen_jax.planning.estimate import estimate
 
@@ -13,6 +15,7 @@ def test_settings_keep_the_batch_and_take_less_memory_in_turn(tiny_configs):
     assert all(f"--optim.accumulation {config.optim.accumulation}" in flag for flag, config in found)
 
 
+@pytest.mark.slow
 def test_the_nearest_is_the_first_that_fits(tiny_configs):
     peak = estimate(tiny_configs[0], "train", 2).peak_bytes
     first = next(fit.settings(tiny_configs[0], "train", 2, memory=2**40))[0]

@@ -50,6 +50,7 @@ def test_an_export_loads_as_the_stages_of_training_do(directory, tiny_stages, tm
     assert [each.params for each in loading.read_cascade(directory)] == [None, None]
 
 
+@pytest.mark.slow
 def test_float32_draws_the_same_pictures_and_int8_nearly(directory, tiny_stages, make_request, tmp_path):
     request = make_request(2)
     base = np.asarray(sample_cascade(tiny_stages[:1], *request))

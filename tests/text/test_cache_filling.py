@@ -81,6 +81,7 @@ def killed(tiny, tmp_path):
     return tmp_path, left
 
 
+@pytest.mark.slow
 def test_after_a_hard_kill_only_the_unfinished_file_is_embedded_again(tiny, killed):
     directory, left = killed
     assert len(EmbeddingCache.open(directory, tiny.fingerprint)) == 4

@@ -55,6 +55,7 @@ def with_objective(config, name):
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, objective=name))
 
 
+@pytest.mark.slow
 def test_an_objective_from_outside_trains_from_python(tiny_configs, tiny_batch, outside):
     exec(compile(outside.read_text(), str(outside), "exec"), {"__name__": "outside"})
     config = validate_for_training(with_objective(tiny_configs[1], "small_parameters"))
