@@ -711,7 +711,8 @@ def test_wrong_arguments_of_functions(name, changes, message):
 )
 def test_wrong_inputs_of_networks(tiny_configs, changes, message):
     for config in tiny_configs:
-        network = stage.network(config)
+        of_patches = dataclasses.replace(config.network, patch_size=2)
+        network = stage.network(dataclasses.replace(config, network=of_patches))
         with pytest.raises(ValueError, match=message):
             network.init(jax.random.key(0), *(NETWORK_INPUTS | changes).values())
 
@@ -721,7 +722,7 @@ def test_wrong_inputs_of_networks(tiny_configs, changes, message):
     [
         (0, {"channels": ()}, "channels must have at least one level"),
         (0, {"channels": None}, "channels must be a tuple"),
-        (0, {"attention": (True,)}, "attention must have one entry for each of the 2 levels of channels"),
+        (0, {"attention": (True, False)}, "attention must have one entry for each of the 1 levels of channels"),
         (0, {"head_dim": 0}, "head_dim must be at least 1; got 0"),
         (0, {"embedding": 2.5}, "embedding must be a whole number"),
         (1, {"num_heads": 5}, "channels must be multiples of num_heads 5"),

@@ -78,7 +78,7 @@ def test_options_reach_their_stage(tiny_stages, tiny_text):
         ({"aug_level": (0.2, 0.2)}, "aug_level must be left out .* for stage base"),
         ({"start": "sr32"}, "start must be a stage, one of base, sr16; got 'sr32'"),
         ({"start": "sr16", "stop": "base"}, "start must not come after stop"),
-        ({"size": (18, 16)}, r"size must be \(H, W\) in multiples of 4.*got \(18, 16\)"),
+        ({"size": (17, 16)}, r"size must be \(H, W\) in multiples of 2.*got \(17, 16\)"),
     ],
 )
 def test_wrong_options(tiny_stages, tiny_text, options, message, monkeypatch):
