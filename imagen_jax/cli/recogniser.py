@@ -4,9 +4,9 @@
   imagen-jax evaluate --workdir runs/icons --data datasets/icons --split unseen_pairs --metrics recognition \\
     --recogniser runs/recogniser
 
-The data set is one of imagen-jax prepare --icons. The recogniser names the subject and the style of a picture; it is
-trained on the split train, each picture once an epoch. Prints how often it names real pictures right that it was not
-trained on: those of validation, and of unseen_pairs, whose subjects it has seen in other styles alone.
+The data set must be one of icons (--icons of prepare). The recogniser names the subject and the style of a
+picture; it is trained on the split train, each picture once an epoch. Prints how often it names real pictures right
+that it was not trained on: those of validation, and of unseen_pairs, whose subjects it has seen in other styles alone.
 """
 
 import dataclasses

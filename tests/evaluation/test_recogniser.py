@@ -20,6 +20,7 @@ def test_size_of_the_network():
     assert cost["flops"] < 22e6
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_loaded(trained, tmp_path):
     rows = {"validation": {"subject": 0.5, "subject in top 5": 1.0, "style": 0.25, "pictures": 8}}
     recogniser.Recogniser(trained.config, trained.params, rows).save(tmp_path / "r")

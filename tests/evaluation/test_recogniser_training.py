@@ -16,6 +16,7 @@ def test_each_picture_is_read_once_however_many_captions_it_has(icons):
     assert set(pictures.subjects) == {"red", "green", "blue", "yellow"} and set(pictures.styles) == {"disc", "stripes"}
 
 
+@pytest.mark.slow
 def test_colors_and_styles_are_learned_and_colors_also_in_a_style_that_training_does_not_show(icons, trained):
     found = accuracy(trained, read_pictures(icons, "validation"))
     assert found == {"subject": 1, "subject in top 5": 1, "style": 1, "pictures": 7}

@@ -46,6 +46,7 @@ def test_outputs_agree_with_diffusers(name, goldens, load_model):
     np.testing.assert_allclose(jnp.concatenate([eps, variance], axis=-1), last(goldens[f"{name}/out"]), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_denoises_with_the_same_network(goldens, load_model):
     """`Stage.denoise` codes the steps by the log-SNR, of z_t and of the low-res image."""
     loaded, given = load_model("stage_2"), arguments(goldens, "stage_2")

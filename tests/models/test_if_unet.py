@@ -28,6 +28,7 @@ def test_a_configuration_builds_its_module():
         config.check()
 
 
+@pytest.mark.slow
 def test_every_parameter_and_every_token_matters():
     """Padding too: IF was trained without a mask of the text."""
     network, args = SMALL.build(out_channels=6, dtype=jnp.float32, scan=False, remat="none"), inputs()

@@ -64,7 +64,7 @@ def content(params, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gain": None}, r"must hold the parameters of the stage .*; got 0 unknown \[\], 1 missing \['gain'\]: get"),
+        ({"gain": None}, r"must hold the parameters of the network .*; got 0 unknown \[\], 1 missing \['gain'\]: get"),
         ({"other": np.zeros(1, "f4")}, r"got 1 unknown \['other'\], 0 missing"),
         ({"conv/kernel/scale": None}, r"1 missing \['conv/kernel/scale'\]"),
         ({"gain": np.zeros(2, "f4")}, r"file: gain must be of shape \[\]; got float32 of shape \(2,\)"),

@@ -113,6 +113,7 @@ def test_accumulation_changes_nothing(tiny_configs, batches):
     assert_same(whole.ema_params, parts.ema_params, 2e-3)
 
 
+@pytest.mark.slow
 def test_steps_differ_in_their_noise_and_repeat_exactly(tiny_configs, batches):
     """From the same parameters: the step alone decides on the noise."""
     mesh, init, step = compiled(tiny_configs[0], 1, 1, 1)
@@ -135,6 +136,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_configs, 
     assert int(metrics["skipped"]) == 0 and int(state.step) == 2 and np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_the_average_warms_up(tiny_configs, batches):
     mesh, init, step = compiled(tiny_configs[0], 1, 1, 1)
     state, batch = init(), sharding.shard_batch(batches[0], mesh)
