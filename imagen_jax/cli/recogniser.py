@@ -4,9 +4,9 @@
   imagen-jax evaluate --workdir runs/icons --data datasets/icons --split unseen_pairs --metrics recognition \\
     --recogniser runs/recogniser
 
-The data set must be one of icons (--icons of prepare). The recogniser names the subject and the style of a
-picture; it is trained on the split train, each picture once an epoch. Prints how often it names real pictures right
-that it was not trained on: those of validation, and of unseen_pairs, whose subjects it has seen in other styles alone.
+The data set must be one of icons (--icons of prepare). The recogniser names the subject and the style of a picture; it
+is trained on the split train, each picture once an epoch. Prints how often it names real pictures right that it was not
+trained on: those of validation, and of unseen_pairs, whose subjects it has seen in other styles alone.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ def main(options: Options) -> None:
     files.check_directory(options.output, "--output", needed=ROOM, names=recogniser.FILES)
     held_out = [split for split in sources.splits(options.data) if split in (splits.VALIDATION, splits.PAIRS)]
     pictures, *tests = (read_pictures(options.data, split) for split in (splits.TRAIN, *held_out))
-    counts = (len(set(names)) for names in (pictures.subjects, pictures.styles))
-    _LOGGER.info("{} pictures of {} subjects in {} styles".format(len(pictures.images), *counts))
+    num_subjects, num_styles = len(set(pictures.subjects)), len(set(pictures.styles))
+    _LOGGER.info(f"{len(pictures.images)} pictures of {num_subjects} subjects in {num_styles} styles")
     compilation.use_compilation_cache()
     trained = train(pictures, epochs=options.epochs, seed=options.seed)
     rows = {split: accuracy(trained, real) for split, real in zip(held_out, tests, strict=True)}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from imagen_jax.checks import Verbatim, require
+from imagen_jax.checks import Verbatim, error, require
 from imagen_jax.registry import Registry
 
 METRICS = Registry("metric")
@@ -148,7 +148,7 @@ def check_needs(option: str, name: str, given: Given, data: Any = None) -> None:
     else:
         rule = {"reference": "--data", "low_res": "a cascade that has a super-resolution stage"}.get(need, f"--{need}")
     got = data if need == "claims" and data is not None else "none"
-    require(False, f"{option} {name}", f"come with {rule}", Verbatim(got))
+    raise error(f"{option} {name}", f"come with {rule}", Verbatim(got))
 
 
 def check_models(models: Models, names: Iterable[str]) -> None:

@@ -183,7 +183,8 @@ def load(directory: Path, option: str) -> Recogniser:
     got = Verbatim("another file or a damaged one")
     require(is_whole, str(directory / WEIGHT_FILE), f"be what {CONFIG_FILE} was written with", got, _FIX)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    return Recogniser(config, weight_file.decode(content, shapes, str(directory / WEIGHT_FILE)), accuracy)
+    params = weight_file.decode(content, shapes, str(directory / WEIGHT_FILE))
+    return Recogniser(config, jax.device_put(params), accuracy)  # once, not with every batch
 
 
 def _parsed(data: Any) -> tuple[Config, str, dict[str, Any]]:
