@@ -2,6 +2,7 @@
 
   imagen-jax plan --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
   imagen-jax plan --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
+  imagen-jax plan --preset deepfloyd:xl --topology v5e:2x2 --kind sample --batch 4 --dtype bfloat16
 
 Compiles the real train step, or sampler, for the chips; no TPU has to be at hand, only libtpu
 (pip install -e '.[tpu]'). --quick estimates from shapes alone. Exit status 1: it does not fit.
@@ -10,6 +11,7 @@ Compiles the real train step, or sampler, for the chips; no TPU has to be at han
 import dataclasses
 from typing import Literal
 
+from imagen_jax.checks import require
 from imagen_jax.cli import parsing
 from imagen_jax.config import StageConfig
 
@@ -28,6 +30,8 @@ class Options:
     """Images in a batch, over all devices; None: optim.batch_size."""
     fsdp: int | None = None
     """Devices that share each copy of the state; None: run.fsdp."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters that are sampled with; training has float32."""
     quick: bool = False
     """Estimate only, without compiling."""
 
@@ -46,6 +50,8 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     def change(part: str, **values):
         return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
 
+    rule, fix = "be float32 for a train step", "add --kind sample"
+    require(options.kind != "train" or options.dtype == "float32", "--dtype", rule, options.dtype, fix)
     if options.batch is not None:
         config = change("optim", batch_size=options.batch)
     if options.fsdp is not None:
@@ -61,14 +67,14 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         target = targets.target(options.topology)
         devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
 
-    plan = estimate(config, options.kind, devices)
+    plan = estimate(config, options.kind, devices, options.dtype)
     gib = lambda size: f"{size / 2**30:8.2f} GiB"
     print(
         f"{config.name} ({options.preset}), {options.kind}, batch {config.optim.batch_size} on {devices} devices "
         f"({where}): fsdp {config.run.fsdp}, height {config.run.height}, accumulation {config.optim.accumulation}, "
         f"remat {config.run.remat}, scan_blocks {config.run.scan_blocks}, {config.compute_dtype}"
     )
-    print(f"parameters           {plan.parameters / 1e6:8.1f} M")
+    print(f"parameters           {plan.parameters / 1e6:8.1f} M, {options.dtype}")
     print(f"replicated           {100 * plan.replicated:8.2f} % of the state's bytes")
     print("on each device, from shapes alone:")
     print(f"  parameters         {gib(plan.params_bytes)}")
@@ -80,7 +86,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     exchanged = plan.collective_bytes
     if not options.quick:
         try:
-            compiled = program.compile_for(config, options.kind, target)
+            compiled = program.compile_for(config, options.kind, target, options.dtype)
         except program.DoesNotFit as error:
             fits = False
             print(f"compiled: {error}")
@@ -119,7 +125,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         print(f"fits                 yes, with {(memory - peak) / 2**30:.2f} GiB to spare")
         return 0
     print("fits                 no")
-    print(fit.advice(config, options.kind, devices, memory, chip))
+    print(fit.advice(config, options.kind, devices, memory, chip, options.dtype))
     return 1
 
 

@@ -81,8 +81,22 @@ def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:
     return sample, inputs
 
 
-def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
+def sampled_params(config: StageConfig, mesh: Any, dtype: str) -> Any:
+    """Return the shapes of the parameters that a stage is sampled with, in type `dtype`, with shardings on `mesh`."""
+    shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), shapes)
+    shardings = sharding.state_sharding(shapes, mesh)
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float32") -> Plan:
     """Return the plan of a stage on `devices` devices, sharded as its `run` says.
+
+    Args:
+      config: of the stage.
+      kind: of program.
+      devices: their number.
+      dtype: of the parameters that are sampled with; training has float32.
 
     Raises:
       ValueError: batch or mesh do not divide; see `sharding.check_batch` and `sharding.make_mesh`.
@@ -97,32 +111,35 @@ def estimate(config: StageConfig, kind: Kind, devices: int) -> Plan:
     rows = math.ceil(share / parts) * parts
     alone = sharding.make_mesh(devices=jax.local_devices()[:1])
     small = dataclasses.replace(config, optim=dataclasses.replace(optim, batch_size=rows))
-    state = states.abstract_state(config, mesh)
     bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
+        state = states.abstract_state(config, mesh)
+        params = state.params
         inputs = batch_shapes(config, rows)
         program = tracing.trace(
             make_train_step(small, alone), jax.eval_shape(lambda: states.new_state(small)), inputs
         )
         held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(state.opt_state)}
     else:
+        state = params = sampled_params(config, mesh, dtype)
         function, inputs = sampler(config, rows)
-        program = tracing.trace(function, jax.eval_shape(lambda: states.new_state(small)).params, inputs)
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), params)
+        program = tracing.trace(function, shapes, inputs)
         held = {"ema_bytes": 0, "optimizer_bytes": 0}
     steps = math.ceil(config.sampling.steps * config.sampling.strength)
     flops = tracing.flops(program, steps)
-    parameters = states.count(state.params)
-    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    parameters = states.count(params)
+    sharded = [leaf for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated]
     split = {tuple(sorted(leaf.shape)): run.fsdp for leaf in sharded}
     temporary = tracing.peak_memory(program, split)
-    if kind == "sample" and config.compute_dtype == "bfloat16":
-        temporary += bytes_of(state.params) // 2  # a copy to compute with, made once before the loop
+    if kind == "sample" and dtype == "float32" and config.compute_dtype == "bfloat16":
+        temporary += bytes_of(params) // 2  # a copy to compute with, made once before the loop
     if run.fsdp > 1:
         temporary += int(GATHERED_AHEAD * 2 * parameters)
     return Plan(
         parameters=parameters,
-        replicated=sharding.byte_counts(state if kind == "train" else state.params).replicated,
-        params_bytes=bytes_of(state.params),
+        replicated=sharding.byte_counts(state).replicated,
+        params_bytes=bytes_of(params),
         # Inputs are replicated on all devices that share the rows of an image.
         input_bytes=int(sum(map(tracing.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,

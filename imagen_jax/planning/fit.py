@@ -7,32 +7,40 @@ from collections.abc import Iterator
 from imagen_jax import sharding
 from imagen_jax.chips import CHIPS, Chip
 from imagen_jax.config import StageConfig
-from imagen_jax.planning.estimate import Kind, estimate
+from imagen_jax.planning.estimate import Kind, estimate, sampled_params
 from imagen_jax.planning.targets import num_devices
 from imagen_jax.training.state import abstract_state
 
 _MARGIN = 0.9  # share of the memory that is planned for: the estimate may be a tenth too low
 
 
-def advice(config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chip | None) -> str:
-    """Return one line of advice for a stage that does not fit `devices` devices of `memory` bytes each."""
-    if (found := nearest(config, kind, devices, memory)) is not None:
+def advice(
+    config: StageConfig, kind: Kind, devices: int, memory: int, chip: Chip | None, dtype: str = "float32"
+) -> str:
+    """Return one line of advice for a stage that does not fit `devices` devices of `memory` bytes each.
+
+    Args:
+      config, kind, devices, dtype: as for `estimate`.
+      memory: of each device, in bytes.
+      chip: the kind of device, None if it is not in the tables of `chips`.
+    """
+    if (found := nearest(config, kind, devices, memory, dtype)) is not None:
         return f"nearest that does    {found} (estimated)"
     name = next((name for name, each in CHIPS.items() if each is chip), None)
     for shape in chip.shapes if name else ():
         more = num_devices(f"{name}:{shape}")
-        if more > devices and (found := nearest(config, kind, more, memory)) is not None:
+        if more > devices and (found := nearest(config, kind, more, memory, dtype)) is not None:
             return (
                 f"no setting fits; the smallest slice that has one is {name}:{shape} with {found} (estimated)"
             )
     return "no setting fits, on no slice of these chips: take a smaller preset or chips with more memory"
 
 
-def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str | None:
+def nearest(config: StageConfig, kind: Kind, devices: int, memory: int, dtype: str = "float32") -> str | None:
     """Return options of imagen-jax plan with which the stage fits, or None."""
-    for flags, changed in settings(config, kind, devices, memory):
+    for flags, changed in settings(config, kind, devices, memory, dtype):
         try:
-            plan = estimate(changed, kind, devices)
+            plan = estimate(changed, kind, devices, dtype)
         except ValueError:  # does not divide
             continue
         if plan.peak_bytes <= _MARGIN * memory:
@@ -40,12 +48,15 @@ def nearest(config: StageConfig, kind: Kind, devices: int, memory: int) -> str |
     return None
 
 
-def settings(config: StageConfig, kind: Kind, devices: int, memory: int) -> Iterator[tuple[str, StageConfig]]:
+def settings(
+    config: StageConfig, kind: Kind, devices: int, memory: int, dtype: str = "float32"
+) -> Iterator[tuple[str, StageConfig]]:
     """Yield (options, configuration) of other ways to run the same step, in the order of their cost in speed."""
 
     def state_bytes(fsdp: int) -> int:
-        state = abstract_state(config, sharding.abstract_mesh(devices, fsdp, height=config.run.height))
-        return sharding.byte_counts(state if kind == "train" else state.params).per_device
+        mesh = sharding.abstract_mesh(devices, fsdp, height=config.run.height)
+        held = abstract_state(config, mesh) if kind == "train" else sampled_params(config, mesh, dtype)
+        return sharding.byte_counts(held).per_device
 
     fsdps = [
         ways

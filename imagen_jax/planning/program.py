@@ -12,7 +12,7 @@ import jax
 
 from imagen_jax import sharding
 from imagen_jax.config import StageConfig
-from imagen_jax.planning.estimate import Kind, sampler
+from imagen_jax.planning.estimate import Kind, sampled_params, sampler
 from imagen_jax.planning.targets import Target
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
@@ -39,22 +39,28 @@ class Compiled:
     seconds: float
 
 
-def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
+def compile_for(config: StageConfig, kind: Kind, target: Target, dtype: str = "float32") -> Compiled:
     """Compile the stage's program for the target, at the compiler's lowest level of optimisation.
 
     Programs for TPUs then compile in minutes on one core, instead of a quarter of an hour. They hold the same arrays,
     but may run slower.
+
+    Args:
+      config: of the stage.
+      kind: of program.
+      target: the devices.
+      dtype: of the parameters that are sampled with; training has float32.
 
     Raises:
       DoesNotFit: the program's arrays do not fit the devices' memory.
     """
     mesh = sharding.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
     rows = config.optim.batch_size
-    state = states.abstract_state(config, mesh)
     placed = lambda tree: jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh)), tree
     )
     if kind == "train":
+        state = states.abstract_state(config, mesh)
         out = (states.shardings(state), None)
         step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
         args = (state, placed(batch_shapes(config, rows)))
@@ -66,7 +72,7 @@ def compile_for(config: StageConfig, kind: Kind, target: Target) -> Compiled:
                 return function(params, inputs)
 
         step = jax.jit(step_fn, out_shardings=sharding.batch_sharding(mesh))
-        args = (state.params, placed(inputs))
+        args = (sampled_params(config, mesh, dtype), placed(inputs))
     start = time.perf_counter()
     with _quickest():
         try:

@@ -72,6 +72,14 @@ def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     assert sampled().optimizer_bytes == 0
 
 
+def test_sampling_with_bfloat16_holds_half_and_no_copy(tiny_configs):
+    config = dataclasses.replace(tiny_configs[0], compute_dtype="bfloat16")
+    whole, half = (estimate(config, "sample", 1, dtype) for dtype in ("float32", "bfloat16"))
+    assert whole.params_bytes == 2 * half.params_bytes == 4 * half.parameters
+    # But in what is computed in float32 whatever the parameters are.
+    assert 0.8 * half.params_bytes < whole.temporary_bytes - half.temporary_bytes <= half.params_bytes
+
+
 @pytest.mark.slow
 def test_local_devices_run_what_was_planned(tiny_configs):
     config = run_on(tiny_configs[1], fsdp=2)
