@@ -114,10 +114,11 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps done.
-      params: nested dict of the trainable parameters.
+      params: nested dict of the trainable parameters, or of adapters (LoRA).
       ema_params: their exponential moving average.
       opt_state: the optimiser's state.
-      frozen: nested dict of the network's other parameters, which training does not change; None: there are none.
+      frozen: nested dict of the network's other parameters, with adapters of all, which training does not change; None:
+        there are none.
     """
 
     step: jax.Array

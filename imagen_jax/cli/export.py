@@ -3,11 +3,14 @@
   imagen-jax export --workdir runs/quickstart --output exports/quickstart --card card.toml
   imagen-jax export --workdir runs/quickstart --output exports/quickstart --dtype int8 --push-to-hub OWNER/NAME
   imagen-jax export --workdir exports/quickstart --push-to-hub OWNER/NAME
+  imagen-jax export --workdir runs/mine --adapter base --output adapters/mine
 
 The directory holds config.json, a safetensors file of averaged parameters for each stage, and a model card, README.md.
 --pretrained of the commands that sample, --init-from of training and load_cascade take it. The card is a TOML file with
 any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics, and
-the list prompts. The last command pushes a directory that was exported before.
+the list prompts. The last command but one pushes a directory that was exported before. The last one writes the adapters
+of a stage that was fine-tuned by LoRA as adapter_model.safetensors and adapter_config.json, in the layout of PEFT, for
+--adapter of imagen-jax sample.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.cli import commands, parsing
 from imagen_jax.storage import directories, input_files
 from imagen_jax.storage.locations import Location
@@ -31,6 +35,8 @@ class Options:
     """A new directory for the export. Must be given, except to push one that is in --workdir."""
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     """Type of the weight files: float32 loses nothing; int8 is for kernels, with a scale for each output channel."""
+    adapter: str | None = None
+    """Name of a stage that was trained with --lora.rank: export its averaged adapters alone, as float32."""
     best: bool = False
     """Export with the sampling options that imagen-jax sweep found best, instead of the preset's."""
     card: Path | None = None
@@ -47,6 +53,9 @@ def main(options: Options) -> None:
     from imagen_jax.stage_dir import exported, hub
 
     push = options.push_to_hub
+    if options.adapter is not None:
+        _export_adapter(options)
+        return
     if push is not None:
         hub.check_name(push, "--push-to-hub")
     if options.output is None:
@@ -60,6 +69,25 @@ def main(options: Options) -> None:
     if push is not None:
         address = hub.push(options.output or options.workdir, push, "--push-to-hub")
         _LOGGER.info(f"Pushed to {address}; sample with --pretrained {hub.SCHEME}{push}.")
+
+
+def _export_adapter(options: Options) -> None:
+    for field in dataclasses.fields(options):
+        if field.name not in ("workdir", "output", "adapter"):
+            value, name = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+            require(value == field.default, name, "be left out with --adapter", value)
+    require(options.output is not None, "--output", "be given", Verbatim("no value"), "name a new directory")
+    directories.check_new(options.output, "--output")
+    from imagen_jax.stage_dir import adapter_file, directory, loading
+
+    place = directory.absolute(options.workdir) / options.adapter
+    config = directory.read_config(place)
+    fix = "export the cascade without --adapter"
+    got = Verbatim(f"{options.adapter}, all of whose parameters were trained")
+    require(config.lora.rank > 0, "--adapter", "be a stage that was trained with --lora.rank", got, fix)
+    found = loading.load_adapted(place)
+    adapter_file.write(options.output, config, found.adapters, found.base)
+    _LOGGER.info(f"Wrote {options.output}; sample from {config.init_from} with --adapter {options.output}.")
 
 
 def _export(options: Options) -> None:

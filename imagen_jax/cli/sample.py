@@ -6,6 +6,7 @@
   imagen-jax sample --workdir runs/quickstart --prompts "a red star" --image photo.png --strength 0.6
   imagen-jax sample --workdir runs/quickstart --prompts "a red star" --image photo.png --mask mask.png
   imagen-jax sample --workdir runs/quickstart --prompts "a red star" --start sr64 --low-res small.png
+  imagen-jax sample --workdir runs/quickstart --prompts "a red star" --adapter adapters/ink adapters/night:0.5
   imagen-jax sample --from-png runs/quickstart/samples/a-small-red-star-seed0.png
 
 Every sampling option takes one value for all stages that run or one for each (None: the stage's own). Each picture is
@@ -20,6 +21,7 @@ import re
 from pathlib import Path
 
 from imagen_jax import progress
+from imagen_jax.checks import number, require
 from imagen_jax.cli import parsing
 from imagen_jax.cli.options import asks_for_help
 from imagen_jax.cli.sampling_options import SamplingOptions
@@ -46,6 +48,9 @@ class Options(SamplingOptions):
     """First seed, from 0 to 4294967295; by default 0."""
     batch_size: int | None = None
     """Pictures computed at once; by default 16."""
+    adapter: tuple[str, ...] = ()
+    """Adapters to apply, each a file or directory as imagen-jax export --adapter writes it, with :WEIGHT behind it to
+    weaken or strengthen it."""
     best: bool = False
     """Start from the options that imagen-jax sweep found best for --workdir, instead of the preset's."""
     start: str | None = None
@@ -66,11 +71,11 @@ class Options(SamplingOptions):
     """Devices that share each copy of the parameters; by default 1."""
     from_png: Path | None = None
     """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size and the new
-    places of what has been moved: --workdir or --pretrained, --image, --mask, --low-res."""
+    places of what has been moved: --workdir or --pretrained, --adapter, --image, --mask, --low-res."""
 
 
 # What may be given beside --from-png.
-BESIDE = ("from_png", "workdir", "pretrained", "output", "batch_size", "image", "mask", "low_res")
+BESIDE = ("from_png", "workdir", "pretrained", "adapter", "output", "batch_size", "image", "mask", "low_res")
 
 
 def main(options: Options) -> None:
@@ -95,7 +100,14 @@ def sample(options: Options) -> None:
     same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
     asked = {key: value for key in same if (value := getattr(options, key)) is not None}
     prepared = request.prepare(
-        request.Request(workdir=cascade, jobs=jobs, options=options.sampling(), inputs=inputs(options), **asked)
+        request.Request(
+            workdir=cascade,
+            jobs=jobs,
+            options=options.sampling(),
+            adapters=adapters(options),
+            inputs=inputs(options),
+            **asked,
+        )
     )
     files.check_directory(output, "--output", needed=len(jobs) * 3 * prepared.size[0] * prepared.size[1])
     if prepared.report:
@@ -134,7 +146,8 @@ def repeat(options: Options) -> None:
 
     record, before = records.read(options.from_png)
     cascade = None if options.workdir is None and options.pretrained is None else options.cascade()
-    asked = request.repeating(record, workdir=cascade, inputs=inputs(options), batch_size=options.batch_size)
+    moved = {"inputs": inputs(options), "adapters": adapters(options)}
+    asked = request.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
     prepared = request.prepare(asked)
     is_name = isinstance(asked.workdir, str)
     output = options.output or (Path("samples") if is_name else asked.workdir / "samples")
@@ -151,6 +164,20 @@ def repeat(options: Options) -> None:
 def inputs(options: Options) -> dict[str, Path]:
     """Return the files to start from or to paint in, by name."""
     return {key: path for key in ("image", "mask", "low_res") if (path := getattr(options, key)) is not None}
+
+
+def adapters(options: Options) -> dict[str, float]:
+    """Return the weight of each adapter by its path."""
+    found = {}
+    for given in options.adapter:
+        path, _, weight = given.rpartition(":")
+        try:
+            path, weight = (path, float(weight)) if path else (given, 1.0)
+        except ValueError:  # the colon is part of a path
+            path, weight = given, 1.0
+        require(path not in found, "--adapter", "name each adapter once", path)
+        found[path] = number(f"--adapter {given}", weight)
+    return found
 
 
 def read_prompts(options: Options) -> list[str]:

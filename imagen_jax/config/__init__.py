@@ -6,6 +6,7 @@ from imagen_jax.config.stage import (
     OBJECTIVES,
     OPTIMIZERS,
     DataConfig,
+    LoraConfig,
     OptimConfig,
     ProcessConfig,
     RunConfig,
@@ -19,7 +20,8 @@ from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
     "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "EfficientUNetConfig", "FlatOption",
-    "IFUNetConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig", "StageConfig",
+    "IFUNetConfig", "LoraConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig",
+    "StageConfig",
     "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override", "read_json",
     "to_dict",
 ]  # fmt: skip

@@ -85,7 +85,14 @@ _ADDED_IN_2: dict[str, dict[str, Any]] = {
     "process": {"v_cap": 400.0, "times": "uniform", "logit_normal_mean": 0.8, "logit_normal_std": 0.8},
 }
 
-_UPGRADES = (_upgrade_from_0, _upgrade_from_1)  # the function at index i makes version i + 1 of version i
+
+def _upgrade_from_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a dict of before there were adapters."""
+    return {"lora": {"rank": 0, "scale": 1.0, "targets": "attention"}} | data
+
+
+# The function at index i makes version i + 1 of version i.
+_UPGRADES = (_upgrade_from_0, _upgrade_from_1, _upgrade_from_2)
 VERSION = len(_UPGRADES)
 
 

@@ -9,6 +9,7 @@ import math
 from typing import Annotated, Literal
 
 from imagen_jax.config.sampling import SamplingConfig
+from imagen_jax.models.lora import Targets
 from imagen_jax.models.network import NetworkConfig, Remat
 from imagen_jax.models.unet import UNetConfig
 from imagen_jax.registry import Registry
@@ -122,6 +123,18 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Fine-tuning by LoRA (Hu et al. 2021): adapters of low rank are trained, the parameters of init_from stay."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: off, all parameters are trained."""
+    scale: float = 1.0
+    """Factor on the adapters in the network; PEFT's lora_alpha / r."""
+    targets: Targets = "attention"
+    """Kernels with adapters: those of attention layers and of projections of the text, or all kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Options that may differ between a run and its continuation: none of them changes a parameter's value."""
 
@@ -188,6 +201,7 @@ class StageConfig:
     text: TextConfig = TextConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
     run: RunConfig = RunConfig()
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that networks compute in; auto: bfloat16 on accelerators, float32 on CPUs."""

@@ -48,6 +48,7 @@ _RANGES: dict[str, dict[str, Any]] = {
         "clip_norm": "[0, 1e+09]",
         **dict.fromkeys(("batch_size", "accumulation"), (1, 2**20)),
     },
+    "lora.": {"rank": (0, 1024), "scale": "[-1000, 1000]"},
     "run.": {
         **dict.fromkeys(("num_steps", "checkpoint_every", "keep_checkpoints", "log_every"), (1, MAX_COUNT)),
         "stall_timeout": (1, 365 * 86_400),
@@ -92,6 +93,9 @@ def validate(config: StageConfig) -> StageConfig:
     rule("optim.batch_size", optim.batch_size % optim.accumulation == 0, text)
     text = f"be 0 (constant rate) or more than optim.warmup_steps {optim.warmup_steps}"
     rule("optim.decay_steps", optim.decay_steps == 0 or optim.decay_steps > optim.warmup_steps, text)
+    for name, default in (("lora.scale", 1.0), ("lora.targets", "attention")):
+        is_used = config.lora.rank > 0 or operator.attrgetter(name)(config) == default
+        rule(name, is_used, f"be {default} with lora.rank 0, which has no adapters")
     text = "be left out in a super-resolution stage, whose samples enlarge pictures of the data set"
     rule("run.prompts", not run.prompts or not config.is_super_resolution, text)
     text = f"be a divisor of the rows that are trained on, {config.train_size}"

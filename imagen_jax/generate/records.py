@@ -49,6 +49,15 @@ class InputFile:
         return cls(str(path.absolute()), hashlib.sha256(data).hexdigest())
 
 
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """An adapter that was applied: its absolute path or URL, the SHA-256 of its files in hex digits, and its weight."""
+
+    path: str
+    sha256: str
+    weight: float
+
+
 def option(name: str) -> str:
     """Return the option that names the input `name`, such as "--low-res"."""
     return f"--{name.replace('_', '-')}"
@@ -69,6 +78,7 @@ class Record:
       workdir: absolute path or URL of the cascade, or the name of a pretrained one.
       checkpoints: step of the checkpoint of each stage that ran, by its name; of an exported cascade the SHA-256 of its
         weight file in hex digits.
+      adapters: in the order in which they were applied.
       encoder: fingerprint of the text encoder.
       batch_size: rows of the batch that the picture was computed in.
       row: of the picture in that batch.
@@ -88,6 +98,7 @@ class Record:
     low_res: InputFile | None = None
     workdir: str
     checkpoints: dict[str, int | str]
+    adapters: tuple[AdapterFile, ...] = ()
     encoder: str
     batch_size: int
     row: int
@@ -101,6 +112,8 @@ def encode_png(x: np.ndarray, record: Record) -> bytes:
     rest = dataclasses.asdict(record)
     chunks = {"prompt": rest.pop("prompt"), "seed": str(rest.pop("seed"))}
     del rest["sampling"]
+    if not record.adapters:  # as in pictures of before there were any
+        del rest["adapters"]
     chunks["sampling"] = json.dumps({name: to_dict(used) for name, used in record.sampling.items()})
     chunks[_CHUNK] = json.dumps({"format": FORMAT} | rest)
     information, buffer = PngInfo(), io.BytesIO()
@@ -209,7 +222,7 @@ def _record(texts: Mapping[str, str]) -> Record:
     """Return the record that text chunks hold; raise ValueError for anything that `encode_png` does not write."""
     missing = [name for name in _OWN_CHUNKS if name not in texts]
     checks.require(not missing, "text chunks", "hold prompt, seed and sampling", f"none called {missing}")
-    data = _json(texts, _CHUNK)
+    data = {"adapters": []} | _json(texts, _CHUNK)
     version = data.pop("format", None)
     checks.require(checks.is_whole(version), "format", "be a whole number", version)
     checks.require(
@@ -237,6 +250,7 @@ def _record(texts: Mapping[str, str]) -> Record:
         outpaint=None if data["outpaint"] is None else _whole_numbers("outpaint", data["outpaint"], 4),
         workdir=data["workdir"],
         checkpoints={name: _checkpoint(name, which) for name, which in _by_stage(data, sampling)},
+        adapters=_adapters(data["adapters"]),
         encoder=data["encoder"],
         batch_size=batch_size,
         row=checks.whole("row", data["row"], 0, batch_size - 1),
@@ -288,6 +302,20 @@ def _versions(value: Any) -> dict[str, str]:
     is_right = isinstance(value, dict) and all(isinstance(version, str) for version in value.values())
     checks.require(is_right, "versions", "be a JSON object of versions by package", value)
     return value
+
+
+def _adapters(value: Any) -> tuple[AdapterFile, ...]:
+    rule = "be a list of JSON objects with path, sha256 and a finite weight"
+    is_right = isinstance(value, list) and all(
+        isinstance(each, dict)
+        and set(each) == {"path", "sha256", "weight"}
+        and isinstance(each["path"], str)
+        and isinstance(each["sha256"], str)
+        and checks.is_finite(each["weight"])
+        for each in value
+    )
+    checks.require(is_right, "adapters", rule, value)
+    return tuple(AdapterFile(**each) for each in value)
 
 
 def _input_file(name: str, value: Any) -> InputFile | None:

@@ -16,11 +16,11 @@ from imagen_jax import checks
 from imagen_jax.config import SamplingConfig
 from imagen_jax.generate import records
 from imagen_jax.generate.prompts import PromptPlan, plan_prompts, run_prompts
-from imagen_jax.generate.records import MAX_BATCH, InputFile, Record
+from imagen_jax.generate.records import MAX_BATCH, AdapterFile, InputFile, Record
 from imagen_jax.sampling import fitting
 from imagen_jax.sampling.plan import select_stages
 from imagen_jax.stage import Stage
-from imagen_jax.stage_dir import loading, pretrained
+from imagen_jax.stage_dir import adapter_file, loading, pretrained
 from imagen_jax.storage import files, locations
 from imagen_jax.text import encoders
 
@@ -39,6 +39,7 @@ class Request:
       best: whether to start from the options that imagen-jax sweep found best.
       sampling: all sampling options by the name of the stage, instead of `options` and `best`.
       checkpoints: to load instead of the newest, by the name of the stage, as `steps` of `load_cascade`.
+      adapters: weights by the path of the adapter, as of `load_cascade`.
       encoder: fingerprint that the text encoder must have; None: any.
       start, stop, size: as of `sample_cascade`.
       negative: a prompt to steer away from.
@@ -53,6 +54,7 @@ class Request:
     best: bool = False
     sampling: Mapping[str, SamplingConfig] | None = None
     checkpoints: Mapping[str, int | str] | None = None
+    adapters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     encoder: str | None = None
     start: str | None = None
     stop: str | None = None
@@ -71,11 +73,13 @@ class Prepared:
     Attributes:
       request: the request.
       plan: of its prompts, for stages without parameters.
+      fitted: its adapters.
       report: a line about the mask, or "".
     """
 
     request: Request
     plan: PromptPlan
+    fitted: Sequence[adapter_file.Fitted]
     report: str
 
     @property
@@ -113,6 +117,7 @@ def prepare(request: Request) -> Prepared:
     checks.require(num % fsdp == 0, "--fsdp", f"be a divisor of the {num} devices", fsdp)
     stages = _recorded_sampling(request, loading.read_cascade(request.workdir, best=request.best))
     configs = tuple(stage.config for stage in select_stages(stages, request.start, request.stop))
+    fitted = adapter_file.fit(configs, request.adapters)
     images, report = fitting.fit_inputs(configs, request.inputs, size=request.size, outpaint=request.outpaint)
     plan = plan_prompts(
         stages,
@@ -127,7 +132,7 @@ def prepare(request: Request) -> Prepared:
         size=request.size,
         **request.options,
     )
-    return Prepared(request, plan, report)
+    return Prepared(request, plan, fitted, report)
 
 
 def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
@@ -138,6 +143,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
     """
     request, plan = prepared.request, prepared.plan
     stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
+    stages = adapter_file.apply(stages, prepared.fitted)
     encoder = encoders.from_config(stages[0].config.text)
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
@@ -154,6 +160,10 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         outpaint=request.outpaint,
         workdir=_recorded_workdir(request.workdir),
         checkpoints={name: steps[name] for name in names},
+        adapters=tuple(
+            AdapterFile(_recorded_place(path), each.adapter.sha256, each.weight)
+            for path, each in zip(request.adapters, prepared.fitted, strict=True)
+        ),
         encoder=encoder.fingerprint,
         batch_size=plan.batch_size,
         row=0,
@@ -170,8 +180,11 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
 
 def _recorded_workdir(workdir: str | Path) -> str:
     """Return the text from which another process finds the cascade again."""
-    is_path = not pretrained.is_name(workdir) and not locations.is_remote(workdir)
-    return os.path.abspath(workdir) if is_path else os.fspath(workdir)
+    return os.fspath(workdir) if pretrained.is_name(workdir) else _recorded_place(workdir)
+
+
+def _recorded_place(place: str | Path) -> str:
+    return os.fspath(place) if locations.is_remote(place) else os.path.abspath(place)
 
 
 def repeating(
@@ -179,6 +192,7 @@ def repeating(
     *,
     workdir: str | Path | None = None,
     inputs: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, float] | None = None,
     batch_size: int | None = None,
 ) -> Request:
     """Return the request that makes a recorded picture again, as its job number `record.row`.
@@ -190,6 +204,7 @@ def repeating(
       record: of the picture.
       workdir: of the cascade, if it has been moved, as `load_cascade` takes it.
       inputs: by name, the files that have been moved.
+      adapters: whose keys are the places of adapters that have been moved.
       batch_size: rows of the batch; None: as recorded.
 
     Raises:
@@ -206,6 +221,7 @@ def repeating(
         jobs=[(record.prompt, record.seed)] * checks.whole("--batch-size", rows, 1, MAX_BATCH),
         sampling=record.sampling,
         checkpoints=record.checkpoints,
+        adapters=_recorded_adapters(record, adapters or {}),
         encoder=record.encoder,
         start=names[0],
         stop=names[-1],
@@ -241,6 +257,28 @@ def _recorded_inputs(record: Record, given: Mapping[str, Path]) -> dict[str, Pat
                 f"{path} has {sha256[:16]}...: give {option} with the place of the right one."
             )
         found[name] = path
+    return found
+
+
+def _recorded_adapters(record: Record, given: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of the adapters that were applied by where they are now, in their order.
+
+    Raises:
+      ValueError: one does not exist, has changed, or was not applied; or a weight is given.
+    """
+    option, found = adapter_file.OPTION, {}
+    known = {adapter_file.read(path).sha256: path for path in given}
+    for recorded in record.adapters:
+        moved = known.pop(recorded.sha256, None)
+        path = _place(recorded.path, moved, option, "the adapter that the picture was made with")
+        sha256 = adapter_file.read(path).sha256
+        rule = f"be the adapter of sha256 {recorded.sha256[:16]}..."
+        got, fix = checks.Verbatim(f"{path} of {sha256[:16]}..."), f"give {option} with the place of the right one"
+        checks.require(sha256 == recorded.sha256, option, rule, got, fix)
+        found[os.fspath(path)] = recorded.weight
+    others = [*known.values(), *(f"{path}:{weight:g}" for path, weight in given.items() if weight != 1)]
+    got = checks.Verbatim(", ".join(others))
+    checks.require(not others, option, "name adapters of the picture without weights", got, "leave it out")
     return found
 
 

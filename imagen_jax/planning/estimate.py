@@ -114,7 +114,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
     bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
         state = states.abstract_state(config, mesh)
-        params = state.params
+        params = state.frozen or state.params  # of the network
         inputs = batch_shapes(config, rows)
         program = tracing.trace(
             make_train_step(small, alone), jax.eval_shape(lambda: states.new_state(small)), inputs
@@ -139,7 +139,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
     return Plan(
         parameters=parameters,
         replicated=sharding.byte_counts(state).replicated,
-        params_bytes=bytes_of(params),
+        params_bytes=bytes_of((state.params, state.frozen) if kind == "train" else params),
         # Inputs are replicated on all devices that share the rows of an image.
         input_bytes=int(sum(map(tracing.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,

@@ -124,7 +124,7 @@ class Checkpoints:
           abstract: a ShapeDtypeStruct with a sharding for each array.
 
         Returns:
-          the state, and the data position that was saved with it.
+          the state, with the frozen parameters None, and the data position that was saved with it.
 
         Raises:
           ValueError: none can be read; all stay where they are.
@@ -197,6 +197,11 @@ def read_ema_params(directory: Path, step: int, shapes: Any, config: StageConfig
     integrity.verify(folder, {"ema_params": params}, record)
     _warn_if_unverified(folder, record)
     return params
+
+
+def read_position(directory: Path, step: int) -> dict[str, Any]:
+    """Return the data position that was saved with a stage's checkpoint."""
+    return integrity.read_record(checkpoint_files.json_file(folder_of(directory, step), "data"), step).position
 
 
 def _check_config(folder: Path, config: StageConfig) -> None:

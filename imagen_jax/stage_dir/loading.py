@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -11,7 +12,7 @@ from imagen_jax import stage
 from imagen_jax.checks import Verbatim, error, whole
 from imagen_jax.config import StageConfig
 from imagen_jax.config.validation import validate_cascade
-from imagen_jax.stage_dir import checkpoint, checkpoint_files, exported, pretrained
+from imagen_jax.stage_dir import adapter_file, checkpoint_files, exported, parameters, pretrained
 from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files
@@ -20,7 +21,7 @@ _REMOVED_WITHIN_S = 5  # the time that the removal of a checkpoint may take
 
 
 def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
-    """Load a stage with its averaged parameters, ready to sample.
+    """Load a stage with its averaged parameters, ready to sample; adapters are merged into what they are of.
 
     Args:
       directory: path or URL of one stage, as imagen-jax train and `save_stage` write it.
@@ -29,11 +30,21 @@ def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
     Raises:
       ValueError: there is no such stage or checkpoint, or it cannot be read.
     """
-    return _load_stage(directory, step)[0]
+    params, config, _ = _read(directory, step, parameters.read)
+    return stage.Stage(params=params, config=config)
 
 
-def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, int]:
-    """Return the stage, and the step of the checkpoint that was loaded."""
+def load_adapted(directory: str | Path) -> parameters.Adapted:
+    """Load the newest averaged adapters of a stage that was trained with a `lora.rank`, and what they are of.
+
+    Raises:
+      ValueError: as `load_stage`.
+    """
+    return _read(directory, None, parameters.read_adapted)[0]
+
+
+def _read(directory: str | Path, step: int | None, read: Callable[..., Any]) -> tuple[Any, StageConfig, int]:
+    """Return read(directory, step, shapes, config), the configuration without adapters, and the step."""
     directory = absolute(directory)
     if step is not None:
         whole("step", step)
@@ -51,13 +62,13 @@ def _load_stage(directory: str | Path, step: int | None) -> tuple[stage.Stage, i
             )
         chosen = steps[-1] if step is None else step
         try:
-            params = checkpoint.read_ema_params(directory, chosen, shapes, config)
+            found = read(directory, chosen, shapes, config)
         except ValueError:
             # A run that still trains removes its older checkpoints, file by file, when it has newer ones.
             if not _is_superseded(directory, chosen, step):
                 raise
         else:
-            return stage.Stage(params=params, config=config), chosen
+            return found, parameters.merged_config(config), chosen
 
 
 def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
@@ -81,6 +92,7 @@ def load_cascade(
     best: bool = False,
     steps: Mapping[str, int | str] | None = None,
     return_steps: bool = False,
+    adapters: Mapping[str | Path, float] | None = None,
 ) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int | str]]:
     """Load a trained cascade, base first, with the averaged parameters of each stage.
 
@@ -92,21 +104,27 @@ def load_cascade(
       steps: checkpoints to load instead of the newest, by the name of the stage; for an exported cascade, which has
         one of each stage, the SHA-256 that the weight file must have.
       return_steps: whether to return as well which were loaded, as `steps` takes it.
+      adapters: by the path of an adapter's files (see `adapter_file`) the factor on it; they are merged into the
+        parameters of the stages that they are for, in this order.
 
     Raises:
-      ValueError: there is no stage, one cannot be read or is damaged, or they do not follow each other.
+      ValueError: there is no stage, one cannot be read or is damaged, they do not follow each other, or an adapter
+        cannot be read or is of other parameters.
     """
     stages, loaded = read_cascade(workdir, best=best), {}
+    fitted = adapter_file.fit([each.config for each in stages], adapters or {})
     for config, load in _loaders(pretrained.resolve(workdir)):
         loaded[config.name] = load((steps or {}).get(config.name))
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
+    stages = adapter_file.apply(stages, fitted)
     return (stages, {name: which for name, (_, which) in loaded.items()}) if return_steps else stages
 
 
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
     """Return the stages of `load_cascade` with params=None, to check a request before anything is loaded."""
     directory = pretrained.resolve(workdir)
-    stages = tuple(stage.Stage(params=None, config=config) for config, _ in _loaders(directory))
+    configs = [parameters.merged_config(config) for config, _ in _loaders(directory)]
+    stages = tuple(stage.Stage(params=None, config=config) for config in configs)
     return apply_best_sampling(directory, stages) if best else stages
 
 
@@ -139,7 +157,8 @@ def _load_trained(directory: Path, which: int | str | None) -> tuple[stage.Stage
     if isinstance(which, str):
         rule, fix = f"be the weight file of sha256 {which}", "give the exported cascade"
         raise error("checkpoint", rule, Verbatim(f"the trained stage {directory}"), fix)
-    return _load_stage(directory, which)
+    params, config, step = _read(directory, which, parameters.read)
+    return stage.Stage(params=params, config=config), step
 
 
 def _stage_configs(workdir: Path) -> dict[Path, StageConfig]:

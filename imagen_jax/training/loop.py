@@ -15,7 +15,7 @@ from imagen_jax.config import StageConfig, flat
 from imagen_jax.config.validation import validate_for_training
 from imagen_jax.data import pipeline, reader, sources
 from imagen_jax.progress import logger
-from imagen_jax.stage_dir import checkpoint, checkpoint_files
+from imagen_jax.stage_dir import checkpoint, checkpoint_files, parameters
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
@@ -94,6 +94,7 @@ class _Run:
         self._config, self._directory, self._lock, self._mesh = config, directory, directory_lock, mesh
         self._source, self._held_out, self._watchdog = source, held_out, watchdog
         self._replaced: set[int] = set()
+        self._base: dict[str, int | None] = {}  # fingerprint of what adapters are of, for checkpoints
         self._signature = inputs.signature(source)
         self._data = pipeline.make_loader(
             source,
@@ -124,7 +125,8 @@ class _Run:
             # --- state: restored if there is a checkpoint, else new; in this order --------------
             abstract = states.abstract_state(self._config, self._mesh)
             state = self._state(checkpoints, abstract)
-            processes.check_on_all_processes(lambda: stage_dir.check_space(self._directory, abstract))
+            saved = abstract.replace(frozen=None)
+            processes.check_on_all_processes(lambda: stage_dir.check_space(self._directory, saved))
             self._watchdog.alive()
             with Writer(self._directory, self._config, int(state.step)) as writer:
                 first, has_validation = int(state.step), self._held_out is not None
@@ -190,18 +192,24 @@ class _Run:
                             position = self._data.get_state()  # before the next batch is drawn
                             writer.flush()
                             whole = packing.unpack_arrays(state)
-                            checkpoints.save(whole, position | {"data_set": self._signature})
+                            checkpoints.save(whole, position | {"data_set": self._signature} | self._base)
             if stopped_by:
                 break
         self._watchdog.alive()
         return Result(packing.unpack_arrays(state), stopped_by)
 
     def _state(self, checkpoints: checkpoint.Checkpoints, abstract: TrainState) -> TrainState:
-        if checkpoints.latest_step is None:
-            config = self._config
-            params = initial.load(config, abstract.params) if config.init_from else None
+        config, is_new, params = self._config, checkpoints.latest_step is None, None
+        if config.init_from and (is_new or config.lora.rank):
+            params = parameters.initial(config, abstract.frozen or abstract.params)
+        if config.lora.rank:
+            self._base = {"base": parameters.fingerprint(config, params)}
+        if is_new:
             return states.init_state(config, abstract, params)
         state, position = checkpoints.restore(abstract)
+        if config.lora.rank:
+            parameters.check_base(position.pop("base", None), self._base["base"], config)
+            state = state.replace(frozen=params)
         before = position.pop("data_set", self._signature)  # checkpoints of before do not tell
         if before != self._signature:
             raise ValueError(

@@ -20,6 +20,7 @@ from imagen_jax.progress import logger
 from imagen_jax.sampling import one_stage
 from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.text import cache
+from imagen_jax.training.state import network_params
 from imagen_jax.training.writer import Writer
 
 
@@ -67,10 +68,11 @@ class Monitor:
         """
         step = int(state.step)
         begin = time.perf_counter()
-        values = self.validate(state.ema_params) if self._validates(step) else {}
+        params = network_params(self._config, state, state.ema_params)
+        values = self.validate(params) if self._validates(step) else {}
         if self._samples(step):
             try:
-                picture = self.sample(state.ema_params)
+                picture = self.sample(params)
             except FloatingPointError as error:  # early in training samples may diverge
                 logger.info(f"{self._config.name}: no samples of step {step}: {error}")
             else:

@@ -32,8 +32,9 @@ def describe(
       has_validation: whether there is a data set to validate on.
     """
     counts, device = sharding.byte_counts(abstract), jax.tree.leaves(abstract)[0].sharding
+    adapters = f" in adapters of {count(abstract.frozen) / 1e6:.2f}M" if config.lora.rank else ""
     line = (
-        f"{config.name}: {count(abstract.params) / 1e6:.2f}M parameters, {len(source)} pictures, "
+        f"{config.name}: {count(abstract.params) / 1e6:.2f}M parameters{adapters}, {len(source)} pictures, "
         f"{device.num_devices} x {jax.devices()[0].device_kind}, step {first} of {config.run.num_steps}"
     )
     if config.run.fsdp > 1:

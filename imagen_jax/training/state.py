@@ -9,26 +9,44 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
 from imagen_jax.config import OPTIMIZERS, StageConfig
+from imagen_jax.models import lora
 from imagen_jax.structs import TrainState
 from imagen_jax.training import packing
 from imagen_jax.training.optim import ENDS, make_optimizer
 
 
 def new_state(config: StageConfig, params: Any = None) -> TrainState:
-    """Return the state of step 0.
+    """Return the state of step 0. With a `lora.rank`, its `params` are adapters and `frozen` all parameters.
 
     Args:
       config: of the stage.
       params: initial parameters; None: random ones, a function of the seed alone.
     """
+    key = jax.random.key(config.seed)
     if params is None:
-        params = stage.init(config, stage.named_key(jax.random.key(config.seed), "init"))
+        params = stage.init(config, stage.named_key(key, "init"))
+    frozen = None
+    if config.lora.rank:
+        frozen = params
+        params = lora.init(stage.named_key(key, "lora"), frozen, config.lora.rank, config.lora.targets)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=make_optimizer(config.optim).init(params),
+        frozen=frozen,
     )
+
+
+def network_params(config: StageConfig, state: TrainState, params: Any) -> Any:
+    """Return all parameters of the network.
+
+    Args:
+      config: of the stage.
+      state: whose frozen parameters are taken.
+      params: the trainable ones, or their average, with an array for each.
+    """
+    return lora.merge(state.frozen, params, config.lora.scale) if config.lora.rank else state.merged(params)
 
 
 def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
@@ -60,7 +78,11 @@ def shardings(abstract: Any) -> Any:
 
 def init_state(config: StageConfig, abstract: TrainState, params: Any = None) -> TrainState:
     """Return `new_state(config, params)`, laid out as `abstract` (from `abstract_state`), each device its shards."""
-    return jax.jit(partial(new_state, config), out_shardings=shardings(abstract))(params)
+    if params is None or abstract.frozen is None:
+        return jax.jit(partial(new_state, config), out_shardings=shardings(abstract))(params)
+    own = lambda: new_state(config).replace(frozen=None)
+    state = jax.jit(own, out_shardings=shardings(abstract.replace(frozen=None)))()
+    return state.replace(frozen=params)  # not copied
 
 
 def count(params: Any) -> int:

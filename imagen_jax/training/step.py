@@ -14,6 +14,7 @@ from imagen_jax.structs import TrainState
 from imagen_jax.training import packing
 from imagen_jax.training.objectives import OBJECTIVES
 from imagen_jax.training.optim import learning_rate, make_optimizer
+from imagen_jax.training.state import network_params
 
 Metrics = dict[str, Any]
 Objective = Callable[[Any, stage.Batch, stage.Draws], tuple[jax.Array, Metrics]]
@@ -45,7 +46,7 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
 
     def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, Metrics]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
-        loss_of = lambda params, *inputs: objective(state.merged(params), *inputs)
+        loss_of = lambda params, *inputs: objective(network_params(config, state, params), *inputs)
         with sharding.use_mesh(mesh):
             params = packing.unpack(state.params)
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)

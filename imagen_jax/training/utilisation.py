@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from imagen_jax import chips, sharding, stage, tracing
 from imagen_jax.config import StageConfig
-from imagen_jax.training.state import new_state
 
 
 def batch_shapes(config: StageConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -24,7 +23,7 @@ def batch_shapes(config: StageConfig, rows: int) -> dict[str, jax.ShapeDtypeStru
 def model_flops_per_image(config: StageConfig) -> int:
     """Return the FLOPs of training on one image: three times those of the traced loss, without recomputation."""
     one = dataclasses.replace(config, run=dataclasses.replace(config.run, remat="none"))
-    params = jax.eval_shape(lambda: new_state(one)).params
+    params = jax.eval_shape(lambda: stage.init(one, jax.random.key(0)))
 
     def forward(params: Any, batch: Any) -> jax.Array:
         return stage.loss(params, one, batch, stage.draw(one, jax.random.key(0), 1))

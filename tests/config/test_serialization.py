@@ -13,6 +13,7 @@ def without_version(config):
     """The dict of `config` as it was written before there were versions."""
     data = C.to_dict(config)
     del data["version"]
+    del data["lora"]
     data["cond_image_channels"] = data.pop("control_channels")
     for part, added in (*serialization._ADDED_IN_1.items(), *serialization._ADDED_IN_2.items()):
         data[part] = {name: value for name, value in data[part].items() if name not in added}
@@ -32,6 +33,14 @@ def test_files_of_version_1_have_whole_images_and_uniform_times(tiny_configs):
         for part, added in serialization._ADDED_IN_2.items():
             data[part] = {name: value for name, value in data[part].items() if name not in added}
         assert C.from_dict(data) == config
+
+
+def test_files_of_version_2_have_no_adapters(tiny_configs):
+    data = C.to_dict(tiny_configs[0]) | {"version": 2}
+    del data["lora"]
+    assert C.from_dict(data) == tiny_configs[0]
+    with pytest.raises(ValueError, match=r"missing: \['lora'\]"):
+        C.from_dict(data | {"version": 3})
 
 
 def test_other_fields_are_refused(tiny_configs):

@@ -27,6 +27,7 @@ def test_what_is_written_is_read(tmp_path, record):
     shown = Image.open(path).info  # for other programs
     assert shown["prompt"] == record.prompt and shown["seed"] == str(record.seed)
     assert json.loads(shown["sampling"])["base"] == to_dict(record.sampling["base"])
+    assert ("adapters" in json.loads(shown["imagen_jax"])) == bool(record.adapters)  # older versions read those without
 
 
 def png(**texts):
@@ -107,6 +108,9 @@ EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
         (rest(image="/photos/a b.png"), "damaged record: image must be a path and a sha256"),
         (rest(mask={"path": "a"}), "damaged record: mask must be a path and a sha256"),
         (rest(low_res={"path": 1, "sha256": ""}), "damaged record: low_res must be"),
+        (rest(adapters={}), "damaged record: adapters must be a list of JSON objects with path, sha256 and"),
+        (rest(adapters=[{"path": "a", "sha256": ""}]), "damaged record: adapters must be a list"),
+        (rest(adapters=[{"path": "a", "sha256": "", "weight": "1"}]), "damaged record: adapters must be a list"),
         (rest(checkpoints=[1, 2]), "damaged record: checkpoints must be a JSON object"),
         (rest(checkpoints={"base": 5600}), "damaged record: checkpoints must have the stages"),
         (rest(checkpoints={"base": 5600, "sr16": 1.5}), "damaged record: checkpoints.sr16 must be a whole number"),
