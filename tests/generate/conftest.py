@@ -28,6 +28,6 @@ RECORD = records.Record(
     versions={"imagen_jax": "0.1.0", "jax": "0.10"},
 )
 SMALL = dataclasses.replace(
-    RECORD, negative=None, outpaint=None, image=None, sampling={"base": SamplingConfig()}
+    RECORD, negative=None, outpaint=None, image=None, adapters=(), sampling={"base": SamplingConfig()}
 )
-SMALL = dataclasses.replace(SMALL, adapters=(), checkpoints={"base": "0f" * 32}, workdir="emoji", prompt="", seed=0, row=0)
+SMALL = dataclasses.replace(SMALL, checkpoints={"base": "0f" * 32}, workdir="emoji", prompt="", seed=0, row=0)

@@ -97,10 +97,11 @@ def test_a_base_that_an_export_has_rounded_is_the_same_and_another_one_is_not(wr
     (fitted,) = adapter_file.fit([each.config for each in tiny_stages], {written / "base": 1.0})
 
     def rounded(leaf):
+        leaf = np.asarray(leaf)
         if dtype == np.int8 and leaf.ndim > 1:
             scale = np.abs(leaf).max(axis=tuple(range(leaf.ndim - 1))) / 127
             return np.round(leaf / scale) * scale
-        return np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32)
+        return leaf.astype(ml_dtypes.bfloat16).astype(np.float32)
 
     stages = [each.replace(params=jax.tree.map(rounded, each.params)) for each in tiny_stages]
     adapter_file.apply(stages, [fitted])

@@ -1,6 +1,7 @@
 """Fine-tuning: training that starts from the parameters of a trained stage."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import load_stage, save_pretrained, save_stage, sharding
-from imagen_jax.stage_dir import checkpoint, exported
+from imagen_jax.stage_dir import checkpoint, exported, parameters
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import initial, loop
 from imagen_jax.training import state as states
@@ -80,6 +81,47 @@ def test_training_starts_from_the_averaged_parameters_on_other_data(config, data
             initial.resolve(dataclasses.replace(tuned, init_from=given), tmp_path / "base")
 
 
+@pytest.mark.slow
+def test_adapters_train_on_frozen_parameters_and_continue_to_the_bit(config, data, trained, tmp_path):
+    """With validation and samples; each start reads the frozen parameters again, which must not have changed."""
+    held = shutil.copytree(data / "few", tmp_path / "data")
+    shutil.copytree(trained, tmp_path / "first")
+    base = load_stage(tmp_path / "first", 2)
+    run = {"validate_every": 2, "sample_every": 2, "validation_split": "train", "sample_images": 1}
+    tuned = change(
+        config, init_from=f"{tmp_path}/first@2", data__path=str(held), lora=C.LoraConfig(rank=2, scale=0.5),
+        **{f"run__{name}": value for name, value in run.items()},
+    )  # fmt: skip
+    one = loop.train(tuned, tmp_path / "halves").state
+    two = loop.train(change(tuned, run__num_steps=2), tmp_path / "halves").state
+    whole = loop.train(change(tuned, run__num_steps=2), tmp_path / "whole").state
+    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+    same((two.params, two.ema_params, two.opt_state), (whole.params, whole.ema_params, whole.opt_state))
+    for state in (one, two):
+        same(state.frozen, base.params)
+    pair = two.params["conditioning"]["text"]
+    assert float(abs(pair["b"]).max()) > 0 and set(two.params) == {"conditioning"}
+    assert list((tmp_path / "halves/base/samples").iterdir())
+    loaded = load_stage(tmp_path / "halves/base").params["conditioning"]["text"]["kernel"]
+    own = two.ema_params["conditioning"]["text"]
+    kernel = base.params["conditioning"]["text"]["kernel"] + 0.5 * np.asarray(own["a"]) @ np.asarray(own["b"])
+    np.testing.assert_allclose(loaded, kernel, atol=1e-6)
+    assert checkpoint.read_position(tmp_path / "halves/base", 2)["base"] is not None
+    shutil.rmtree(tmp_path / "first")
+    save_stage(load_stage(trained, 1), tmp_path / "first", step=2)
+    with pytest.raises(ValueError, match="^--init-from must hold the parameters that the adapters of stage base were"):
+        loop.train(change(tuned, run__num_steps=3), tmp_path / "halves")
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(ValueError, match="^--init-from must be the directory of a trained stage"):
+        loop.train(change(tuned, run__num_steps=3), tmp_path / "halves")
+
+
+def test_adapters_need_a_stage(config, tmp_path):
+    wrong = change(config, lora=C.LoraConfig(rank=2))
+    with pytest.raises(ValueError, match="^--init-from must be given with lora.rank 2; got no value: name the stage"):
+        initial.resolve(wrong, tmp_path / "base")
+
+
 def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, monkeypatch):
     """By its name, its directory, or one of its stages; what is recorded is the hash of the weight file."""
     save_pretrained((load_stage(trained),), tmp_path / "names/tiny", dtype="int8")
@@ -90,7 +132,7 @@ def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, mo
     for given in ("tiny", "tiny/base", directory, f"{directory}/base"):
         found = initial.resolve(dataclasses.replace(config, init_from=given), tmp_path / "base")
         assert found.init_from == f"{given}@{sha256}"
-        loaded = initial.load(found, shapes)
+        loaded = parameters.initial(found, shapes)
         for leaf, shape in zip(jax.tree.leaves(loaded), jax.tree.leaves(shapes), strict=True):
             assert leaf.sharding == shape.sharding
             np.testing.assert_allclose(leaf, 2.0, rtol=1e-6)
@@ -108,7 +150,7 @@ def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, mo
     save_pretrained((load_stage(trained, 1),), tmp_path / "others/tiny")
     monkeypatch.setenv("IMAGEN_JAX_PRETRAINED", str(tmp_path / "others"))
     with pytest.raises(ValueError, match=f"^weights of stage base must have the recorded sha256 {sha256}"):
-        initial.load(dataclasses.replace(config, init_from=f"tiny@{sha256}"), shapes)
+        parameters.initial(dataclasses.replace(config, init_from=f"tiny@{sha256}"), shapes)
 
 
 PRESET = """
@@ -138,7 +180,7 @@ def test_the_newest_checkpoint_is_taken_and_recorded(config, trained, tmp_path, 
     found = initial.resolve(dataclasses.replace(config, init_from="base"), tmp_path / "base")
     assert found.init_from == f"{trained}@2"
     shapes = states.abstract_state(found, sharding.make_mesh()).params
-    assert {float(leaf.max()) for leaf in jax.tree.leaves(initial.load(found, shapes))} == {2.0}
+    assert {float(leaf.max()) for leaf in jax.tree.leaves(parameters.initial(found, shapes))} == {2.0}
 
 
 def test_a_stage_that_began_from_random_parameters_keeps_to_them(config, trained):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import resize, sharding, stage
+from imagen_jax.config import LoraConfig
 from imagen_jax.training import optim
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
@@ -194,3 +195,21 @@ def test_parts_of_a_batch_add_up(tiny_configs, tiny_batch):
     _, metrics = step(states.init_state(config, states.abstract_state(config, mesh)), tiny_batch)
     total, count = metrics["sums"]["a"]
     np.testing.assert_allclose((total, count), (tiny_batch["x"].sum(), 4), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_adapters_train_as_one_device_does_on_every_mesh(tiny_configs, batches, monkeypatch):
+    """Muon sees them alone; the frozen parameters, which are sharded, do not move."""
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
+    config = dataclasses.replace(tiny_configs[0], lora=LoraConfig(rank=2, targets="all"))
+    config = change(config, optimizer="muon", eps=1e-3)
+    before = compiled(config, 1, 1, 1)[1]()
+    one, losses = run(config, batches[0], steps=2)
+    state, sharded_losses = run(config, batches[0], steps=2, num_devices=8, fsdp=4)
+    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
+    assert_same((one.params, one.ema_params), (state.params, state.ema_params), 1e-4)
+    assert_same(one.frozen, before.frozen, 0)
+    assert_same(state.frozen, before.frozen, 0)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), one.params, before.params)
+    assert all(pair["b"] for pair in (moved["conv_out"], moved["down_0_block_0"]["attention"]["out"]))
+    assert states.count(one.opt_state) < 3 * states.count(one.params)
