@@ -19,6 +19,7 @@ from imagen_jax import config as C
 from imagen_jax.data import transforms
 from imagen_jax.evaluation import METRICS, recogniser
 from imagen_jax.evaluation.recogniser import Config, Recogniser
+from imagen_jax.models import lora
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import checkpoint
@@ -139,6 +140,59 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
     code, _, err = run("sample.py", "--from-png", output / "grid.png")
     assert code == 2 and "--from-png" in err and "must hold the record of a picture" in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_adapters_are_exported_applied_recorded_and_found_again(workdir, run, tmp_path):
+    (base, _), lora_config = load_cascade(workdir), C.LoraConfig(rank=2, targets="all")
+    config = dataclasses.replace(base.config, lora=lora_config, init_from=f"{workdir}/base@1")
+    rng, new = np.random.default_rng(1), jax.eval_shape(lambda: lora.init(jax.random.key(0), base.params, 2, "all"))
+    adapters = jax.tree.map(lambda leaf: random_array(rng, leaf.shape), new)
+    stage_dir.write_config(tmp_path / "mine/base", config)
+    with checkpoint.Checkpoints(tmp_path / "mine/base", config) as saved:
+        saved.save_ema_params(3, adapters)
+    ink = tmp_path / "ink"
+    code, out, err = run("export.py", "--workdir", tmp_path / "mine", "--adapter", "base", "--output", ink)
+    assert code == 0 and f"with --adapter {ink}." in out, err
+    for arguments, message in (
+        (["--workdir", workdir, "--adapter", "base"], "--adapter must be a stage that was trained with --lora.rank"),
+        (["--workdir", tmp_path / "mine", "--adapter", "base", "--best"], "--best must be left out with --adapter"),
+        (["--workdir", tmp_path / "mine", "--adapter", "sr16"], "sr16 must hold a trained stage"),
+    ):
+        code, _, err = run("export.py", *arguments, "--output", tmp_path / "no")
+        assert code == 2 and message in err and err.count("\n") == 1, err
+
+    arguments = ["--prompts", "a star", "--steps", 2, "--stop", "base", "--output", tmp_path / "out"]
+    code, out, err = run("sample.py", "--workdir", workdir, *arguments, "--adapter", f"{ink}:1")
+    assert code == 0, err
+    assert run("sample.py", "--workdir", tmp_path / "mine", *arguments)[0] == 0  # merged by loading
+    assert run("sample.py", "--workdir", workdir, *arguments)[0] == 0
+    picture, merged, plain = (
+        np.asarray(Image.open(tmp_path / "out" / f"a-star-seed0{end}.png"), int) for end in ("", "-2", "-3")
+    )
+    np.testing.assert_allclose(picture, merged, atol=1)
+    assert np.abs(picture - plain).mean() > 1
+    png = tmp_path / "out/a-star-seed0.png"
+    (used,) = json.loads(Image.open(png).info["imagen_jax"])["adapters"]
+    assert (used["path"], used["weight"]) == (str(ink), 1.0)
+
+    moved = ink.rename(tmp_path / "moved")
+    again = ["--from-png", png, "--output", tmp_path / "again"]
+    for arguments, message in (
+        ([], "--adapter must be the adapter that the picture was made with; "),
+        (["--adapter", f"{moved}:0.5"], "--adapter must name adapters of the picture without weights; got"),
+        (["--adapter", moved, moved], "--adapter must name each adapter once"),
+    ):
+        code, _, err = run("sample.py", *again, *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+    code, out, err = run("sample.py", *again, "--adapter", moved)
+    assert code == 0 and "equal to the recorded picture to the bit" in out, err
+    for arguments, message in (
+        (["--adapter", tmp_path], "--adapter must be an adapter, "),
+        (["--adapter", moved, "--start", "sr16"], "must be for one of the stages that run, sr16; got one of"),
+        (["--adapter", f"{moved}:nan"], "must be a finite number; got nan"),
+    ):
+        code, _, err = run("sample.py", "--workdir", workdir, "--prompts", "a", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
 
 
 def test_a_full_disk_leaves_nothing_and_a_missing_checkpoint_makes_nothing(
