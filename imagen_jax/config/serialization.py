@@ -87,8 +87,18 @@ _ADDED_IN_2: dict[str, dict[str, Any]] = {
 
 
 def _upgrade_from_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade a dict of before there were adapters."""
-    return {"lora": {"rank": 0, "scale": 1.0, "targets": "attention"}} | data
+    """Upgrade a dict of before there were adapters and prior preservation."""
+    for part, added in _ADDED_IN_3.items():
+        if isinstance(data.get(part, {}), dict):
+            data = data | {part: added | data.get(part, {})}
+    return data
+
+
+_ADDED_IN_3: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 0, "scale": 1.0, "targets": "attention"},
+    "data": {"prior_path": "", "prior_split": "train"},
+    "optim": {"prior_weight": 1.0},
+}
 
 
 # The function at index i makes version i + 1 of version i.

@@ -88,6 +88,10 @@ class DataConfig:
     aspect ratio."""
     flip: bool = False
     """Mirror half of the pictures; captions such as "left of" become wrong."""
+    prior_path: str = ""
+    """Prior preservation: directory of a second data set, of which every other picture of a batch is; empty: none."""
+    prior_split: str = "train"
+    """Split of the second data set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,8 @@ class OptimConfig:
     """Images in a step, over all devices."""
     accumulation: int = 1
     """Parts that a batch is computed in, to save memory."""
+    prior_weight: float = 1.0
+    """Weight on the loss of pictures of data.prior_path; denoising only."""
     ema_decay: float = 0.9999
     """Decay of the averaged parameters, which are sampled from, in [0, 1)."""
 

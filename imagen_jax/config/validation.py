@@ -39,13 +39,13 @@ _RANGES: dict[str, dict[str, Any]] = {
         "max_aug_level": "[0, 1]",
     },
     "text.": {"width": (1, 2**16), "length": (1, 2**16)},
-    "data.": {},
+    "data.": {"prior_path": "may be empty"},
     "optim.": {
         "learning_rate": "(0, 1000]",
         "weight_decay": "[0, 1000]",
         **dict.fromkeys(("b1", "b2", "ema_decay"), "[0, 1)"),
         "eps": "(0, 1]",
-        "clip_norm": "[0, 1e+09]",
+        **dict.fromkeys(("clip_norm", "prior_weight"), "[0, 1e+09]"),
         **dict.fromkeys(("batch_size", "accumulation"), (1, 2**20)),
     },
     "lora.": {"rank": (0, 1024), "scale": "[-1000, 1000]"},
@@ -71,6 +71,7 @@ def validate(config: StageConfig) -> StageConfig:
     for prefix, ranges in _RANGES.items():
         checks.fields(getattr(config, prefix[:-1]) if prefix else config, ranges, prefix)
     locations.local(config.data.path, "data.path")
+    locations.local(config.data.prior_path or ".", "data.prior_path")
     locations.local(config.text.encoder, "text.encoder")
     rule, process, optim, run = _rule_of(config), config.process, config.optim, config.run
     rule("name", config.name.isidentifier(), "be an identifier such as base or sr256")
@@ -96,6 +97,11 @@ def validate(config: StageConfig) -> StageConfig:
     for name, default in (("lora.scale", 1.0), ("lora.targets", "attention")):
         is_used = config.lora.rank > 0 or operator.attrgetter(name)(config) == default
         rule(name, is_used, f"be {default} with lora.rank 0, which has no adapters")
+    for name, default in (("data.prior_split", "train"), ("optim.prior_weight", 1.0)):
+        is_used = config.data.prior_path != "" or operator.attrgetter(name)(config) == default
+        rule(name, is_used, f"be {default} without data.prior_path")
+    is_used = optim.prior_weight == 1 or optim.objective == "denoising"
+    rule("optim.prior_weight", is_used, f"be 1.0 with objective {optim.objective!r}, which does not use it")
     text = "be left out in a super-resolution stage, whose samples enlarge pictures of the data set"
     rule("run.prompts", not run.prompts or not config.is_super_resolution, text)
     text = f"be a divisor of the rows that are trained on, {config.train_size}"

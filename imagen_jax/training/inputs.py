@@ -1,12 +1,14 @@
 """What a stage is trained and evaluated with: data sets, and the embeddings of their captions."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from imagen_jax import processes, sharding
+from imagen_jax.checks import require
 from imagen_jax.config import StageConfig
 from imagen_jax.data import sources
 from imagen_jax.text import cache, encoders
@@ -15,12 +17,25 @@ from imagen_jax.training.writer import check_wandb
 
 
 class Inputs(NamedTuple):
-    """Data sets and text encoder of a run; `held_out` is None if the data set has no validation split."""
+    """Data sets and text encoder of a run.
+
+    `held_out` is None if the data set has no validation split, `prior` without `data.prior_path`.
+    """
 
     source: sources.Source
     held_out: sources.Source | None
+    prior: sources.Source | None
     signatures: dict[str, str]  # to detect hosts that see other data sets under the same path
     encoder: encoders.Encoder
+
+
+class Embedded(NamedTuple):
+    """Data sets of a run with the embeddings of their captions; `embeddings` has also of `held_out` and prompts."""
+
+    source: sources.Source
+    held_out: sources.Source | None
+    embeddings: cache.EmbeddingCache
+    prior: tuple[sources.Source, cache.EmbeddingCache] | None
 
 
 def open_inputs(config: StageConfig, mesh: Mesh) -> Inputs:
@@ -30,11 +45,18 @@ def open_inputs(config: StageConfig, mesh: Mesh) -> Inputs:
     options = {"image_key": config.data.image_key, "caption_key": config.data.caption_key}
     source = sources.open_source(config.data.path, config.data.split, **options)
     held_out = _held_out(config, **options)
+    prior = None
+    if config.data.prior_path:
+        prior = sources.open_source(config.data.prior_path, config.data.prior_split, **options)
+        ways = 2 * sharding.num_batch_shards(mesh)
+        rule = f"be divisible by 2 x devices = {ways} with data.prior_path"
+        require(config.optim.batch_size % ways == 0, "optim.batch_size", rule, config.optim.batch_size)
     # Its parameters are read only if there is something left to embed.
     encoder = encoders.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
-    _refuse_other_encoders(config, encoder)
+    for path in filter(None, (config.data.path, config.data.prior_path)):
+        _refuse_other_encoders(path, encoder)
     signatures = {"the data set": signature(source), "its validation split": signature(held_out)}
-    return Inputs(source, held_out, signatures, encoder)
+    return Inputs(source, held_out, prior, signatures | {"data.prior_path": signature(prior)}, encoder)
 
 
 def _held_out(config: StageConfig, **options: str) -> sources.Source | None:
@@ -59,33 +81,40 @@ def signature(source: sources.Source | None) -> str:
     return f"{len(source)} records from {next(sources.captions(source), '')!r:.60} to {last!r:.60}"
 
 
-def _refuse_other_encoders(config: StageConfig, encoder: encoders.Encoder) -> None:
+def _refuse_other_encoders(path: str, encoder: encoders.Encoder) -> None:
     """Raise ValueError if the data set has embeddings, but of other encoders only.
 
     They may have taken days: whoever wants others says so, by imagen-jax embed.
     """
-    directory = cache.directory_of(config.data.path)
+    directory = cache.directory_of(path)
     if cache.describe(directory):
         cache.check_encoder(directory, encoder.fingerprint)
 
 
-def embedding_cache(config: StageConfig, data: Inputs, watchdog: Watchdog) -> cache.EmbeddingCache:
-    """Return the embeddings of all captions that the run needs; those that are missing are named and computed first.
+def embedded(config: StageConfig, data: Inputs, watchdog: Watchdog) -> Embedded:
+    """Return the data sets with the embeddings of all captions that the run needs.
 
-    imagen-jax embed does that beforehand. Each process computes its share.
+    Those that are missing are named and computed first; imagen-jax embed does that beforehand. Each process computes
+    its share.
     """
-    directory = cache.directory_of(config.data.path)
-    share = (jax.process_index(), jax.process_count())
     used = [source for source in (data.source, data.held_out) if source is not None]
+    embeddings = _cache(config.data.path, config.run.prompts, used, data.encoder, watchdog)
+    prior = None
+    if data.prior is not None:
+        prior = data.prior, _cache(config.data.prior_path, (), [data.prior], data.encoder, watchdog)
+    return Embedded(data.source, data.held_out, embeddings, prior)
+
+
+def _cache(
+    path: str, prompts: Sequence[str], used: list[sources.Source], encoder: encoders.Encoder, watchdog: Watchdog
+) -> cache.EmbeddingCache:
+    """Return the embeddings of prompts and of the captions of splits of the data set at `path`."""
+    directory, share = cache.directory_of(path), (jax.process_index(), jax.process_count())
 
     def build() -> None:
-        cache.build(
-            config.run.prompts, data.encoder, directory, sources=used, share=share, on_progress=watchdog.alive
-        )
+        cache.build(prompts, encoder, directory, sources=used, share=share, on_progress=watchdog.alive)
         watchdog.rest()  # other processes may have a larger share
 
     processes.check_on_all_processes(build)
     watchdog.alive()
-    return processes.check_on_all_processes(
-        lambda: cache.EmbeddingCache.open(directory, data.encoder.fingerprint)
-    )
+    return processes.check_on_all_processes(lambda: cache.EmbeddingCache.open(directory, encoder.fingerprint))

@@ -20,7 +20,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
-from imagen_jax.training import initial, inputs, packing, reports
+from imagen_jax.training import initial, inputs, packing, prior, reports
 from imagen_jax.training import state as states
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
@@ -69,12 +69,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             processes.check_on_all_processes(lambda: checkpoint_files.check_continuable(directory))
             processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
             processes.check_on_all_processes(lambda: stage_dir.check_visible_everywhere(directory, config))
-            embeddings = inputs.embedding_cache(config, data, watchdog)
-            source, held_out = data.source, data.held_out
+            embedded = inputs.embedded(config, data, watchdog)
             del data  # the language model with it: training has its own use for the memory
-            return _Run(
-                config, directory, directory_lock, mesh, source, held_out, embeddings, watchdog
-            ).train()
+            return _Run(config, directory, directory_lock, mesh, embedded, watchdog).train()
 
 
 class _Run:
@@ -86,17 +83,31 @@ class _Run:
         directory: Path,
         directory_lock: stage_dir.DirectoryLock,
         mesh: Mesh,
-        source: sources.Source,
-        held_out: sources.Source | None,
-        embeddings: cache.EmbeddingCache,
+        data: inputs.Embedded,
         watchdog: Watchdog,
     ):
         self._config, self._directory, self._lock, self._mesh = config, directory, directory_lock, mesh
-        self._source, self._held_out, self._watchdog = source, held_out, watchdog
+        self._source, self._held_out, self._watchdog = data.source, data.held_out, watchdog
+        self._prior = None if data.prior is None else data.prior[0]
         self._replaced: set[int] = set()
         self._base: dict[str, int | None] = {}  # fingerprint of what adapters are of, for checkpoints
-        self._signature = inputs.signature(source)
-        self._data = pipeline.make_loader(
+        self._signature = inputs.signature(data.source)
+        if data.prior is None:
+            self._data = self._loader(data.source, data.embeddings, config.optim.batch_size)
+        else:
+            self._signature += f", and {inputs.signature(self._prior)}"
+            half = config.optim.batch_size // 2
+            loaders = self._loader(data.source, data.embeddings, half), self._loader(*data.prior, half)
+            self._data = prior.Mixed(*loaders, len(data.source), config.optim.prior_weight)
+        shown = data.source if data.held_out is None else data.held_out
+        self._monitor = processes.check_on_all_processes(
+            lambda: Monitor(config, mesh, data.held_out, shown, data.embeddings, watchdog.alive)
+        )
+
+    def _loader(self, source: sources.Source, embeddings: cache.EmbeddingCache, num: int) -> pipeline.Loader:
+        """Return the batches of `num` rows of a data set."""
+        config = self._config
+        return pipeline.make_loader(
             source,
             processes.check_on_all_processes(lambda: embeddings.rows(source)),
             image_size=config.image_size,
@@ -104,17 +115,13 @@ class _Run:
             crop_size=config.crop_size,
             # The crop's low-res image is then a crop of the picture's, to the pixel.
             crop_grid=config.low_res_factor if config.crop_size else 1,
-            batch_size=config.optim.batch_size,
+            batch_size=num,
             text_length=config.text.length,
             seed=config.seed,
             flip=config.data.flip,
             num_threads=config.run.data_threads,
             num_workers=config.run.data_workers,
-            rows=sharding.local_batch_indices(mesh, config.optim.batch_size),
-        )
-        shown = source if held_out is None else held_out
-        self._monitor = processes.check_on_all_processes(
-            lambda: Monitor(config, mesh, held_out, shown, embeddings, watchdog.alive)
+            rows=sharding.local_batch_indices(self._mesh, num),
         )
 
     def train(self) -> Result:
@@ -223,9 +230,11 @@ class _Run:
         """Return how many records of a batch were replaced, and log each of them once."""
         numbers = [int(number) for number in replaced[replaced >= 0]]
         for number in sorted(set(numbers) - self._replaced):
-            reason = reader.reason_against(self._source, number, self._config.image_size)
+            first = len(self._source)
+            source, own = (self._source, number) if number < first else (self._prior, number - first)
+            reason = reader.reason_against(source, own, self._config.image_size)
             logger.info(
-                f"Record {number} of {self._source.name} cannot be used ({reason}); using the next readable record "
+                f"Record {own} of {source.name} cannot be used ({reason}); using the next readable record "
                 "instead."
             )
         self._replaced.update(numbers)

@@ -1,6 +1,7 @@
 """Fine-tuning: training that starts from the parameters of a trained stage."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -79,6 +80,28 @@ def test_training_starts_from_the_averaged_parameters_on_other_data(config, data
     for given in (f"{trained}@2", str(tmp_path)):
         with pytest.raises(ValueError, match=rf"^--init-from must be {trained}@1 or left out to .* got {given}"):
             initial.resolve(dataclasses.replace(tuned, init_from=given), tmp_path / "base")
+
+
+@pytest.mark.slow
+def test_adapters_train_with_pictures_of_a_second_data_set(config, data, trained, tmp_path):
+    """Its weight matters, and a run that is continued draws the same pictures of both."""
+    prior = {"data__prior_path": str(data / "others"), "lora": C.LoraConfig(rank=1), "init_from": str(trained)}
+    tuned = change(config, optim__prior_weight=0.5, **prior)
+    loop.train(tuned, tmp_path / "halves")
+    two = loop.train(change(tuned, run__num_steps=2), tmp_path / "halves").state
+    whole = loop.train(change(tuned, run__num_steps=2), tmp_path / "whole").state
+    jax.tree.map(np.testing.assert_array_equal, two.params, whole.params)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "base/metrics.jsonl").read_text().splitlines()]
+        for name in ("halves", "whole")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    other = change(config, optim__prior_weight=0.0, **prior)
+    loop.train(other, tmp_path / "other")
+    (loss,) = [json.loads(line)["loss"] for line in (tmp_path / "other/base/metrics.jsonl").read_text().splitlines()]
+    assert 0 < loss < losses[0][0]
+    with pytest.raises(ValueError, match="^optim.batch_size must be divisible by 2 x devices = 2 with data.prior_path"):
+        loop.train(change(tuned, optim__batch_size=7), tmp_path / "odd")
 
 
 @pytest.mark.slow

@@ -14,12 +14,16 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 @OBJECTIVES.register("denoising")
 def denoising(config: StageConfig) -> Any:
-    """Return the objective of a stage: the mean of `stage.image_losses`; metrics are the loss by log-SNR."""
+    """Return the objective of a stage: the mean of `stage.image_losses`; metrics are the loss by log-SNR.
+
+    Where a batch has "weight" [B], the mean is of weighted losses (prior preservation).
+    """
 
     def objective(params: Any, batch: stage.Batch, draws: stage.Draws) -> tuple[jax.Array, Metrics]:
         per_image, logsnr_t = stage.image_losses(params, config, batch, draws)
         sums, counts = losses.by_logsnr(per_image, logsnr_t)
         names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
-        return jnp.mean(per_image), dict(zip(names, zip(sums, counts, strict=True), strict=True))
+        weighted = per_image * batch["weight"] if "weight" in batch else per_image
+        return jnp.mean(weighted), dict(zip(names, zip(sums, counts, strict=True), strict=True))
 
     return objective
