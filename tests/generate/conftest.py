@@ -19,7 +19,6 @@ RECORD = records.Record(
     image=records.InputFile("/photos/a b.png", "ab" * 32),
     workdir="/runs/\udcff",  # a name that is not UTF-8
     checkpoints={"base": 5600, "sr16": 0},
-    adapters=(records.AdapterFile("/adapters/ink", "ef" * 32, -0.5), records.AdapterFile("s3://a/b", "01" * 32, 1.0)),
     encoder="cd" * 16,
     batch_size=8,
     row=7,
@@ -28,6 +27,6 @@ RECORD = records.Record(
     versions={"imagen_jax": "0.1.0", "jax": "0.10"},
 )
 SMALL = dataclasses.replace(
-    RECORD, negative=None, outpaint=None, image=None, adapters=(), sampling={"base": SamplingConfig()}
+    RECORD, negative=None, outpaint=None, image=None, sampling={"base": SamplingConfig()}
 )
 SMALL = dataclasses.replace(SMALL, checkpoints={"base": "0f" * 32}, workdir="emoji", prompt="", seed=0, row=0)

@@ -17,7 +17,10 @@ from tests.generate.conftest import PIXELS, RECORD, SMALL
 from tests.pictures import encoded
 
 
-@pytest.mark.parametrize("record", [RECORD, SMALL])
+ADAPTERS = (records.AdapterFile("/adapters/ink", "ef" * 32, -0.5), records.AdapterFile("s3://a/b", "01" * 32, 1.0))
+
+
+@pytest.mark.parametrize("record", [RECORD, SMALL, dataclasses.replace(RECORD, adapters=ADAPTERS)])
 def test_what_is_written_is_read(tmp_path, record):
     path = tmp_path / "a.png"
     path.write_bytes(records.encode_png(PIXELS, record))
