@@ -16,7 +16,6 @@ from imagen_jax.generate import records
 from tests.generate.conftest import PIXELS, RECORD, SMALL
 from tests.pictures import encoded
 
-
 ADAPTERS = (records.AdapterFile("/adapters/ink", "ef" * 32, -0.5), records.AdapterFile("s3://a/b", "01" * 32, 1.0))
 
 
