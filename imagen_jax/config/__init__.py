@@ -21,7 +21,6 @@ from imagen_jax.models.unet import UNetConfig
 __all__ = [
     "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "EfficientUNetConfig", "FlatOption",
     "IFUNetConfig", "LoraConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig",
-    "StageConfig",
-    "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override", "read_json",
-    "to_dict",
+    "StageConfig", "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override",
+    "read_json", "to_dict",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ def init(key: jax.Array, params: Any, rank: int, targets: Targets = "attention")
 
 
 def pairs(adapters: Any) -> dict[Path, tuple[jax.Array, jax.Array]]:
-    """Return (a, b) of each adapter by the path of its kernel in the parameters."""
+    """Return (a, b) of each of the `adapters`, as from `init`, by the path of its kernel in the parameters."""
     flat = flatten_dict(adapters)
     return {(*path[:-1], _KERNEL): (a, flat[*path[:-1], "b"]) for path, a in flat.items() if path[-1] == "a"}
 

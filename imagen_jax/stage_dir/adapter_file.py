@@ -124,7 +124,7 @@ def write(directory: Path, config: StageConfig, adapters: Any, base: Any) -> Non
 
 
 def read(place: str | Path) -> Adapter:
-    """Return the adapter of a safetensors file with adapter_config.json beside it, or of the directory of both.
+    """Return the adapter at `place`: a safetensors file with adapter_config.json beside it, or the directory of both.
 
     Raises:
       ValueError: one line; a file is missing or damaged, or holds another kind of adapter.
