@@ -39,10 +39,13 @@ class Stage:
     params: Any
     config: StageConfig = flax.struct.field(pytree_node=False)
 
-    def denoise(self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond) -> jax.Array | Estimate:
+    def denoise(
+        self, z_t: jax.Array, logsnr_t: jax.Array, cond: Cond, dropout: jax.Array | None = None
+    ) -> jax.Array | Estimate:
         """Return x_hat [B, H, W, C] for z_t [B, H, W, C] at logsnr_t [B], without guidance or thresholding.
 
-        A network that predicts its variance makes it an `Estimate` of x_hat and log_variance.
+        A network that predicts its variance makes it an `Estimate` of x_hat and log_variance. A key in `dropout` turns
+        dropout on.
         """
         checks.instance("cond", cond, Cond, "a Cond")
         variables = {"params": self.params}
@@ -50,7 +53,8 @@ class Stage:
             variables["features"] = cond.features
         prediction = self.config.process.prediction
         arrays.array("z_t", z_t, ndim=4)
-        out = _apply(self.config, variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond)
+        training = {} if dropout is None else {"train": True, "rngs": {"dropout": dropout}}
+        out = _apply(self.config, variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond, **training)
         out, variance = _parts(self.config, out)
         x_hat = process.x_from(z_t, out, logsnr_t, prediction)
         # From [-1, 1] between the bounds, as in the code of Nichol & Dhariwal (2021), to the [0, 1] of `Estimate`.
@@ -243,18 +247,10 @@ def image_losses(
     Raises:
       ValueError: batch or draws do not fit the stage. Inside `jax.jit` values are not checked.
     """
-    _check_batch(config, batch, draws)
+    check_batch(config, batch, draws)
     train = checks.boolean("train", train)
-    x = sharding.constrain_images(jnp.asarray(batch["x"], jnp.float32))
     logsnr_t = schedule(config).logsnr(draws.t)
-    eps = image_noise(draws.keys, "eps", x.shape[1:])
-    z_t = process.diffuse(x, eps, logsnr_t)
-    cond = Cond(TextCond(batch["text"], batch["text_mask"]).drop(draws.dropped))
-    if config.is_super_resolution:
-        low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
-        cond = condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
-    if config.control_channels:
-        cond = cond.replace(control=jnp.asarray(batch["control"], jnp.float32))
+    x, eps, z_t, cond = noised(config, batch, draws, logsnr_t)
     rngs = {"dropout": named_key(draws.keys[0], "dropout")}
     prediction = config.process.prediction
     z_in = network_input(z_t, logsnr_t, prediction)
@@ -267,7 +263,28 @@ def image_losses(
     return per_image, logsnr_t
 
 
-def _check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
+def noised(
+    config: StageConfig, batch: Batch, draws: Draws, logsnr_t: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, Cond]:
+    """Return (x, eps, z_t, cond) of a training batch: z_t [B, H, W, C] at logsnr_t [B], and what it is conditioned on.
+
+    Args:
+      config, batch, draws: as of `image_losses`, checked by `check_batch`.
+      logsnr_t: [B].
+    """
+    x = sharding.constrain_images(jnp.asarray(batch["x"], jnp.float32))
+    eps = image_noise(draws.keys, "eps", x.shape[1:])
+    z_t = process.diffuse(x, eps, logsnr_t)
+    cond = Cond(TextCond(batch["text"], batch["text_mask"]).drop(draws.dropped))
+    if config.is_super_resolution:
+        low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
+        cond = condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)
+    if config.control_channels:
+        cond = cond.replace(control=jnp.asarray(batch["control"], jnp.float32))
+    return x, eps, z_t, cond
+
+
+def check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
     """Raise a ValueError for a batch that the stage cannot be trained with; outside jit, for its values as well."""
     checks.instance("config", config, StageConfig, "a StageConfig")
     names = ["x", "text", "text_mask", *(["control"] if config.control_channels else [])]

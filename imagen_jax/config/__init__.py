@@ -6,6 +6,7 @@ from imagen_jax.config.stage import (
     OBJECTIVES,
     OPTIMIZERS,
     DataConfig,
+    DistilledConfig,
     LoraConfig,
     OptimConfig,
     ProcessConfig,
@@ -19,8 +20,8 @@ from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.models.unet import UNetConfig
 
 __all__ = [
-    "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "EfficientUNetConfig", "FlatOption",
-    "IFUNetConfig", "LoraConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig", "SamplingConfig",
-    "StageConfig", "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict", "override",
-    "read_json", "to_dict",
+    "MAX_JSON", "NETWORKS", "OBJECTIVES", "OPTIMIZERS", "DataConfig", "DistilledConfig", "EfficientUNetConfig",
+    "FlatOption", "IFUNetConfig", "LoraConfig", "NetworkConfig", "OptimConfig", "ProcessConfig", "RunConfig",
+    "SamplingConfig", "StageConfig", "TextConfig", "UNetConfig", "differences", "flat", "flat_options", "from_dict",
+    "override", "read_json", "to_dict",
 ]  # fmt: skip

@@ -101,8 +101,19 @@ _ADDED_IN_3: dict[str, dict[str, Any]] = {
 }
 
 
+def _upgrade_from_3(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a dict of before stages could be distilled."""
+    data = _ADDED_IN_4 | data
+    if isinstance(data.get("optim"), dict):
+        data["optim"] = {"teacher": ""} | data["optim"]
+    return data
+
+
+_ADDED_IN_4: dict[str, Any] = {"distilled": {"steps": 0, "substeps": 2, "guidance_scale": None}}
+
+
 # The function at index i makes version i + 1 of version i.
-_UPGRADES = (_upgrade_from_0, _upgrade_from_1, _upgrade_from_2)
+_UPGRADES = (_upgrade_from_0, _upgrade_from_1, _upgrade_from_2, _upgrade_from_3)
 VERSION = len(_UPGRADES)
 
 

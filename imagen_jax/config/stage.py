@@ -100,6 +100,8 @@ class OptimConfig:
 
     objective: Annotated[str, OBJECTIVES] = "denoising"
     """What is minimised; one of training.objectives."""
+    teacher: str = ""
+    """Distillation: DIR, DIR@STEP, CASCADE or CASCADE/STAGE, the trained stage that is learned from; empty: none."""
     optimizer: Annotated[str, OPTIMIZERS] = "adamw"
     """Optimiser of the parameters; one of training.optim."""
     learning_rate: float = 1e-4
@@ -138,6 +140,19 @@ class LoraConfig:
     """Factor on the adapters in the network; PEFT's lora_alpha / r."""
     targets: Targets = "attention"
     """Kernels with adapters: those of attention layers and of projections of the text, or all kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledConfig:
+    """What a stage that learns from a teacher is made for."""
+
+    steps: int = 0
+    """Steps of DDIM that the stage is distilled to, the only number that it samples in; 0: it is not distilled."""
+    substeps: int = 2
+    """Steps of the teacher that one step of the stage stands for."""
+    guidance_scale: float | None = None
+    """Guidance scale of the teacher; the stage is sampled without guidance. None: the one that the teacher is sampled
+    with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +223,7 @@ class StageConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
+    distilled: DistilledConfig = DistilledConfig()
     run: RunConfig = RunConfig()
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that networks compute in; auto: bfloat16 on accelerators, float32 on CPUs."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from imagen_jax import checks
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
+from imagen_jax.config import distilled
 from imagen_jax.config.sampling import GUIDED, SamplingConfig, flat_options, kinds
 from imagen_jax.config.stage import OBJECTIVES, OPTIMIZERS, StageConfig
 from imagen_jax.methods import options_of
@@ -47,8 +48,10 @@ _RANGES: dict[str, dict[str, Any]] = {
         "eps": "(0, 1]",
         **dict.fromkeys(("clip_norm", "prior_weight"), "[0, 1e+09]"),
         **dict.fromkeys(("batch_size", "accumulation"), (1, 2**20)),
+        "teacher": "may be empty",
     },
     "lora.": {"rank": (0, 1024), "scale": "[-1000, 1000]"},
+    "distilled.": {"steps": (0, MAX_STEPS), "substeps": (1, 256), "guidance_scale": "[-1000, 1000]"},
     "run.": {
         **dict.fromkeys(("num_steps", "checkpoint_every", "keep_checkpoints", "log_every"), (1, MAX_COUNT)),
         "stall_timeout": (1, 365 * 86_400),
@@ -86,6 +89,9 @@ def validate(config: StageConfig) -> StageConfig:
     rule("process.zero_terminal_snr", not is_noise, text, "use 'v'")
     text = f"be from 0 to min_snr_gamma, {process.min_snr_gamma:g}"
     rule("process.min_snr_floor", process.min_snr_floor <= process.min_snr_gamma, text)
+    is_noise = config.distilled.steps > 0 and process.prediction == "eps"
+    text = "not be 'eps' in a distilled stage, since eps says nothing about x where there is noise alone"
+    rule("process.prediction", not is_noise, text, "distil to 'v' or 'x'")
     validate_sampling(config, config.sampling, prefix="sampling.")
     is_project = len(run.wandb) <= 128 and not set(run.wandb) & set("/\\#?%:")
     text = "be the name of a project, of at most 128 characters without any of / \\ # ? % :"
@@ -121,10 +127,13 @@ def _rule_of(config: Any, prefix: str = "") -> Callable[..., None]:
 def validate_for_training(config: StageConfig) -> StageConfig:
     """Return `config` after `validate` and after checking that it can be trained on a data set of captioned pictures.
 
+    One to be distilled is returned with the sampling options of `distilled.with_sampling`.
+
     Raises:
-      ValueError: it is invalid, names an objective or optimiser that is not registered, or needs other than RGB
-        images or a control image.
+      ValueError: it is invalid, names an objective or optimiser that is not registered, needs other than RGB
+        images or a control image, or has a teacher that its objective does not need, or lacks one.
     """
+    config = distilled.with_sampling(checks.instance("config", config, StageConfig, "a StageConfig"))
     validate(config)
     checks.choice("optim.objective", config.optim.objective, OBJECTIVES)
     checks.choice("optim.optimizer", config.optim.optimizer, OPTIMIZERS)
@@ -133,7 +142,26 @@ def validate_for_training(config: StageConfig) -> StageConfig:
     rule("image_channels", config.image_channels == 3, text, fix)
     text = "be 0 to train on a data set, which holds no such image"
     rule("control_channels", config.control_channels == 0, text, f'{fix}, which has "control"')
+    _validate_distillation(config)
     return config
+
+
+def _validate_distillation(config: StageConfig) -> None:
+    """Raise a ValueError unless the objective, the teacher and the steps to distil to go together."""
+    rule, optim, made = _rule_of(config), config.optim, config.distilled
+    if not getattr(OBJECTIVES[optim.objective], "needs_teacher", False):
+        off = {"optim.teacher": "", "distilled.steps": 0, "distilled.substeps": 2, "distilled.guidance_scale": None}
+        for name, value in off.items():
+            text = f"be left out with objective {optim.objective!r}, which does not learn from a teacher"
+            rule(name, operator.attrgetter(name)(config) == value, text)
+        return
+    text = f"be given with objective {optim.objective!r}, which learns from a teacher"
+    rule("optim.teacher", optim.teacher != "", text, "give the directory of a trained stage")
+    rule("distilled.steps", made.steps > 0, text.replace("a teacher", "a teacher to sample in that many steps"))
+    text = f"be at most {MAX_STEPS // max(1, made.steps)} with {made.steps} steps"
+    rule("distilled.substeps", made.steps * made.substeps <= MAX_STEPS, text)
+    text = "be 'uniform' with a teacher, since each of a few levels of noise is to be learned equally often"
+    rule("process.times", config.process.times == "uniform", text)
 
 
 def validate_sampling(
@@ -159,6 +187,7 @@ def validate_sampling(
     rule = _rule_of(sampling, prefix)
     for kind in kinds():
         sampling.check_chosen(kind, prefix)
+    distilled.check_sampling(config, sampling, prefix)
     named = {kind: checks.shown(getattr(sampling, kind)) for kind in kinds()}
     for name in given:
         kind, users = known[name].kind, known[name].users

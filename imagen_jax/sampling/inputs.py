@@ -14,7 +14,7 @@ import numpy as np
 
 from imagen_jax import arrays
 from imagen_jax.checks import Verbatim, is_whole, plain, require
-from imagen_jax.config import SamplingConfig, StageConfig
+from imagen_jax.config import SamplingConfig, StageConfig, distilled
 from imagen_jax.diffusion import guidance
 from imagen_jax.structs import TextCond
 
@@ -173,6 +173,8 @@ def check_inputs(
         shapes.add(inputs.negative.embeddings.shape[1:])
     rule = "have equal length and width"
     require(len(shapes) == 1, "texts and negative", rule, sorted(shapes), "encode all at the same length")
+    for name in ("negative", "weak"):
+        distilled.check_unguided(config, name, getattr(inputs, name) is not None)
     is_needed = inputs.negative is not None or inputs.weak is not None
     rule = "not be 1 (off) with a negative prompt or a weak stage"
     require(sampling.is_guided or not is_needed, "guidance_scale", rule, 1)

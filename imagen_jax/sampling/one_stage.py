@@ -158,7 +158,7 @@ def _sample(
         aug_level = jnp.broadcast_to(values.aug_level, (len(keys),))
         cond = condition_on_low_res(config, cond, inputs.low_res.astype(jnp.float32), aug_level, keys)
         cond = cond.replace(low_res_noised=sharding.constrain_images(cond.low_res_noised))
-    denoise = _denoiser(stage, cond, texts, inputs, recipe, values)
+    denoise = denoiser(stage, cond, texts, inputs, recipe, values)
     z_1 = inputs.z_1
     if z_1 is None:
         z_1 = image_noise(keys, "z_1", (*recipe.size, config.image_channels))
@@ -185,10 +185,16 @@ def _sample(
     return jnp.where(broken, jnp.nan, x), info
 
 
-def _denoiser(
+def denoiser(
     stage: Stage, cond: Cond, texts: tuple[TextCond, ...], inputs: Inputs, recipe: Recipe, values: Values
 ) -> Denoiser:
-    """The stage's network under guidance, thresholding and the mask."""
+    """Return the stage's network under guidance, thresholding and the mask.
+
+    Args:
+      stage, inputs, recipe, values: as of `run_stage`.
+      cond: the condition, with the first of `texts`.
+      texts: batches of captions; more than one with weights in the recipe.
+    """
 
     def limit(x_hat: jax.Array) -> jax.Array:
         # Infinity is not to be clipped into range: the sampler looks for it.

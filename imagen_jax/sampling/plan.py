@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from imagen_jax import arrays
 from imagen_jax.checks import Verbatim, error, plain, require
-from imagen_jax.config import SamplingConfig, StageConfig, override
+from imagen_jax.config import SamplingConfig, StageConfig, distilled, override
 from imagen_jax.config.sampling import check_names
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.methods import Method
@@ -96,6 +96,8 @@ def plan_cascade(
     for i, noise in enumerate(noises[1:], 1):
         check_noise(f"z_1[{i}]", noise)
     is_guided = any(sampling.is_guided for sampling in settings)
+    if all(stage.config.distilled.steps for stage in stages):
+        distilled.check_unguided(stages[0].config, "negative", negative is not None)
     rule = "not be 1 (off) in every stage with a negative prompt"
     require(negative is None or is_guided, "guidance_scale", rule, 1)
     check_pictures(given, keys.shape[0], sizes[-1], has_strength=any(s.strength < 1 for s in settings))

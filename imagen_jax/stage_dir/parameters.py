@@ -42,22 +42,28 @@ class Adapted(NamedTuple):
     adapters: Any
 
 
-def find(source: str, name: str) -> Source | None:
-    """Return the stage at a place that `split` returns, of a cascade the one called `name`; None if there is none."""
-    place = pretrained.resolve(source, OPTION)
+def find(source: str, name: str, option: str = OPTION) -> Source | None:
+    """Return the stage at a place that `split` returns, of a cascade the one called `name`; None if there is none.
+
+    Args:
+      source: the place.
+      name: of the stage.
+      option: by which the user named it, for messages.
+    """
+    place = pretrained.resolve(source, option)
     if (cascade := exported.read(place)) is None and files.exists(place / stage_dir.CONFIG_FILE):
         config = stage_dir.read_config(place)
         load = lambda step, shapes: read(place, step, shapes, config)
         return Source(config, "steps", sorted(checkpoint_files.list_steps(place)), load)
     parent, _, last = source.rpartition("/")
     if cascade is None and parent and last != "..":
-        place, name = pretrained.resolve(parent, OPTION), last
+        place, name = pretrained.resolve(parent, option), last
         cascade = exported.read(place)
     if cascade is None:
         return None
     configs = {config.name: config for config in cascade.configs}
     got = Verbatim(f"{source} with stages {', '.join(configs)}")
-    require(name in configs, OPTION, f"be a cascade with a stage {name}, or CASCADE/STAGE", got)
+    require(name in configs, option, f"be a cascade with a stage {name}, or CASCADE/STAGE", got)
 
     def load(sha256: str, shapes: Any) -> Any:
         params = exported.read_params(place, cascade, name, sha256)
@@ -67,16 +73,17 @@ def find(source: str, name: str) -> Source | None:
     return Source(configs[name], "sha256", [cascade.weights[name].sha256], load)
 
 
-def split(init_from: str) -> tuple[str | None, int | str | None]:
+def split(given: str, option: str = OPTION) -> tuple[str | None, int | str | None]:
     """Return (place, checkpoint) of "PLACE@CHECKPOINT" or "PLACE", None for what is not there.
 
     The place is absolute, or begins with the name of a pretrained cascade. The checkpoint is a step or a SHA-256.
+    `option` is the one that `given` is the value of, for messages.
     """
-    if not init_from:
+    if not given:
         return None, None
-    place, at, which = init_from.rpartition("@")
+    place, at, which = given.rpartition("@")
     if not at or not re.fullmatch(r"\d+|[0-9a-f]{64}", which):
-        place, which = init_from, None
+        place, which = given, None
     elif which.isdecimal() and len(which) < 64:
         which = int(which)
     if pretrained.is_name(place) or pretrained.is_name(place.rpartition("/")[0]):

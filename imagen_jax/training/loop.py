@@ -22,6 +22,7 @@ from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
 from imagen_jax.training import initial, inputs, packing, prior, reports
 from imagen_jax.training import state as states
+from imagen_jax.training import teacher as teachers
 from imagen_jax.training.meter import Meter
 from imagen_jax.training.monitor import Monitor
 from imagen_jax.training.step import make_train_step
@@ -45,7 +46,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     stopped.
     """
     # --- check everything before anything is written -------------------------------------------
-    processes.check_on_all_processes(lambda: validate_for_training(config))
+    config = processes.check_on_all_processes(lambda: validate_for_training(config))
     with Watchdog(config.run.stall_timeout) as watchdog:
         place = processes.check_on_all_processes(lambda: locations.location(workdir, "--workdir"))
         processes.check_on_all_processes(lambda: files.check_directory(place / config.name, "--workdir"))
@@ -64,7 +65,9 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
         directory = place / config.name
         config = processes.check_on_all_processes(lambda config=config: initial.resolve(config, directory))
-        processes.require_same({"the checkpoint of --init-from": config.init_from})
+        config = processes.check_on_all_processes(lambda config=config: teachers.resolve(config, directory))
+        places = {"--init-from": config.init_from, teachers.OPTION: config.optim.teacher}
+        processes.require_same({f"the checkpoint of {option}": place for option, place in places.items()})
         with stage_dir.lock_directory(directory) as directory_lock:
             processes.check_on_all_processes(lambda: checkpoint_files.check_continuable(directory))
             processes.check_on_all_processes(lambda: stage_dir.write_config(directory, config))
@@ -156,6 +159,7 @@ class _Run:
         config, run = self._config, self._config.run
         first, last, stopped_by = int(state.step), run.num_steps, None
         meter = Meter(config, first, utilisation_per_image_s(config, self._mesh.size))
+        teacher = teachers.load(config, self._mesh)
         packed = states.packed_shapes(config, abstract)
         state = packing.pack_arrays(state, packed)
         step = jax.jit(
@@ -170,10 +174,10 @@ class _Run:
             undecodable = self._count_undecodable(batch.pop("undecodable"))
             batch = sharding.shard_batch(batch, self._mesh, config.optim.batch_size)
             if done == first + 1:
-                step = self._compiled(step, state, batch, writer, meter)
+                step = self._compiled(step, (state, batch, teacher), writer, meter)
                 stops.begin()
                 self._monitor.cancelled = stops.asked_here
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, teacher)
             meter.add(metrics, undecodable)
             writer.advance()
             stopped_by = stops.asked()  # once: a signal during what follows waits for the next step
@@ -240,11 +244,11 @@ class _Run:
         self._replaced.update(numbers)
         return len(numbers)
 
-    def _compiled(self, step: Any, state: TrainState, batch: Any, writer: Writer, meter: Meter) -> Any:
+    def _compiled(self, step: Any, args: tuple, writer: Writer, meter: Meter) -> Any:
         logger.info(f"{self._config.name}: compiling the train step, which can take some minutes")
         begin = time.perf_counter()
         with meter.paused():
-            program = compilation.compile_jitted(step, state, batch)
+            program = compilation.compile_jitted(step, *args)
         logger.info(f"{self._config.name}: compiled in {time.perf_counter() - begin:.0f} s")
         writer.resume()
         self._watchdog.alive()

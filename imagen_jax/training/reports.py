@@ -41,6 +41,8 @@ def describe(
         line += f", {100 * counts.replicated:.1f} % of the state on every device"
     if config.init_from:
         line += f", initial parameters from {config.init_from}"
+    if config.optim.teacher:
+        line += f", teacher {config.optim.teacher}, distilled to {config.distilled.steps} steps"
     if config.run.validate_every and not has_validation:
         line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
     return line

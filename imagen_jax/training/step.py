@@ -17,12 +17,12 @@ from imagen_jax.training.optim import learning_rate, make_optimizer
 from imagen_jax.training.state import network_params
 
 Metrics = dict[str, Any]
-Objective = Callable[[Any, stage.Batch, stage.Draws], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, stage.Batch], tuple[TrainState, Metrics]]
+Objective = Callable[..., tuple[jax.Array, Metrics]]
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None = None) -> StepFn:
-    """Return step(state, batch) -> (state, metrics), to be jitted.
+    """Return step(state, batch, teacher=None) -> (state, metrics), to be jitted.
 
     All randomness is derived from (seed, state.step), so that a restored run repeats it exactly.
 
@@ -32,7 +32,8 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
       objective: what is minimised, see `objectives`; None: the one that config.optim.objective names.
 
     Returns:
-      A function. `state.params` are differentiated and updated, `state.frozen` are not. A step whose loss or gradient
+      A function. `state.params` are differentiated and updated, `state.frozen` are not, and neither is the
+      `stage.Stage` that an objective which learns from a teacher is given as well. A step whose loss or gradient
       is not finite changes nothing but the step's number. Metrics are the scalars loss, grad_norm, learning_rate,
       ema_distance (of the averaged parameters from the others, as a share of their norm) and skipped (1 if nothing
       changed, else 0), and under "sums" the objective's metrics.
@@ -44,9 +45,12 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
     optimizer = make_optimizer(config.optim)
     root = stage.named_key(jax.random.key(config.seed), "train")
 
-    def step(state: TrainState, batch: stage.Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: stage.Batch, teacher: stage.Stage | None = None
+    ) -> tuple[TrainState, Metrics]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
-        loss_of = lambda params, *inputs: objective(network_params(config, state, params), *inputs)
+        given = () if teacher is None else (teacher,)
+        loss_of = lambda params, *inputs: objective(network_params(config, state, params), *inputs, *given)
         with sharding.use_mesh(mesh):
             params = packing.unpack(state.params)
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)

@@ -17,6 +17,12 @@ def without_version(config):
     versions = (serialization._ADDED_IN_1, serialization._ADDED_IN_2, serialization._ADDED_IN_3)
     for part, added in (item for version in versions for item in version.items()):
         data[part] = {name: value for name, value in data[part].items() if name not in added}
+    return without_distillation(data)
+
+
+def without_distillation(data):
+    """The dict as it was written before version 3."""
+    del data["distilled"], data["optim"]["teacher"]
     return data
 
 
@@ -32,7 +38,12 @@ def test_files_of_version_1_have_whole_images_and_uniform_times(tiny_configs):
         data = C.to_dict(config) | {"version": 1}
         for part, added in serialization._ADDED_IN_2.items():
             data[part] = {name: value for name, value in data[part].items() if name not in added}
-        assert C.from_dict(data) == config
+        assert C.from_dict(without_distillation(data)) == config
+
+
+def test_files_of_version_2_are_of_stages_without_a_teacher(tiny_configs):
+    for config in tiny_configs:
+        assert C.from_dict(without_distillation(C.to_dict(config) | {"version": 2})) == config
 
 
 def test_files_of_version_2_have_no_adapters(tiny_configs):

@@ -18,9 +18,12 @@ What is registered is a function from a `StageConfig` to such an objective:
             return loss, {}
 
         return objective
+
+With `@distillation.taught` below the registration, the objective learns from the stage that `optim.teacher` names, and
+is called as `objective(params, batch, draws, teacher)` with that `stage.Stage`; see `distillation`.
 """
 
 from imagen_jax.config import OBJECTIVES
-from imagen_jax.training.objectives import denoising
+from imagen_jax.training.objectives import consistency, denoising, progressive
 
-__all__ = ["OBJECTIVES", "denoising"]
+__all__ = ["OBJECTIVES", "consistency", "denoising", "progressive"]

@@ -21,9 +21,15 @@ def denoising(config: StageConfig) -> Any:
 
     def objective(params: Any, batch: stage.Batch, draws: stage.Draws) -> tuple[jax.Array, Metrics]:
         per_image, logsnr_t = stage.image_losses(params, config, batch, draws)
-        sums, counts = losses.by_logsnr(per_image, logsnr_t)
-        names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
-        weighted = per_image * batch["weight"] if "weight" in batch else per_image
-        return jnp.mean(weighted), dict(zip(names, zip(sums, counts, strict=True), strict=True))
+        return mean_and_metrics(per_image, logsnr_t, batch.get("weight", 1))
 
     return objective
+
+
+def mean_and_metrics(
+    per_image: jax.Array, logsnr_t: jax.Array, weight: jax.Array | float = 1
+) -> tuple[jax.Array, Metrics]:
+    """Return the mean of the weighted losses [B] of images at logsnr_t [B], and the plain ones by log-SNR as metrics."""
+    sums, counts = losses.by_logsnr(per_image, logsnr_t)
+    names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
+    return jnp.mean(weight * per_image), dict(zip(names, zip(sums, counts, strict=True), strict=True))
