@@ -43,6 +43,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
     from imagen_jax import chips
+    from imagen_jax.config import distilled
     from imagen_jax.config.validation import validate
     from imagen_jax.planning import fit, program, targets
     from imagen_jax.planning.estimate import UTILISATION, estimate
@@ -58,7 +59,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         config = change("run", fsdp=options.fsdp)
     if options.topology is not None and config.compute_dtype == "auto":
         config = dataclasses.replace(config, compute_dtype="bfloat16")
-    validate(config)
+    config = validate(distilled.with_sampling(config))
+    if options.kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
+        config = change("distilled", guidance_scale=2.0)  # any other one costs the same
     if options.quick and options.topology is not None:
         devices = targets.num_devices(options.topology)
         chip = chips.CHIPS[options.topology.partition(":")[0]]

@@ -16,6 +16,7 @@ from imagen_jax.sampling.recipe import recipe_and_values
 from imagen_jax.stage import Stage
 from imagen_jax.structs import TextCond
 from imagen_jax.training import state as states
+from imagen_jax.training import teacher
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.utilisation import batch_shapes, model_flops_per_image
 
@@ -114,18 +115,18 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
     bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
         state = states.abstract_state(config, mesh)
-        params = state.frozen or state.params  # of the network
+        params, held_params = state.frozen or state.params, (state.params, state.frozen)
         inputs = batch_shapes(config, rows)
-        program = tracing.trace(
-            make_train_step(small, alone), jax.eval_shape(lambda: states.new_state(small)), inputs
-        )
+        shapes = jax.eval_shape(lambda: states.new_state(small))
+        taught_by = teacher.like_the_stage(small, shapes.params)
+        program = tracing.trace(make_train_step(small, alone), shapes, inputs, taught_by)
         held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(state.opt_state)}
     else:
-        state = params = sampled_params(config, mesh, dtype)
+        state = params = held_params = sampled_params(config, mesh, dtype)
         function, inputs = sampler(config, rows)
         shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), params)
         program = tracing.trace(function, shapes, inputs)
-        held = {"ema_bytes": 0, "optimizer_bytes": 0}
+        held, taught_by = {"ema_bytes": 0, "optimizer_bytes": 0}, None
     steps = math.ceil(config.sampling.steps * config.sampling.strength)
     flops = tracing.flops(program, steps)
     parameters = states.count(params)
@@ -139,7 +140,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
     return Plan(
         parameters=parameters,
         replicated=sharding.byte_counts(state).replicated,
-        params_bytes=bytes_of((state.params, state.frozen) if kind == "train" else params),
+        params_bytes=bytes_of(held_params) + (0 if taught_by is None else bytes_of(params)),
         # Inputs are replicated on all devices that share the rows of an image.
         input_bytes=int(sum(map(tracing.size_of, jax.tree.leaves(inputs))) * share * run.height / rows),
         temporary_bytes=temporary,

@@ -15,6 +15,7 @@ from imagen_jax.config import StageConfig
 from imagen_jax.planning.estimate import Kind, sampled_params, sampler
 from imagen_jax.planning.targets import Target
 from imagen_jax.training import state as states
+from imagen_jax.training import teacher
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.utilisation import batch_shapes
 
@@ -63,7 +64,7 @@ def compile_for(config: StageConfig, kind: Kind, target: Target, dtype: str = "f
         state = states.abstract_state(config, mesh)
         out = (states.shardings(state), None)
         step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
-        args = (state, placed(batch_shapes(config, rows)))
+        args = (state, placed(batch_shapes(config, rows)), teacher.like_the_stage(config, state.params))
     else:
         function, inputs = sampler(config, rows)
 

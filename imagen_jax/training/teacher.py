@@ -7,13 +7,14 @@ is trained, from captions of the same encoder; its network may be another one.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from imagen_jax import checks, sharding, stage
 from imagen_jax.checks import Verbatim, require
-from imagen_jax.config import StageConfig, flat
+from imagen_jax.config import OBJECTIVES, DistilledConfig, StageConfig, flat, override
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.training import initial
 from imagen_jax.training.objectives import distillation
@@ -76,6 +77,19 @@ def load(config: StageConfig, mesh: Mesh) -> stage.Stage | None:
     shardings = sharding.state_sharding(shapes, mesh)
     shapes = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
     return stage.Stage(found.load(shapes), found.config)
+
+
+def like_the_stage(config: StageConfig, params: Any) -> stage.Stage | None:
+    """Return, to plan with, a guided teacher with the stage's own network; None if its objective learns from none.
+
+    Args:
+      config: of the stage.
+      params: its parameters, or their shapes.
+    """
+    if not getattr(OBJECTIVES[config.optim.objective], "needs_teacher", False):
+        return None
+    sampling = override(config.sampling, {"guidance_scale": config.distilled.guidance_scale})
+    return stage.Stage(params, dataclasses.replace(config, sampling=sampling, distilled=DistilledConfig()))
 
 
 def _check_steps_and_guidance(config: StageConfig, teacher: StageConfig) -> None:

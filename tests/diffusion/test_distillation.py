@@ -52,7 +52,7 @@ def test_joined_steps_end_where_the_sampler_ends():
 
 
 def test_a_consistent_student_ends_where_the_teacher_ends():
-    """From each level, the steps that remain: those of the teacher, all in one, and the first of it and then the rest."""
+    """From each level: all remaining steps of the teacher, and its first one with the rest by the student."""
     _, levels, z_1 = grid_and_noise(4)
     for first in range(4):
         rest = lambda z_t, logsnr_t: distillation.joined(denoise, z_t, levels[first + 1 :])[0]  # noqa: B023

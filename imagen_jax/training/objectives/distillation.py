@@ -2,8 +2,8 @@
 
 The student learns the x of DDIM steps on the grid that it is sampled on, `distilled.steps` equal steps of time. The
 teacher's estimates on the grid with `distilled.substeps` times as many steps are guided and thresholded as it is
-sampled, so that the student needs no guidance (Meng et al. 2023, arXiv 2210.03142, with one fixed weight). No caption is
-dropped.
+sampled, so that the student needs no guidance (Meng et al. 2023, arXiv 2210.03142, with one fixed weight). No caption
+is dropped.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,17 @@
 """Progressive distillation: a student that minimises the objective samples what the teacher does in more steps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import stage
-from imagen_jax.config import OBJECTIVES
+from imagen_jax import sharding, stage
+from imagen_jax.config import OBJECTIVES, DistilledConfig, distilled
+from imagen_jax.training import state as states
 from imagen_jax.training.objectives import progressive
+from imagen_jax.training.step import make_train_step
 
 
 def test_the_indices_are_uniform_and_in_range():
@@ -37,3 +41,17 @@ def test_the_student_does_in_a_step_what_the_teacher_does_in_some(teacher, stude
     of_teacher = sampled(teacher, sampler="ddim", steps=2 * substeps)
     np.testing.assert_allclose(sampled(student), of_teacher, atol=2e-4)
     assert float(jnp.abs(of_teacher - sampled(teacher, sampler="ddim", steps=2)).max()) > 0.02
+
+
+@pytest.mark.slow
+def test_a_super_resolution_u_net_learns_from_its_teacher(tiny_stages, tiny_batch):
+    teacher = tiny_stages[1]
+    optim = dataclasses.replace(teacher.config.optim, objective="progressive", teacher="elsewhere")
+    config = dataclasses.replace(teacher.config, distilled=DistilledConfig(2, guidance_scale=3.0), optim=optim)
+    config, mesh = distilled.with_sampling(config), sharding.make_mesh(devices=jax.devices()[:1])
+    step = jax.jit(make_train_step(config, mesh), donate_argnums=0)
+    state, losses = states.init_state(config, states.abstract_state(config, mesh)), []
+    for _ in range(40):
+        state, metrics = step(state, tiny_batch, teacher)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
