@@ -7,6 +7,7 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import sharding
+from imagen_jax.config import distilled
 from imagen_jax.planning import program, targets
 from imagen_jax.planning.estimate import estimate
 from imagen_jax.training import state as states
@@ -101,3 +102,14 @@ def test_against_the_compiler_for_tpus():
     target = targets.target("v5e:2x2")
     compiled = program.compile_for(config, "train", target)
     assert estimate(config, "train", 4).peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)
+
+
+def test_a_teacher_is_held_and_computed_as_well(tiny_configs):
+    config = tiny_configs[1]
+    made = C.DistilledConfig(steps=2, guidance_scale=3.0)
+    optim = dataclasses.replace(config.optim, objective="consistency")
+    taught = distilled.with_sampling(dataclasses.replace(config, distilled=made, optim=optim))
+    plain, plan = (estimate(each, "train", 1) for each in (config, taught))
+    assert plan.params_bytes == 2 * plain.params_bytes and plan.optimizer_bytes == plain.optimizer_bytes
+    # Three more forward passes, two of the guided teacher, beside a forward and a backward pass.
+    assert plan.flops / plain.flops == pytest.approx(2, rel=0.1)
