@@ -29,6 +29,7 @@ from imagen_jax import TextEncoder, config, sample_stage, stage
 from imagen_jax.cli import program as cli
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.cli.sampling_options import SamplingOptions
+from imagen_jax.config import distilled
 from imagen_jax.config.presets import load_preset
 from imagen_jax.config.validation import validate
 from imagen_jax.data import transforms
@@ -348,7 +349,7 @@ def check(parse, script, arguments):
     parsed = parse(script, arguments)
     if isinstance(parsed, tuple):
         options, settings = parsed
-        validate(settings)
+        validate(distilled.with_sampling(settings))  # as train.py and plan.py do
         if getattr(options, "topology", None):
             assert targets.num_devices(options.topology) > 0
     elif isinstance(parsed, SamplingOptions) and "quickstart" in str(parsed.workdir):
