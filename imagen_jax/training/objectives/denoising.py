@@ -29,7 +29,7 @@ def denoising(config: StageConfig) -> Any:
 def mean_and_metrics(
     per_image: jax.Array, logsnr_t: jax.Array, weight: jax.Array | float = 1
 ) -> tuple[jax.Array, Metrics]:
-    """Return the mean of the weighted losses [B] of images at logsnr_t [B], and the plain ones by log-SNR as metrics."""
+    """Return the mean of the weighted losses [B] at logsnr_t [B]; metrics are the plain ones by log-SNR."""
     sums, counts = losses.by_logsnr(per_image, logsnr_t)
     names = [f"loss_logsnr/{bucket}" for bucket in losses.BUCKETS]
     return jnp.mean(weight * per_image), dict(zip(names, zip(sums, counts, strict=True), strict=True))
