@@ -69,13 +69,18 @@ class Options(SamplingOptions):
     """Shares in percent of the result to paint around --image: top, bottom, left, right."""
     fsdp: int | None = None
     """Devices that share each copy of the parameters; by default 1."""
+    one_at_a_time: bool = False
+    """For small cards: load the text encoder and the stages one after another, each for all pictures, and free it. The
+    pictures stay the same."""
     from_png: Path | None = None
-    """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size and the new
-    places of what has been moved: --workdir or --pretrained, --adapter, --image, --mask, --low-res."""
+    """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size,
+    --one-at-a-time and the new places of what has been moved: --workdir or --pretrained, --adapter, --image, --mask,
+    --low-res."""
 
 
 # What may be given beside --from-png.
-BESIDE = ("from_png", "workdir", "pretrained", "adapter", "output", "batch_size", "image", "mask", "low_res")
+MOVED = ("workdir", "pretrained", "adapter", "image", "mask", "low_res")
+BESIDE = ("from_png", "output", "batch_size", "one_at_a_time", *MOVED)
 
 
 def main(options: Options) -> None:
@@ -97,7 +102,7 @@ def sample(options: Options) -> None:
     from imagen_jax.generate.records import encode_png
 
     jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
-    same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
+    same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp", "one_at_a_time")
     asked = {key: value for key in same if (value := getattr(options, key)) is not None}
     prepared = request.prepare(
         request.Request(
@@ -148,7 +153,7 @@ def repeat(options: Options) -> None:
     cascade = None if options.workdir is None and options.pretrained is None else options.cascade()
     moved = {"inputs": inputs(options), "adapters": adapters(options)}
     asked = request.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
-    prepared = request.prepare(asked)
+    prepared = request.prepare(dataclasses.replace(asked, one_at_a_time=options.one_at_a_time))
     is_name = isinstance(asked.workdir, str)
     output = options.output or (Path("samples") if is_name else asked.workdir / "samples")
     files.check_directory(output, "--output", needed=before.size)

@@ -138,35 +138,15 @@ def run_prompts(
     Raises:
       ValueError: at the call; the encoder is another one.
     """
-    _check_encoder(stages, encoder)
-    # All prompts are checked, and those too long warned of, before anything is computed.
-    if hasattr(encoder, "tokenize"):
-        encoder.tokenize([*dict.fromkeys(plan.prompts)], stages[0].config.text.length)
-
-    @functools.lru_cache(maxsize=plan.batch_size)
-    def encoded(prompt: str) -> TextCond:
-        # One by one: in a batch its rounding would depend on the other prompts.
-        with warnings.catch_warnings(action="ignore"):
-            return encode(stages, encoder, [prompt])
-
-    mesh, cascade = sharding.make_mesh(plan.fsdp), plan.cascade
+    encoded = functools.lru_cache(maxsize=plan.batch_size)(encoding(plan, stages, encoder))
     params = {stage.config.name: stage.params for stage in stages}
-    chosen = tuple(stage.replace(params=params[stage.config.name]) for stage in cascade.stages)
-    weak = [sharding.shard_params(own.weak, mesh) for own in cascade.inputs]
-    inputs = tuple(own.replace(weak=each) for own, each in zip(cascade.inputs, weak, strict=True))
-    cascade = cascade.replace(stages=sharding.shard_params(chosen, mesh), inputs=inputs)
-    if plan.negative is not None:
-        negative = sharding.replicate(encode(stages, encoder, [plan.negative]), mesh)
-        cascade = cascade.with_inputs(negative=negative)
+    chosen = tuple(stage.replace(params=params[stage.config.name]) for stage in plan.cascade.stages)
+    negative = None if plan.negative is None else encode(stages, encoder, [plan.negative])
+    cascade = on_devices(plan, plan.cascade.replace(stages=chosen), negative)
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
-        for start in range(0, len(plan.prompts), plan.batch_size):
-            rows = slice(start, min(start + plan.batch_size, len(plan.prompts)))
-            text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, plan.prompts[rows]))
-            keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in plan.seeds[rows]])
-            own = text, keys, jax.tree.map(itemgetter(rows), plan.images)
-            text, keys, by_image = sharding.pad_batch(own, plan.batch_size, mesh)
-            batch = cascade.with_inputs(**by_image).replace(texts=(text,), keys=keys)
+        for rows in batch_rows(plan):
+            batch = filled(plan, cascade, encoded, rows)
             results, infos = run_cascade(batch)
             raise_if_any_broken(batch.stages, infos)
             results = jax.device_get(results)
@@ -174,6 +154,50 @@ def run_prompts(
                 yield tuple(stage_images[i] for stage_images in results)
 
     return batches()
+
+
+def encoding(
+    plan: PromptPlan, stages: tuple[Stage, ...], encoder: encoders.Encoder
+) -> Callable[[str], TextCond]:
+    """Return a function that encodes a prompt, after all are checked, and those too long warned of.
+
+    Raises:
+      ValueError: the encoder is another one than that of training.
+    """
+    _check_encoder(stages, encoder)
+    if hasattr(encoder, "tokenize"):
+        encoder.tokenize([*dict.fromkeys(plan.prompts)], stages[0].config.text.length)
+
+    def encoded(prompt: str) -> TextCond:
+        # One by one: in a batch its rounding would depend on the other prompts.
+        with warnings.catch_warnings(action="ignore"):
+            return encode(stages, encoder, [prompt])
+
+    return encoded
+
+
+def on_devices(plan: PromptPlan, cascade: Plan, negative: TextCond | None) -> Plan:
+    """Return the cascade with its parameters, and the encoded negative prompt, on the devices of the plan."""
+    mesh = sharding.make_mesh(plan.fsdp)
+    weak = [sharding.shard_params(own.weak, mesh) for own in cascade.inputs]
+    inputs = tuple(own.replace(weak=each) for own, each in zip(cascade.inputs, weak, strict=True))
+    cascade = cascade.replace(stages=sharding.shard_params(cascade.stages, mesh), inputs=inputs)
+    return cascade if negative is None else cascade.with_inputs(negative=sharding.replicate(negative, mesh))
+
+
+def batch_rows(plan: PromptPlan) -> Iterator[slice]:
+    """Yield the rows of each batch among all prompts."""
+    for start in range(0, len(plan.prompts), plan.batch_size):
+        yield slice(start, min(start + plan.batch_size, len(plan.prompts)))
+
+
+def filled(plan: PromptPlan, cascade: Plan, encoded: Callable[[str], TextCond], rows: slice) -> Plan:
+    """Return the cascade with the arrays of one batch, padded to its whole size."""
+    text = jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *map(encoded, plan.prompts[rows]))
+    keys = jax.numpy.concatenate([image_keys(seed, 1) for seed in plan.seeds[rows]])
+    own = text, keys, jax.tree.map(itemgetter(rows), plan.images)
+    text, keys, by_image = sharding.pad_batch(own, plan.batch_size, sharding.make_mesh(plan.fsdp))
+    return cascade.with_inputs(**by_image).replace(texts=(text,), keys=keys)
 
 
 def whole_batch(batch_size: int, num: int, fsdp: int = 1) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import imagen_jax
 from imagen_jax import checks
 from imagen_jax.config import SamplingConfig
 from imagen_jax.generate import records
+from imagen_jax.generate.in_turn import encode_prompts, run_in_turn
 from imagen_jax.generate.prompts import PromptPlan, plan_prompts, run_prompts
 from imagen_jax.generate.records import MAX_BATCH, AdapterFile, InputFile, Record
 from imagen_jax.sampling import fitting
@@ -46,6 +48,7 @@ class Request:
       inputs: files by "image", "mask" and "low_res".
       outpaint: shares in percent to paint around the image: top, bottom, left, right.
       batch_size, fsdp: as of `plan_prompts`.
+      one_at_a_time: whether the text encoder and each stage are loaded, used and freed one after another.
     """
 
     workdir: str | Path
@@ -64,6 +67,7 @@ class Request:
     outpaint: tuple[int, int, int, int] | None = None
     batch_size: int = 16
     fsdp: int = 1
+    one_at_a_time: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +146,11 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
       ValueError: one line; the cascade cannot be loaded, or the text encoder is another one.
     """
     request, plan = prepared.request, prepared.plan
-    stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
-    stages = adapter_file.apply(stages, prepared.fitted)
-    encoder = encoders.from_config(stages[0].config.text)
+    stages, steps = (), {}
+    if not request.one_at_a_time:
+        stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
+        stages = adapter_file.apply(stages, prepared.fitted)
+    encoder = encoders.from_config(plan.cascade.stages[0].config.text)
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "
@@ -159,7 +165,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         size=prepared.size,
         outpaint=request.outpaint,
         workdir=_recorded_workdir(request.workdir),
-        checkpoints={name: steps[name] for name in names},
+        checkpoints={},
         adapters=tuple(
             AdapterFile(_recorded_place(path), each.adapter.sha256, each.weight)
             for path, each in zip(request.adapters, prepared.fitted, strict=True)
@@ -172,10 +178,31 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         versions={"imagen_jax": imagen_jax.__version__, "jax": jax.__version__},
         **{name: InputFile.of(name, path) for name, path in request.inputs.items()},
     )
-    pictures = run_prompts(plan, stages, encoder)
+    if request.one_at_a_time:
+        encoded = encode_prompts(plan, encoder)
+        loaders = loading.stage_loaders(request.workdir, request.checkpoints)
+        load = {name: partial(_load, loaders[name], prepared.fitted, steps) for name in names}
+        pictures = run_in_turn(plan, encoded, load)
+    else:
+        pictures = run_prompts(plan, stages, encoder)
+    del encoder  # and its parameters, unless they are needed again
     for i, ((prompt, seed), by_stage) in enumerate(zip(request.jobs, pictures, strict=True)):
-        own = dataclasses.replace(record, prompt=prompt, seed=seed, row=i % record.batch_size)
+        which = {name: steps[name] for name in names}
+        own = dataclasses.replace(record, prompt=prompt, seed=seed, row=i % record.batch_size, checkpoints=which)
         yield own, by_stage[-1]
+
+
+def _load(
+    load: Callable[[], tuple[Stage, int | str]],
+    fitted: Sequence[adapter_file.Fitted],
+    steps: dict[str, int | str],
+) -> Stage:
+    """Return load()'s stage with its adapters; note in `steps` which parameters these are."""
+    stage, which = load()
+    name = stage.config.name
+    steps[name] = which
+    (stage,) = adapter_file.apply((stage,), [each for each in fitted if each.stage == name])
+    return stage
 
 
 def _recorded_workdir(workdir: str | Path) -> str:

@@ -49,6 +49,11 @@ class Plan:
         own = lambda inputs: {name: value for name, value in given.items() if getattr(inputs, name) is not None}
         return self.replace(inputs=tuple(inputs.replace(**own(inputs)) for inputs in self.inputs))
 
+    def only(self, i: int, params: Any) -> "Plan":
+        """Return the plan of stage i alone, with its parameters."""
+        one = {name: getattr(self, name)[i : i + 1] for name in ("inputs", "values", "recipes", "sampling")}
+        return self.replace(stages=(self.stages[i].replace(params=params),), **one)
+
 
 @with_former_names
 def plan_cascade(

@@ -111,13 +111,29 @@ def load_cascade(
       ValueError: there is no stage, one cannot be read or is damaged, they do not follow each other, or an adapter
         cannot be read or is of other parameters.
     """
-    stages, loaded = read_cascade(workdir, best=best), {}
+    stages = read_cascade(workdir, best=best)
     fitted = adapter_file.fit([each.config for each in stages], adapters or {})
-    for config, load in _loaders(pretrained.resolve(workdir)):
-        loaded[config.name] = load((steps or {}).get(config.name))
+    loaded = {name: load() for name, load in stage_loaders(workdir, steps).items()}
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
     stages = adapter_file.apply(stages, fitted)
     return (stages, {name: which for name, (_, which) in loaded.items()}) if return_steps else stages
+
+
+def stage_loaders(
+    workdir: str | Path, steps: Mapping[str, int | str] | None = None
+) -> dict[str, Callable[[], tuple[stage.Stage, int | str]]]:
+    """Return functions that load the stages of `load_cascade` one by one, by name, base first.
+
+    Each returns the stage with its averaged parameters, and which were loaded.
+
+    Args:
+      workdir, steps: as for `load_cascade`.
+
+    Raises:
+      ValueError: as `load_cascade`; what cannot be loaded shows when its function is called.
+    """
+    found = _loaders(pretrained.resolve(workdir))
+    return {config.name: partial(load, (steps or {}).get(config.name)) for config, load in found}
 
 
 def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:

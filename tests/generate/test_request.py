@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax import sharding
-from imagen_jax.generate import prompts, records, request
+from imagen_jax.generate import in_turn, prompts, records, request
 from imagen_jax.sampling import plan
 from imagen_jax.stage_dir import loading
 from tests.generate.conftest import RECORD
@@ -55,10 +55,14 @@ def test_all_is_checked_before_anything_is_loaded(cascade, tmp_path, changes, me
         request.prepare(request.Request(**({"workdir": cascade, "jobs": [("a", 0)]} | changes)))
 
 
-def test_a_request_is_checked_once(cascade, tiny_stages, tiny_text, monkeypatch):
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_a_request_is_checked_once(one_at_a_time, cascade, tiny_stages, tiny_text, monkeypatch):
     checked = []
     monkeypatch.setattr(prompts, "plan_cascade", lambda *a, **o: checked.append(o) or plan.plan_cascade(*a, **o))
-    prepared = request.prepare(request.Request(workdir=cascade, jobs=[("a", 0), ("b", 1)], options={"steps": 2}))
+    asked = request.Request(
+        workdir=cascade, jobs=[("a", 0), ("b", 1)], options={"steps": 2}, one_at_a_time=one_at_a_time
+    )
+    prepared = request.prepare(asked)
     assert prepared.size == (16, 16) and [s.steps for s in prepared.plan.cascade.sampling] == [2, 2]
     assert prepared.plan.batch_size == sharding.num_batch_shards(sharding.make_mesh())
 
@@ -74,10 +78,15 @@ def test_a_request_is_checked_once(cascade, tiny_stages, tiny_text, monkeypatch)
         return images, ()
 
     steps = {"base": 5, "sr16": 7}
-    monkeypatch.setattr(loading, "load_cascade", lambda *_, **__: (tiny_stages, steps))
+    if one_at_a_time:
+        load = {each.config.name: lambda own=each: (own, steps[own.config.name]) for each in tiny_stages}
+        monkeypatch.setattr(loading, "stage_loaders", lambda *_: load)
+    else:
+        monkeypatch.setattr(loading, "load_cascade", lambda *_, **__: (tiny_stages, steps))
     monkeypatch.setattr(request.encoders, "from_config", lambda config: Encoder())
-    monkeypatch.setattr(prompts, "run_cascade", run)
-    monkeypatch.setattr(prompts, "raise_if_any_broken", lambda *_: None)
+    for module in (prompts, in_turn):
+        monkeypatch.setattr(module, "run_cascade", run)
+        monkeypatch.setattr(module, "raise_if_any_broken", lambda *_: None)
     drawn = list(request.draw(prepared))
     assert [(record.prompt, record.seed, record.row) for record, _ in drawn] == [("a", 0, 0), ("b", 1, 1)]
     assert drawn[0][0].checkpoints == steps and drawn[0][0].sampling["sr16"].steps == 2
