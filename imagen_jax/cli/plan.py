@@ -3,9 +3,11 @@
   imagen-jax plan --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
   imagen-jax plan --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
   imagen-jax plan --preset deepfloyd:xl --topology v5e:2x2 --kind sample --batch 4 --dtype bfloat16
+  imagen-jax plan --preset deepfloyd:xl --topology v5e:2x2 --kind cascade --batch 4 --dtype bfloat16 --text.dtype int8
 
 Compiles the real train step, or sampler, for the chips; no TPU has to be at hand, only libtpu
-(pip install -e '.[tpu]'). --quick estimates from shapes alone. Exit status 1: it does not fit.
+(pip install -e '.[tpu]'). --quick estimates from shapes alone, and so does --kind cascade, for the text encoder and all
+stages of the preset. Exit status 1: it does not fit.
 """
 
 import dataclasses
@@ -24,8 +26,8 @@ class Options:
     """Name of the stage in the preset; empty: the first."""
     topology: str | None = None
     """TPU slice such as v5e:16x16 or v4:4x4x8; None: the local devices."""
-    kind: Literal["train", "sample"] = "train"
-    """What to run there."""
+    kind: Literal["train", "sample", "cascade"] = "train"
+    """What to run there: the stage's train step, its sampler, or the samplers of all stages and the text encoder."""
     batch: int | None = None
     """Images in a batch, over all devices; None: optim.batch_size."""
     fsdp: int | None = None
@@ -62,7 +64,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     config = validate(distilled.with_sampling(config))
     if options.kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
         config = change("distilled", guidance_scale=2.0)  # any other one costs the same
-    if options.quick and options.topology is not None:
+    if (options.quick or options.kind == "cascade") and options.topology is not None:
         devices = targets.num_devices(options.topology)
         chip = chips.CHIPS[options.topology.partition(":")[0]]
         memory, where = chip.memory, options.topology
@@ -70,6 +72,8 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         target = targets.target(options.topology)
         devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
 
+    if options.kind == "cascade":
+        return cascade_fits(options, config, devices, memory, where)
     plan = estimate(config, options.kind, devices, options.dtype)
     gib = lambda size: f"{size / 2**30:8.2f} GiB"
     print(
@@ -130,6 +134,53 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     print("fits                 no")
     print(fit.advice(config, options.kind, devices, memory, chip, options.dtype))
     return 1
+
+
+def cascade_fits(options: Options, config: StageConfig, devices: int, memory: int | None, where: str) -> int:
+    """Print the memory of each part of the cascade and of all; return the exit status.
+
+    Args:
+      options: of the command.
+      config: of the stage that is named, whose `text`, `run`, `compute_dtype` and batch size the others get.
+      devices: their number.
+      memory: of each, in bytes; None if unknown.
+      where: the devices in words.
+    """
+    from imagen_jax.config.presets import load_preset
+    from imagen_jax.planning import cascade
+
+    same = {name: getattr(config, name) for name in ("text", "run", "compute_dtype")}
+    configs, batch = [], config.optim.batch_size
+    for stage in load_preset(options.preset):
+        optim = dataclasses.replace(stage.optim, batch_size=batch)
+        configs.append(config if stage.name == config.name else dataclasses.replace(stage, optim=optim, **same))
+    found = cascade.parts(configs, devices, options.dtype)
+    print(
+        f"cascade {options.preset}, batch {batch} on {devices} devices ({where}): fsdp {config.run.fsdp}, parameters "
+        f"{options.dtype}, computed in {config.compute_dtype}; text encoder {config.text.encoder} {config.text.dtype}"
+    )
+    print("on the device that holds most, from shapes alone:")
+    print(f"  {'':14}{'parameters':>14}{'at work':>14}{'peak':>14}")
+    gib = lambda size: f"{size / 2**30:10.2f} GiB"
+    for part in found:
+        print(f"  {part.name:14}{gib(part.params_bytes)}{gib(part.working_bytes)}{gib(part.peak_bytes)}")
+    of = f" of {memory / 2**30:.2f}" if memory else ""
+    together, alone = cascade.together(found), cascade.one_at_a_time(found)
+    print(f"all loaded{gib(together):>48}{of}\none at a time{gib(alone):>45}{of}")
+    sizes = (dataclasses.replace(config.text, dtype=dtype) for dtype in ("float32", "bfloat16", "int8"))
+    sizes = [f"{text.dtype} {cascade.text_encoder(text).peak_bytes / 2**30:.2f} GiB" for text in sizes]
+    print(f"the text encoder by its type: {', '.join(sizes)}")
+    if memory is None:
+        print("fits                 unknown: the device does not say how much memory it has")
+        return 0
+    if together <= memory:
+        print("fits                 yes")
+    elif alone <= memory:
+        print("fits                 one at a time: imagen-jax sample --one-at-a-time")
+    else:
+        large = ", ".join(part.name for part in found if part.peak_bytes > memory)
+        print(f"fits                 no: too large even alone: {large}")
+    return int(alone > memory)
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
