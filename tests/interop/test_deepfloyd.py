@@ -162,6 +162,25 @@ def test_parameters_are_born_on_the_mesh_and_in_bfloat16(load_model):
     np.testing.assert_array_equal(leaf, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stage_1", "stage_2"])
+def test_sharded_parameters_give_the_outputs_of_one_device(name, goldens, load_model, monkeypatch):
+    """Eight devices share each parameter, and each has two rows of the batch."""
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
+    mesh, loaded = sharding.make_mesh(fsdp=8), load_model(name)
+    if name == "stage_1":  # born on the mesh
+        sharded = deepfloyd.load_stage(TINY_IF, mesh=mesh)
+    else:
+        sharded = sharding.shard_params(loaded, mesh)
+    shares = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(sharded.params)]
+    assert min(shares) == 1 / 8 and np.mean(np.array(shares) < 1) > 0.3
+    given = jax.tree.map(lambda rows: jnp.concatenate([rows] * 8), arguments(goldens, name))
+    outputs = deepfloyd.predict(sharded, **sharding.pad_batch(given, 16, mesh))
+    assert not any(out.sharding.is_fully_replicated for out in outputs)
+    for out, wanted in zip(outputs, deepfloyd.predict(loaded, **arguments(goldens, name)), strict=True):
+        np.testing.assert_allclose(np.asarray(out).reshape(8, *wanted.shape), np.stack([wanted] * 8), atol=1e-4)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
