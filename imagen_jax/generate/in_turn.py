@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imagen_jax.generate.prompts import PromptPlan, batch_rows, encode, encoding, filled, on_devices
+from imagen_jax.generate.prompts import PromptPlan, batch_rows, encode_negative, encoding, filled, on_devices
 from imagen_jax.sampling.cascade import raise_if_any_broken, run_cascade
 from imagen_jax.sampling.plan import Plan
 from imagen_jax.stage import Stage
@@ -29,7 +29,7 @@ def encode_prompts(plan: PromptPlan, encoder: encoders.Encoder) -> Encoded:
     """
     stages = plan.cascade.stages
     encoded = encoding(plan, stages, encoder)
-    negative = None if plan.negative is None else encode(stages, encoder, [plan.negative])
+    negative = encode_negative(plan, stages, encoder)
     return jax.device_get(Encoded({prompt: encoded(prompt) for prompt in dict.fromkeys(plan.prompts)}, negative))
 
 

@@ -141,8 +141,7 @@ def run_prompts(
     encoded = functools.lru_cache(maxsize=plan.batch_size)(encoding(plan, stages, encoder))
     params = {stage.config.name: stage.params for stage in stages}
     chosen = tuple(stage.replace(params=params[stage.config.name]) for stage in plan.cascade.stages)
-    negative = None if plan.negative is None else encode(stages, encoder, [plan.negative])
-    cascade = on_devices(plan, plan.cascade.replace(stages=chosen), negative)
+    cascade = on_devices(plan, plan.cascade.replace(stages=chosen), encode_negative(plan, stages, encoder))
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for rows in batch_rows(plan):
@@ -174,6 +173,14 @@ def encoding(
             return encode(stages, encoder, [prompt])
 
     return encoded
+
+
+def encode_negative(
+    plan: PromptPlan, stages: tuple[Stage, ...], encoder: encoders.Encoder
+) -> TextCond | None:
+    """Return the encoded prompt to steer away from [1, L, D]; None if no stage takes one."""
+    is_taken = any(own.negative is not None for own in plan.cascade.inputs)
+    return encode(stages, encoder, [plan.negative]) if is_taken else None
 
 
 def on_devices(plan: PromptPlan, cascade: Plan, negative: TextCond | None) -> Plan:
