@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-
 SCRIPT = str(Path(__file__).resolve().parents[1] / "benchmarks/data.py")
 SMALL = "--sizes 8 16 --width 40 --height 30 --num-pictures 2 --batch-size 2 --num-batches 2 --rounds 2"
 
@@ -58,20 +56,3 @@ def test_wrong_options_are_one_line(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(tempfile, "TemporaryDirectory", None)  # no work has begun
     code, _, err = run(monkeypatch, capsys, arguments)
     assert code == 2 and message in err and err.count("\n") == 1, err
-
-
-
-
-@pytest.mark.slow
-def test_a_step_is_compiled_and_timed(monkeypatch, capsys):
-    small = (
-        "--image-size 8 --network.channels 8 --network.num-res-blocks 1 --network.attention False --steps 2"
-    )
-    arguments = ["--preset", "quickstart", *small.split(), "--run.fsdp", "2", "--run.height", "2"]
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks/training.py"), *arguments])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "benchmarks/training.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    assert not stop.value.code and "8 x cpu, fsdp 2, height 2" in out, out
-    step, rate = (float(out.split(f"\n{name}")[1].split()[0]) for name in ("step", "throughput"))
-    assert abs(step * rate - 8) < 0.1  # the batch, to the digits that are printed

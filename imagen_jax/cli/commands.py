@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("sweep.py", ""),
     "recogniser": ("train_recogniser.py", ""),
     "plan": ("plan.py", ""),
+    "benchmark": ("benchmark.py", ""),
     "export": ("export.py", ""),
     "convert": ("convert_weights.py", ""),
 }

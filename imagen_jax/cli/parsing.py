@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,16 @@ def _located(parsed: Any) -> Any:
     return dataclasses.replace(parsed, **changed) if changed else parsed
 
 
-def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, StageConfig]:
+def _stages_of_preset(values: dict[str, str]) -> Sequence[StageConfig]:
+    return load_preset(values.get("preset", ""))
+
+
+def parse_stage(
+    kind: type,
+    description: str,
+    args: list[str],
+    stages_of: Callable[[dict[str, str]], Sequence[StageConfig]] = _stages_of_preset,
+) -> tuple[Any, StageConfig]:
     """Return an instance of the dataclass `kind`, and the stage that it names, changed as the arguments ask for.
 
     Args:
@@ -69,6 +79,7 @@ def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, Sta
       description: printed by --help, which shows the values of the preset, if one is given that can be read.
       args: options of `kind`, and fields of the stage, such as --optim.learning-rate. With another --text.encoder
         and no --text.width, the width is None: that of the encoder.
+      stages_of: returns the stages to choose from, given the values of those options of `kind` that are in `args`.
 
     Raises:
       ValueError: one line; as `parse`, or there is no such preset or stage.
@@ -81,7 +92,8 @@ def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, Sta
     if not wants_help:  # the rest waits for the preset, which says what options the network has
         options.check([word for name, values in named.items() for word in (f"--{name}", *values)], own)
     try:
-        stage = _stage(*(" ".join(named.get(name, [""])) for name in ("preset", "stage")))
+        values = {name: " ".join(words) for name, words in named.items()}
+        stage = _stage(stages_of(values), values)
     except ValueError as error:
         if not wants_help:
             raise
@@ -105,12 +117,14 @@ def parse_stage(kind: type, description: str, args: list[str]) -> tuple[Any, Sta
     return parsed, dataclasses.replace(parsed.config, text=text)
 
 
-def _stage(preset: str, name: str) -> StageConfig:
-    """Return the stage of that name in a preset; "": the first."""
-    stages = {stage.name: stage for stage in load_preset(preset)}
-    if (name or next(iter(stages))) not in stages:
-        raise ValueError(f"--stage must be one of {', '.join(stages)} in preset {preset}; got {name!r}.")
-    return stages[name or next(iter(stages))]
+def _stage(stages: Sequence[StageConfig], values: dict[str, str]) -> StageConfig:
+    """Return the stage that --stage names; without it, the first."""
+    named = {stage.name: stage for stage in stages}
+    name = values.get("stage") or next(iter(named))
+    if name not in named:
+        place = f"preset {values['preset']}" if values.get("preset") else f"{values.get('workdir')}"
+        raise ValueError(f"--stage must be one of {', '.join(named)} in {place}; got {name!r}.")
+    return named[name]
 
 
 def _tyro(kind: type, description: str, args: list[str]) -> Any:

@@ -1,1 +1,1 @@
-"""Estimates of a stage's memory and speed on devices that need not be attached."""
+"""What a stage costs: estimates for devices that need not be attached, and measurements on local ones."""

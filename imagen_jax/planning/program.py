@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from imagen_jax import sharding
 from imagen_jax.config import StageConfig
+from imagen_jax.planning import hlo
 from imagen_jax.planning.estimate import Kind, sampled_params, sampler
 from imagen_jax.planning.targets import Target
 from imagen_jax.training import state as states
@@ -56,44 +58,70 @@ def compile_for(config: StageConfig, kind: Kind, target: Target, dtype: str = "f
       DoesNotFit: the program's arrays do not fit the devices' memory.
     """
     mesh = sharding.make_mesh(config.run.fsdp, list(target.devices), height=config.run.height)
+    held = states.abstract_state(config, mesh) if kind == "train" else sampled_params(config, mesh, dtype)
+    step, args = build(config, kind, mesh, held)
+    start = time.perf_counter()
+    with _quickest():
+        program = compile_lowered(step.lower(*args))
+    memory = program.memory_analysis()
+    return Compiled(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=peak_bytes(memory),
+        code_bytes=memory.generated_code_size_in_bytes,
+        collectives=collectives(program.as_text()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def build(config: StageConfig, kind: Kind, mesh: Mesh, held: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return (the stage's train step or sampler, jitted; the shapes of its arguments).
+
+    Args:
+      config: of the stage.
+      kind: which of them.
+      mesh: of the devices.
+      held: shapes of the state, as from `states.abstract_state` or `states.packed_shapes`; of the parameters to sample
+        with, as from `sampled_params`.
+    """
     rows = config.optim.batch_size
     placed = lambda tree: jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh)), tree
     )
     if kind == "train":
-        state = states.abstract_state(config, mesh)
-        out = (states.shardings(state), None)
+        out = (states.shardings(held), None)
         step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
-        args = (state, placed(batch_shapes(config, rows)), teacher.like_the_stage(config, state.params))
-    else:
-        function, inputs = sampler(config, rows)
+        taught_by = teacher.like_the_stage(config, sampled_params(config, mesh, "float32"))
+        return step, (held, placed(batch_shapes(config, rows)), taught_by)
+    function, inputs = sampler(config, rows)
 
-        def step_fn(params: Any, inputs: Any) -> jax.Array:
-            with sharding.use_mesh(mesh):
-                return function(params, inputs)
+    def step_fn(params: Any, inputs: Any) -> jax.Array:
+        with sharding.use_mesh(mesh):
+            return function(params, inputs)
 
-        step = jax.jit(step_fn, out_shardings=sharding.batch_sharding(mesh))
-        args = (sampled_params(config, mesh, dtype), placed(inputs))
-    start = time.perf_counter()
-    with _quickest():
-        try:
-            program = step.lower(*args).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            found = re.search(r"temporaries \(([\d.]+)([MG])\)", str(error))
-            needed = found and int(float(found[1]) * {"M": 2**20, "G": 2**30}[found[2]])
-            raise DoesNotFit(str(error).splitlines()[0], needed) from error
-    memory = program.memory_analysis()
+    return jax.jit(step_fn, out_shardings=sharding.batch_sharding(mesh)), (held, placed(inputs))
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile a program.
+
+    Raises:
+      DoesNotFit: its arrays do not fit the devices' memory.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = re.search(r"temporaries \(([\d.]+)([MG])\)", str(error))
+        needed = found and int(float(found[1]) * {"M": 2**20, "G": 2**30}[found[2]])
+        raise DoesNotFit(str(error).splitlines()[0], needed) from error
+
+
+def peak_bytes(memory: Any) -> int:
+    """Return the peak memory of a compiled program on each device, from its `memory_analysis`."""
     extra_output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.argument_size_in_bytes + extra_output + memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
-        collectives=collectives(program.as_text()),
-        seconds=time.perf_counter() - start,
-    )
+    return memory.argument_size_in_bytes + extra_output + memory.temp_size_in_bytes
 
 
 @contextmanager
@@ -109,45 +137,21 @@ def _quickest() -> Iterator[None]:
             jax.config.update(name, value)
 
 
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{\s*$")
-_CALL = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.-]+(?:, ?%[\w.-]+)*)")
-_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?")
 
 
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Return the collectives in a compiled program's text: name -> (number, bytes of their results).
 
     Those in a loop count as often as the loop runs, where the compiler knows its trip count.
     """
-    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    entry = name = ""
-    for line in hlo.splitlines():
-        if line and not line.startswith(" ") and (header := _COMPUTATION.match(line)):
-            name = header[1]
-            entry = name if line.startswith("ENTRY") else entry
-            continue
-        if collective := _COLLECTIVE.search(line):
-            found[name].append((collective[2], _result_bytes(collective[1], "-start(" in line)))
-        trips = _TRIPS.search(line)
-        for called in _CALL.findall(line):
-            for each in called.split(","):
-                calls[name].append((each.strip(" %"), int(trips[1]) if trips and " while(" in line else 1))
-
-    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-
-    def add(computation: str, times: int) -> None:
-        for kind, size in found[computation]:
-            totals[kind][0] += times
-            totals[kind][1] += times * size
-        for called, trips in calls[computation]:
-            add(called, times * trips)
-
-    add(entry, 1)
+    program, totals = hlo.read(text), defaultdict(lambda: [0, 0])
+    for operation in program.operations:
+        if found := _COLLECTIVE.fullmatch(operation.opcode):
+            times = program.times.get(operation.computation, 0)
+            totals[found[1]][0] += times
+            totals[found[1]][1] += times * _result_bytes(operation.type, bool(found[2]))
     return {kind: (count, size) for kind, (count, size) in sorted(totals.items())}
 
 

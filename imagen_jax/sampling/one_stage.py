@@ -198,7 +198,8 @@ def denoiser(
 
     def limit(x_hat: jax.Array) -> jax.Array:
         # Infinity is not to be clipped into range: the sampler looks for it.
-        return recipe.threshold(jnp.where(jnp.isfinite(x_hat), x_hat, jnp.nan))
+        with jax.named_scope("thresholding"):  # its name in traces
+            return recipe.threshold(jnp.where(jnp.isfinite(x_hat), x_hat, jnp.nan))
 
     options = {
         "rule": recipe.rule,

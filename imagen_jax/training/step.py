@@ -54,18 +54,19 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
         with sharding.use_mesh(mesh):
             params = packing.unpack(state.params)
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)
-        grads = packing.pack(grads, state.params)
-        grad_norm = optax.global_norm(grads)
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
-        params = optax.apply_updates(state.params, updates)
-        # The decay of the average warms up: the first parameters are soon forgotten.
-        decay = jnp.minimum(config.optim.ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        new = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
-        new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
-        distance = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
+        with jax.named_scope("optimiser"):  # its name in traces
+            grads = packing.pack(grads, state.params)
+            grad_norm = optax.global_norm(grads)
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
+            params = optax.apply_updates(state.params, updates)
+            # The decay of the average warms up: the first parameters are soon forgotten.
+            decay = jnp.minimum(config.optim.ema_decay, (1 + state.step) / (10 + state.step))
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+            new = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+            new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+            distance = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,

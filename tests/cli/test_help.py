@@ -42,7 +42,9 @@ def test_help_begins_with_what_must_be_given(monkeypatch, capsys, script):
 CONFIGS = [
     part for part in vars(config).values() if dataclasses.is_dataclass(part) and isinstance(part, type)
 ]
-SCRIPTS = ("train", "plan", "embed_text", "sample", "evaluate", "sweep", "prepare_data", "train_recogniser")
+SCRIPTS = (
+    "train", "plan", "benchmark", "embed_text", "sample", "evaluate", "sweep", "prepare_data", "train_recogniser",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*CONFIGS, *SCRIPTS], ids=lambda kind: getattr(kind, "__name__", kind))

@@ -32,6 +32,7 @@ SCRIPTS = {
     ],
     "embed_text": ["--preset", "quickstart", "--data.path", "{tmp}/none"],
     "plan": ["--preset", "quickstart", "--quick", "--topology", "v5e:2x2"],
+    "benchmark": ["--preset", "quickstart", "--output", "{tmp}/file/train.json"],
     "sample": ["--workdir", "{tmp}/none", "--prompts", "a red star"],
     "evaluate": ["--workdir", "{tmp}/none", "--data", "{tmp}/none"],
     "sweep": ["--workdir", "{tmp}/none", "--prompts-file", "{tmp}/file"],
@@ -62,7 +63,7 @@ PRESETS = {
 
 def known(script: str, load_script) -> dict[str, options.Field]:
     found = options.fields(load_script(script).Options)
-    if script in ("train", "embed_text", "plan"):
+    if script in ("train", "embed_text", "plan", "benchmark"):
         found |= options.fields(presets.load_preset("quickstart")[0])
     return found
 
@@ -87,7 +88,7 @@ def command_lines(draw, known_by_script):
     script = draw(st.sampled_from(sorted(SCRIPTS)))
     fields = known_by_script[script]
     base = list(SCRIPTS[script])
-    if script in ("train", "embed_text", "plan") and draw(st.integers(0, 5)) == 0:
+    if script in ("train", "embed_text", "plan", "benchmark") and draw(st.integers(0, 5)) == 0:
         base[1] = "{tmp}/presets/" + draw(st.sampled_from(sorted(PRESETS)))
     given_already = {word[2:] for word in base if word.startswith("--")}
     names = draw(
@@ -102,7 +103,7 @@ def command_lines(draw, known_by_script):
         args = [*args, f"--{spelt}", *words]
     if draw(st.integers(0, 15)) == 0:
         args = args[draw(st.integers(0, len(args))) :]  # what is required may be missing
-        if script in ("prepare_data", "train"):  # whatever that leaves must not begin to work
+        if script in ("prepare_data", "train", "benchmark"):  # whatever that leaves must not begin to work
             args = [*args, "--help"]
     return script, args
 
