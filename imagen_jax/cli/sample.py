@@ -19,6 +19,7 @@ import itertools
 import logging
 import re
 from pathlib import Path
+from typing import Literal
 
 from imagen_jax import progress
 from imagen_jax.checks import number, require
@@ -69,6 +70,8 @@ class Options(SamplingOptions):
     """Shares in percent of the result to paint around --image: top, bottom, left, right."""
     fsdp: int | None = None
     """Devices that share each copy of the parameters; by default 1."""
+    text_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Type of the text encoder's weights, int8 for small cards; by default that of training."""
     one_at_a_time: bool = False
     """For small cards: load the text encoder and the stages one after another, each for all pictures, and free it. The
     pictures stay the same."""
@@ -102,7 +105,8 @@ def sample(options: Options) -> None:
     from imagen_jax.generate.records import encode_png
 
     jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
-    same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp", "one_at_a_time")
+    same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
+    same += ("text_dtype", "one_at_a_time")
     asked = {key: value for key in same if (value := getattr(options, key)) is not None}
     prepared = request.prepare(
         request.Request(

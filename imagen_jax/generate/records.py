@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import typing
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,16 +22,19 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax import checks
-from imagen_jax.config import SamplingConfig, from_dict, to_dict
+from imagen_jax.config import SamplingConfig, TextConfig, from_dict, to_dict
 from imagen_jax.data import transforms
 from imagen_jax.storage import input_files
 
 FORMAT = 1
 MAX_BYTES = 2**30  # of a PNG that is read
 MAX_BATCH = 2**16  # rows
+TEXT_DTYPES = typing.get_args(typing.get_type_hints(TextConfig)["dtype"])
 _MAX_CHUNKS = 2**16  # Pillow writes one for 64 KiB
 INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
 _CHUNK = "imagen_jax"
+# Not in the pictures of before there were any; what they mean there.
+_LATER: dict[str, Any] = {"adapters": [], "text_dtype": None}
 _OWN_CHUNKS = ("prompt", "seed", "sampling")
 _FIX = "name a PNG that imagen-jax sample wrote"
 
@@ -80,6 +84,7 @@ class Record:
         weight file in hex digits.
       adapters: in the order in which they were applied.
       encoder: fingerprint of the text encoder.
+      text_dtype: type of its weights, if another than that of training.
       batch_size: rows of the batch that the picture was computed in.
       row: of the picture in that batch.
       fsdp: devices that shared each copy of the parameters.
@@ -100,6 +105,7 @@ class Record:
     checkpoints: dict[str, int | str]
     adapters: tuple[AdapterFile, ...] = ()
     encoder: str
+    text_dtype: str | None = None
     batch_size: int
     row: int
     fsdp: int = 1
@@ -112,8 +118,7 @@ def encode_png(x: np.ndarray, record: Record) -> bytes:
     rest = dataclasses.asdict(record)
     chunks = {"prompt": rest.pop("prompt"), "seed": str(rest.pop("seed"))}
     del rest["sampling"]
-    if not record.adapters:  # as in pictures of before there were any
-        del rest["adapters"]
+    rest = {name: value for name, value in rest.items() if name not in _LATER or value}
     chunks["sampling"] = json.dumps({name: to_dict(used) for name, used in record.sampling.items()})
     chunks[_CHUNK] = json.dumps({"format": FORMAT} | rest)
     information, buffer = PngInfo(), io.BytesIO()
@@ -222,7 +227,7 @@ def _record(texts: Mapping[str, str]) -> Record:
     """Return the record that text chunks hold; raise ValueError for anything that `encode_png` does not write."""
     missing = [name for name in _OWN_CHUNKS if name not in texts]
     checks.require(not missing, "text chunks", "hold prompt, seed and sampling", f"none called {missing}")
-    data = {"adapters": []} | _json(texts, _CHUNK)
+    data = _LATER | _json(texts, _CHUNK)
     version = data.pop("format", None)
     checks.require(checks.is_whole(version), "format", "be a whole number", version)
     checks.require(
@@ -252,6 +257,7 @@ def _record(texts: Mapping[str, str]) -> Record:
         checkpoints={name: _checkpoint(name, which) for name, which in _by_stage(data, sampling)},
         adapters=_adapters(data["adapters"]),
         encoder=data["encoder"],
+        text_dtype=None if data["text_dtype"] is None else checks.choice("text_dtype", data["text_dtype"], TEXT_DTYPES),
         batch_size=batch_size,
         row=checks.whole("row", data["row"], 0, batch_size - 1),
         fsdp=checks.whole("fsdp", data["fsdp"], 1),

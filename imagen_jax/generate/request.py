@@ -43,6 +43,7 @@ class Request:
       checkpoints: to load instead of the newest, by the name of the stage, as `steps` of `load_cascade`.
       adapters: weights by the path of the adapter, as of `load_cascade`.
       encoder: fingerprint that the text encoder must have; None: any.
+      text_dtype: type of its weights, as of `TextConfig`; None: that of training.
       start, stop, size: as of `sample_cascade`.
       negative: a prompt to steer away from.
       inputs: files by "image", "mask" and "low_res".
@@ -59,6 +60,7 @@ class Request:
     checkpoints: Mapping[str, int | str] | None = None
     adapters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     encoder: str | None = None
+    text_dtype: str | None = None
     start: str | None = None
     stop: str | None = None
     size: tuple[int, int] | None = None
@@ -150,7 +152,8 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
     if not request.one_at_a_time:
         stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
         stages = adapter_file.apply(stages, prepared.fitted)
-    encoder = encoders.from_config(plan.cascade.stages[0].config.text)
+    text = plan.cascade.stages[0].config.text
+    encoder = encoders.from_config(dataclasses.replace(text, dtype=request.text_dtype or text.dtype))
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "
@@ -171,6 +174,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
             for path, each in zip(request.adapters, prepared.fitted, strict=True)
         ),
         encoder=encoder.fingerprint,
+        text_dtype=request.text_dtype,
         batch_size=plan.batch_size,
         row=0,
         fsdp=request.fsdp,
@@ -250,6 +254,7 @@ def repeating(
         checkpoints=record.checkpoints,
         adapters=_recorded_adapters(record, adapters or {}),
         encoder=record.encoder,
+        text_dtype=record.text_dtype,
         start=names[0],
         stop=names[-1],
         size=record.size,

@@ -19,7 +19,15 @@ from tests.pictures import encoded
 ADAPTERS = (records.AdapterFile("/adapters/ink", "ef" * 32, -0.5), records.AdapterFile("s3://a/b", "01" * 32, 1.0))
 
 
-@pytest.mark.parametrize("record", [RECORD, SMALL, dataclasses.replace(RECORD, adapters=ADAPTERS)])
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD,
+        SMALL,
+        dataclasses.replace(RECORD, adapters=ADAPTERS),
+        dataclasses.replace(RECORD, text_dtype="int8"),
+    ],
+)
 def test_what_is_written_is_read(tmp_path, record):
     path = tmp_path / "a.png"
     path.write_bytes(records.encode_png(PIXELS, record))
@@ -29,7 +37,8 @@ def test_what_is_written_is_read(tmp_path, record):
     shown = Image.open(path).info  # for other programs
     assert shown["prompt"] == record.prompt and shown["seed"] == str(record.seed)
     assert json.loads(shown["sampling"])["base"] == to_dict(record.sampling["base"])
-    assert ("adapters" in json.loads(shown["imagen_jax"])) == bool(record.adapters)  # older versions read those without
+    for name in ("adapters", "text_dtype"):  # older versions read pictures without
+        assert (name in json.loads(shown["imagen_jax"])) == bool(getattr(record, name))
 
 
 def png(**texts):
@@ -119,6 +128,7 @@ EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
         (rest(checkpoints={"base": 5600, "sr16": "1"}), "damaged record: checkpoints.sr16 must be a step or a sha256"),
         (rest(workdir=None), "damaged record: workdir must be a str"),
         (rest(encoder=7), "damaged record: encoder must be a str"),
+        (rest(text_dtype="int4"), "damaged record: text_dtype must be one of float32, bfloat16, int8; got .int4"),
         (rest(negative=["a"]), "damaged record: negative must be a str"),
         (rest(negative="\ud800"), "damaged record: negative must be text"),
         (rest(versions={"jax": 1}), "damaged record: versions must be"),

@@ -57,10 +57,14 @@ def test_all_is_checked_before_anything_is_loaded(cascade, tmp_path, changes, me
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
 def test_a_request_is_checked_once(one_at_a_time, cascade, tiny_stages, tiny_text, monkeypatch):
-    checked = []
+    checked, asked_for = [], []
     monkeypatch.setattr(prompts, "plan_cascade", lambda *a, **o: checked.append(o) or plan.plan_cascade(*a, **o))
     asked = request.Request(
-        workdir=cascade, jobs=[("a", 0), ("b", 1)], options={"steps": 2}, one_at_a_time=one_at_a_time
+        workdir=cascade,
+        jobs=[("a", 0), ("b", 1)],
+        options={"steps": 2},
+        text_dtype="int8",
+        one_at_a_time=one_at_a_time,
     )
     prepared = request.prepare(asked)
     assert prepared.size == (16, 16) and [s.steps for s in prepared.plan.cascade.sampling] == [2, 2]
@@ -83,7 +87,7 @@ def test_a_request_is_checked_once(one_at_a_time, cascade, tiny_stages, tiny_tex
         monkeypatch.setattr(loading, "stage_loaders", lambda *_: load)
     else:
         monkeypatch.setattr(loading, "load_cascade", lambda *_, **__: (tiny_stages, steps))
-    monkeypatch.setattr(request.encoders, "from_config", lambda config: Encoder())
+    monkeypatch.setattr(request.encoders, "from_config", lambda config: asked_for.append(config.dtype) or Encoder())
     for module in (prompts, in_turn):
         monkeypatch.setattr(module, "run_cascade", run)
         monkeypatch.setattr(module, "raise_if_any_broken", lambda *_: None)
@@ -91,6 +95,7 @@ def test_a_request_is_checked_once(one_at_a_time, cascade, tiny_stages, tiny_tex
     assert [(record.prompt, record.seed, record.row) for record, _ in drawn] == [("a", 0, 0), ("b", 1, 1)]
     assert drawn[0][0].checkpoints == steps and drawn[0][0].sampling["sr16"].steps == 2
     assert drawn[0][1].shape == (16, 16, 3) and len(checked) == 1
+    assert asked_for == ["int8"] and drawn[0][0].text_dtype == "int8"
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
     code, out, err = run(
         "sample.py", "--workdir", workdir, "--prompts-file", tmp_path / "prompts.txt", "--output", output, "--sampler",
         "unipc", "ddpm", "--steps", 3, "--order", 1, "None", "--aug-level", 0.2, "--negative", "a blue square", "--num",
-        5, "--seed", 3, "--batch-size", 8,
+        5, "--seed", 3, "--batch-size", 8, "--text-dtype", "int8",
     )  # fmt: skip
     assert code == 0 and "Wrote 10 pictures of 16x16" in out and "2 prompts; 1 comment skipped" in out, err
     picture = Image.open(output / "a-star-seed4.png")
