@@ -1,4 +1,4 @@
-"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there."""
+"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there; benchmarks/imagen_pytorch.py."""
 
 import importlib.util
 import runpy
@@ -56,3 +56,27 @@ def test_wrong_options_are_one_line(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(tempfile, "TemporaryDirectory", None)  # no work has begun
     code, _, err = run(monkeypatch, capsys, arguments)
     assert code == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_ratios_are_those_of_each_round(load_script):
+    beside = load_script("imagen_pytorch")
+    options = beside.Options(peer_python=Path("python"), batch_size=4, train_steps=5, threads=2)
+    facts = {"parameters": 8_100_000, "flops": 8.5e9, "threads": 2, "versions": "x 1"}
+    taken = {
+        "train": ([[10.0, 18.0], [20.0, 30.0], [10.0, 20.0]], [[15.0, 20.0], [20.0, 30.0], [12.0, 30.0]]),
+        "sample": ([[2.0, 4.0]], [[4.0, 8.0]]),
+    }
+    table = beside.format_table(options, {"ours": facts, "theirs": facts}, taken)
+    assert "| ours | 8.10M | 8.50 | 2 | x 1 |" in table
+    assert "| train | 2 (1 to 2) | 1.33 (1 to 1.67) | 1.2 (1 to 1.5) | 1 | 1.5 |" in table
+    assert "| sample | 2 (2 to 2) | 1 (1 to 1) | 2 (2 to 2) | 1 | 2 |" in table
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--rounds 0", "--rounds must be at least 1; got 0"), ("", "it ended saying: ")],
+)
+def test_a_peer_that_does_not_answer_is_one_line(run_script, option, message):
+    python = sys.executable if importlib.util.find_spec("imagen_pytorch") is None else "false"
+    ran = run_script("../benchmarks/imagen_pytorch.py", "--peer-python", python, *option.split())
+    assert ran.status == 2 and message in ran.err and ran.err.count("\n") == 1, ran.err
