@@ -23,7 +23,6 @@ from imagen_jax.training import state as states
 from imagen_jax.training.utilisation import batch_shapes
 
 BETWEEN = "between operations"
-DATA = "data"
 _TRACED_STEPS = 3
 
 
@@ -43,7 +42,7 @@ class Measured:
       model_flops: by formula: products and convolutions, three forward passes in training, nothing computed twice.
       compiled_flops, compiled_bytes: the compiler's analysis of the program; loops' products for each turn, other
         operations in loops once.
-      peaks: of this machine, measured before and after the steps.
+      peaks: of this machine, measured after the steps, and on CPUs, which other work may share, before them too.
       model_utilisation, compiled_utilisation: shares of the product peak; bandwidth_utilisation: of the copy bandwidth.
       argument_bytes, temporary_bytes, peak_bytes: on each device, by the compiler's analysis.
       planned_peak_bytes: by `estimate`.
@@ -118,30 +117,34 @@ def measure(config: StageConfig, kind: Kind, steps: int, dtype: str = "float32")
     peak_bytes = program.peak_bytes(memory)
     if (limit := memory_limit()) is not None and peak_bytes > limit:
         raise _does_not_fit(rows, parts, peak_bytes, state_bytes, limit)
-    args = [_first_argument(config, kind, abstract, held), *map(_filled, shapes[1:])]
+    device, computed = jax.local_devices()[0], stage.compute_dtype(config)
+    has_allocator = device.memory_stats() is not None  # which would count the arrays of the peaks, too
+    peaks = [] if has_allocator else [measure_peaks(mesh, computed)]
+    args = []
 
     def run() -> None:
+        args[:] = args or [_first_argument(config, kind, abstract, held), *map(_filled, shapes[1:])]
         out = compiled(*args)
         if kind == "train":
             args[0] = out[0]  # the former state's memory is the new one's
         jax.block_until_ready(out)
 
-    computed = stage.compute_dtype(config)
-    before = measure_peaks(mesh, computed)
+    text = hlo.read(compiled.as_text())
     try:
         step = repeated(run, steps)
+        by_kind = _seconds_by_kind(run, compiled.as_text(), text, _TRACED_STEPS if kind == "train" else 1)
     except jax.errors.JaxRuntimeError as reason:
         if "RESOURCE_EXHAUSTED" not in str(reason):
             raise
         raise _does_not_fit(rows, parts, peak_bytes, state_bytes, memory_limit()) from reason
-    after = measure_peaks(mesh, computed)
-    peaks = Peaks(max(before.flops, after.flops), max(before.bandwidth, after.bandwidth))
-    text = hlo.read(compiled.as_text())
+    in_use = device.memory_stats()["peak_bytes_in_use"] if has_allocator else None
+    args.clear()
+    peaks.append(measure_peaks(mesh, computed))
+    peak = Peaks(max(each.flops for each in peaks), max(each.bandwidth for each in peaks))
     cost = compiled.cost_analysis() or {}
     flops = mesh.size * (cost.get("flops", 0.0) + text.flops_repeated())
     moved, model_flops = mesh.size * cost.get("bytes accessed", 0.0), plan.model_flops_per_image * rows
     data, data_source = (None, None) if kind == "sample" else _data(config, mesh, steps)
-    device = jax.local_devices()[0]
     return Measured(
         stage=config.name,
         kind=kind,
@@ -159,16 +162,16 @@ def measure(config: StageConfig, kind: Kind, steps: int, dtype: str = "float32")
         model_flops=model_flops,
         compiled_flops=flops,
         compiled_bytes=moved,
-        peaks=peaks,
-        model_utilisation=model_flops / step.median / peaks.flops,
-        compiled_utilisation=flops / step.median / peaks.flops,
-        bandwidth_utilisation=moved / step.median / peaks.bandwidth,
+        peaks=peak,
+        model_utilisation=model_flops / step.median / peak.flops,
+        compiled_utilisation=flops / step.median / peak.flops,
+        bandwidth_utilisation=moved / step.median / peak.bandwidth,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=peak_bytes,
         planned_peak_bytes=plan.peak_bytes,
-        in_use_bytes=(device.memory_stats() or {}).get("peak_bytes_in_use"),
-        seconds_by_kind=_seconds_by_kind(run, compiled.as_text(), text, _TRACED_STEPS if kind == "train" else 1),
+        in_use_bytes=in_use,
+        seconds_by_kind=by_kind,
         flops_by_kind={name: mesh.size * flops for name, flops in text.flops_by_kind().items()},
         data=data,
         data_source=data_source,
