@@ -1,4 +1,4 @@
-"""The two resizes of the project: area averaging down, bilinear up.
+"""The resizes of the project: area averaging down, bilinear up; of DeepFloyd IF also `bilinear_corners`.
 
 Training, sampling and evaluation all go through these functions, so that a picture has the same
 pixels wherever it is made smaller or larger. Both are separable and linear: each is two small
@@ -48,6 +48,35 @@ def bilinear(x, size: int | tuple[int, int]):
     Result and errors are those of `area`.
     """
     return _resize(x, size, "bilinear")
+
+
+def bilinear_corners(x, size: tuple[int, int]):
+    """Make pictures larger by linear interpolation that keeps the corner pixels in the corners.
+
+    It is torch's interpolation with align_corners=True, which DeepFloyd IF was trained with.
+
+    Args:
+      x: [..., H, W, C] float; jax.
+      size: (h, w), each at least the picture's own.
+
+    Result and errors are those of `area`.
+    """
+    require(x.ndim >= 3, "pictures for bilinear_corners()", "be [..., H, W, C]", Verbatim(f"shape {x.shape}"))
+    height, width = _pair(size)
+    old = x.shape[-3:-1]
+    is_right = 0 < old[0] <= height and 0 < old[1] <= width
+    require(is_right, "size of bilinear_corners()", f"be at least that of the picture, {old[0]}x{old[1]}", size)
+    import jax
+
+    rows, columns = _corner_matrix(old[0], height), _corner_matrix(old[1], width)
+    highest = jax.lax.Precision.HIGHEST
+    return jax.numpy.einsum("oh,pw,...hwc->...opc", rows, columns, x.astype(np.float32), precision=highest)
+
+
+def _corner_matrix(num_in: int, num_out: int) -> np.ndarray:
+    """Return weights [num_out, num_in] whose first and last new pixels are the first and last old ones."""
+    position = np.linspace(0, num_in - 1, num_out)[:, None]
+    return np.maximum(1 - np.abs(position - np.arange(num_in)), 0).astype(np.float32)
 
 
 def to_size(x, size: int | tuple[int, int], part: tuple[range, range] | None = None, out: np.ndarray | None = None):

@@ -336,7 +336,8 @@ def condition_on_low_res(
       aug_level: [B] in [0, 1], sigma of the noise.
       keys: [B], one for each image.
     """
-    enlarged = resize.bilinear(low_res, output_size(config, low_res.shape[1:3]))
+    enlarge = resize.bilinear_corners if config.network.aligns_corners else resize.bilinear
+    enlarged = enlarge(low_res, output_size(config, low_res.shape[1:3]))
     eps = image_noise(keys, "aug", enlarged.shape[1:])
     low_res_noised, aug_logsnr = augmentation.augment(enlarged, aug_level, eps)
     return cond.replace(low_res_noised=low_res_noised, aug_logsnr=aug_logsnr)

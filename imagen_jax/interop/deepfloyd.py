@@ -20,16 +20,20 @@ from jax.sharding import Mesh
 
 from imagen_jax import arrays, checks, stage
 from imagen_jax.checks import Verbatim, error, require
-from imagen_jax.config import StageConfig
-from imagen_jax.config.deepfloyd import NUM_STEPS, released_cap, stage_config
+from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig
 from imagen_jax.config.validation import validate
-from imagen_jax.interop import unet_config, unet_weights
-from imagen_jax.interop.unet_config import UNetDescription
+from imagen_jax.diffusion import schedules
+from imagen_jax.stage_dir import unet_config, unet_weights
+from imagen_jax.stage_dir.unet_config import UNetDescription
 from imagen_jax.models.if_unet import IFUNetConfig
 from imagen_jax.storage import directories, files, locations
 from imagen_jax.structs import Cond, TextCond
 from imagen_jax.text import model_files
 
+NUM_STEPS = 1000
+NOISE_LEVEL = 250  # of the low-res image when stage II is sampled
+TEXT_LENGTH = 77
+_ENCODER = "google/t5-v1_1-xxl"  # the same encoder as IF's
 _PIPELINES = tuple(
     f"IF{task}{scale}Pipeline" for task in ("", "Img2Img", "Inpainting") for scale in ("", "SuperResolution")
 )
@@ -205,16 +209,30 @@ def _check_pipeline(file: Path) -> None:
 
 
 def _stage_config(described: UNetDescription, scheduler: Path) -> StageConfig:
-    is_sr = described.is_super_resolution
-    percentile, cap = _thresholding(scheduler, released_cap(is_sr))
-    config = stage_config(
-        described.network,
-        described.image_size,
-        is_super_resolution=is_sr,
-        image_channels=described.image_channels,
-        text_width=described.text_width,
-        percentile=percentile,
+    is_sr, size = described.is_super_resolution, described.image_size
+    ratio, cap = _thresholding(scheduler, 1.0 if is_sr else 1.5)
+    schedule = schedules.make("discrete_cosine")
+    aug_level = schedules.alpha_sigma(schedule.logsnr((NOISE_LEVEL + 1) / NUM_STEPS))[1]
+    sampling = SamplingConfig(
+        sampler="ddpm",
+        steps=50 if is_sr else 100,
+        spacing="respaced",
+        respacing="leading",
+        guidance_scale=4.0 if is_sr else 7.0,
+        threshold="dynamic",
+        percentile=ratio,
         cap=cap,
+        aug_level=float(aug_level) if is_sr else 0.1,
+    )
+    config = StageConfig(
+        name=f"sr{size}" if is_sr else "base",
+        image_size=size,
+        low_res_size=size // 4 if is_sr else None,
+        image_channels=described.image_channels,
+        network=described.network,
+        process=ProcessConfig(schedule="discrete_cosine", prediction="eps"),
+        sampling=sampling,
+        text=TextConfig(_ENCODER, described.text_width, TEXT_LENGTH, clean_captions=True),
     )
     return validate(config)
 
@@ -242,6 +260,6 @@ def _scheduler_json(config: StageConfig) -> dict[str, Any]:
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "dynamic_thresholding_ratio": sampling.percentile or 0.95,
-        "sample_max_value": sampling.cap or released_cap(config.is_super_resolution),
+        "sample_max_value": sampling.cap or (1.0 if config.is_super_resolution else 1.5),
         "thresholding": True,
     }

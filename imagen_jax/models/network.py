@@ -28,6 +28,10 @@ class NetworkConfig:
       noise_level: what it is given as such: "logsnr", the log-SNR of z_t, from which the U-Nets compute the time of a
         cosine schedule; or "time", t in [0, 1] of the schedule of training, from which a network with T discrete steps
         computes the step, T t - 1. `Cond.aug_logsnr` is given to it in the same way.
+      aligns_corners: whether a low-res image is enlarged to `Cond.low_res_noised` by `resize.bilinear_corners`, rather
+        than by `resize.bilinear`.
+      reads_empty_caption: whether the null caption of guidance is what the text encoder returns for the empty string;
+        otherwise it is zeros, see `TextCond.drop`.
       predicts_variance: whether it has twice as many output channels as the image: the prediction, then in [-1, 1]
         where the log-variance lies between its bounds (Nichol & Dhariwal 2021, section 3.1).
     """
@@ -37,6 +41,8 @@ class NetworkConfig:
     inputs = frozenset({"text", "low_res_noised", "control"})
     needs_low_res = False
     noise_level = "logsnr"
+    aligns_corners = False
+    reads_empty_caption = False
     predicts_variance = False
 
     def check(self, prefix: str = "") -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from imagen_jax.interop import deepfloyd, unet_weights
+from imagen_jax.interop import deepfloyd
+from imagen_jax.stage_dir import unet_weights
 from tests.conftest import GOLDENS
 from tests.goldens import make_if_goldens
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from imagen_jax import sharding, stage
 from imagen_jax.diffusion import guidance, process, samplers, schedules
 from imagen_jax.diffusion.denoisers import then
-from imagen_jax.interop import deepfloyd, unet_config, unet_weights
+from imagen_jax.interop import deepfloyd
+from imagen_jax.stage_dir import unet_config, unet_weights
 from imagen_jax.models.if_unet import RELEASED
 from imagen_jax.structs import Cond, TextCond
 from tests.conftest import GOLDENS

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from imagen_jax.interop import deepfloyd, unet_weights
-from imagen_jax.interop.unet_weights import Row
+from imagen_jax.interop import deepfloyd
+from imagen_jax.stage_dir import unet_weights
+from imagen_jax.stage_dir.unet_weights import Row
 from tests.interop.conftest import TINY_IF
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from imagen_jax.interop import unet_config
+from imagen_jax.stage_dir import unet_config
 from imagen_jax.models.if_unet import RELEASED
 from tests.conftest import GOLDENS
 
