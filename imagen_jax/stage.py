@@ -240,7 +240,8 @@ def image_losses(
       config: of the stage.
       batch: "x" [B, H, W, C] float in [-1, 1], H and W of config.train_size; "text" [B, L, D] float and "text_mask"
         [B, L] bool of all captions, since `draws` has those to drop; "control" [B, H, W, C'] in [-1, 1] for a stage
-        with control_channels. The low-res image of super-resolution is computed from "x".
+        with control_channels; "null", a TextCond of one row that takes the place of dropped captions, where the network
+        reads the empty caption (else they become zeros). The low-res image of super-resolution is computed from "x".
       draws: as from `draw`, for B images.
       train: turns dropout on.
 
@@ -275,7 +276,7 @@ def noised(
     x = sharding.constrain_images(jnp.asarray(batch["x"], jnp.float32))
     eps = image_noise(draws.keys, "eps", x.shape[1:])
     z_t = process.diffuse(x, eps, logsnr_t)
-    cond = Cond(TextCond(batch["text"], batch["text_mask"]).drop(draws.dropped))
+    cond = Cond(TextCond(batch["text"], batch["text_mask"]).drop(draws.dropped, batch.get("null")))
     if config.is_super_resolution:
         low_res = resize.area(x, config.train_size * config.low_res_size // config.image_size)
         cond = condition_on_low_res(config, cond, low_res, draws.aug_level, draws.keys)

@@ -57,12 +57,17 @@ class TextCond:
         empty = [] if mask is None else [int(row) for row in (~mask.any(axis=1)).nonzero()[0]]
         require(not empty, f"{name}.mask", "have a True in every row", Verbatim(f"none in row {empty[:1]}"))
 
-    def drop(self, dropped: jax.Array) -> "TextCond":
+    def drop(self, dropped: jax.Array, null: "TextCond | None" = None) -> "TextCond":
         """Return the captions with the null caption of guidance where `dropped` [B] is True.
 
-        A null caption is zeros (paper section 2.2) under a mask with one valid token, so that the softmax of attention
-        always has a key.
+        The null caption is `null` of one row, if it is given; otherwise zeros (paper section 2.2) under a mask with one
+        valid token, so that the softmax of attention always has a key.
         """
+        if null is not None:
+            return TextCond(
+                embeddings=jnp.where(dropped[:, None, None], null.embeddings, self.embeddings),
+                mask=jnp.where(dropped[:, None], null.mask, self.mask),
+            )
         first = jnp.arange(self.mask.shape[1]) == 0  # [L]
         return TextCond(
             embeddings=jnp.where(dropped[:, None, None], 0, self.embeddings),

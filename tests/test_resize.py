@@ -175,3 +175,16 @@ def test_area_by_rows_is_area():
             np.testing.assert_allclose(made, resize.area(picture, size), rtol=1e-5)
     with pytest.raises(ValueError, match="must be at most that of the picture"):
         resize.area_by_rows(lambda first, last: x[first:last], x.shape, (62, 9))
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (16, 24)), ((3, 1), (7, 5)), ((5, 5), (5, 9))])
+def test_corners_stay_in_the_corners(old, new):
+    """As torch does with align_corners=True: pixel i of n lies at i / (n - 1) of the side."""
+    x = np.random.default_rng(0).normal(size=(2, *old, 3)).astype(np.float32)
+    place = lambda n, size: np.linspace(0, size - 1, n)
+    rows = np.apply_along_axis(lambda line: np.interp(place(new[0], old[0]), np.arange(old[0]), line), 1, x)
+    expected = np.apply_along_axis(lambda line: np.interp(place(new[1], old[1]), np.arange(old[1]), line), 2, rows)
+    found = resize.bilinear_corners(jnp.asarray(x), new)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="must be at least that of the picture"):
+        resize.bilinear_corners(jnp.asarray(x), (2, 2))

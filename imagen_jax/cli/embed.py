@@ -60,8 +60,8 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
     encoder = encoders.from_config(config.text, mesh)
     directory, start = cache.directory_of(data), time.perf_counter()
     embeddings = cache.build(
-        (), encoder, directory, sources=parts, batch_size=options.batch_size, dtype=options.store,
-        share=(options.share_index, options.share_count), repair=True,
+        cache.always_needed(config), encoder, directory, sources=parts, batch_size=options.batch_size,
+        dtype=options.store, share=(options.share_index, options.share_count), repair=True,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     new, num = embeddings.num_new, len(embeddings)

@@ -54,10 +54,12 @@ def _located(parsed: Any) -> Any:
     changed = {}
     for name, hint in typing.get_type_hints(type(parsed)).items():
         kinds, value, option = {hint, *typing.get_args(hint)}, getattr(parsed, name), f"--{name.replace('_', '-')}"
-        if value is not None and locations.Location in kinds:
-            changed[name] = locations.location(value, option)
+        places = value if isinstance(value, tuple) else (value,) * (value is not None)
+        if locations.Location in kinds:
+            found = tuple(locations.location(place, option) for place in places)
+            changed[name] = found if isinstance(value, tuple) else next(iter(found), None)
         elif Path in kinds:
-            for path in value if isinstance(value, tuple) else (value,) * (value is not None):
+            for path in places:
                 locations.local(path, option)
     return dataclasses.replace(parsed, **changed) if changed else parsed
 

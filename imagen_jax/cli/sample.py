@@ -41,8 +41,8 @@ class Options(SamplingOptions):
     negative: str | None = None
     """A prompt to steer away from."""
     output: Location | None = None
-    """Directory for the pictures; by default samples/ in the workdir, or here with --pretrained. Existing pictures
-    stay."""
+    """Directory for the pictures; by default samples/ in the workdir, or here if there is no single one. Existing
+    pictures stay."""
     num: int | None = None
     """Pictures for each prompt, of the seeds seed, seed + 1, ...; by default 1."""
     seed: int | None = None
@@ -154,12 +154,11 @@ def repeat(options: Options) -> None:
     from imagen_jax.grid import to_uint8
 
     record, before = records.read(options.from_png)
-    cascade = None if options.workdir is None and options.pretrained is None else options.cascade()
+    cascade = options.cascade() if options.workdir or options.pretrained is not None else None
     moved = {"inputs": inputs(options), "adapters": adapters(options)}
     asked = request.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
     prepared = request.prepare(dataclasses.replace(asked, one_at_a_time=options.one_at_a_time))
-    is_name = isinstance(asked.workdir, str)
-    output = options.output or (Path("samples") if is_name else asked.workdir / "samples")
+    output = options.output or (asked.workdir / "samples" if isinstance(asked.workdir, Path) else Path("samples"))
     files.check_directory(output, "--output", needed=before.size)
     compilation.use_compilation_cache()
     row = record.row if asked.batch_size == record.batch_size else 0

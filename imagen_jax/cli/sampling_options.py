@@ -21,29 +21,35 @@ class SamplingOptions:
     stage's own).
     """
 
-    workdir: Location | None = None
-    """Directory of the cascade, as imagen-jax train or export wrote it."""
+    workdir: tuple[Location, ...] = ()
+    """Directory of the cascade, as imagen-jax train or export wrote it; or directories of its stages, also of DeepFloyd
+    IF in diffusers' layout."""
     pretrained: str | None = None
     """Instead of --workdir: the name of a pretrained cascade, hf://OWNER/NAME on the Hugging Face hub, or a
     directory."""
 
-    def cascade(self) -> str | Path:
+    @property
+    def directory(self) -> Path | None:
+        """The directory of the cascade; None where its stages are in several, or --pretrained is given."""
+        return self.workdir[0] if len(self.workdir) == 1 else None
+
+    def cascade(self) -> str | Path | tuple[Path, ...]:
         """Return what `load_cascade` takes, after checking that there is something of this name.
 
         Raises:
           ValueError: neither --workdir nor --pretrained is given, or both, or there is no such cascade.
         """
-        if self.workdir is None and self.pretrained is None:
+        if not self.workdir and self.pretrained is None:
             raise ValueError(
                 "--workdir must be given; got no value: name the directory of the cascade, or a pretrained one with "
                 "--pretrained."
             )
         if self.pretrained is None:
-            return self.workdir
+            return self.directory or self.workdir
         from imagen_jax.stage_dir import pretrained
 
         fix = "give one of the two"
-        require(self.workdir is None, "--pretrained", "be left out with --workdir", self.pretrained, fix)
+        require(not self.workdir, "--pretrained", "be left out with --workdir", self.pretrained, fix)
         fix = "its options are in its config.json, and --workdir takes its directory"
         require(not getattr(self, "best", False), "--best", "be left out with --pretrained", self.pretrained, fix)
         pretrained.check(self.pretrained, "--pretrained")
@@ -51,7 +57,7 @@ class SamplingOptions:
 
     def default_output(self, name: str) -> Path:
         """Return the directory for results where --output is not given: in the workdir, else in the current one."""
-        return Path(name) if self.workdir is None else self.workdir / name
+        return Path(name) if self.directory is None else self.directory / name
 
     def given(self) -> dict[str, tuple]:
         """Return the values of the sampling options that were given."""

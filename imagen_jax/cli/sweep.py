@@ -102,8 +102,8 @@ def main(options: Options) -> None:
     prompts, claims, reference = read_prompts(options)
     checks.seed(options.seed, len(prompts), "--seed")
     stages = read_cascade(cascade)
-    if options.workdir is not None:
-        files.check_directory(options.workdir, "--workdir", names=(SAMPLING_FILE,))
+    if options.directory is not None:
+        files.check_directory(options.directory, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
     given = {"claims": claims and claims[0], "reference": reference, "low_res": True if len(stages) > 1 else None}
@@ -170,9 +170,8 @@ def main(options: Options) -> None:
     labels = [f"{name} ({label(settings[c])})" for name, c in zip(named, chosen, strict=True)]
     files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
     found = dict(zip((stage.config.name for stage in stages), plans[best].cascade.sampling, strict=True))
-    file = save_best_sampling(
-        options.workdir or output, found, {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
-    )
+    about = {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
+    file = save_best_sampling(options.directory or output, found, about)
     print(sweep.format_table(rows))
     kept = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])
     print(

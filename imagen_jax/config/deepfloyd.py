@@ -8,7 +8,7 @@ from imagen_jax.models.if_unet import RELEASED, IFUNetConfig
 NUM_STEPS = 1000
 _NOISE_LEVEL = 250  # step of the noise in the low-res image when stage II is sampled
 _TEXT_LENGTH = 77
-_ENCODER = "google/t5-v1_1-xxl"  # the same encoder as IF's
+ENCODER = "google/t5-v1_1-xxl"  # the same encoder as IF's
 
 
 def stage_config(
@@ -52,7 +52,7 @@ def stage_config(
         network=network,
         process=ProcessConfig(schedule="discrete_cosine", prediction="eps"),
         sampling=sampling,
-        text=TextConfig(_ENCODER, text_width, _TEXT_LENGTH, clean_captions=True),
+        text=TextConfig(ENCODER, text_width, _TEXT_LENGTH, output="padded", clean_captions=True),
     )
 
 

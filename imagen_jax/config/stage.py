@@ -65,10 +65,10 @@ class TextConfig:
     """Tokens of each caption that reach the network; longer captions are cut."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Type of its weights; int8 computes in bfloat16."""
-    output: Literal["last", "penultimate", "pooled"] = "last"
-    """Which of its outputs is used; others than last for CLIP only."""
+    output: Literal["last", "padded", "penultimate", "pooled"] = "last"
+    """Which of its outputs is used; padded: that of all `length` tokens, for DeepFloyd IF; the other two: CLIP only."""
     clean_captions: bool = False
-    """Remove HTML, links and other web residue from captions first, as DeepFloyd IF does."""
+    """Remove HTML, links and other web residue from captions first; with output padded by the rules of DeepFloyd IF."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,13 +110,13 @@ def plan_prompts(
     wrong = [f"{count} {name}" for name, count in counts.items() if count != len(prompts)]
     got = Verbatim(f"{len(prompts)} prompts and {', '.join(wrong)}")
     require(not wrong, "prompts", "have one row of everything else each", got)
-    for name in {"text", "keys", "may_be_shapes"} & set(options):
+    for name in {"text", "keys", "null", "may_be_shapes"} & set(options):
         raise error(name, "be left out: it is made from prompts and seeds", options[name])
     for name in set(pmapped.BY_IMAGE) & {name for name, value in options.items() if value is not None}:
         raise error(name, "be given in images, with one row for each prompt", options[name])
     batch_size = whole_batch(batch_size, len(prompts), fsdp)
     keys = jax.eval_shape(lambda: image_keys(0, len(prompts)))
-    given = options | ({} if negative is None else {"negative": _text_shape(stages, 1)})
+    given = options | {"null" if negative is None else "negative": _text_shape(stages, 1)}
     shapes = _text_shape(stages, len(prompts))
     cascade = plan_cascade(stages, shapes, keys, may_be_shapes=True, **images, **given)
     return PromptPlan(cascade, prompts, seeds, negative, images, batch_size, fsdp)
@@ -178,9 +178,10 @@ def encoding(
 def encode_negative(
     plan: PromptPlan, stages: tuple[Stage, ...], encoder: encoders.Encoder
 ) -> TextCond | None:
-    """Return the encoded prompt to steer away from [1, L, D]; None if no stage takes one."""
+    """Return the encoded prompt to steer away from [1, L, D], or the empty one as null caption; None if no stage takes
+    one."""
     is_taken = any(own.negative is not None for own in plan.cascade.inputs)
-    return encode(stages, encoder, [plan.negative]) if is_taken else None
+    return encode(stages, encoder, [plan.negative or ""]) if is_taken else None
 
 
 def on_devices(plan: PromptPlan, cascade: Plan, negative: TextCond | None) -> Plan:
@@ -228,7 +229,8 @@ def compile_cascade(
 
     Returns:
       (sample, program): sample(stages, text, keys) -> what `sample_cascade` returns, for any number of
-      images up to batch_size; program is the `jax.stages.Compiled`, with its cost and memory analysis.
+      images up to batch_size, with null=... where a stage needs it; program is the `jax.stages.Compiled`, with its
+      cost and memory analysis.
     """
     mesh = sharding.make_mesh(fsdp)
     ways = sharding.num_batch_shards(mesh)
@@ -236,9 +238,9 @@ def compile_cascade(
     require(batch_size % ways == 0, "batch_size", f"be a positive multiple of the {ways} devices", batch_size)
     return_all = checks.boolean("return_all", return_all)
     options = with_current_names(options)
-    for name in {"text", "keys", "negative", "weak", *pmapped.BY_IMAGE} & set(options):
+    for name in {"text", "keys", "null", "negative", "weak", *pmapped.BY_IMAGE} & set(options):
         fix = "use sample_cascade inside jax.jit"
-        rule = "be left out of a compiled cascade, which takes text and keys alone"
+        rule = "be left out of a compiled cascade, which takes text, keys and null alone"
         require(options[name] is None, name, rule, options[name], fix)
     options = {name: value for name, value in options.items() if value is not None}
     chosen = select_stages(stages, options.get("start"), options.get("stop"))
@@ -248,22 +250,28 @@ def compile_cascade(
     configs = tuple(stage.config for stage in stages)
     text = _text_shape(stages, batch_size)
     keys_shape = jax.eval_shape(lambda: image_keys(0, batch_size))
+    has_null = any(config.network.reads_empty_caption for config in configs)
+    null_shape = _text_shape(stages, 1) if has_null else None
     program = (
         jax.jit(
-            lambda stages, text, keys: run_cascade(plan_cascade(stages, text, keys, **options)),
-            in_shardings=sharding.sampling_shardings(stages, mesh),
+            lambda stages, text, keys, null: run_cascade(plan_cascade(stages, text, keys, null=null, **options)),
+            in_shardings=(*sharding.sampling_shardings(stages, mesh), sharding.replicated(mesh)),
         )
-        .lower(stages, text, keys_shape)
+        .lower(stages, text, keys_shape, null_shape)
         .compile()
     )
 
-    def sample(stages: tuple[Stage, ...], text: TextCond, keys: jax.Array) -> Any:
+    def sample(
+        stages: tuple[Stage, ...], text: TextCond, keys: jax.Array, *, null: TextCond | None = None
+    ) -> Any:
         for i, stage in enumerate(select_stages(stages)):
             check_params(f"stages[{i}]", stage)
         got = tuple(stage.config for stage in stages)
         rule = "have the configurations that the program was compiled for"
         require(got == configs, "stages", rule, Verbatim(f"others ({', '.join(c.name for c in got)})"))
-        (text,), _ = check_request(text, keys, None, Inputs())
+        (text,), _ = check_request(text, keys, None, Inputs(), null=null)
+        rule = "be given where a stage reads the empty caption, and only then"
+        require((null is not None) == has_null, "null", rule, null, "give encoder.encode([''])")
         if keys.dtype == np.uint32:  # raw bits
             keys = jax.random.wrap_key_data(keys)
         is_right = keys.dtype == keys_shape.dtype
@@ -274,7 +282,8 @@ def compile_cascade(
         require(got == shape, "text", f"have embeddings {list(shape)}, as the program was compiled for", Verbatim(got))
         text = text.replace(embeddings=text.embeddings.astype(np.float32))
         stages = sharding.shard_params(stages, mesh)
-        images, infos = program(stages, *sharding.pad_batch((text, keys), batch_size, mesh))
+        text, keys = sharding.pad_batch((text, keys), batch_size, mesh)
+        images, infos = program(stages, text, keys, null and sharding.replicate(null, mesh))
         images, infos = jax.tree.map(lambda rows: rows[:batch], (images, infos))
         raise_if_any_broken(chosen, infos)
         return images if return_all else images[-1]

@@ -79,9 +79,9 @@ class Record:
       size: (height, width) of the result in pixels.
       outpaint: shares in percent that were painted around the image: top, bottom, left, right; or None.
       image, mask, low_res: the files that were given, or None.
-      workdir: absolute path or URL of the cascade, or the name of a pretrained one.
-      checkpoints: step of the checkpoint of each stage that ran, by its name; of an exported cascade the SHA-256 of its
-        weight file in hex digits.
+      workdir: absolute path or URL of the cascade, or the name of a pretrained one; or one of each directory of stages.
+      checkpoints: step of the checkpoint of each stage that ran, by its name; of a stage in weight files their SHA-256
+        in hex digits.
       adapters: in the order in which they were applied.
       encoder: fingerprint of the text encoder.
       text_dtype: type of its weights, if another than that of training.
@@ -101,7 +101,7 @@ class Record:
     image: InputFile | None = None
     mask: InputFile | None = None
     low_res: InputFile | None = None
-    workdir: str
+    workdir: str | tuple[str, ...]
     checkpoints: dict[str, int | str]
     adapters: tuple[AdapterFile, ...] = ()
     encoder: str
@@ -243,8 +243,11 @@ def _record(texts: Mapping[str, str]) -> Record:
         value = data.get(name, texts.get(name))
         if value is not None:
             checks.text(name, value, may_be_empty=True)
-    for name in ("workdir", "encoder", "devices"):
+    for name in ("encoder", "devices"):
         checks.instance(name, data[name], str, "a str")
+    workdir = tuple(data["workdir"]) if isinstance(data["workdir"], list) else data["workdir"]
+    for place in workdir if isinstance(workdir, tuple) else [workdir]:
+        checks.instance("workdir", place, str, "a str, or a list of them")
     batch_size = checks.whole("batch_size", data["batch_size"], 1, MAX_BATCH)
     return Record(
         prompt=texts["prompt"],
@@ -253,7 +256,7 @@ def _record(texts: Mapping[str, str]) -> Record:
         negative=data["negative"],
         size=_whole_numbers("size", data["size"], 2, low=1),
         outpaint=None if data["outpaint"] is None else _whole_numbers("outpaint", data["outpaint"], 4),
-        workdir=data["workdir"],
+        workdir=workdir,
         checkpoints={name: _checkpoint(name, which) for name, which in _by_stage(data, sampling)},
         adapters=_adapters(data["adapters"]),
         encoder=data["encoder"],

@@ -52,7 +52,7 @@ class Request:
       one_at_a_time: whether the text encoder and each stage are loaded, used and freed one after another.
     """
 
-    workdir: str | Path
+    workdir: loading.Places
     jobs: Sequence[tuple[str, int]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     best: bool = False
@@ -209,8 +209,10 @@ def _load(
     return stage
 
 
-def _recorded_workdir(workdir: str | Path) -> str:
-    """Return the text from which another process finds the cascade again."""
+def _recorded_workdir(workdir: loading.Places) -> str | tuple[str, ...]:
+    """Return the text, or those, from which another process finds the cascade again."""
+    if isinstance(workdir, list | tuple):
+        return tuple(map(_recorded_workdir, workdir))
     return os.fspath(workdir) if pretrained.is_name(workdir) else _recorded_place(workdir)
 
 
@@ -221,7 +223,7 @@ def _recorded_place(place: str | Path) -> str:
 def repeating(
     record: Record,
     *,
-    workdir: str | Path | None = None,
+    workdir: loading.Places | None = None,
     inputs: Mapping[str, Path] | None = None,
     adapters: Mapping[str, float] | None = None,
     batch_size: int | None = None,
@@ -243,10 +245,7 @@ def repeating(
     """
     rows = record.batch_size if batch_size is None else batch_size
     names = list(record.sampling)
-    if workdir is None and pretrained.is_name(record.workdir):
-        workdir = record.workdir
-    elif not pretrained.is_name(workdir):
-        workdir = _place(record.workdir, workdir, "--workdir", "the directory of the cascade")
+    workdir = _cascade(record.workdir, workdir)
     return Request(
         workdir=workdir,
         jobs=[(record.prompt, record.seed)] * checks.whole("--batch-size", rows, 1, MAX_BATCH),
@@ -264,6 +263,19 @@ def repeating(
         batch_size=rows,
         fsdp=record.fsdp,
     )
+
+
+def _cascade(recorded: str | tuple[str, ...], given: loading.Places | None) -> loading.Places:
+    """Return the place of a recorded cascade, or of what it has been moved to."""
+    if isinstance(recorded, tuple) and given is None:
+        return tuple(_cascade(place, None) for place in recorded)
+    if isinstance(given, list | tuple):
+        return tuple(_cascade("", place) for place in given)
+    if given is None and pretrained.is_name(recorded):
+        return recorded
+    if pretrained.is_name(given):
+        return given
+    return _place(recorded, given, "--workdir", "the directory of the cascade")
 
 
 def _recorded_inputs(record: Record, given: Mapping[str, Path]) -> dict[str, Path]:

@@ -1,84 +1,45 @@
 """DeepFloyd IF: its published stages in diffusers' layout, loaded, called and written.
 
-    PIPELINE/model_index.json
-    PIPELINE/unet/config.json
-    PIPELINE/unet/diffusion_pytorch_model[.VARIANT].safetensors, or its shards and their index
-    PIPELINE/scheduler/scheduler_config.json
-
-The weights are not part of this package. They are under the DeepFloyd IF licence, which has to be accepted at
-https://huggingface.co/DeepFloyd before they can be downloaded.
+Directories are those of `stage_dir.if_pipeline`. The weights are not part of this package. They are under the DeepFloyd
+IF licence, which has to be accepted at https://huggingface.co/DeepFloyd before they can be downloaded.
 """
 
-import functools
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from imagen_jax import arrays, checks, stage
-from imagen_jax.checks import Verbatim, error, require
-from imagen_jax.config import ProcessConfig, SamplingConfig, StageConfig, TextConfig
-from imagen_jax.config.validation import validate
-from imagen_jax.diffusion import schedules
-from imagen_jax.stage_dir import unet_config, unet_weights
-from imagen_jax.stage_dir.unet_config import UNetDescription
+from imagen_jax.checks import require
+from imagen_jax.config import StageConfig
+from imagen_jax.config.deepfloyd import NUM_STEPS, released_cap
 from imagen_jax.models.if_unet import IFUNetConfig
+from imagen_jax.stage_dir import if_pipeline, loading, unet_config, unet_weights
+from imagen_jax.stage_dir.if_pipeline import load, read_config
+from imagen_jax.stage_dir.unet_config import UNetDescription
 from imagen_jax.storage import directories, files, locations
 from imagen_jax.structs import Cond, TextCond
-from imagen_jax.text import model_files
 
-NUM_STEPS = 1000
-NOISE_LEVEL = 250  # of the low-res image when stage II is sampled
-TEXT_LENGTH = 77
-_ENCODER = "google/t5-v1_1-xxl"  # the same encoder as IF's
-_PIPELINES = tuple(
-    f"IF{task}{scale}Pipeline" for task in ("", "Img2Img", "Inpainting") for scale in ("", "SuperResolution")
-)
-_SCHEDULER = {
-    "beta_schedule": "squaredcos_cap_v2",
-    "num_train_timesteps": NUM_STEPS,
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "variance_type": "learned_range",
-}
+__all__ = ["export", "load_cascade", "load_stage", "predict", "read_config"]
+
+load_stage = load
 
 
-def load_stage(
-    directory: str | Path, *, variant: str | None = None, dtype: str = "float32", mesh: Mesh | None = None
-) -> stage.Stage:
-    """Load a stage of DeepFloyd IF from diffusers' layout, tensor by tensor.
+def load_cascade(places: Sequence[str | Path]) -> tuple[stage.Stage, ...]:
+    """Load stages of DeepFloyd IF as a cascade, as `imagen_jax.load_cascade` does.
 
     Args:
-      directory: of a pipeline, or its unet/.
-      variant: of the weight files, such as "fp16"; None: those without one, or the only one there is.
-      dtype: of the parameters, "float32" or "bfloat16".
-      mesh: parameters are born sharded over its "fsdp" axis; None: on the default device.
+      places: directories of the pipelines of stage I and stage II, and of a further super-resolution stage of this
+        package if one follows; in any order.
 
     Raises:
-      ValueError: the directory holds another pipeline, configuration and weights do not fit each other, or a file
-        cannot be read.
+      ValueError: a directory holds another pipeline or cannot be read, or the stages do not follow each other.
     """
-    checks.choice("dtype", dtype, ("float32", "bfloat16"))
-    if variant is not None:
-        checks.text("variant", variant)
-    unet, config = _read(directory)
-    paths = unet_weights.find_files(unet, variant)
-    params = unet_weights.read_params(paths, param_shapes(config), jnp.dtype(dtype), mesh)
-    return stage.Stage(params=params, config=config)
-
-
-def read_config(directory: str | Path) -> StageConfig:
-    """Return the configuration of the stage that `load_stage` would load, without its parameters."""
-    return _read(directory)[1]
-
-
-@functools.lru_cache(maxsize=8)
-def param_shapes(config: StageConfig) -> Any:
-    """Return the tree of shapes of a stage's parameters."""
-    return jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
+    is_list = isinstance(places, list | tuple) and len(places) > 0
+    require(is_list, "places", "be a list of directories", places, "give one for each stage")
+    return loading.load_cascade(tuple(places))
 
 
 def export(exported: stage.Stage, directory: str | Path, *, dtype: str = "float32", variant: str = "") -> None:
@@ -175,91 +136,13 @@ def _predict(
     return tuple(jnp.split(out, 2, axis=-1))
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
-def _read(directory: str | Path) -> tuple[Path, StageConfig]:
-    """Return the directory of the U-Net, and the configuration of the stage."""
-    place = locations.local(directory, "directory")
-    got = Verbatim(f"{place}, which is no directory")
-    require(place.is_dir(), "directory", "be that of a pipeline of DeepFloyd IF or its unet/", got)
-    if (place / "model_index.json").is_file():
-        _check_pipeline(place / "model_index.json")
-    unet = place / "unet" if (place / "unet").is_dir() else place
-    file = unet / "config.json"
-    fix = "give a directory in diffusers' layout"
-    require(file.is_file(), "directory", "hold unet/config.json or config.json", Verbatim(f"{place} without"), fix)
-    data = model_files.read_json(file)
-    fix = "load stages of ours by imagen_jax.load_stage"
-    require("_class_name" in data, str(file), "be of diffusers, with _class_name", Verbatim("none"), fix)
-    try:
-        described = unet_config.parse(data)
-    except ValueError as wrong:
-        raise checks.within(file, wrong) from wrong
-    return unet, _stage_config(described, unet.parent / "scheduler" / "scheduler_config.json")
-
-
-def _check_pipeline(file: Path) -> None:
-    name = model_files.read_json(file).get("_class_name")
-    rule, fix = "be a pipeline of DeepFloyd IF", "give the directory of DeepFloyd/IF-I-* or DeepFloyd/IF-II-*"
-    if name == "StableDiffusionUpscalePipeline":
-        got = Verbatim(f"{name}, a stage III latent upscaler, which is not a pixel stage")
-        raise error(str(file.parent), rule, got, "as third stage, give any super-resolution stage of ours")
-    require(name in _PIPELINES, str(file.parent), rule, name, fix)
-
-
-def _stage_config(described: UNetDescription, scheduler: Path) -> StageConfig:
-    is_sr, size = described.is_super_resolution, described.image_size
-    ratio, cap = _thresholding(scheduler, 1.0 if is_sr else 1.5)
-    schedule = schedules.make("discrete_cosine")
-    aug_level = schedules.alpha_sigma(schedule.logsnr((NOISE_LEVEL + 1) / NUM_STEPS))[1]
-    sampling = SamplingConfig(
-        sampler="ddpm",
-        steps=50 if is_sr else 100,
-        spacing="respaced",
-        respacing="leading",
-        guidance_scale=4.0 if is_sr else 7.0,
-        threshold="dynamic",
-        percentile=ratio,
-        cap=cap,
-        aug_level=float(aug_level) if is_sr else 0.1,
-    )
-    config = StageConfig(
-        name=f"sr{size}" if is_sr else "base",
-        image_size=size,
-        low_res_size=size // 4 if is_sr else None,
-        image_channels=described.image_channels,
-        network=described.network,
-        process=ProcessConfig(schedule="discrete_cosine", prediction="eps"),
-        sampling=sampling,
-        text=TextConfig(_ENCODER, described.text_width, TEXT_LENGTH, clean_captions=True),
-    )
-    return validate(config)
-
-
-def _thresholding(scheduler: Path, cap: float) -> tuple[float, float]:
-    """Return ratio and cap of dynamic thresholding in a scheduler_config.json, if there is one."""
-    if not scheduler.is_file():
-        return 0.95, cap
-    data = model_files.read_json(scheduler)
-    name = partial("{}: {}".format, scheduler)
-    for key, value in _SCHEDULER.items():
-        found = data.get(key, value)
-        require(found == value, name(key), f"be {value!r}", found, "give a scheduler of DeepFloyd IF")
-    ratio, cap = data.get("dynamic_thresholding_ratio", 0.95), data.get("sample_max_value", cap)
-    return (
-        checks.number(name("dynamic_thresholding_ratio"), ratio, "(0, 1]"),
-        checks.number(name("sample_max_value"), cap, "[1, 1000000]"),
-    )
-
-
 def _scheduler_json(config: StageConfig) -> dict[str, Any]:
     sampling = config.sampling
-    return _SCHEDULER | {
+    return if_pipeline.SCHEDULER | {
         "_class_name": "DDPMScheduler",
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "dynamic_thresholding_ratio": sampling.percentile or 0.95,
-        "sample_max_value": sampling.cap or (1.0 if config.is_super_resolution else 1.5),
+        "sample_max_value": sampling.cap or released_cap(config.is_super_resolution),
         "thresholding": True,
     }

@@ -63,6 +63,8 @@ class IFUNetConfig(NetworkConfig):
 
     inputs = frozenset({"text", "low_res_noised"})
     noise_level = "time"
+    aligns_corners = True
+    reads_empty_caption = True
     predicts_variance = True
 
     def check(self, prefix: str = "") -> None:

@@ -40,6 +40,8 @@ def sample_cascade(
         control: [B, H, W, C'] resized for every stage that takes one.
         z_1: initial noise of the first stage, [B, h, w, C], or a tuple of one (or None) per stage.
         negative, weights: see `sample_stage`.
+        null: [1] what the text encoder returns for the empty string, for stages that have this as the null caption of
+          guidance, such as those of DeepFloyd IF; without effect on others.
         weak: a weaker stage for autoguidance, or a tuple of one (or None) per stage.
         Under `jax.jit` close over those that are no arrays.
 

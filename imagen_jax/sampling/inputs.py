@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Verbatim, is_whole, plain, require
+from imagen_jax.checks import Verbatim, error, is_whole, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig, distilled
 from imagen_jax.diffusion import guidance
 from imagen_jax.structs import TextCond
@@ -54,7 +54,7 @@ def with_former_names(function: Callable) -> Callable:
 
 
 def check_request(
-    text: Any, keys: Any, weights: Any, inputs: Inputs, *, may_be_shapes: bool = False
+    text: Any, keys: Any, weights: Any, inputs: Inputs, *, null: Any = None, may_be_shapes: bool = False
 ) -> tuple[tuple[TextCond, ...], tuple[float, ...] | None]:
     """Check what a user gives, whatever the stages; values too, where they are known.
 
@@ -63,7 +63,8 @@ def check_request(
       keys: [B].
       weights: one for each text; they are finite and sum to 1.
       inputs: pictures of any shape; `weak` is not looked at.
-      may_be_shapes: text, negative and keys may be of `jax.ShapeDtypeStruct`s, to be checked before they are made.
+      null: the null caption of guidance, a TextCond or None.
+      may_be_shapes: text, negative, null and keys may be of `jax.ShapeDtypeStruct`s, checked before they are made.
 
     Returns:
       (texts, weights) as tuples.
@@ -79,12 +80,15 @@ def check_request(
         each.check("text").check_values("text")
     require(len(texts) > 0, "text", rule, text, fix)
     arrays.keys("keys", keys)
-    if inputs.negative is not None:
-        require(isinstance(inputs.negative, TextCond), "negative", "be a TextCond", inputs.negative, fix)
-        inputs.negative.check("negative").check_values("negative")
+    captions = {"negative": inputs.negative, "null": null}
+    for name, value in captions.items():
+        if value is not None:
+            require(isinstance(value, TextCond), name, "be a TextCond", value, fix)
+            value.check(name).check_values(name)
     if not may_be_shapes:
         arrays.leaves("text", texts, "as from TextEncoder.encode")
-        arrays.leaves("negative", inputs.negative, "as from TextEncoder.encode")
+        for name, value in captions.items():
+            arrays.leaves(name, value, "as from TextEncoder.encode")
         arrays.leaves("keys", keys, "as from image_keys")
     for name in ("image", "low_res", "control"):
         value = getattr(inputs, name)
@@ -149,6 +153,11 @@ def check_pictures(inputs: Inputs, batch: int, size: tuple[int, int], *, has_str
         require(is_right, "mask", rule, Verbatim(f"{tuple(mask.shape)} for image {shape}"))
 
 
+def needs_null_caption(config: StageConfig, sampling: SamplingConfig, inputs: Inputs) -> bool:
+    """Whether guidance of a stage takes what the text encoder returns for the empty string, unless given `negative`."""
+    return config.network.reads_empty_caption and sampling.is_guided and inputs.weak is None
+
+
 def check_inputs(
     config: StageConfig,
     texts: Sequence[TextCond],
@@ -171,6 +180,10 @@ def check_inputs(
         rows = inputs.negative.mask.shape[0]
         require(rows in (1, batch), "negative", f"have 1 or {batch} rows", rows)
         shapes.add(inputs.negative.embeddings.shape[1:])
+    elif needs_null_caption(config, sampling, inputs):
+        rule = f"be given to stage {config.name}, which is guided by what the text encoder returns for the empty string"
+        fix = "give encoder.encode(['']) at the captions' length; to sample_cascade also as null"
+        raise error("negative", rule, None, fix)
     rule = "have equal length and width"
     require(len(shapes) == 1, "texts and negative", rule, sorted(shapes), "encode all at the same length")
     for name in ("negative", "weak"):

@@ -55,7 +55,8 @@ def sample_stage(
       keys: [B], as from `image_keys`.
       low_res: [B, h, w, C] in [-1, 1] for a super-resolution stage, the size that its configuration says.
       sampling: replaces the options in the stage's configuration.
-      negative: [B or 1] captions to steer away from, in place of the null caption.
+      negative: [B or 1] captions to steer away from, in place of the null caption. Must be given to a guided stage
+        whose null caption is what the text encoder returns for the empty string, such as one of DeepFloyd IF.
       weights: one for each batch of text; they sum to 1.
       weak: a weaker stage to steer away from, in place of the null caption (autoguidance).
       image: [B, H, W, C] to start from (`sampling.strength` below 1) or to paint in (`mask`).

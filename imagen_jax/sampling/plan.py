@@ -21,6 +21,7 @@ from imagen_jax.sampling.inputs import (
     check_pictures,
     check_request,
     check_size,
+    needs_null_caption,
     with_former_names,
 )
 from imagen_jax.sampling.one_stage import check_params, require_stage
@@ -70,6 +71,7 @@ def plan_cascade(
     control: jax.Array | None = None,
     z_1: jax.Array | Sequence[jax.Array | None] | None = None,
     negative: TextCond | None = None,
+    null: TextCond | None = None,
     weights: Sequence[float] | None = None,
     weak: Stage | Sequence[Stage | None] | None = None,
     may_be_shapes: bool = False,
@@ -97,7 +99,7 @@ def plan_cascade(
     sizes = sizes_by_stage(tuple(stage.config for stage in stages), size)
     noises = (z_1, *[None] * (len(stages) - 1)) if arrays.is_array(z_1) else _one_each(z_1, stages, "z_1")
     given = Inputs(low_res=low_res, negative=negative, image=image, mask=mask, control=control, z_1=noises[0])
-    texts, weights = check_request(text, keys, weights, given, may_be_shapes=may_be_shapes)
+    texts, weights = check_request(text, keys, weights, given, null=null, may_be_shapes=may_be_shapes)
     for i, noise in enumerate(noises[1:], 1):
         check_noise(f"z_1[{i}]", noise)
     is_guided = any(sampling.is_guided for sampling in settings)
@@ -124,6 +126,8 @@ def plan_cascade(
             negative=negative if sampling.is_guided else None,
             weak=weak_stages[i],
         )
+        if negative is None and needs_null_caption(stage.config, sampling, own):
+            own = own.replace(negative=null)
         shapes = {name: _at_size(getattr(own, name), size) for name in ("image", "mask", "control")}
         if i > 0:
             shapes["low_res"] = _shape_of_low_res(stage.config, size, keys.shape[0])

@@ -1,7 +1,8 @@
 """Load trained stages and cascades, ready to sample."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import jax
 
 from imagen_jax import stage
-from imagen_jax.checks import Verbatim, error, whole
-from imagen_jax.config import StageConfig
+from imagen_jax.checks import Verbatim, error, require, whole
+from imagen_jax.config import IFUNetConfig, StageConfig, TextConfig
+from imagen_jax.config.deepfloyd import ENCODER
 from imagen_jax.config.validation import validate_cascade
-from imagen_jax.stage_dir import adapter_file, checkpoint_files, exported, parameters, pretrained
+from imagen_jax.progress import logger
+from imagen_jax.stage_dir import adapter_file, checkpoint_files, exported, if_pipeline, parameters, pretrained
 from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files
@@ -86,8 +89,11 @@ def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
     return False
 
 
+Places = str | Path | Sequence[str | Path]
+
+
 def load_cascade(
-    workdir: str | Path,
+    workdir: Places,
     *,
     best: bool = False,
     steps: Mapping[str, int | str] | None = None,
@@ -99,10 +105,12 @@ def load_cascade(
     Args:
       workdir: the name of a pretrained cascade, such as "emoji"; hf://OWNER/NAME or hf://OWNER/NAME@REVISION on the
         Hugging Face hub; or the path or URL of a directory, as `save_pretrained`, imagen-jax train and `save_cascade`
-        write it, of which the newest checkpoint of each stage is taken.
+        write it, of which the newest checkpoint of each stage is taken. A stage may also be the directory of a
+        pipeline of DeepFloyd IF in diffusers' layout, in `workdir` or as `workdir`. Several places make one cascade;
+        each may then be the directory of a single stage as well.
       best: whether stages get the sampling options that imagen-jax sweep stored as the best.
-      steps: checkpoints to load instead of the newest, by the name of the stage; for an exported cascade, which has
-        one of each stage, the SHA-256 that the weight file must have.
+      steps: checkpoints to load instead of the newest, by the name of the stage; for stages in weight files, which
+        have one, the SHA-256 that these must have.
       return_steps: whether to return as well which were loaded, as `steps` takes it.
       adapters: by the path of an adapter's files (see `adapter_file`) the factor on it; they are merged into the
         parameters of the stages that they are for, in this order.
@@ -120,7 +128,7 @@ def load_cascade(
 
 
 def stage_loaders(
-    workdir: str | Path, steps: Mapping[str, int | str] | None = None
+    workdir: Places, steps: Mapping[str, int | str] | None = None
 ) -> dict[str, Callable[[], tuple[stage.Stage, int | str]]]:
     """Return functions that load the stages of `load_cascade` one by one, by name, base first.
 
@@ -132,64 +140,130 @@ def stage_loaders(
     Raises:
       ValueError: as `load_cascade`; what cannot be loaded shows when its function is called.
     """
-    found = _loaders(pretrained.resolve(workdir))
-    return {config.name: partial(load, (steps or {}).get(config.name)) for config, load in found}
+
+    def load(config: StageConfig, read: _Read) -> tuple[stage.Stage, int | str]:
+        params, which = read((steps or {}).get(config.name))
+        return stage.Stage(params=params, config=parameters.merged_config(config)), which
+
+    return {config.name: partial(load, config, read) for config, read in _readers(workdir)}
 
 
-def read_cascade(workdir: str | Path, *, best: bool = False) -> tuple[stage.Stage, ...]:
+def read_cascade(workdir: Places, *, best: bool = False) -> tuple[stage.Stage, ...]:
     """Return the stages of `load_cascade` with params=None, to check a request before anything is loaded."""
-    directory = pretrained.resolve(workdir)
-    configs = [parameters.merged_config(config) for config, _ in _loaders(directory)]
+    configs = [parameters.merged_config(config) for config, _ in _readers(workdir)]
     stages = tuple(stage.Stage(params=None, config=config) for config in configs)
-    return apply_best_sampling(directory, stages) if best else stages
+    if not best:
+        return stages
+    fix = "give one directory, or the options themselves"
+    require(not isinstance(workdir, list | tuple), "best", "be left out with several directories", Verbatim("it"), fix)
+    return apply_best_sampling(pretrained.resolve(workdir), stages)
 
 
-_Load = Callable[[int | str | None], tuple[stage.Stage, int | str]]
+# From what to load, as `load_cascade` takes it in `steps`, to (parameters, what was loaded).
+_Read = Callable[[int | str | None], tuple[Any, int | str]]
+_Reader = tuple[StageConfig, _Read]
 
 
-def _loaders(directory: Path) -> list[tuple[StageConfig, _Load]]:
-    """Return the configuration of each stage of a cascade, base first, and a function that loads it.
+def _readers(workdir: Places) -> list[_Reader]:
+    """Return the configuration of each stage of a cascade, base first, and a function that loads its parameters."""
+    if not isinstance(workdir, list | tuple):
+        return _in_order(_stages_in(pretrained.resolve(workdir)))
+    require(len(workdir) > 0, "workdir", "be at least one directory", Verbatim("none"))
+    found = []
+    for each in workdir:
+        place = pretrained.resolve(each)
+        found += _stage_at(place) if _is_stage(place) else _stages_in(place)
+    return _in_order(found)
 
-    The function takes and returns which parameters to load, as `load_cascade` does; None: the newest.
+
+def _in_order(readers: list[_Reader]) -> list[_Reader]:
+    """Return the stages of a cascade, base first, after checking that they follow each other.
+
+    Stages of DeepFloyd IF, and what follows them, read the captions of one encoder: the language model that lies
+    beside the first of them that has one.
     """
+    readers = sorted(readers, key=lambda reader: reader[0].image_size)
+    ours = [isinstance(config.network, IFUNetConfig) for config, _ in readers]
+    if any(ours):
+        texts = [config.text for (config, _), is_if in zip(readers, ours, strict=True) if is_if]
+        text = next((text for text in texts if text.encoder != ENCODER), texts[0])
+        readers = [(_reading(config, text), read) for config, read in readers]
+    validate_cascade(tuple(config for config, _ in readers))
+    return readers
+
+
+def _reading(config: StageConfig, text: TextConfig) -> StageConfig:
+    """Return the configuration with the captions of another encoder, if they have the same width."""
+    if config.text == text or config.text.width != text.width:
+        return config
+    if not isinstance(config.network, IFUNetConfig):
+        logger.warning(
+            f"Stage {config.name} was trained with captions by {config.text.encoder}, and gets those by {text.encoder}."
+        )
+    return dataclasses.replace(config, text=text)
+
+
+def _is_stage(directory: Path) -> bool:
+    """Whether a directory is that of a single stage."""
+    if exported.read(directory) is not None:
+        return False
+    return if_pipeline.is_pipeline(directory) or files.exists(directory / CONFIG_FILE)
+
+
+def _stage_at(directory: Path) -> list[_Reader]:
+    if if_pipeline.is_pipeline(directory):
+        return [(if_pipeline.read_config(directory), partial(_load_pipeline, directory))]
+    return [(read_config(directory), partial(_load_trained, directory))]
+
+
+def _stages_in(directory: Path) -> list[_Reader]:
+    """Return the stages of an exported cascade, of a pipeline, or in the directories in `directory`."""
     found = exported.read(directory)
     if found is not None:
         return [(config, partial(_load_exported, directory, found, config)) for config in found.configs]
-    return [(config, partial(_load_trained, place)) for place, config in _stage_configs(directory).items()]
+    if if_pipeline.is_pipeline(directory):
+        return _stage_at(directory)
+    with files.one_line_errors(directory, "listed"):
+        inside = {path.parent for path in directory.glob(f"*/{CONFIG_FILE}")}
+        inside |= {path.parent for path in directory.glob(f"*/{if_pipeline.INDEX}")}
+    if not inside:
+        fix = "train one with imagen-jax train"
+        if names := ", ".join(pretrained.directories()):
+            fix += f", or name one of the pretrained cascades {names}"
+        if files.exists(directory / CONFIG_FILE):
+            parent = directory.parent if directory.name else directory / ".."
+            fix = f"it is a stage itself; give the directory of its cascade, {parent}"
+        raise ValueError(f"workdir must hold trained stages, but has none; got {directory}: {fix}.")
+    return [reader for place in sorted(inside) for reader in _stage_at(place)]
 
 
 def _load_exported(
     directory: Path, cascade: exported.Exported, config: StageConfig, which: int | str | None
-) -> tuple[stage.Stage, str]:
-    if isinstance(which, int):
-        rule, got = f"be of step {which}", Verbatim(f"the exported cascade {directory}")
-        raise error(f"checkpoint of stage {config.name}", rule, got, "give the directory of the run that trained it")
+) -> tuple[Any, str]:
+    _check_hash(which, config, f"the exported cascade {directory}")
     params = exported.read_params(directory, cascade, config.name, which)
-    loaded = stage.Stage(params=jax.device_put(params, jax.local_devices()[0]), config=config)
-    return loaded, cascade.weights[config.name].sha256
+    return jax.device_put(params, jax.local_devices()[0]), cascade.weights[config.name].sha256
 
 
-def _load_trained(directory: Path, which: int | str | None) -> tuple[stage.Stage, int]:
+def _load_pipeline(directory: Path, which: int | str | None) -> tuple[Any, str]:
+    """Load a stage of DeepFloyd IF, as bfloat16 where networks compute so."""
+    config = if_pipeline.read_config(directory)
+    _check_hash(which, config, f"the pipeline {directory}")
+    found = if_pipeline.weights_hash(directory)
+    fix = "get the files again"
+    require(which in (None, found), f"weights in {directory}", f"have the sha256 {which}", found, fix)
+    return if_pipeline.load(directory, dtype=stage.compute_dtype(config).name).params, found
+
+
+def _check_hash(which: int | str | None, config: StageConfig, what: str) -> None:
+    if isinstance(which, int):
+        rule, fix = f"be of step {which}", "give the directory of the run that trained it"
+        raise error(f"checkpoint of stage {config.name}", rule, Verbatim(what), fix)
+
+
+def _load_trained(directory: Path, which: int | str | None) -> tuple[Any, int]:
     if isinstance(which, str):
         rule, fix = f"be the weight file of sha256 {which}", "give the exported cascade"
         raise error("checkpoint", rule, Verbatim(f"the trained stage {directory}"), fix)
-    params, config, step = _read(directory, which, parameters.read)
-    return stage.Stage(params=params, config=config), step
-
-
-def _stage_configs(workdir: Path) -> dict[Path, StageConfig]:
-    """Return the configuration of each trained stage in `workdir` by its directory, base first."""
-    with files.one_line_errors(workdir, "listed"):
-        directories = sorted(path.parent for path in workdir.glob(f"*/{CONFIG_FILE}"))
-    if not directories:
-        fix = "train one with imagen-jax train"
-        if names := ", ".join(pretrained.directories()):
-            fix += f", or name one of the pretrained cascades {names}"
-        if files.exists(workdir / CONFIG_FILE):
-            parent = workdir.parent if workdir.name else workdir / ".."
-            fix = f"it is a stage itself; give the directory of its cascade, {parent}"
-        raise ValueError(f"workdir must hold trained stages, but has none; got {workdir}: {fix}.")
-    configs = {directory: read_config(directory) for directory in directories}
-    ordered = sorted(directories, key=lambda directory: configs[directory].image_size)
-    validate_cascade(tuple(configs[directory] for directory in ordered))
-    return {directory: configs[directory] for directory in ordered}
+    params, _, step = _read(directory, which, parameters.read)
+    return params, step

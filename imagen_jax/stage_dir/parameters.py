@@ -2,8 +2,8 @@
 
 `init_from` of a configuration is "DIR" or "DIR@STEP": a stage's directory, and which of its checkpoints; or "CASCADE"
 or "CASCADE/STAGE": an exported cascade, by its directory or the name of a pretrained one, and which of its stages, by
-default the one of the same name. The checkpoints of a stage with a `lora.rank` hold adapters of the parameters that its
-`init_from` names.
+default the one of the same name; or the directory of a pipeline of DeepFloyd IF. The checkpoints of a stage with a
+`lora.rank` hold adapters of the parameters that its `init_from` names.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from imagen_jax import sharding
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import LoraConfig, StageConfig
 from imagen_jax.models import lora
-from imagen_jax.stage_dir import checkpoint, checkpoint_files, checksums, exported, pretrained
+from imagen_jax.stage_dir import checkpoint, checkpoint_files, checksums, exported, if_pipeline, pretrained
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 
@@ -51,6 +51,9 @@ def find(source: str, name: str, option: str = OPTION) -> Source | None:
       option: by which the user named it, for messages.
     """
     place = pretrained.resolve(source, option)
+    if if_pipeline.is_pipeline(place):
+        hashes = [if_pipeline.weights_hash(place)]
+        return Source(if_pipeline.read_config(place), "sha256", hashes, partial(_load_pipeline, place))
     if (cascade := exported.read(place)) is None and files.exists(place / stage_dir.CONFIG_FILE):
         config = stage_dir.read_config(place)
         load = lambda step, shapes: read(place, step, shapes, config)
@@ -71,6 +74,15 @@ def find(source: str, name: str, option: str = OPTION) -> Source | None:
         return jax.tree.map(put, params, shapes)
 
     return Source(configs[name], "sha256", [cascade.weights[name].sha256], load)
+
+
+def _load_pipeline(place: Path, sha256: str, shapes: Any) -> Any:
+    """Return the parameters of a pipeline's network, born with the shardings of `shapes`."""
+    got, fix = if_pipeline.weights_hash(place), "put the files of then back"
+    require(got == sha256, f"weights in {place}", f"have the sha256 {sha256}", got, fix)
+    mesh = getattr(jax.tree.leaves(shapes)[0].sharding, "mesh", None)
+    params = if_pipeline.load(place, mesh=mesh).params
+    return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), params, shapes)
 
 
 def split(given: str, option: str = OPTION) -> tuple[str | None, int | str | None]:

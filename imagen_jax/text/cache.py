@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax import checks
+from imagen_jax.config import StageConfig
 from imagen_jax.data import sources as data_sources
 from imagen_jax.data.sources import Source
 from imagen_jax.text import cache_description, cache_files, cache_filling, cache_rows, encoders, model_files
@@ -32,6 +33,11 @@ from imagen_jax.text.cleaning import clean
 def directory_of(data: str | Path) -> Path:
     """Return where the embeddings of a data set are."""
     return Path(data) / "text_embeddings"
+
+
+def always_needed(config: StageConfig) -> tuple[str, ...]:
+    """Return the captions that a stage needs besides those of data sets: the empty one if its guidance reads it."""
+    return ("",) if config.network.reads_empty_caption else ()
 
 
 class EmbeddingCache:

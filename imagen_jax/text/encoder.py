@@ -17,7 +17,16 @@ from jax.sharding import Mesh
 from imagen_jax import checks, sharding
 from imagen_jax.config import TextConfig
 from imagen_jax.structs import TextCond
-from imagen_jax.text import cleaning, families, model_files, pretrained, token_batches, tokenizer, weights
+from imagen_jax.text import (
+    cleaning,
+    deepfloyd_cleaning,
+    families,
+    model_files,
+    pretrained,
+    token_batches,
+    tokenizer,
+    weights,
+)
 from imagen_jax.text.captions import UnknownTokensWarning, check_captions, shorten, unknown_message
 from imagen_jax.text.known import KNOWN, split_revision
 
@@ -49,7 +58,10 @@ class TextEncoder:
         read at their first use, so that an encoder whose embeddings are all cached needs none.
       width: D.
       max_length: the most tokens of a caption, special tokens included; longer ones are cut.
-      clean_captions: whether captions are repaired first (`cleaning.clean`).
+      keeps_padding: whether every caption is padded to `max_length` tokens, all of which are read, as DeepFloyd IF was
+        trained: embeddings are then those of all tokens and the mask is True everywhere.
+      clean_captions: whether captions are repaired first: by `cleaning.clean`, or with `keeps_padding` as DeepFloyd IF
+        does it, by `deepfloyd_cleaning.clean`.
       mesh: the devices that share the work; None: the default one.
     """
 
@@ -62,6 +74,7 @@ class TextEncoder:
         pad_id: int,
         max_length: int,
         clean_captions: bool,
+        keeps_padding: bool,
         mesh: Mesh | None,
     ):
         self.name = name
@@ -69,6 +82,7 @@ class TextEncoder:
         self.width = module.config.width
         self.max_length = max_length
         self.clean_captions = clean_captions
+        self.keeps_padding = keeps_padding
         self.mesh = mesh
         self._directory = directory
         self._tokenizer = tokenizer
@@ -94,9 +108,9 @@ class TextEncoder:
             as int8, a scale for each output, and computes in bfloat16.
           max_length: the most tokens of a caption; None: what the model says (MiniLM: 256).
           sha256: the hash model.safetensors must have; known names are checked without it.
-          output: "last" hidden states; for CLIP also "penultimate" ones or the "pooled" one, which comes as
-            a sequence of one token.
-          clean_captions: repair captions before they are encoded; see `cleaning.clean`.
+          output: "last" hidden states; "padded": those of all tokens, see `keeps_padding`; for CLIP also
+            "penultimate" ones or the "pooled" one, which comes as a sequence of one token.
+          clean_captions: repair captions before they are encoded; see the attribute.
           mesh: of this process's devices, as from `sharding.make_mesh`: captions are split over all of them,
             parameters over its "fsdp" axis.
 
@@ -108,15 +122,18 @@ class TextEncoder:
         if mesh is not None:
             checks.instance("mesh", mesh, Mesh, "a mesh, as from sharding.make_mesh")
         directory = pretrained.resolve(name_or_path, sha256)
-        module = families.make_module(directory, *_DTYPES[dtype], output)
-        tokenizer.files_of(directory)
+        keeps_padding = output == "padded"
+        module = families.make_module(directory, *_DTYPES[dtype], "last" if keeps_padding else output)
+        place = tokenizer.directory_of(directory)
+        tokenizer.files_of(place)
         weights.locate(directory, module)
-        tokens = tokenizer.load(directory, module.config.vocab_size)
+        tokens = tokenizer.load(place, module.config.vocab_size)
         known = KNOWN.get(split_revision(name_or_path)[0])
         default = known.max_length if known else _DEFAULT_MAX_LENGTH
-        max_length = tokenizer.max_length(directory, tokens, module.config.max_length, max_length, default)
-        pad_id = tokenizer.pad_id(directory, tokens)
-        return cls(str(name_or_path), directory, module, tokens, pad_id, max_length, clean_captions, mesh)
+        max_length = tokenizer.max_length(place, tokens, module.config.max_length, max_length, default)
+        pad_id = tokenizer.pad_id(place, tokens)
+        options = (max_length, clean_captions, keeps_padding, mesh)
+        return cls(str(name_or_path), directory, module, tokens, pad_id, *options)
 
     @classmethod
     def from_config(cls, config: TextConfig, mesh: Mesh | None = None) -> "TextEncoder":
@@ -152,25 +169,30 @@ class TextEncoder:
         A hash of the weights, the tokenizer, the config and output, the dtypes, max_length, clean_captions and the
         version of this code; the first call reads weight files that are not in the hub's cache.
         """
-        files = [*model_files.weight_files(self._directory), *tokenizer.files_of(self._directory)]
+        place = tokenizer.directory_of(self._directory)
+        files = [*model_files.weight_files(self._directory), *tokenizer.files_of(place)]
         parts = [_VERSION, self.max_length, self.clean_captions, repr(self.module.config)]
         parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
         parts += [model_files.named_hash(path) for path in files]
         if any(path.name == "spiece.model" for path in files):
             parts.append("sentencepiece")  # earlier versions read it by transformers
+        if self.keeps_padding:
+            parts.append("padded")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property
     def description(self) -> str:
         """What the fingerprint depends on, in words."""
         stored = jnp.dtype(self.module.param_dtype).name
-        output = getattr(self.module.config, "output", "last")
+        output = "padded" if self.keeps_padding else getattr(self.module.config, "output", "last")
         cleaned = ", captions cleaned" if self.clean_captions else ""
         return f"{self.name}, {stored}, {output}, at most {self.max_length} tokens{cleaned}"
 
     def clean(self, caption: str) -> str:
         """Return the caption as the tokenizer sees it: repaired if `clean_captions`."""
-        return cleaning.clean(caption) if self.clean_captions else caption
+        if not self.clean_captions:
+            return caption
+        return deepfloyd_cleaning.clean(caption) if self.keeps_padding else cleaning.clean(caption)
 
     def token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each caption, special tokens included, uncut.
@@ -224,18 +246,19 @@ class TextEncoder:
         return self._on_devices(embed, input_ids, attention_mask)
 
     def encode(self, captions: Sequence[str], length: int | None = None) -> TextCond:
-        """Return the embeddings and the mask of captions; embeddings at padding are zero.
+        """Return the embeddings and the mask of captions; embeddings at padding are zero unless `keeps_padding`.
 
         Args:
           captions: at least one str; long lists are computed in batches of similar length.
-          length: L, at most `max_length`; None: the smallest bucket that holds the longest caption, or 1 if pooled.
+          length: L, at most `max_length`; None: the smallest bucket that holds the longest caption, or 1 if pooled, or
+            `max_length` if `keeps_padding`.
 
         Raises:
           TypeError: a caption is not a str.
           ValueError: no captions, or a length out of its range.
         """
         ids = self._cut(captions, length)
-        total = length or token_batches.bucket(max(map(len, ids)), self.max_length)
+        total = length or self._whole_length(max(map(len, ids)))
         if len(ids) <= _BATCH_SIZE:
             embeddings, mask = self._embed_ids(ids, total)
             text = TextCond(embeddings[: len(ids)], jnp.asarray(mask[: len(ids)]))
@@ -262,7 +285,12 @@ class TextEncoder:
 
     def _embed_sorted(self, ids: list[list[int]], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         embed = lambda rows, length: self._embed_ids(rows, length)[0]
-        return token_batches.embed_sorted(embed, ids, batch_size, self.max_length)
+        limit, whole = self.max_length, self.keeps_padding
+        return token_batches.embed_sorted(embed, ids, batch_size, limit, keeps_padding=whole)
+
+    def _whole_length(self, longest: int) -> int:
+        """Return the length L that captions of at most `longest` tokens are padded to."""
+        return self.max_length if self.keeps_padding else token_batches.bucket(longest, self.max_length)
 
     def _embed_ids(self, ids: list[list[int]], length: int) -> tuple[jax.Array, np.ndarray]:
         """Return embeddings [B, L, D], zero at padding, and mask [B, L] bool; B is at least len(ids).
@@ -272,6 +300,8 @@ class TextEncoder:
         # Powers of two in B, buckets in L: few shapes, so few compilations.
         surplus = (1 << (len(ids) - 1).bit_length()) - len(ids)
         input_ids, mask = token_batches.padded(ids + [ids[0]] * surplus, length, self._pad_id)
+        if self.keeps_padding:
+            return self._on_devices(embed, input_ids, mask), np.ones(mask.shape, bool)
         embeddings = self._on_devices(_embed_zeroed, input_ids, mask)
         return embeddings, mask[:, : embeddings.shape[1]].astype(bool)
 

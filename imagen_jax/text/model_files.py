@@ -136,6 +136,11 @@ def weight_files(directory: Path) -> list[Path]:
         return [single]
     if index.is_file():
         return shards(index)
+    # Variants, such as model.fp16.safetensors: the first by name, if there is no file without one.
+    if variants := sorted(directory.glob("model.safetensors.index.*.json")):
+        return shards(variants[0])
+    if variants := [p for p in sorted(directory.glob("model.*.safetensors")) if "-of-" not in p.name]:
+        return [variants[0]]
     if has_pickles(directory):
         raise ValueError(
             f"weights must be safetensors; got only pytorch_model.bin in {directory}, a pickle, which can run any "

@@ -1,6 +1,7 @@
 """Published models: find them on the disk, in a pip package or on the Hugging Face hub, and check their hashes.
 
-A model is a directory in Hugging Face layout, config.json and model.safetensors or its shards, or in that of open_clip.
+A model is a directory in Hugging Face layout, config.json and model.safetensors or its shards, or in that of open_clip;
+or a pipeline in diffusers' layout, which has one in text_encoder and its tokenizer in tokenizer.
 """
 
 import importlib.util
@@ -63,12 +64,26 @@ def resolve(
 
 
 def local(name_or_path: str | Path) -> Path | None:
-    """Return the directory that a model's name refers to, None if there is none."""
+    """Return the directory that a model's name refers to, None if there is none.
+
+    Of a pipeline in diffusers' layout it is text_encoder/.
+
+    Raises:
+      ValueError: a pipeline has no text_encoder/.
+    """
     try:
         directory = Path(name_or_path).expanduser()
-        return directory if directory.is_dir() else None
+        is_directory, is_pipeline = directory.is_dir(), (directory / "model_index.json").is_file()
     except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a null character
         return None
+    if not is_directory or not is_pipeline:
+        return directory if is_directory else None
+    if not (directory / "text_encoder").is_dir():
+        raise ValueError(
+            f"a pipeline that is to encode captions must hold text_encoder; got {directory} without: download it and "
+            "tokenizer too, or name a directory or a model that has them."
+        )
+    return directory / "text_encoder"
 
 
 def verify(directory: Path, sha256: str) -> None:

@@ -31,7 +31,12 @@ def padded(ids: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.n
 
 
 def embed_sorted(
-    embed: Callable[[list[list[int]], int], jax.Array], ids: list[list[int]], batch_size: int, limit: int
+    embed: Callable[[list[list[int]], int], jax.Array],
+    ids: list[list[int]],
+    batch_size: int,
+    limit: int,
+    *,
+    keeps_padding: bool = False,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, embeddings [its tokens, D]) of each caption, in order of length.
 
@@ -40,16 +45,18 @@ def embed_sorted(
       ids: token ids of all captions.
       batch_size: captions in a batch.
       limit: the largest L.
+      keeps_padding: whether all captions are padded to `limit` tokens, and embeddings are those of all of them.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    upcoming = ((rows, embed([ids[i] for i in rows], bucket(len(ids[rows[-1]]), limit))) for rows in batches)
+    length_of = lambda rows: limit if keeps_padding else bucket(len(ids[rows[-1]]), limit)
+    upcoming = ((rows, embed([ids[i] for i in rows], length_of(rows))) for rows in batches)
     # The devices compute the next batch while this one is fetched and used.
     following = next(upcoming, None)
     while following is not None:
         (rows, embeddings), following = following, next(upcoming, None)
         for i, embedding in zip(rows, np.asarray(embeddings)[: len(rows)], strict=True):
-            yield i, embedding[: len(ids[i])]
+            yield i, embedding if keeps_padding else embedding[: len(ids[i])]
 
 
 def check(input_ids: Any, attention_mask: Any, vocab_size: int) -> None:

@@ -45,6 +45,13 @@ class Tokenizer(Protocol):
         """Return the id of a token as it is written in files, None if there is none."""
 
 
+def directory_of(model: Path) -> Path:
+    """Return the directory of a model's tokenizer: the model's own, or that beside it in diffusers' layout."""
+    beside = model.parent / "tokenizer"
+    is_apart = model.name == "text_encoder" and beside.is_dir()
+    return beside if is_apart and not any((model / name).is_file() for name in _FILES) else model
+
+
 def load(directory: Path, vocab_size: int = _LARGEST_VOCABULARY) -> Tokenizer:
     """Return the tokenizer of a model directory.
 

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from imagen_jax import processes, sharding
 from imagen_jax.checks import require
 from imagen_jax.config import StageConfig
-from imagen_jax.data import sources
+from imagen_jax.data import reader, sources
+from imagen_jax.structs import TextCond
 from imagen_jax.text import cache, encoders
 from imagen_jax.training.stopping import Watchdog
 from imagen_jax.training.writer import check_wandb
@@ -30,7 +31,8 @@ class Inputs(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Data sets of a run with the embeddings of their captions; `embeddings` has also of `held_out` and prompts."""
+    """Data sets of a run with the embeddings of their captions; `embeddings` has also those of `held_out`, of prompts,
+    and of the empty caption where the network reads it."""
 
     source: sources.Source
     held_out: sources.Source | None
@@ -98,11 +100,20 @@ def embedded(config: StageConfig, data: Inputs, watchdog: Watchdog) -> Embedded:
     its share.
     """
     used = [source for source in (data.source, data.held_out) if source is not None]
-    embeddings = _cache(config.data.path, config.run.prompts, used, data.encoder, watchdog)
+    prompts = (*config.run.prompts, *cache.always_needed(config))
+    embeddings = _cache(config.data.path, prompts, used, data.encoder, watchdog)
     prior = None
     if data.prior is not None:
         prior = data.prior, _cache(config.data.prior_path, (), [data.prior], data.encoder, watchdog)
     return Embedded(data.source, data.held_out, embeddings, prior)
+
+
+def null_caption(config: StageConfig, embeddings: cache.EmbeddingCache) -> TextCond | None:
+    """Return the null caption of guidance [1, L, D] in NumPy; None if it is zeros."""
+    if not config.network.reads_empty_caption:
+        return None
+    padded = reader.pad_text([embeddings[""]], config.text.length)
+    return TextCond(padded["text"], padded["text_mask"])
 
 
 def _cache(

@@ -102,6 +102,7 @@ class _Run:
             half = config.optim.batch_size // 2
             loaders = self._loader(data.source, data.embeddings, half), self._loader(*data.prior, half)
             self._data = prior.Mixed(*loaders, len(data.source), config.optim.prior_weight)
+        self._null = processes.check_on_all_processes(lambda: inputs.null_caption(config, data.embeddings))
         shown = data.source if data.held_out is None else data.held_out
         self._monitor = processes.check_on_all_processes(
             lambda: Monitor(config, mesh, data.held_out, shown, data.embeddings, watchdog.alive)
@@ -163,7 +164,7 @@ class _Run:
         packed = states.packed_shapes(config, abstract)
         state = packing.pack_arrays(state, packed)
         step = jax.jit(
-            make_train_step(config, self._mesh),
+            make_train_step(config, self._mesh, null=self._null),
             donate_argnums=0,
             out_shardings=(states.shardings(packed), sharding.replicated(self._mesh)),
         )

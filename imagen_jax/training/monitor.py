@@ -20,6 +20,7 @@ from imagen_jax.progress import logger
 from imagen_jax.sampling import one_stage
 from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.text import cache
+from imagen_jax.training.inputs import null_caption
 from imagen_jax.training.state import network_params
 from imagen_jax.training.writer import Writer
 
@@ -53,6 +54,7 @@ class Monitor:
         self._held_out_rows = None if held_out is None else embeddings.rows(held_out)
         self._shown_rows = self._held_out_rows if shown is held_out else embeddings.rows(shown)
         self._prompts = [embeddings[prompt] for prompt in config.run.prompts]
+        self._null = null_caption(config, embeddings)
         self._programs: dict[Callable, Any] = {}
         self.cancelled: Callable[[], Any] = lambda: None  # asked while programs are compiled
 
@@ -173,7 +175,7 @@ class Monitor:
             low_res = resize.area(pictures[np.arange(rows) % num], config.low_res_size)
         mine = sharding.local_batch_indices(self._mesh, rows)
         inputs = jax.tree.map(lambda leaf: leaf[mine], (TextCond(text["text"], text["text_mask"]), low_res))
-        images = self._run(_samples, params, *sharding.shard_batch(inputs, self._mesh, rows))[:num]
+        images = self._run(_samples, params, *sharding.shard_batch(inputs, self._mesh, rows), self._null)[:num]
         if not np.isfinite(images).all():
             raise FloatingPointError("the network returned NaN or infinity")
         if not config.is_super_resolution:
@@ -184,12 +186,13 @@ class Monitor:
 
 
 def _samples(
-    config: StageConfig, mesh: Mesh, params: Any, text: TextCond, low_res: jax.Array | None
+    config: StageConfig, mesh: Mesh, params: Any, text: TextCond, low_res: jax.Array | None, null: TextCond | None
 ) -> jax.Array:
-    """Return one image per caption, replicated on every device."""
+    """Return one image per caption, replicated on every device; `null` is the null caption, None where it is zeros."""
     with sharding.use_mesh(mesh):
         keys = stage.image_keys(config.seed, len(text.mask))
-        made = one_stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res)
+        negative = null if config.sampling.is_guided else None
+        made = one_stage.sample_stage(stage.Stage(params, config), text, keys, low_res=low_res, negative=negative)
     return jax.lax.with_sharding_constraint(made, sharding.replicated(mesh))
 
 

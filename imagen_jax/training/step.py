@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
-from imagen_jax.structs import TrainState
+from imagen_jax.structs import TextCond, TrainState
 from imagen_jax.training import packing
 from imagen_jax.training.objectives import OBJECTIVES
 from imagen_jax.training.optim import learning_rate, make_optimizer
@@ -21,7 +21,9 @@ Objective = Callable[..., tuple[jax.Array, Metrics]]
 StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None = None) -> StepFn:
+def make_train_step(
+    config: StageConfig, mesh: Mesh, objective: Objective | None = None, null: TextCond | None = None
+) -> StepFn:
     """Return step(state, batch, teacher=None) -> (state, metrics), to be jitted.
 
     All randomness is derived from (seed, state.step), so that a restored run repeats it exactly.
@@ -30,6 +32,7 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
       config: of the stage. Batches have config.optim.batch_size rows; see `stage.image_losses`.
       mesh: as from `sharding.make_mesh`; state and batch lie on it.
       objective: what is minimised, see `objectives`; None: the one that config.optim.objective names.
+      null: [1] the null caption, if it is not zeros; a constant of the step. See `stage.image_losses`.
 
     Returns:
       A function. `state.params` are differentiated and updated, `state.frozen` are not, and neither is the
@@ -50,7 +53,10 @@ def make_train_step(config: StageConfig, mesh: Mesh, objective: Objective | None
     ) -> tuple[TrainState, Metrics]:
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         given = () if teacher is None else (teacher,)
-        loss_of = lambda params, *inputs: objective(network_params(config, state, params), *inputs, *given)
+        more = {} if null is None else {"null": null}
+        loss_of = lambda params, batch, draws: objective(
+            network_params(config, state, params), batch | more, draws, *given
+        )
         with sharding.use_mesh(mesh):
             params = packing.unpack(state.params)
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)

@@ -3,13 +3,14 @@
 Run where torch and diffusers are installed (the committed files: torch 2.13.0, diffusers 0.42.1, numpy 2.4.6; the
 versions are also in the file), with no argument:
 
-    pip install torch==2.13.0 diffusers==0.42.1 transformers accelerate
+    pip install torch==2.13.0 diffusers==0.42.1 transformers accelerate beautifulsoup4 ftfy
     python tests/goldens/make_if_goldens.py
 
 Writes beside itself:
   if_unets.npz  versions, JSON; for each of MODELS its config.json as diffusers saves it, inputs as diffusers takes
                 them, [B, C, H, W], and the output; for each of TRAJECTORIES steps, noises and the images of guided
                 sampling. Weights are those of `weights`.
+  if_captions.json  CAPTIONS and what clean_caption makes of them
   if_released.json  of each released network: config.json, parameters, tensors, the SHA-256 of their names and shapes
   tiny_if       a pipeline's directory with the model "stage_1" as diffusers saves it: shards of variant fp16
 """
@@ -107,6 +108,25 @@ SCHEDULER = {
     "variance_type": "learned_range",
 }
 
+CAPTIONS = (
+    "a red circle", "  A Tall   MAN\n\twith a hat ", "", " ", ".", "'quoted'", "\"double\"", "'a' and 'b'", "-dash-",
+    ":a;", "<person> rides a <b>horse</b>", "<p>one</p><p>two &amp; three</p>", "<!-- hidden -->shown", "a < b > c",
+    "<script>x=1</script>y", "&lt;b&gt;bold&lt;/b&gt;", "&quot;word&quot; &amp;amp; &#39;s",
+    "caf&eacute; na\u00efve \u201ccurly\u201d \u2018single\u2019",
+    "see https://example.com/a?b=1 and www.foo.org/bar, mail me@site.net", "example.com", "http:/x www:y",
+    "go to a.b.co/uk now", "@nick took #123 and #12345 of 123456 at 10.0.0.1", "item 3:45 ", "price 12:30 pm",
+    "a\\nb", "photo.jpg of IMG_0001.JPEG.png", "wait... what..", "***SALE*** #now (free) [x] {y} | / \\ ~",
+    "hello . world", "a-b-c-d-e", "a_b-c", "this_is_my_cute_cat_photo", "jc6640 jc6640vc 6640vc231 j2d1a2a",
+    "free shipping worldwide free shipping", "free download free", "click for more click on it",
+    "png images of a jpg image", "page 12 of 30", "640x480 3.5\u00d72 4\u04455", "one , two ,three;four", "a,b.c/d",
+    "x : y", "\u4f60\u597d world \u3042", "\u2014 em \u2013 en \u2012", "`tick` \u00b4acute\u00b4",
+    "\u00e2\u20ac\u2122s broken", "\ufb01ne \uff21\uff22", "100% cotton, 50+ colors", "a%20b+c", "caption ends with-",
+    "caption ends with'", ".hidden", ".hidden word", "\u00bd \u00be cup",
+    "A photo of a corgi dog wearing a wizard hat, highly detailed, 8k, trending on artstation", "3d render 4k 1080p",
+    "an oil painting of \"the fog\" by monet", "'tis the season", "rock'n'roll", "U.S.A. flag",
+    "e.g. this, i.e. that",
+)  # fmt: skip
+
 
 def uniform(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers in [-1, 1) that depend on nothing but the bits of PCG64, which numpy does not change."""
@@ -170,6 +190,9 @@ def main() -> None:
         released[name] = {"parameters": count, "tensors": len(shapes), "sha256": digest(shapes)}
         released[name]["config"] = json.loads(model.to_json_string())
     (HERE / "if_released.json").write_text(json.dumps(released) + "\n")
+    pipeline = diffusers.IFPipeline.__new__(diffusers.IFPipeline)
+    cleaned = {caption: pipeline._text_preprocessing(caption, clean_caption=True)[0] for caption in CAPTIONS}
+    (HERE / "if_captions.json").write_text(json.dumps(cleaned, indent=0) + "\n")
     save(models["stage_1"], HERE / "tiny_if")
 
 

@@ -14,12 +14,12 @@ from imagen_jax import sharding, stage
 from imagen_jax.diffusion import guidance, process, samplers, schedules
 from imagen_jax.diffusion.denoisers import then
 from imagen_jax.interop import deepfloyd
-from imagen_jax.stage_dir import unet_config, unet_weights
 from imagen_jax.models.if_unet import RELEASED
+from imagen_jax.stage_dir import if_pipeline, unet_config, unet_weights
 from imagen_jax.structs import Cond, TextCond
 from tests.conftest import GOLDENS
+from tests.deepfloyd_models import TINY_IF
 from tests.goldens.make_if_goldens import digest
-from tests.interop.conftest import TINY_IF
 
 RELEASED_GOLDENS = json.loads((GOLDENS / "if_released.json").read_text())
 
@@ -71,7 +71,7 @@ def test_released_networks_have_the_tensors_of_diffusers(name):
     golden = RELEASED_GOLDENS[name]
     described = unet_config.parse(golden["config"])
     assert described.network == RELEASED[name]
-    shapes = deepfloyd.param_shapes(deepfloyd._stage_config(described, TINY_IF / "none"))
+    shapes = if_pipeline.param_shapes(if_pipeline._stage_config(described, TINY_IF / "none"))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == golden["parameters"]
     named = {name: row.shape for row in unet_weights.table(shapes) for name in row.names}
     assert len(named) == golden["tensors"] and digest(named) == golden["sha256"]

@@ -14,6 +14,7 @@ from imagen_jax.config import to_dict
 from imagen_jax.stage_dir import best_sampling, checkpoint, integrity
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
+from tests.deepfloyd_models import cascade_of_two, change_json, goldens, load_model, pipeline  # noqa: F401
 
 CONFIG = config.StageConfig(
     image_size=8,

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from imagen_jax.stage_dir import unet_config
 from imagen_jax.models.if_unet import RELEASED
+from imagen_jax.stage_dir import unet_config
 from tests.conftest import GOLDENS
 
 CONFIGS = {name: golden["config"] for name, golden in json.loads((GOLDENS / "if_released.json").read_text()).items()}

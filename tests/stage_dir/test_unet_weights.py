@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from imagen_jax.interop import deepfloyd
-from imagen_jax.stage_dir import unet_weights
+from imagen_jax.stage_dir import if_pipeline, unet_weights
 from imagen_jax.stage_dir.unet_weights import Row
-from tests.interop.conftest import TINY_IF
+from tests.deepfloyd_models import TINY_IF
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -28,7 +27,7 @@ def test_tensors_and_parameters_are_inverse(path, shape, num, parameter):
 
 
 def test_a_parameter_of_two_tensors_has_the_first_in_its_first_columns():
-    rows = unet_weights.table(deepfloyd.param_shapes(deepfloyd.read_config(TINY_IF)))
+    rows = unet_weights.table(if_pipeline.param_shapes(if_pipeline.read_config(TINY_IF)))
     (row,) = (row for row in rows if row.path == ("up_1_block_0", "attention", "text_key_value", "kernel"))
     assert row.names == tuple(f"up_blocks.0.attentions.0.add_{name}_proj.weight" for name in "kv")
     assert row.to_parameter([np.zeros((16, 32)), np.ones((16, 32))])[0].tolist() == [0] * 16 + [1] * 16
@@ -70,4 +69,4 @@ def test_what_cannot_be_chosen_from_is_refused(names, variant, message, tmp_path
 def test_a_missing_shard_is_named(pipeline):
     (pipeline / "unet" / f"{WEIGHTS}.fp16-00001-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="must name shards that exist; got .*00001-of-00002.safetensors"):
-        deepfloyd.load_stage(pipeline)
+        if_pipeline.load(pipeline)

@@ -308,3 +308,30 @@ def test_bytes_have_no_unknown_text():
 def test_emoji_and_chinese_with_minilm(minilm):
     captions = ["\U0001f43b\U0001f432", "\u9e92\u9e9f\u9f98", "a bear \U0001f43b", "a photo of a cat"]
     assert minilm.mostly_unknown(captions) == [0, 1]
+
+
+def test_padded_captions_have_what_the_model_computes_at_padding():
+    """As DeepFloyd IF reads T5: all tokens up to max_length, in caches too."""
+    directory = GOLDENS / "tiny_t5_v1_1"
+    plain, padded = (TextEncoder.from_pretrained(directory, max_length=12, output=o) for o in ("last", "padded"))
+    captions = ["a cat", "a much longer caption"]
+    text = padded.encode(captions)
+    ids, mask = plain.tokenize(captions, 12)
+    np.testing.assert_array_equal(text.embeddings, pure_embed(plain.module, plain.params, ids, mask))
+    assert text.mask.all() and text.mask.shape == (2, 12) and (mask == 0).any()
+    for i, embedding in padded.encode_ragged(captions):
+        np.testing.assert_allclose(embedding, text.embeddings[i], atol=1e-6)
+    assert padded.fingerprint != plain.fingerprint and "padded" in padded.description
+
+
+def test_the_language_model_of_a_pipeline(tmp_path):
+    """Model and tokenizer lie in two directories, and weights may be a variant."""
+    original = TextEncoder.from_pretrained(GOLDENS / "tiny_t5_v1_1", max_length=12)
+    for file in (GOLDENS / "tiny_t5_v1_1").iterdir():
+        folder = tmp_path / ("tokenizer" if file.name.startswith("tokenizer") else "text_encoder")
+        folder.mkdir(exist_ok=True)
+        (folder / file.name.replace("model.", "model.fp16.")).write_bytes(file.read_bytes())
+    (tmp_path / "model_index.json").write_text("{}")
+    found = TextEncoder.from_pretrained(tmp_path, max_length=12)
+    np.testing.assert_array_equal(found.encode(["a cat"]).embeddings, original.encode(["a cat"]).embeddings)
+    assert found.fingerprint

@@ -19,7 +19,7 @@ from imagen_jax.diffusion.denoisers import DenoiseFn, Denoiser, as_estimate
 from imagen_jax.sampling import one_stage
 from imagen_jax.sampling.inputs import Inputs
 from imagen_jax.sampling.recipe import logsnr_grid, recipe_and_values
-from imagen_jax.structs import Cond
+from imagen_jax.structs import Cond, TextCond
 from imagen_jax.training.objectives.denoising import Metrics, mean_and_metrics
 
 # (fine grid [N M + 1] of log-SNRs, t [B] uniform in [0, 1)) -> levels [K+1, B] of the step to learn, noisiest first.
@@ -52,10 +52,15 @@ def teacher_sampling(config: StageConfig, teacher: StageConfig) -> SamplingConfi
     return override(teacher.sampling, {"guidance_scale": config.distilled.guidance_scale})
 
 
-def teacher_denoiser(config: StageConfig, teacher: stage.Stage, cond: Cond) -> Denoiser:
-    """Return the teacher's guided and thresholded denoiser: (z_t [B, H, W, C], logsnr_t [B]) -> x_hat."""
+def teacher_denoiser(
+    config: StageConfig, teacher: stage.Stage, cond: Cond, null: TextCond | None = None
+) -> Denoiser:
+    """Return the teacher's guided and thresholded denoiser: (z_t [B, H, W, C], logsnr_t [B]) -> x_hat.
+
+    `null` [1] is the null caption of guidance, if it is not zeros.
+    """
     recipe, values = recipe_and_values(teacher.config, teacher_sampling(config, teacher.config))
-    return one_stage.denoiser(teacher, cond, (cond.text,), Inputs(), recipe, values)
+    return one_stage.denoiser(teacher, cond, (cond.text,), Inputs(negative=null), recipe, values)
 
 
 def make_objective(config: StageConfig, levels_of: Levels, target: Target) -> Any:
@@ -77,7 +82,7 @@ def make_objective(config: StageConfig, levels_of: Levels, target: Target) -> An
         student = stage.Stage(params, config)
         x = jax.lax.stop_gradient(
             target(
-                teacher_denoiser(config, teacher, cond),
+                teacher_denoiser(config, teacher, cond, batch.get("null")),
                 lambda z_t, logsnr_t: student.denoise(z_t, logsnr_t, cond),
                 z_t,
                 levels,
