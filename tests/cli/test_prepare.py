@@ -54,6 +54,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     root, output = tmp_path / "in", tmp_path / "out"
     save(root / "a.png", picture())

@@ -31,6 +31,7 @@ def test_methods_from_outside_have_options_everywhere(outside, tmp_path):
         validate_sampling(C.StageConfig(), dataclasses.replace(sampling, sampler="ddim"))
 
 
+@pytest.mark.slow
 def test_methods_from_outside_sample_a_cascade(outside, tiny_stages, tiny_text):
     """By name and as instances, which need no name; the estimate is in the threshold's bound."""
     keys, stages = image_keys(0, 7), tiny_stages[:1]

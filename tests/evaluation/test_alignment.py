@@ -37,6 +37,7 @@ def specked(image):
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [np.asarray, as_float, noisy, halved])
 def test_true_pictures_are_read_right(examples, change):
     images = [change(record["image"]) for record in examples]
@@ -48,6 +49,7 @@ def test_true_pictures_are_read_right(examples, change):
     assert result["color"]["num"] == len(examples) > result["size"]["num"]
 
 
+@pytest.mark.slow
 def test_shuffled_prompts_are_right_as_often_as_chance(examples):
     # 8 colors, 7 shapes, 2 sizes, 4 backgrounds: with one object, chance is their inverse.
     single = examples[:NUM]

@@ -71,6 +71,7 @@ def test_another_encoder_is_refused(tiny_stages, encoder):
         next(generate(tiny_stages, encoder, PROMPTS, seeds=range(7)))
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_with_a_warning(stages, encoder):
     with pytest.warns(UserWarning, match="is cut to the limit of 8"):
         list(generate(stages, encoder, ["red circle " * 20], seeds=[0], batch_size=8))

@@ -103,6 +103,7 @@ class Given(samplers.DDPM):
         return super().step(s._replace(noise=self.noise[s.index]), carry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model"),
     [("custom", "stage_1"), ("stage_2", "stage_2"), pytest.param("leading", "stage_1", marks=pytest.mark.slow)],

@@ -6,6 +6,7 @@ from flax.traverse_util import flatten_dict
 from tests.models.conftest import MODULES, init, inputs
 
 
+@pytest.mark.slow
 def test_efficient_unet_works_at_low_resolution():
     """Down-sampling comes first: no residual block ever runs at full resolution."""
     network, args = MODULES["efficient"], inputs("efficient")

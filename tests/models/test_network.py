@@ -47,6 +47,7 @@ def test_types_of_fields_are_checked_unless_a_network_checks_more(config, messag
 # --- Every network ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODULES))
 def test_output_is_zero_at_initialisation_with_the_shape_of_the_image(name):
     network, args = MODULES[name], inputs(name)
@@ -70,6 +71,7 @@ def test_every_input_and_every_parameter_matters(name):
     assert all(key.endswith("/key/bias") for key in dead), dead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODULES))
 def test_padding_of_the_text_does_not_matter(name):
     network, (z_t, logsnr, cond) = MODULES[name], inputs(name)
@@ -85,6 +87,7 @@ def test_padding_of_the_text_does_not_matter(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODULES))
 def test_images_of_a_batch_are_independent_and_need_not_be_square(name):
     network, (z_t, logsnr, cond) = MODULES[name], inputs(name)

@@ -50,6 +50,7 @@ def test_haar_coefficients_are_means_and_differences_by_level():
     np.testing.assert_allclose(made, [[1, 1, 1, 1, *12 * [0]], [3, -1, -1, 3, *9 * [0], 4, 4, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "transform"), [("base", "haar"), ("efficient", "space_to_depth")])
 def test_a_network_of_patches_is_the_network_between_the_transforms(name, transform):
     """The same parameters as a network of images with p^2 times the channels, scanned and rematerialised as well."""

@@ -62,6 +62,7 @@ def test_patches_save_work_and_memory(tiny_configs):
     assert patched.temporary_bytes < 0.3 * whole.temporary_bytes
 
 
+@pytest.mark.slow
 def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     sampled = lambda **options: estimate(
         dataclasses.replace(tiny_configs[0], sampling=C.override(tiny_configs[0].sampling, options)),

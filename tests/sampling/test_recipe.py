@@ -53,6 +53,7 @@ def test_less_strength_stays_nearer(tiny_stages, tiny_text, picture):
         sample_cascade(tiny_stages, tiny_text, KEYS, image=picture)
 
 
+@pytest.mark.slow
 def test_a_user_schedule_by_name(tiny_stages, tiny_text, monkeypatch):
     mine = schedules.from_function(lambda t: 9 - 18 * t)
     monkeypatch.setitem(schedules.SCHEDULES._entries, "mine", lambda size: mine)

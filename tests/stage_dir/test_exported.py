@@ -39,6 +39,7 @@ def test_the_layout(directory):
     assert found.weights["base"].size == (directory / "base.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_an_export_loads_as_the_stages_of_training_do(directory, tiny_stages, tmp_path):
     save_cascade(tiny_stages, tmp_path / "run")
     for place in (directory, str(directory)):

@@ -46,6 +46,7 @@ def test_directories_of_pipelines_are_a_cascade(cascade_of_two, stages):
         load_cascade(first, steps={"base": 3})
 
 
+@pytest.mark.slow
 def test_guidance_is_away_from_the_empty_prompt(stages):
     encoder = TextEncoder.from_config(stages[0].config.text)
     (made,) = generate.generate(stages, encoder, ["A RED circle"], seeds=[0], batch_size=1, **FEW)
@@ -63,6 +64,7 @@ def test_guidance_is_away_from_the_empty_prompt(stages):
             call(stages, text, keys, **FEW)
 
 
+@pytest.mark.slow
 def test_captions_dropped_in_training_are_the_null_caption(stages):
     loaded, rng = stages[0], np.random.default_rng(0)
     encoder = TextEncoder.from_config(loaded.config.text)

@@ -15,6 +15,7 @@ from tests.conftest import GOLDENS
 from tests.text.conftest import CAPTIONS, Counting, make
 
 
+@pytest.mark.slow
 def test_processes_share_the_captions(tiny, tmp_path):
     counting = [Counting(tiny) for _ in range(3)]
     for i, encoder in enumerate(counting):

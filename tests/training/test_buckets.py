@@ -153,6 +153,7 @@ def abstract():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(0))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_damaged_and_continued_as_on_a_disk(bucket, preset):
     from fsspec.core import url_to_fs
 

@@ -145,6 +145,7 @@ def test_adapters_need_a_stage(config, tmp_path):
         initial.resolve(wrong, tmp_path / "base")
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, monkeypatch):
     """By its name, its directory, or one of its stages; what is recorded is the hash of the weight file."""
     save_pretrained((load_stage(trained),), tmp_path / "names/tiny", dtype="int8")
