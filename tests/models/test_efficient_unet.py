@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.models.conftest import MODULES, init, inputs
