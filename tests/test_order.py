@@ -26,6 +26,7 @@ TOGETHER = {
 # Test files of several source files at once, or of the repository: the reason.
 OF_SEVERAL = {
     "cli/test_hostile_command_lines.py": "all commands with random options",
+    "scripts/test_deepfloyd_journey.py": "commands on pipelines of DeepFloyd IF",
     "test_benchmarks.py": "benchmarks/",
     "test_docs.py": "README and docs/",
     "test_installation.py": "the wheel",
