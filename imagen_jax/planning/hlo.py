@@ -131,7 +131,8 @@ class Program:
         votes = Counter(_kind_of_path(each.path, "other") for each in inside if each.path and each.opcode not in _MOVES)
         if votes:
             return votes.most_common(1)[0][0]
-        return _kind_of_path(operation.path, "other") if operation.path else "copies"
+        is_move = all(each.opcode in (*_MOVES, "fusion") for each in inside)
+        return _kind_of_path(operation.path, "copies" if is_move and not operation.path else "other")
 
 
 def read(text: str) -> Program:

@@ -45,6 +45,7 @@ ENTRY %main (p: f32[2,8,8,4]) -> f32[] {
   %clipped = f32[6] clamp(%a, %b, %c), at="jit(step)/while/body/thresholding/jit(clip)/min"
   %eps = f32[6] multiply(%a, %b), at="jit(step)/jvp(vmap(jit(_normal)))/jit(_normal_real)/mul"
   %moved = f32[6] copy(%eps)
+  %window = f32[6] reduce-window(%eps), to_apply=%add
   %sum = f32[6] all-reduce(%moved), replica_groups={}
   %loop = (s32[], f32[8,16]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %loss = f32[] add(%a, %b), at="jit(step)/jvp()/add"
@@ -70,6 +71,7 @@ def test_each_operation_has_a_kind():
         "clipped": "thresholding",
         "eps": "random numbers",
         "moved": "copies",
+        "window": "other",
         "sum": "communication",
         "loss": "other",
     }
