@@ -17,6 +17,7 @@ TOGETHER = {
     "cli/evaluate.py": ("scripts/test_sampling_journey.py", "on the cascade that the tests of sample.py compile"),
     "cli/recogniser.py": ("evaluation/test_recogniser_training.py", "on the pictures and the recogniser of its tests"),
     "cli/export.py": ("scripts/test_sampling_journey.py", "what it writes, sample.py draws from"),
+    "generate/png_text.py": ("generate/test_records.py", "every kind of damage is tried on the PNG of a record"),
     "prepare/icons/renderer.py": ("prepare/icons/test_rendering.py", "the process that rendering.py starts"),
     "sampling/fitting.py": ("data/test_opening.py", "pictures of every kind are fitted as sample.py does"),
     "structs.py": ("test_stage.py", "plain data, used by every test of a stage"),

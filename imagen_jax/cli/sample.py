@@ -150,13 +150,13 @@ def repeat(options: Options) -> None:
         files.check_directory(options.output, "--output")
 
     from imagen_jax import compilation
-    from imagen_jax.generate import records, request
+    from imagen_jax.generate import records, repeating, request
     from imagen_jax.grid import to_uint8
 
     record, before = records.read(options.from_png)
     cascade = options.cascade() if options.workdir or options.pretrained is not None else None
     moved = {"inputs": inputs(options), "adapters": adapters(options)}
-    asked = request.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
+    asked = repeating.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
     prepared = request.prepare(dataclasses.replace(asked, one_at_a_time=options.one_at_a_time))
     output = options.output or (asked.workdir / "samples" if isinstance(asked.workdir, Path) else Path("samples"))
     files.check_directory(output, "--output", needed=before.size)

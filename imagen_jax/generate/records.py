@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import typing
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax import checks
 from imagen_jax.config import SamplingConfig, TextConfig, from_dict, to_dict
 from imagen_jax.data import transforms
-from imagen_jax.storage import input_files
+from imagen_jax.generate import png_text
 
 FORMAT = 1
-MAX_BYTES = 2**30  # of a PNG that is read
 MAX_BATCH = 2**16  # rows
 TEXT_DTYPES = typing.get_args(typing.get_type_hints(TextConfig)["dtype"])
-_MAX_CHUNKS = 2**16  # Pillow writes one for 64 KiB
 INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
 _CHUNK = "imagen_jax"
 # Not in the pictures of before there were any; what they mean there.
@@ -121,11 +115,7 @@ def encode_png(x: np.ndarray, record: Record) -> bytes:
     rest = {name: value for name, value in rest.items() if name not in _LATER or value}
     chunks["sampling"] = json.dumps({name: to_dict(used) for name, used in record.sampling.items()})
     chunks[_CHUNK] = json.dumps({"format": FORMAT} | rest)
-    information, buffer = PngInfo(), io.BytesIO()
-    for key, value in chunks.items():
-        information.add_itxt(key, value)
-    Image.fromarray(x).save(buffer, "PNG", pnginfo=information)
-    return buffer.getvalue()
+    return png_text.encode(x, chunks)
 
 
 def read(path: Path) -> tuple[Record, np.ndarray]:
@@ -138,7 +128,7 @@ def read(path: Path) -> tuple[Record, np.ndarray]:
       ValueError: one line; it is no such PNG, is damaged, or is of another version.
     """
     where = f"--from-png {path}"
-    pixels, texts = _decode(path)
+    pixels, texts = png_text.read(path, _FIX)
     others = ", ".join(sorted(texts)[:8]) or "none"
     is_early = _CHUNK not in texts and set(_OWN_CHUNKS) <= set(texts) and texts["seed"].isdecimal()
     if is_early:
@@ -186,41 +176,6 @@ def compare(record: Record, before: np.ndarray, again: Record, after: np.ndarray
         f"differs from the recorded picture in {np.count_nonzero(difference)} of {difference.size} values, by up to "
         f"{difference.max()} of 255 ({reasons})"
     )
-
-
-def _decode(path: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """Return the pixels, uint8 [H, W, 3], of a PNG and the text chunks before them, by keyword."""
-    data = input_files.read_given("--from-png", path, MAX_BYTES, "a PNG file", _FIX)
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError(f"--from-png must be a PNG; {path} is none: {_FIX}.")
-    cause = None
-    if not (damage := _damage(data)):
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                # Text chunks after the pixels were added by another program.
-                texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-                return np.asarray(image.convert("RGB")), texts
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow raises almost anything on broken files
-            cause, damage = error, " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"--from-png must be a whole PNG; {path} is damaged ({damage}): {_FIX}.") from cause
-
-
-def _damage(data: bytes) -> str:
-    """Return what is wrong with the chunks of a PNG or their checksums, "" if nothing; Pillow checks only some."""
-    place, kind, num = 8, b"", 0
-    while kind != b"IEND":
-        if (num := num + 1) > _MAX_CHUNKS:
-            return f"it has more than {_MAX_CHUNKS} chunks"
-        length = int.from_bytes(data[place : place + 4], "big")
-        kind, end = data[place + 4 : place + 8], place + 8 + length
-        if len(data) < end + 4:
-            return "it is cut off"
-        if zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"the checksum of a chunk, {kind!r}, differs"
-        place = end + 4
-    return ""
 
 
 def _record(texts: Mapping[str, str]) -> Record:
