@@ -33,7 +33,7 @@ from imagen_jax.diffusion import (
     schedules,
     thresholding,
 )
-from imagen_jax.generate import pmapped
+from imagen_jax.generate import compiled, pmapped
 from imagen_jax.generate import prompts as generate
 from imagen_jax.sampling import one_stage
 from tests.conftest import WIDTH
@@ -355,13 +355,13 @@ def test_results_are_in_range_where_an_image_is_a_little_beyond(tiny_stages, tin
 def test_wrong_arguments_of_compile_cascade(tiny_stages, changes, message, checked_only):
     good = {"stages": tiny_stages, "batch_size": np.int64(8), "negative": None}
     with pytest.raises(ValueError, match=f"^(run.)?{message}"):
-        generate.compile_cascade(**(good | changes))
+        compiled.compile_cascade(**(good | changes))
 
 
 def test_compile_cascade_takes_shapes(tiny_stages, checked_only):
     shapes = jax.eval_shape(lambda: tiny_stages)
     with pytest.raises(Sampled):
-        generate.compile_cascade(shapes, np.int64(8), fsdp=np.int64(2), negative=None)
+        compiled.compile_cascade(shapes, np.int64(8), fsdp=np.int64(2), negative=None)
 
 
 @pytest.mark.parametrize(
