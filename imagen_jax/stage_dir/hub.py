@@ -1,4 +1,7 @@
-"""Exported cascades on the Hugging Face hub, by names such as hf://OWNER/NAME and hf://OWNER/NAME@REVISION."""
+"""Exported cascades on the Hugging Face hub, by names such as hf://OWNER/NAME and hf://OWNER/NAME@REVISION.
+
+Pipelines of DeepFloyd IF, in diffusers' layout, are downloaded too.
+"""
 
 import contextlib
 import functools
@@ -7,16 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.checks import Verbatim, error, require
-from imagen_jax.stage_dir import exported
+from imagen_jax.stage_dir import exported, if_pipeline
 
 SCHEME = "hf://"
 _NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _FILES = ("*.json", "*.safetensors", "*.md", "NOTICE", "LICENSE")
+# Of a pipeline, whose weights the hub has in float32 and in float16: the latter, and no pickles.
+_PIPELINE_FILES = (
+    if_pipeline.INDEX,
+    "scheduler/*.json",
+    "tokenizer/*",
+    *(
+        f"{part}/{name}"
+        for part in ("unet", "text_encoder")
+        for name in ("config.json", "*.index.fp16.json", "*.fp16*.safetensors")
+    ),
+)
 
 
 @functools.cache
 def download(place: str, option: str) -> Path:
-    """Return the directory of a cascade on the hub, in the hub's local cache; download it if necessary.
+    """Return the directory of a cascade or a pipeline on the hub, in the hub's local cache; download it if necessary.
 
     Args:
       place: hf://OWNER/NAME or hf://OWNER/NAME@REVISION, a branch, a tag or a commit.
@@ -29,11 +43,14 @@ def download(place: str, option: str) -> Path:
     require(named is not None, option, f"be {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION", place)
     from huggingface_hub import snapshot_download
 
+    fetch = lambda **which: Path(snapshot_download(named[1], revision=named[2], **which))
     try:
-        directory = Path(snapshot_download(named[1], revision=named[2], allow_patterns=_FILES, ignore_patterns="*/*"))
+        directory = fetch(allow_patterns=_FILES, ignore_patterns="*/*")
+        if (directory / if_pipeline.INDEX).is_file():
+            return fetch(allow_patterns=_PIPELINE_FILES)
     except Exception as failed:  # the hub's client has no common base class for its errors
         got = Verbatim(f"{place}, which it does not give ({_reason(failed)})")
-        fix = _fix(failed, ", or give the directory of a copy")
+        fix = _fix(failed, named[1], ", or give the directory of a copy")
         raise error(option, "be a cascade on the Hugging Face hub", got, fix) from failed
     require(exported.read(directory) is not None, option, "be a cascade that imagen-jax export wrote", place)
     return directory
@@ -95,7 +112,7 @@ def _refusals(repo: str, option: str) -> Iterator[None]:
         yield
     except Exception as failed:
         got = Verbatim(f"{repo}, which it refuses ({_reason(failed)})")
-        raise error(option, "be a repository to write to", got, _fix(failed)) from failed
+        raise error(option, "be a repository to write to", got, _fix(failed, repo)) from failed
 
 
 def _reason(failed: Exception) -> str:
@@ -108,8 +125,12 @@ def _reason(failed: Exception) -> str:
     return " ".join((lines or [type(failed).__name__])[0].split())[:200].rstrip(".")
 
 
-def _fix(failed: Exception, otherwise: str = "") -> str:
+def _fix(failed: Exception, repo: str, otherwise: str = "") -> str:
+    from huggingface_hub.errors import GatedRepoError
+
     status = getattr(getattr(failed, "response", None), "status_code", None)
+    if isinstance(failed, GatedRepoError):
+        return f"accept its licence at https://huggingface.co/{repo}, and log in with hf auth login"
     if status in (401, 403, 404):
         return "correct the name, or log in with hf auth login"
     return f"check the network{otherwise}"

@@ -10,8 +10,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from imagen_jax import load_cascade, save_pretrained
+from imagen_jax import TextEncoder, load_cascade, save_pretrained
 from imagen_jax.stage_dir import exported, hub
+from tests.deepfloyd_models import write_pipeline
 
 OPTION = "--push-to-hub"
 
@@ -75,6 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             name, files = "/".join(parts[2:4]), self.server.repos.get("/".join(parts[2:4]))
             if files is None:
                 return self.missing("RepoNotFound")
+            if name.startswith("gated/"):
+                return self.answer({"error": "gated"}, 403, **{"X-Error-Code": "GatedRepo"})
             if parts[4:5] == ["tree"]:
                 return self.answer([{"type": "file", "path": p, "size": len(c), "oid": "1"} for p, c in files.items()])
             if parts[4:5] == ["revision"] and parts[5] not in ("main", "1" * 40):
@@ -166,3 +169,23 @@ def test_pushing_needs_a_token(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="^--push-to-hub must be used with a token .*; got none: run hf auth login"):
         hub.check_name("me/tiny", OPTION)
+
+
+def test_pipelines_are_pulled_in_float16_without_pickles(server, goldens, tmp_path):
+    """The hub has their weights several times; a licence that is not accepted yet is named."""
+    directory, files = write_pipeline(tmp_path / "one", goldens, "stage_1"), {}
+    for file in directory.rglob("*"):
+        if file.is_file():
+            files[file.relative_to(directory).as_posix()] = file.read_bytes()
+    for name in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        content = files[f"{name}.safetensors"]
+        files |= {f"{name}.fp16.safetensors": content, f"{name}.safetensors": b"float32", f"{name}.bin": b"pickle"}
+    server.repos |= {"me/IF-I": files, "gated/IF-I": files}
+    (stage,) = load_cascade("hf://me/IF-I")
+    assert stage.config.network == load_cascade(directory)[0].config.network
+    assert TextEncoder.from_config(stage.config.text).encode(["a cat"]).mask.all()
+    pulled = {path.name for path in hub.download("hf://me/IF-I", "workdir").rglob("*.*")}
+    assert "diffusion_pytorch_model.fp16.safetensors" in pulled
+    assert not pulled & {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors"}
+    with pytest.raises(ValueError, match="accept its licence at https://huggingface.co/gated/IF-I, and log in"):
+        load_cascade("hf://gated/IF-I")
