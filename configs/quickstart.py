@@ -1,6 +1,6 @@
 """A cascade that trains in minutes on two CPU cores: single shapes, 16x16 -> 64x64.
 
-bash scripts/quickstart.sh
+bash scripts/train_quickstart.sh
 """
 
 import dataclasses
