@@ -2,7 +2,8 @@
 
 npm pack @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji @iconify-json/fluent-emoji-flat \
     @iconify-json/fxemoji emojibase-data
-python scripts/prepare_data.py --icons iconify-json-*.tgz --keywords emojibase-data-*.tgz --size 256 --output datasets/emoji
+python scripts/prepare_data.py --icons iconify-json-*.tgz --keywords emojibase-data-*.tgz --size 256 \
+    --output datasets/emoji
 python scripts/train.py --preset emoji --stage base --workdir runs/emoji
 python scripts/train.py --preset emoji --stage sr256 --workdir runs/emoji
 """
@@ -26,7 +27,7 @@ DATA = DataConfig(path="datasets/emoji")
 # Networks this narrow learn outlines sooner with prediction x than with v, which contains all of the noise.
 PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0)
 OPTIM = OptimConfig(
-    optimizer="muon", learning_rate=2.5e-3, warmup_steps=100, b2=0.99, batch_size=16, ema_decay=0.998
+    optimizer="muon", learning_rate=2.5e-3, warmup_steps=100, b2=0.99, batch_size=8, ema_decay=0.998
 )
 
 
@@ -40,15 +41,15 @@ def get_config() -> tuple[StageConfig, ...]:
             channels=(96, 128),
             num_res_blocks=(1, 2),
             attention=(False, True),
-            embedding=128,
+            embedding=256,
             head_dim=32,
         ),
         process=PROCESS,
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=24, guidance_scale=3.0),
         text=TEXT,
         data=DATA,
-        optim=dataclasses.replace(OPTIM, decay_steps=4500),
-        run=RunConfig(num_steps=4500, checkpoint_every=200, validate_every=1000, sample_every=1000),
+        optim=dataclasses.replace(OPTIM, decay_steps=5600),
+        run=RunConfig(num_steps=5600, checkpoint_every=200, validate_every=1000, sample_every=1000),
     )
     super_resolution = StageConfig(
         name="sr256",
@@ -69,7 +70,7 @@ def get_config() -> tuple[StageConfig, ...]:
         sampling=SamplingConfig(sampler="dpmpp_2m", steps=8, guidance_scale=1.0, aug_level=0.1),
         text=TEXT,
         data=DATA,
-        optim=dataclasses.replace(OPTIM, decay_steps=3000),
+        optim=dataclasses.replace(OPTIM, batch_size=32, decay_steps=3000),
         run=RunConfig(num_steps=3000, checkpoint_every=500, validate_every=0, sample_every=0),
     )
     return base, super_resolution

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Draws pictures in several styles with the pretrained cascades that come with the package.
+# Draws pictures with a pretrained cascade that comes with the package.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""
 
 out=samples/quickstart
 begin=$SECONDS
-imagen-jax sample --pretrained emoji --output "$out" --prompts \
-    "a tiger, noto style" "a tiger, fluent flat style" "a red apple, fluent style" "a rocket, noto style" \
-    "a snowman, noto v1 style" "a rainbow, fxemoji style" "a birthday cake, noto style" "an octopus, fluent flat style" \
-    --num 2
-echo "16 pictures in $((SECONDS - begin)) s, programs compiled and language model loaded within them: $out/grid.png"
+imagen-jax sample --pretrained shapes --output "$out" --prompts \
+    "a red star on a white background" "a large cyan ring" "a small yellow heart on black" "a purple triangle" \
+    "two green circles" "three pink squares" "three orange crosses on white" "two blue hearts on gray" \
+    "a red circle above a blue square" "a green star left of a pink ring" "a yellow triangle below a purple cross" \
+    "a cyan heart right of an orange circle" "a large pink circle on gray" "a blue cross above a yellow star" \
+    "two small red rings on white" "a purple heart left of a green triangle"
+echo "16 pictures in $((SECONDS - begin)) s, with loading and compiling: look at $out/grid.png"
 
 cat <<END
 
 What next (in the environment: . ${VIRTUAL_ENV#"$PWD"/}/bin/activate):
-  imagen-jax sample --pretrained emoji --prompts "a smiling cat, noto style" --num 4      # prompts of your own
-  imagen-jax sample --pretrained shapes --prompts "a red star above a blue ring"          # relations and counts
-  imagen-jax sample --pretrained emoji --start sr256 --low-res PICTURE.png --prompts "a dog, noto style"   # 64 -> 256
-  bash scripts/train_quickstart.sh                                                        # train from nothing
+  imagen-jax sample --pretrained shapes --prompts "a red star above a blue ring" --num 4    # prompts of your own
+  imagen-jax sample --pretrained shapes --prompts "a red star" --image $out/a-large-cyan-ring-seed0.png --strength 0.8
+  bash scripts/train_quickstart.sh                # train a cascade from nothing
+  imagen-jax train --help                         # on pictures of your own: see README.md
 END
