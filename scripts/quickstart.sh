@@ -7,9 +7,9 @@ out=samples/quickstart
 begin=$SECONDS
 imagen-jax sample --pretrained shapes --output "$out" --prompts \
     "a red star on a white background" "a large cyan ring" "a small yellow heart on black" "a purple triangle" \
-    "two green circles" "three pink squares" "three orange crosses on white" "two blue hearts on gray" \
+    "two green circles" "three pink squares" "three orange crosses on white" "two blue hearts on grey" \
     "a red circle above a blue square" "a green star left of a pink ring" "a yellow triangle below a purple cross" \
-    "a cyan heart right of an orange circle" "a large pink circle on gray" "a blue cross above a yellow star" \
+    "a cyan heart right of an orange circle" "a large pink circle on grey" "a blue cross above a yellow star" \
     "two small red rings on white" "a purple heart left of a green triangle"
 echo "16 pictures in $((SECONDS - begin)) s, with loading and compiling: look at $out/grid.png"
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from imagen_jax import load_cascade, save_pretrained
-from imagen_jax.stage_dir import pretrained
+from imagen_jax.stage_dir import exported, pretrained
 from imagen_jax.stage_dir.model_card import Card
 
 
@@ -31,6 +31,18 @@ def test_a_name_is_a_cascade(known, tiny_stages):
     (stage,) = load_cascade("tiny")
     assert stage.config == tiny_stages[0].config
     assert "  tiny         Draws shapes. Captions such as \"a star\"." in pretrained.describe().splitlines()
+
+
+def test_the_installed_cascades_are_whole(monkeypatch):
+    monkeypatch.delenv(pretrained.VARIABLE, raising=False)
+    installed = pretrained.directories()
+    assert "shapes" in installed
+    for name, directory in installed.items():
+        exported.verify(directory, exported.read(directory))
+        told = (directory / "README.md").read_text()
+        assert f"# {name}" in told and "Not stated." not in told
+    size = sum(file.stat().st_size for directory in installed.values() for file in directory.iterdir())
+    assert size < 20e6
 
 
 def test_further_directories_come_before_the_package(known, monkeypatch, tmp_path):
