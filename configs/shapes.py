@@ -79,7 +79,7 @@ def get_config(part: Literal["full", "single"] = "full") -> tuple[StageConfig, .
             num_heads=4,
         ),
         process=dataclasses.replace(PROCESS, max_aug_level=0.5),
-        sampling=SamplingConfig(sampler="unipc", steps=10, guidance_scale=2.0, threshold="static", aug_level=0.1),
+        sampling=SamplingConfig(sampler="unipc", steps=6, guidance_scale=1.0, threshold="static", aug_level=0.1),
         text=TEXT,
         data=DATA,
         optim=dataclasses.replace(OPTIM, batch_size=32, decay_steps=2500, ema_decay=0.995),
