@@ -6,11 +6,11 @@ set -euo pipefail
 out=samples/quickstart
 begin=$SECONDS
 imagen-jax sample --pretrained shapes --output "$out" --prompts \
-    "a red star on a white background" "a large cyan ring" "a small yellow heart on black" "a purple triangle" \
-    "two green circles" "three pink squares" "three orange crosses on white" "two blue hearts on grey" \
-    "a red circle above a blue square" "a green star left of a pink ring" "a yellow triangle below a purple cross" \
-    "a cyan heart right of an orange circle" "a large pink circle on grey" "a blue cross above a yellow star" \
-    "two small red rings on white" "a purple heart left of a green triangle"
+    "a red star on a white background" "a large cyan ring" "a yellow heart on black" "a purple triangle" \
+    "a small green circle on brown" "a huge orange cross" "a pink square on grey" "a blue ring on white" \
+    "a cyan triangle on black" "a large pink circle on grey" "two green circles" "three pink squares" \
+    "two blue hearts" "three orange crosses on white" "a cyan heart right of an orange circle" \
+    "a large green disk and a large yellow heart on black"
 echo "16 pictures in $((SECONDS - begin)) s, with loading and compiling: look at $out/grid.png"
 
 cat <<END
