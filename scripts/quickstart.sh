@@ -19,5 +19,5 @@ What next (in the environment: . ${VIRTUAL_ENV#"$PWD"/}/bin/activate):
   imagen-jax sample --pretrained shapes --prompts "a red star above a blue ring" --num 4    # prompts of your own
   imagen-jax sample --pretrained shapes --prompts "a red star" --image $out/a-large-cyan-ring-seed0.png --strength 0.8
   bash scripts/train_quickstart.sh                # train a cascade from nothing
-  imagen-jax train --help                         # on pictures of your own: see README.md
+  imagen-jax prepare --input FOLDER --output datasets/mine     # captioned pictures of your own to train on: see README.md
 END

@@ -68,7 +68,8 @@ def test_a_path_is_not_a_name(known, tmp_path, monkeypatch):
             load_cascade(place)
 
 
-def test_an_unknown_name_lists_the_known(known):
+def test_an_unknown_name_lists_the_known(known, monkeypatch):
+    monkeypatch.setattr(pretrained, "INSTALLED", known)
     with pytest.raises(ValueError, match="^workdir must hold .*; got tony: .*, or name one .* cascades .*small, tiny"):
         load_cascade("tony")
     rule = "be one of small, tiny, the directory of a cascade or hf://OWNER/NAME; got 'tony' (did you mean tiny?)."
