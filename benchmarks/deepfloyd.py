@@ -1,0 +1,172 @@
+"""Runs a network of DeepFloyd IF and guided steps of its sampler beside diffusers, turn by turn, on the same CPU.
+
+  python benchmarks/deepfloyd.py --peer-python ~/diffusers/bin/python
+
+--peer-python is the Python of an environment made with `pip install torch diffusers transformers accelerate`. The
+network is that of stage I with half the widths of IF-I-M, at random; diffusers makes it, and it is loaded here from the
+files that diffusers writes. Both compute in float32 from 77 tokens of T5. A guided step evaluates the network with and
+without the caption, and thresholds dynamically.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STEPS, TOKENS, SCALE = 4, 77, 7.0
+NETWORK = {
+    "block_out_channels": [96, 192, 288, 384],
+    "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "in_channels": 3,
+    "out_channels": 6,
+    "act_fn": "gelu",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 64,
+    "attention_head_dim": 32,
+    "cross_attention_dim": 384,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 4096,
+    "layers_per_block": 3,
+    "norm_num_groups": 32,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 64,
+}
+SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "dynamic_thresholding_ratio": 0.95,
+    "num_train_timesteps": 1000,
+    "sample_max_value": 1.5,
+    "thresholding": True,
+    "variance_type": "learned_range",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    peer_python: Path
+    """Python of the environment that has diffusers."""
+    batch_size: int = 1
+    """Images; a guided step evaluates the network on twice as many."""
+    rounds: int = 5
+    """Turns of each, after one to warm up."""
+    threads: int = len(os.sched_getaffinity(0))
+    """That compute; by default one for each core."""
+
+
+def main(options: Options) -> None:
+    os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
+    taken = {"network": ([], []), "step": ([], [])}
+    with tempfile.TemporaryDirectory() as directory:
+        command = [options.peer_python.expanduser(), "-I", __file__, "peer", directory]
+        command += [str(options.batch_size), str(options.threads)]
+        peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            versions = _answer(peer)
+            runs, facts = ours(directory, options)
+            for _ in range(options.rounds):
+                for name, run in runs.items():
+                    start = time.perf_counter()
+                    run()
+                    taken[name][0].append(time.perf_counter() - start)
+                    print(name, file=peer.stdin, flush=True)
+                    taken[name][1].append(_answer(peer))
+        finally:
+            peer.kill()
+            peer.wait()
+    print(f"{facts}; {versions}. Batches of {options.batch_size}, {options.threads} threads, {options.rounds} rounds.")
+    print()
+    print("| | seconds, ours | diffusers | ratio, median of rounds |\n|---|---:|---:|---:|")
+    for name, (own, theirs) in taken.items():
+        scale = STEPS if name == "step" else 1
+        ratios = [b / a for a, b in zip(own, theirs, strict=True)]
+        columns = [_spread([s / scale for s in own]), _spread([s / scale for s in theirs]), _spread(ratios)]
+        print(f"| {name} | {' | '.join(columns)} |")
+
+
+def _answer(peer: subprocess.Popen):
+    line = peer.stdout.readline()
+    if not line:
+        raise ValueError("--peer-python must be the Python of an environment with torch and diffusers; it ended.")
+    return json.loads(line)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def ours(directory: str, options: Options):
+    """Return functions that evaluate the network and sample, compiled, and facts in words."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_platforms", "cpu")
+    from imagen_jax import TextCond, image_keys, sample_stage
+    from imagen_jax.config import override
+    from imagen_jax.interop import deepfloyd
+
+    stage, rows = deepfloyd.load_stage(directory), options.batch_size
+    text = TextCond(jax.random.normal(jax.random.key(0), (rows, TOKENS, 4096)), jnp.ones((rows, TOKENS), bool))
+    z, t, keys = jnp.zeros((rows, 64, 64, 3)), jnp.full((rows,), 500), image_keys(0, rows)
+    sampling = override(stage.config.sampling, {"steps": STEPS, "guidance_scale": SCALE})
+    runs = {
+        "network": lambda: jax.block_until_ready(deepfloyd.predict(stage, z, t, text)),
+        "step": lambda: sample_stage(stage, text, keys, sampling=sampling, negative=text).block_until_ready(),
+    }
+    for run in runs.values():
+        run()
+    count = sum(leaf.size for leaf in jax.tree.leaves(stage.params))
+    return runs, f"{count / 1e6:.1f}M parameters, jax {jax.__version__}"
+
+
+def peer(directory: str, rows: str, threads: str) -> None:
+    """Write the network for the other side, and answer how long what a line of input names takes here."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    import diffusers
+    import torch
+
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    model = diffusers.UNet2DConditionModel(**NETWORK).eval()
+    scheduler = diffusers.DDPMScheduler(**SCHEDULER)
+    model.save_pretrained(Path(directory) / "unet")
+    scheduler.save_pretrained(Path(directory) / "scheduler")
+    num = int(rows)
+    text = torch.randn(2 * num, TOKENS, 4096)
+    start = torch.randn(num, 3, 64, 64)
+
+    def network() -> None:
+        model(start, torch.full((num,), 500), text[:num])
+
+    def step() -> None:
+        scheduler.set_timesteps(STEPS)
+        z = start
+        for t in scheduler.timesteps:
+            both = model(torch.cat([z, z]), t, text).sample
+            (eps, variance), (null, _) = (half.split(3, dim=1) for half in both.chunk(2))
+            z = scheduler.step(torch.cat([null + SCALE * (eps - null), variance], dim=1), t, z).prev_sample
+
+    runs = {"network": network, "step": step}
+    with torch.inference_mode():
+        for run in runs.values():
+            run()
+        print(json.dumps(f"diffusers {diffusers.__version__}, torch {torch.__version__}"), file=answers, flush=True)
+        for line in sys.stdin:
+            begin = time.perf_counter()
+            runs[line.strip()]()
+            print(json.dumps(time.perf_counter() - begin), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peer"]:
+        peer(*sys.argv[2:])
+    else:
+        from imagen_jax.cli import parsing, program
+
+        program.run(main, lambda args: parsing.parse(Options, __doc__, args))
