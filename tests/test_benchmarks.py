@@ -1,4 +1,4 @@
-"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there; benchmarks/imagen_pytorch.py."""
+"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there; those beside other libraries."""
 
 import importlib.util
 import runpy
@@ -80,3 +80,8 @@ def test_a_peer_that_does_not_answer_is_one_line(run_script, option, message):
     python = sys.executable if importlib.util.find_spec("imagen_pytorch") is None else "false"
     ran = run_script("../benchmarks/imagen_pytorch.py", "--peer-python", python, *option.split())
     assert ran.status == 2 and message in ran.err and ran.err.count("\n") == 1, ran.err
+
+
+def test_a_python_without_diffusers_is_one_line(run_script):
+    ran = run_script("../benchmarks/deepfloyd.py", "--peer-python", "false")
+    assert ran.status == 2 and "with torch and diffusers; it ended" in ran.err and ran.err.count("\n") == 1, ran.err

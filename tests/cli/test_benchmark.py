@@ -93,7 +93,7 @@ def test_kinds_may_be_unknown_and_a_sampler_has_no_data():
         (["--preset", "quickstart", "--dtype", "bfloat16"], "--dtype must be float32 for a train step"),
         (["--preset", "quickstart", "--kind", "both"], "--kind must be one of train, sample"),
         (["--preset", "quickstart", "--output", "/dev/null/x"], "--output must be a directory"),
-        (["--workdir", "{tmp}/none"], "--workdir must be the directory of a cascade or hf://"),
+        (["--workdir", "{tmp}/none"], "the directory of a cascade or hf://OWNER/NAME; got"),
         (["--workdir", "{tmp}"], "workdir must hold trained stages, but has none"),
     ],
 )

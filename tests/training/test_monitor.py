@@ -141,7 +141,7 @@ def test_samples_are_as_many_as_there_are_captions(
     captions = [record["caption"] for record in (source[i] for i in range(records))]
     seen = []
     monkeypatch.setattr(
-        monitors.Monitor, "_run", lambda self, _, params, text, low_res: np.zeros((len(text.mask), 8, 8, 3))
+        monitors.Monitor, "_run", lambda self, _, params, text, low_res, null: np.zeros((len(text.mask), 8, 8, 3))
     )
     monkeypatch.setattr(monitors, "labelled_grid", lambda images, labels, **_: seen.append((images, labels)))
     mesh = sharding.make_mesh()
