@@ -23,7 +23,7 @@ from tests.cli.conftest import help_of, one_line
         (["embed_text.py"], ["--store", "--text.encoder"]),
         (["embed_text.py", "--preset", "shapes"], ["Tokens of each caption that reach the network", "(default: 40)"]),
         (["prepare_data.py"], ["--input", "(default 2048). --min-size", "not a usual one. (default: None)"]),
-        (["sample.py"], ["layout. (default: ) --pretrained", "or here if there is no single one. Existing pictures stay."]),
+        (["sample.py"], ["layout. (default: ) --pretrained", "no single one. Existing pictures stay."]),
     ],
 )  # fmt: skip
 def test_help_needs_no_other_option(monkeypatch, capsys, arguments, lines):
