@@ -88,7 +88,8 @@ def test_an_objective_from_outside_trains_from_the_command_line(tmp_path, outsid
     monkeypatch.setenv("IMAGEN_JAX_PLUGINS", str(outside))
     run = lambda *options: run_script("train.py", "--preset", preset, "--stage", "base", *options)
 
-    (choices,) = re.findall(r"--optim.objective \{(.*)\}", run("--help").out)
+    helped = re.sub(r"[\s│]+", "", run("--help").out)  # lines are broken within a list of names
+    (choices,) = re.findall(r"--optim.objective\{(.*?)\}", helped)
     assert {"denoising", "small_parameters"} <= set(choices.split(","))
     wrong = run("--workdir", tmp_path / "run", "--optim.objective", "small_parameter")
     assert wrong.status == 2 and "(did you mean small_parameters?)" in wrong.err
