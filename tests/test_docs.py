@@ -371,6 +371,7 @@ def test_command_lines_are_accepted(page, parse):
             pytest.fail(f"{script} {shlex.join(arguments)}: {error}")
 
 
+@pytest.mark.slow
 def test_command_lines_of_the_scripts_own_help_are_accepted(parse):
     calls = list(own_calls())
     assert len(calls) > 20

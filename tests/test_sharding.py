@@ -38,6 +38,7 @@ def test_rows_of_an_image_can_be_split_over_devices(tiny_stages, make_request, s
     assert out.addressable_shards[0].data.shape == (1, 4, 16, 3)
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_split(tiny_stages, make_request):
     mesh = sharding.make_mesh(height=8)
     odd = dataclasses.replace(tiny_stages[0].config, image_size=12)

@@ -12,6 +12,7 @@ from imagen_jax.config.validation import validate_cascade
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_and_survive_json(preset):
     for config in load_preset(preset):

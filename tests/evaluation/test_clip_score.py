@@ -110,6 +110,7 @@ def test_cosines_match_torch(tmp_path, name):
     np.testing.assert_allclose(found.reshape(3, 4), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_are_cosines_whatever_the_batch(scorer, pictures, monkeypatch):
     scores = scorer.score(pictures, CAPTIONS)
     assert type(scores) is np.ndarray and scores.shape == (3,) and scores.dtype == np.float32

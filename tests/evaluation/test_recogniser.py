@@ -32,6 +32,7 @@ def test_what_is_saved_is_loaded(trained, tmp_path):
     assert "| validation | 50.0 | 100.0 | 25.0 | 8 |" in recogniser.accuracy_table(loaded.accuracy)
 
 
+@pytest.mark.slow
 def test_answers_are_the_likeliest_names_whatever_the_size(trained):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
     subjects, styles = trained.logits(images)

@@ -39,6 +39,7 @@ def num_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_pictures_are_equal_to_the_bit_and_one_model_is_held(stages):
     """Two batches of eight, the second one padded."""
     bare = tuple(each.replace(params=None) for each in stages)

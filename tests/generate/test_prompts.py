@@ -74,6 +74,7 @@ def test_a_long_prompt_is_cut_with_a_warning(stages, encoder):
         list(generate(stages, encoder, ["red circle " * 20], seeds=[0], batch_size=8))
 
 
+@pytest.mark.slow
 def test_an_encoder_of_ones_own_is_enough(stages, encoder):
     class Own:
         name, width = "own", encoder.width

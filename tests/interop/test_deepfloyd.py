@@ -40,6 +40,7 @@ def arguments(goldens, name):
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stage_1", "stage_2", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_outputs_agree_with_diffusers(name, goldens, load_model):
     eps, variance = deepfloyd.predict(load_model(name), **arguments(goldens, name))
@@ -64,6 +65,7 @@ def test_a_stage_denoises_with_the_same_network(goldens, load_model):
     np.testing.assert_allclose(estimate.log_variance, (variance + 1) / 2, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name.endswith("-M") else pytest.mark.slow) for name in RELEASED]
 )

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from imagen_jax.models.attention import AttentionPool, TextAttention
 from imagen_jax.models.layers import GroupNorm, Style
@@ -8,6 +9,7 @@ from imagen_jax.structs import TextCond
 from tests.models.conftest import KEY, perturbed, text_cond
 
 
+@pytest.mark.slow
 def test_attention_agrees_with_the_textbook():
     """One softmax over [text, pixels], masked text left out, in float64."""
     x, text = jax.random.normal(KEY, (2, 2, 3, 8)), text_cond()

@@ -35,6 +35,7 @@ def test_known_models_need_no_files(dtype, size):
         cascade.text_encoder(C.TextConfig("nobody/model", 512, 8, dtype))
 
 
+@pytest.mark.slow
 def test_parts_are_the_encoder_and_the_plans_of_the_stages(tiny_configs):
     text = C.TextConfig(str(TINY_BERT), tiny_configs[0].text.width, 5)
     configs = [dataclasses.replace(config, text=text) for config in tiny_configs]

@@ -74,6 +74,7 @@ def test_sampling_does_two_passes_a_guided_step(tiny_configs):
     assert sampled().optimizer_bytes == 0
 
 
+@pytest.mark.slow
 def test_sampling_with_bfloat16_holds_half_and_no_copy(tiny_configs):
     config = dataclasses.replace(tiny_configs[0], compute_dtype="bfloat16")
     whole, half = (estimate(config, "sample", 1, dtype) for dtype in ("float32", "bfloat16"))
@@ -105,6 +106,7 @@ def test_against_the_compiler_for_tpus():
     assert estimate(config, "train", 4).peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_held_and_computed_as_well(tiny_configs):
     config = tiny_configs[1]
     made = C.DistilledConfig(steps=2, guidance_scale=3.0)

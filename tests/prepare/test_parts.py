@@ -80,6 +80,7 @@ if __name__ == "__main__":
     )
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_makes_the_same(script, photos, whole, tmp_path, capsys):
     prepare(script, photos, tmp_path / "out", num_workers=3)
     assert files(tmp_path / "out") == whole and os.listdir(tmp_path) == ["out"]

@@ -17,6 +17,7 @@ def sample(stages, text, keys, **options):
     return np.asarray(sample_cascade(stages, text, keys, **options))
 
 
+@pytest.mark.slow
 def test_shape_and_range(tiny_stages, tiny_text):
     base, final = sample_cascade(tiny_stages, tiny_text, image_keys(SEED, 7), return_all=True)
     assert base.shape == (7, 8, 8, 3) and final.shape == (7, 16, 16, 3)

@@ -43,6 +43,7 @@ def assert_close(one, other, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), one, other)
 
 
+@pytest.mark.slow
 def test_the_layout_is_that_of_peft(written, tiny_stages):
     tensors = content(written / "base")
     described = json.loads((written / "base" / adapter_file.CONFIG).read_text())
@@ -61,6 +62,7 @@ def test_the_layout_is_that_of_peft(written, tiny_stages):
     np.testing.assert_allclose(product, (own["a"] @ own["b"]).reshape(3, 3, 8, 8), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adapters_apply_with_their_weights_to_the_stages_that_they_are_for(written, tiny_stages):
     weights = {f"{written}/sr16/{adapter_file.WEIGHTS}": 1.0, written / "base": -0.25}
     stages = load_cascade(written / "run", adapters=weights)
@@ -92,6 +94,7 @@ def test_files_of_other_programs_apply_to_the_stage_with_their_modules(written, 
     assert_close(fitted.adapters, adapters_of(tiny_stages[1].params, 1), 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.int8])
 def test_a_base_that_an_export_has_rounded_is_the_same_and_another_one_is_not(written, tiny_stages, dtype):
     (fitted,) = adapter_file.fit([each.config for each in tiny_stages], {written / "base": 1.0})

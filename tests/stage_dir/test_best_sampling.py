@@ -11,6 +11,7 @@ from imagen_jax import load_cascade, load_stage
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.mark.slow
 def test_changed_sampling_options_are_told(workdir, caplog):
     """In config.json they may be meant; in sampling.json they have a checksum."""
     file = workdir / "base/config.json"

@@ -90,6 +90,7 @@ def flip(file, begin, length):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_array_and_file_are_named_and_the_checkpoint_before_is_taken(workdir, caplog):
     folder = workdir / "base/checkpoints/10"
     for item in ("state", "ema_params"):

@@ -171,6 +171,7 @@ def test_pushing_needs_a_token(monkeypatch, tmp_path):
         hub.check_name("me/tiny", OPTION)
 
 
+@pytest.mark.slow
 def test_pipelines_are_pulled_in_float16_without_pickles(server, goldens, tmp_path):
     """The hub has their weights several times; a licence that is not accepted yet is named."""
     directory, files = write_pipeline(tmp_path / "one", goldens, "stage_1"), {}

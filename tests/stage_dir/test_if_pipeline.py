@@ -28,6 +28,7 @@ def stages(cascade_of_two):
     return load_cascade(cascade_of_two)
 
 
+@pytest.mark.slow
 def test_directories_of_pipelines_are_a_cascade(cascade_of_two, stages):
     """Named together or by the directory that they are in; the language model is that of the one which has it."""
     first, second = cascade_of_two / "I", cascade_of_two / "II"
@@ -94,6 +95,7 @@ def test_a_pipeline_can_be_fine_tuned(cascade_of_two, stages):
         parameters.initial(other, shapes)
 
 
+@pytest.mark.slow
 def test_a_stage_of_ours_may_follow(cascade_of_two, stages, tmp_path, caplog):
     """It reads the captions of the pipelines' language model if they have the width that it was trained with."""
     from imagen_jax import save_stage

@@ -27,6 +27,7 @@ def old(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_old_stage_samples_the_picture_of_then(old):
     record, picture = records.read(old / "run/picture.png")
     stages, steps = load_cascade("run", best=True, return_steps=True)

@@ -49,6 +49,7 @@ def adapted(tiny_stages, tmp_path):
     return config, adapters
 
 
+@pytest.mark.slow
 def test_a_stage_of_adapters_loads_like_any_other(adapted, tiny_stages, tmp_path):
     config, adapters = adapted
     loaded, wanted = load_stage(tmp_path / "mine/base"), lora.merge(tiny_stages[0].params, adapters, 0.5)
@@ -65,6 +66,7 @@ def test_a_stage_of_adapters_loads_like_any_other(adapted, tiny_stages, tmp_path
     assert_same(found.adapters, adapters)
 
 
+@pytest.mark.slow
 def test_adapters_of_adapters_load(adapted, tiny_stages, tmp_path):
     config, adapters = adapted
     base = load_stage(tmp_path / "mine/base").params
@@ -73,6 +75,7 @@ def test_adapters_of_adapters_load(adapted, tiny_stages, tmp_path):
     assert_same(load_stage(tmp_path / "more/base").params, lora.merge(base, more, 0.5))
 
 
+@pytest.mark.slow
 def test_adapters_of_an_exported_stage_load(tiny_stages, tmp_path):
     save_pretrained(tiny_stages, tmp_path / "export", dtype="int8")
     cascade = exported.read(tmp_path / "export")
@@ -93,6 +96,7 @@ def test_adapters_of_an_exported_stage_load(tiny_stages, tmp_path):
         load_stage(tmp_path / "mine/sr16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "factor", "message"),
     [

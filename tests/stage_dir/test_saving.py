@@ -21,6 +21,7 @@ def assert_same(one, other):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 def test_a_saved_cascade_loads(tiny_stages, tmp_path):
     save_cascade(tiny_stages, tmp_path / "run")
     for saved, loaded in zip(tiny_stages, load_cascade(tmp_path / "run"), strict=True):
@@ -109,6 +110,7 @@ def test_where_nothing_can_be_saved(tiny_stages, tmp_path, monkeypatch, director
         save_stage(tiny_stages[0], tmp_path / "base", step=1.5)
 
 
+@pytest.mark.slow
 def test_what_is_no_cascade_is_refused(tiny_stages, tmp_path):
     for stages, message in (
         ((), "stages must be a sequence of at least one Stage"),

@@ -157,6 +157,7 @@ cache.build(map(str, range(100)), Large(), sys.argv[1], dtype="float32")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_no_unfinished_file(tmp_path):
     """Files above a limit cannot be written, as on a disk that is full."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]

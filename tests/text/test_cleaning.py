@@ -35,6 +35,7 @@ def test_repairs(caption, cleaned):
     assert clean(caption) == cleaned
 
 
+@pytest.mark.slow
 @given(
     st.text()
     | st.lists(st.sampled_from(["&", "amp;", "<", "b", ">", "/", "lt;", " ", "www.", "x", "\u00c3"])).map(

@@ -13,6 +13,7 @@ from tests.conftest import GOLDENS
 TINY = json.loads((GOLDENS / "tiny_clip" / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_later_tokens_are_not_seen():
     module, params = weights.load_model(GOLDENS / "tiny_clip", jnp.float32)
     ids = np.arange(1, 11)[None]
@@ -48,6 +49,7 @@ def test_pooled_is_the_hidden_state_of_the_first_end():
     assert clip._end(jnp.asarray([[38, 39, 7, 37, 0]]), 37).tolist() == [3]
 
 
+@pytest.mark.slow
 def test_pooled_text_is_a_sequence_of_one():
     encoder = TextEncoder.from_pretrained(GOLDENS / "tiny_clip", output="pooled")
     captions = ["a red cat", "the dog on the square"]

@@ -35,6 +35,7 @@ def minilm():
 # Parity with the published model.
 
 
+@pytest.mark.slow
 @needs_minilm
 def test_minilm_matches_torch(minilm):
     path = GOLDENS / "minilm.safetensors"
@@ -60,6 +61,7 @@ def test_minilm_reads_its_own_limits(minilm):
 # Encoding.
 
 
+@pytest.mark.slow
 def test_padding_is_zero_and_never_changes_tokens(tiny):
     caption = "a red cat on the green"  # 8 tokens: the first bucket needs no padding.
     alone = np.asarray(tiny.encode([caption]).embeddings[0])
@@ -242,6 +244,7 @@ def test_fingerprint_tells_encoders_apart(directory, tiny):
     assert len(prints) == 6
 
 
+@pytest.mark.slow
 def test_a_fresh_process_imports_little_and_agrees(tiny):
     code = (
         "import sys; from imagen_jax.text.encoder import TextEncoder;"

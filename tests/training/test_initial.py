@@ -187,6 +187,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_train_refuses_to_continue_a_saved_stage(config, trained, tmp_path, run_script):
     save_stage(load_stage(trained), tmp_path / "run/base")
     before = sorted(tmp_path.rglob("*"))

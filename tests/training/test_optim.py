@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from imagen_jax.config import OptimConfig
 from imagen_jax.training import optim
@@ -32,6 +33,7 @@ def test_clipping_bounds_the_update_and_decay_spares_biases():
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()
 
 
+@pytest.mark.slow
 def test_muon_steps_by_orthogonal_matrices_of_the_size_of_adam():
     rng = np.random.default_rng(0)
     params = {

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from imagen_jax import sharding
 from imagen_jax.config import LoraConfig
@@ -29,6 +30,7 @@ def test_the_abstract_state_has_the_shapes_of_the_real_one_and_the_shards_of_the
     )
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_and_all_parameters_frozen(tiny_configs, monkeypatch):
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
     plain = tiny_configs[0]

@@ -44,6 +44,7 @@ def test_one_traced_loop_whatever_the_number_of_steps(name):
     assert size(200) < 1.2 * size(20)
 
 
+@pytest.mark.slow
 def test_calls_of_the_model():
     """Heun takes two a step, and one in the last; all others one."""
 

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 
 from imagen_jax import stage
 from imagen_jax.config import OBJECTIVES
 
 
+@pytest.mark.slow
 def test_the_fixed_point_samples_as_the_teacher_in_all_steps(teacher, student_of, batch, sampled):
     """With its own part held fixed, the loss is a square in the student's factors: each step of Newton's method makes
     the student right at one more level, from the end of each of its steps on."""

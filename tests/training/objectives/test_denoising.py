@@ -2,12 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 
 from imagen_jax import stage
 from imagen_jax.diffusion import losses
 from imagen_jax.training.objectives import OBJECTIVES
 
 
+@pytest.mark.slow
 def test_denoising_is_the_mean_loss_and_the_loss_by_level(tiny_stages, tiny_batch):
     config, params = tiny_stages[1].config, tiny_stages[1].params
     draws = stage.draw(config, jax.random.key(0), 8)

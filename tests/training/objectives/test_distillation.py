@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from imagen_jax import config as C
 from imagen_jax import sharding, stage
@@ -15,6 +16,7 @@ from imagen_jax.training.objectives import distillation
 from imagen_jax.training.step import make_train_step
 
 
+@pytest.mark.slow
 def test_the_teacher_is_guided_and_thresholded_as_it_is_sampled(teacher, student_of, batch):
     config = dataclasses.replace(
         teacher.config, low_res_size=None, sampling=C.override(teacher.config.sampling, {"threshold": "static"})
@@ -36,6 +38,7 @@ def test_the_teacher_is_guided_and_thresholded_as_it_is_sampled(teacher, student
     assert distillation.own_scale(again.config) == 2.0
 
 
+@pytest.mark.slow
 def test_no_caption_is_dropped(teacher, student_of, batch):
     config = student_of("progressive", 2, 2)
     objective, draws = OBJECTIVES["progressive"](config), stage.draw(config, jax.random.key(1), len(batch["x"]))
@@ -47,6 +50,7 @@ def test_no_caption_is_dropped(teacher, student_of, batch):
     assert losses[0] == losses[1] > 0
 
 
+@pytest.mark.slow
 def test_the_train_step_lowers_the_loss(teacher, student_of, batch):
     """And leaves the teacher as it is; also with the batch in parts."""
     config = student_of("consistency", 2, 2)

@@ -19,6 +19,7 @@ def test_the_indices_are_uniform_and_in_range():
     np.testing.assert_array_equal(progressive.index(t, 4), [0, 0, 1, 2, 3, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("substeps", [2, 3])
 def test_the_student_does_in_a_step_what_the_teacher_does_in_some(teacher, student_of, batch, sampled, substeps):
     """The loss is a square in the student's factors, so that one step of Newton's method is at its minimum."""
