@@ -368,7 +368,7 @@ def test_a_saved_stage_is_sampled_by_the_command(workdir, run, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("sample.py --pretrained tony --prompts a", "--pretrained must be the directory of a cascade or hf://OWNER/NAME;"),
+        ("sample.py --pretrained tony --prompts a", "the directory of a cascade or hf://OWNER/NAME; got"),
         ("sample.py --pretrained hf://a --prompts a", "--pretrained must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION;"),
         ("sample.py --pretrained RUN --workdir RUN --prompts a", "--pretrained must be left out with --workdir; got"),
         ("sample.py --pretrained RUN --best --prompts a", "--best must be left out with --pretrained; got"),

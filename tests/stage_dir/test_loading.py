@@ -21,7 +21,7 @@ from tests.conftest import GOLDENS
 def old(tmp_path, monkeypatch):
     """A folder as goldens/make_old_stage.py left it, which is the working directory."""
     with tarfile.open(GOLDENS / "old_stage.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python 3.11.4
     shutil.copytree(GOLDENS / "tiny_bert", tmp_path / "tiny_bert")
     monkeypatch.chdir(tmp_path)
     return tmp_path
