@@ -28,7 +28,7 @@ from imagen_jax.stage_dir.unet_config import UNetDescription
 from imagen_jax.storage import locations
 from imagen_jax.text import model_files
 
-INDEX = "model_index.json"
+INDEX = model_files.PIPELINE_INDEX
 _PIPELINES = tuple(
     f"IF{task}{scale}Pipeline" for task in ("", "Img2Img", "Inpainting") for scale in ("", "SuperResolution")
 )
@@ -85,9 +85,33 @@ def read_config(directory: str | Path) -> StageConfig:
     return _read(directory)[1]
 
 
+def load_recorded(
+    directory: Path, sha256: str | None, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[Any, str]:
+    """Return the parameters of `load`, and the `weights_hash` of their files.
+
+    Args:
+      directory, dtype, mesh: as of `load`.
+      sha256: the hash that the files must have; None: any.
+
+    Raises:
+      ValueError: they have another, or as `load`.
+    """
+    found, fix = weights_hash(directory), "put the files of then back"
+    require(sha256 in (None, found), f"weights in {directory}", f"have the sha256 {sha256}", found, fix)
+    return load(directory, dtype=dtype, mesh=mesh).params, found
+
+
 def weights_hash(directory: str | Path) -> str:
     """Return a SHA-256 of the weight files that `load` reads, in hex digits."""
-    hashes = [model_files.named_hash(path) for path in unet_weights.find_files(_read(directory)[0])]
+    paths = unet_weights.find_files(_read(directory)[0])
+    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@functools.lru_cache(maxsize=8)  # a start of training asks several times, and the files may have many gigabytes
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the hash of files, each with its size and time of change."""
+    hashes = [model_files.named_hash(path) for path, _, _ in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

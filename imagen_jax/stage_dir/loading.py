@@ -249,10 +249,7 @@ def _load_pipeline(directory: Path, which: int | str | None) -> tuple[Any, str]:
     """Load a stage of DeepFloyd IF, as bfloat16 where networks compute so."""
     config = if_pipeline.read_config(directory)
     _check_hash(which, config, f"the pipeline {directory}")
-    found = if_pipeline.weights_hash(directory)
-    fix = "get the files again"
-    require(which in (None, found), f"weights in {directory}", f"have the sha256 {which}", found, fix)
-    return if_pipeline.load(directory, dtype=stage.compute_dtype(config).name).params, found
+    return if_pipeline.load_recorded(directory, which, dtype=stage.compute_dtype(config).name)
 
 
 def _check_hash(which: int | str | None, config: StageConfig, what: str) -> None:

@@ -78,10 +78,8 @@ def find(source: str, name: str, option: str = OPTION) -> Source | None:
 
 def _load_pipeline(place: Path, sha256: str, shapes: Any) -> Any:
     """Return the parameters of a pipeline's network, born with the shardings of `shapes`."""
-    got, fix = if_pipeline.weights_hash(place), "put the files of then back"
-    require(got == sha256, f"weights in {place}", f"have the sha256 {sha256}", got, fix)
     mesh = getattr(jax.tree.leaves(shapes)[0].sharding, "mesh", None)
-    params = if_pipeline.load(place, mesh=mesh).params
+    params, _ = if_pipeline.load_recorded(place, sha256, mesh=mesh)
     return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), params, shapes)
 
 

@@ -17,6 +17,7 @@ MAX_TEXT_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 16 << 20
 # transformers writes 1e30 for "no limit"; no encoder here was trained on texts of such a length.
 NO_LIMIT = 1_000_000
+PIPELINE_INDEX = "model_index.json"  # of a pipeline in diffusers' layout
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from imagen_jax.text.known import KNOWN, Known, split_revision
-from imagen_jax.text.model_files import OPEN_CLIP_WEIGHTS, file_hash, first_line, weight_files
+from imagen_jax.text.model_files import OPEN_CLIP_WEIGHTS, PIPELINE_INDEX, file_hash, first_line, weight_files
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _REVISION = re.compile(r"\w[\w./-]*")  # a branch, a tag, a commit or, as refs/pr/1, a pull request
@@ -73,7 +73,7 @@ def local(name_or_path: str | Path) -> Path | None:
     """
     try:
         directory = Path(name_or_path).expanduser()
-        is_directory, is_pipeline = directory.is_dir(), (directory / "model_index.json").is_file()
+        is_directory, is_pipeline = directory.is_dir(), (directory / PIPELINE_INDEX).is_file()
     except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a null character
         return None
     if not is_directory or not is_pipeline:
