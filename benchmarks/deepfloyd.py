@@ -1,11 +1,12 @@
-"""Runs a network of DeepFloyd IF and guided steps of its sampler beside diffusers, turn by turn, on the same CPU.
+"""Runs a network of DeepFloyd IF and guided steps of its sampler beside diffusers, turn by turn, on one device.
 
   python benchmarks/deepfloyd.py --peer-python ~/diffusers/bin/python
+  python benchmarks/deepfloyd.py --peer-python ~/diffusers/bin/python --device gpu --width 192 --batch-size 4 --compile
 
 --peer-python is the Python of an environment made with `pip install torch diffusers transformers accelerate`. The
-network is that of stage I with half the widths of IF-I-M, at random; diffusers makes it, and it is loaded here from the
-files that diffusers writes. Both compute in float32 from 77 tokens of T5. A guided step evaluates the network with and
-without the caption, and thresholds dynamically.
+network is that of stage I, at random, with half the widths of IF-I-M unless --width says otherwise; diffusers makes it,
+and it is loaded here from the files that diffusers writes. Both compute from 77 tokens of T5, on a CPU in float32 and
+on a GPU in bfloat16. A guided step evaluates the network with and without the caption, and thresholds dynamically.
 """
 
 import dataclasses
@@ -17,10 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 STEPS, TOKENS, SCALE = 4, 77, 7.0
 NETWORK = {
-    "block_out_channels": [96, 192, 288, 384],
     "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
@@ -29,8 +30,6 @@ NETWORK = {
     "act_fn": "gelu",
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 64,
-    "attention_head_dim": 32,
-    "cross_attention_dim": 384,
     "cross_attention_norm": "group_norm",
     "encoder_hid_dim": 4096,
     "layers_per_block": 3,
@@ -57,15 +56,23 @@ class Options:
     rounds: int = 5
     """Turns of each, after one to warm up."""
     threads: int = len(os.sched_getaffinity(0))
-    """That compute; by default one for each core."""
+    """That compute on a CPU; by default one for each core."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What computes."""
+    width: int = 96
+    """Channels of the first level, a multiple of 32; the others have 2, 3 and 4 times as many. IF-I-M has 192."""
+    compile: bool = False
+    """Compile the network of diffusers with torch.compile, which takes minutes; else it runs as it is."""
 
 
 def main(options: Options) -> None:
+    if options.width < 32 or options.width % 32:
+        raise ValueError(f"--width must be a multiple of 32; got {options.width}.")
     os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
     taken = {"network": ([], []), "step": ([], [])}
     with tempfile.TemporaryDirectory() as directory:
-        command = [options.peer_python.expanduser(), "-I", __file__, "peer", directory]
-        command += [str(options.batch_size), str(options.threads)]
+        settings = dataclasses.asdict(options) | {"peer_python": "", "directory": directory}
+        command = [options.peer_python.expanduser(), __file__, "peer", json.dumps(settings)]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             versions = _answer(peer)
@@ -80,7 +87,8 @@ def main(options: Options) -> None:
         finally:
             peer.kill()
             peer.wait()
-    print(f"{facts}; {versions}. Batches of {options.batch_size}, {options.threads} threads, {options.rounds} rounds.")
+    where = f"{options.threads} threads" if options.device == "cpu" else "the GPU"
+    print(f"{facts}; {versions}. Batches of {options.batch_size} on {where}, {options.rounds} rounds.")
     print()
     print("| | seconds, ours | diffusers | ratio, median of rounds |\n|---|---:|---:|---:|")
     for name, (own, theirs) in taken.items():
@@ -106,12 +114,14 @@ def ours(directory: str, options: Options):
     import jax
     import jax.numpy as jnp
 
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu" if options.device == "cpu" else "cuda")
     from imagen_jax import TextCond, image_keys, sample_stage
     from imagen_jax.config import override
     from imagen_jax.interop import deepfloyd
 
     stage, rows = deepfloyd.load_stage(directory), options.batch_size
+    if options.device == "gpu":
+        stage = stage.replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), stage.params))
     text = TextCond(jax.random.normal(jax.random.key(0), (rows, TOKENS, 4096)), jnp.ones((rows, TOKENS), bool))
     z, t, keys = jnp.zeros((rows, 64, 64, 3)), jnp.full((rows,), 500), image_keys(0, rows)
     sampling = override(stage.config.sampling, {"steps": STEPS, "guidance_scale": SCALE})
@@ -122,27 +132,34 @@ def ours(directory: str, options: Options):
     for run in runs.values():
         run()
     count = sum(leaf.size for leaf in jax.tree.leaves(stage.params))
-    return runs, f"{count / 1e6:.1f}M parameters, jax {jax.__version__}"
+    return runs, f"{count / 1e6:.1f}M parameters, jax {jax.__version__} on {jax.devices()[0].device_kind}"
 
 
-def peer(directory: str, rows: str, threads: str) -> None:
+def peer(settings: str) -> None:
     """Write the network for the other side, and answer how long what a line of input names takes here."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     import diffusers
     import torch
 
-    torch.set_num_threads(int(threads))
+    given = json.loads(settings)
+    device, dtype = ("cpu", torch.float32) if given["device"] == "cpu" else ("cuda", torch.bfloat16)
+    torch.set_num_threads(given["threads"])
     torch.manual_seed(0)
-    model = diffusers.UNet2DConditionModel(**NETWORK).eval()
+    widths = [given["width"] * n for n in (1, 2, 3, 4)]
+    heads = {"attention_head_dim": 32 if given["width"] < 192 else 64, "cross_attention_dim": widths[-1]}
+    model = diffusers.UNet2DConditionModel(block_out_channels=widths, **heads, **NETWORK).eval()
     scheduler = diffusers.DDPMScheduler(**SCHEDULER)
-    model.save_pretrained(Path(directory) / "unet")
-    scheduler.save_pretrained(Path(directory) / "scheduler")
-    num = int(rows)
-    text = torch.randn(2 * num, TOKENS, 4096)
-    start = torch.randn(num, 3, 64, 64)
+    model.save_pretrained(Path(given["directory"]) / "unet")
+    scheduler.save_pretrained(Path(given["directory"]) / "scheduler")
+    model.to(device, dtype)
+    if given["compile"]:
+        model.forward = torch.compile(model.forward)
+    num = given["batch_size"]
+    text = torch.randn(2 * num, TOKENS, 4096, dtype=dtype, device=device)
+    start = torch.randn(num, 3, 64, 64, dtype=dtype, device=device)
 
     def network() -> None:
-        model(start, torch.full((num,), 500), text[:num])
+        model(start, torch.full((num,), 500, device=device), text[:num])
 
     def step() -> None:
         scheduler.set_timesteps(STEPS)
@@ -152,20 +169,25 @@ def peer(directory: str, rows: str, threads: str) -> None:
             (eps, variance), (null, _) = (half.split(3, dim=1) for half in both.chunk(2))
             z = scheduler.step(torch.cat([null + SCALE * (eps - null), variance], dim=1), t, z).prev_sample
 
+    def timed(run) -> float:
+        begin = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
     runs = {"network": network, "step": step}
     with torch.inference_mode():
-        for run in runs.values():
+        for run in (network, step, network, step):  # twice: a compiled network is compiled for both batches
             run()
         print(json.dumps(f"diffusers {diffusers.__version__}, torch {torch.__version__}"), file=answers, flush=True)
         for line in sys.stdin:
-            begin = time.perf_counter()
-            runs[line.strip()]()
-            print(json.dumps(time.perf_counter() - begin), file=answers, flush=True)
+            print(json.dumps(timed(runs[line.strip()])), file=answers, flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
-        peer(*sys.argv[2:])
+        peer(sys.argv[2])
     else:
         from imagen_jax.cli import parsing, program
 
