@@ -24,6 +24,7 @@ from imagen_jax.training.utilisation import batch_shapes
 
 BETWEEN = "between operations"
 _TRACED_STEPS = 3
+_NO_GRAPHS = {"xla_gpu_enable_command_buffer": ""}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,11 +121,13 @@ def measure(config: StageConfig, kind: Kind, steps: int, dtype: str = "float32")
     device, computed = jax.local_devices()[0], stage.compute_dtype(config)
     has_allocator = device.memory_stats() is not None  # which would count the arrays of the peaks, too
     peaks = [] if has_allocator else [measure_peaks(mesh, computed)]
+    # On GPUs, programs without graphs of CUDA: a trace names operations of the latter by their graph alone.
+    traced = compiled if device.platform != "gpu" else program.compile_lowered(lowered, _NO_GRAPHS)
     args = []
 
-    def run() -> None:
+    def run(executable: jax.stages.Compiled = compiled) -> None:
         args[:] = args or [_first_argument(config, kind, abstract, held), *map(_filled, shapes[1:])]
-        out = compiled(*args)
+        out = executable(*args)
         if kind == "train":
             args[0] = out[0]  # the former state's memory is the new one's
         jax.block_until_ready(out)
@@ -132,7 +135,7 @@ def measure(config: StageConfig, kind: Kind, steps: int, dtype: str = "float32")
     text = hlo.read(compiled.as_text())
     try:
         step = repeated(run, steps)
-        by_kind = _seconds_by_kind(run, compiled.as_text(), text, _TRACED_STEPS if kind == "train" else 1)
+        by_kind = _seconds_by_kind(lambda: run(traced), traced.as_text(), _TRACED_STEPS if kind == "train" else 1)
     except jax.errors.JaxRuntimeError as reason:
         if "RESOURCE_EXHAUSTED" not in str(reason):
             raise
@@ -213,14 +216,16 @@ def _filled(shapes: Any) -> Any:
     return jax.tree.map(fill, shapes)
 
 
-def _seconds_by_kind(run: Callable[[], None], text: str, read: hlo.Program, steps: int) -> dict[str, float]:
-    """Return the seconds of each kind of operation in a step."""
+def _seconds_by_kind(run: Callable[[], None], text: str, steps: int) -> dict[str, float]:
+    """Return the seconds of each kind of operation in a step of the program with this text."""
 
     def some() -> None:
         for _ in range(steps):
             run()
 
-    module = re.match(r"HloModule ([\w.-]+)", text)[1]
+    run()  # a program is loaded when it runs first
+
+    module, read = re.match(r"HloModule ([\w.-]+)", text)[1], hlo.read(text)
     control = (each.name for each in read.operations if each.opcode in hlo.CONTROL)
     seconds, passed = profiling.seconds_by_operation(some, module, control)
     if not seconds:

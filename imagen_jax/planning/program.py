@@ -102,14 +102,18 @@ def build(config: StageConfig, kind: Kind, mesh: Mesh, held: Any) -> tuple[Any, 
     return jax.jit(step_fn, out_shardings=sharding.batch_sharding(mesh)), (held, placed(inputs))
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
     """Compile a program.
+
+    Args:
+      lowered: the program.
+      options: of the compiler, without --.
 
     Raises:
       DoesNotFit: its arrays do not fit the devices' memory.
     """
     try:
-        return lowered.compile()
+        return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
