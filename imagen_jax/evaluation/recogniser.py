@@ -3,12 +3,13 @@
 A directory holds a recogniser once recogniser.json is there:
 
     recogniser.safetensors  parameters; see `stage_dir.weight_file`
-    recogniser.json         subjects, styles, size, the SHA-256 of the parameters, accuracy on real pictures
+    recogniser.json         subjects, styles, size, version, the SHA-256 of the parameters, accuracy on real pictures
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +31,11 @@ STRIDE = 16  # the sides of pictures are multiples of it
 MAX_SIZE = 256
 _WIDTHS = (16, 48, 96, 160)  # each convolution halves the sides
 _FEATURES = 256
-_STYLE_WIDTHS, _STYLE_FEATURES = (16, 32, 48), 64
+_STYLE_FEATURES, _STYLE_SPREAD = 128, 0.05
+_BINS = 12  # of each color channel: colors of a palette fall into different ones
+_STEP_BINS = 12  # of differences between neighbors, on a log scale
 _SCALE = 16.0  # of cosines, as logits
+_VERSION = 2  # of the network; 1 had convolutions for styles
 _BATCH_SIZE = 64
 _MAX_BYTES = 2**26
 COLUMNS = ("subject", "subject in top 5", "style", "pictures")  # of the table of accuracy
@@ -64,9 +68,8 @@ class Network(nn.Module):
     """Pictures [B, S, S, 3] in [-1, 1] to unit features [B, D], logits of subjects [B, N] and of styles [B, M].
 
     Subjects are told apart by the cosine of features and one vector for each (Gidaris and Komodakis 2018,
-    arXiv:1804.09458), since training shows a subject a few times only. Styles have layers of their own, which see every
-    pixel, and whose features are pooled over the picture: a style is in small details everywhere. Subjects must not
-    depend on those, and are read off a picture of 3/4 of the size.
+    arXiv:1804.09458), since training shows a subject a few times only. They are read off a picture of 3/4 of the size,
+    as they must not depend on small details. Styles are told apart by `style_statistics`, of all pixels.
     """
 
     config: Config
@@ -76,23 +79,65 @@ class Network(nn.Module):
         self, x: jax.Array, of_styles: jax.Array | None = None, dropout: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`of_styles` are pictures for the styles, x if None; `dropout` is a key in training."""
-        styles = 1 - (x if of_styles is None else of_styles)  # white, the usual background, is 0 as the padding is
-        pooled = []
-        for i, width in enumerate(_STYLE_WIDTHS):
-            styles = nn.Conv(width, (3, 3), 2, use_bias=False, name=f"style_conv_{i}")(styles)
-            styles = nn.relu(nn.GroupNorm(8, name=f"style_norm_{i}")(styles))
-            # Not jnp.max, whose gradient is NaN if the compiler rounds a recomputed value differently.
-            pooled += [styles.mean((1, 2)), nn.max_pool(styles, styles.shape[1:3])[:, 0, 0]]
-        styles = nn.relu(nn.Dense(_STYLE_FEATURES, name="style_features")(jnp.concatenate(pooled, axis=-1)))
-        x = 1 - resize.area(x, 3 * self.config.size // 4)
+        drop = lambda value, number, rate: nn.Dropout(rate, name=f"dropout_{number}")(
+            value, dropout is None, rng=None if dropout is None else jax.random.fold_in(dropout, number)
+        )
+        styles = style_statistics(x if of_styles is None else of_styles)
+        means = self.param("style_means", nn.initializers.zeros, styles.shape[1:])  # of training pictures, not learned
+        styles = drop((styles - jax.lax.stop_gradient(means)[None]) / _STYLE_SPREAD, 0, 0.3)
+        styles = drop(nn.relu(nn.Dense(_STYLE_FEATURES, name="style_features")(styles)), 1, 0.3)
+        x = 1 - resize.area(x, 3 * self.config.size // 4)  # white, the usual background, is 0 as the padding is
         for i, width in enumerate(_WIDTHS):
             x = nn.Conv(width, (3, 3), 2, use_bias=False, name=f"conv_{i}")(x)
             x = nn.relu(nn.GroupNorm(8, name=f"norm_{i}")(x))
-        x = nn.Dropout(0.2, name="dropout")(x.reshape(len(x), -1), dropout is None, rng=dropout)
+        x = drop(x.reshape(len(x), -1), 2, 0.2)
         features = _unit(nn.Dense(_FEATURES, use_bias=False, name="features")(x), -1)
         shape = (_FEATURES, len(self.config.subjects))
         vectors = self.param("subjects", nn.initializers.normal(_FEATURES**-0.5), shape)
         return features, _SCALE * features @ _unit(vectors, 0), nn.Dense(len(self.config.styles), name="styles")(styles)
+
+
+def style_statistics(x: jax.Array) -> jax.Array:
+    """Return the statistics of pictures that differ between styles: their colors, steps and extent.
+
+    A style draws all subjects in the colors of one palette, which a histogram shows; a network of convolutions finds it
+    far more slowly. Gradients and outlines show in the sizes of the steps between neighboring pixels, over the picture
+    and over all that is not white; the margins in the darkest pixel of each row and column.
+
+    Args:
+      x: [B, S, S, 3] in about [-1, 1].
+
+    Returns:
+      [B, F]: square roots of shares. A value between two bins counts in both.
+    """
+    x = jnp.clip(x, -1, 1)
+    corner = x[:, :-1, :-1]
+    steps = jnp.maximum(abs(x[:, 1:, :-1] - corner), abs(x[:, :-1, 1:] - corner)).max(-1)
+    steps = _in_bins(jnp.log2(steps + 2.0**-8), -8, 1, _STEP_BINS)
+    drawn = (corner.min(-1) < 0.9)[..., None]
+    inside = (steps * drawn).sum((1, 2)) / (1 + drawn.sum((1, 2)))
+    dark = jnp.minimum(1, 1 - x.min(-1))
+    return jnp.sqrt(jnp.concatenate([_colors(x), steps.mean((1, 2)), inside, dark.max(1), dark.max(2)], -1))
+
+
+def _colors(x: jax.Array) -> jax.Array:
+    """Return the histograms [B, bins^3] of the colors of pictures; a color counts in the eight bins around it."""
+    place = (x.reshape(len(x), -1, 3) + 1) * ((_BINS - 1) / 2)
+    low = jnp.minimum(jnp.floor(place), _BINS - 2)
+    weights = jnp.stack([1 - (place - low), place - low])
+    index = lambda red, green, blue: (red * _BINS + green) * _BINS + blue
+    first = index(*jnp.moveaxis(low.astype(int), -1, 0)) + _BINS**3 * jnp.arange(len(x))[:, None]
+    found = jnp.zeros(len(x) * _BINS**3)
+    for corner in itertools.product((0, 1), repeat=3):
+        red, green, blue = (weights[side, ..., i] for i, side in enumerate(corner))
+        found = found.at[first + index(*corner)].add(red * green * blue)
+    return found.reshape(len(x), -1) / place.shape[1]
+
+
+def _in_bins(x: jax.Array, low: float, high: float, num: int) -> jax.Array:
+    """Return the shares [..., num] of values in [low, high] in the two bins next to each."""
+    place = (x - low) * ((num - 1) / (high - low))
+    return jnp.maximum(0, 1 - abs(place[..., None] - jnp.arange(num).reshape([1] * x.ndim + [num])))
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:
@@ -156,7 +201,7 @@ class Recogniser:
         config = dataclasses.asdict(self.config)
         directory.mkdir(parents=True, exist_ok=True)
         files.write(directory / WEIGHT_FILE, content)
-        about = {"accuracy": self.accuracy, "sha256": hashlib.sha256(content).hexdigest()}
+        about = {"version": _VERSION, "accuracy": self.accuracy, "sha256": hashlib.sha256(content).hexdigest()}
         files.write_json(directory / CONFIG_FILE, config | about, indent=1)
 
 
@@ -189,9 +234,10 @@ def load(directory: Path, option: str) -> Recogniser:
 
 def _parsed(data: Any) -> tuple[Config, str, dict[str, Any]]:
     require(isinstance(data, dict), "the content", "be an object", data)
-    names = ("subjects", "styles", "size", "accuracy", "sha256")
+    names = ("subjects", "styles", "size", "version", "accuracy", "sha256")
     missing = [name for name in names if name not in data]
     require(not missing, "the content", f"have {', '.join(names)}", Verbatim(f"none of {', '.join(missing)}"), _FIX)
+    require(data["version"] == _VERSION, "version", f"be {_VERSION}", data["version"], _FIX)
     subjects, styles = (tuple(data[n]) if isinstance(data[n], list) else data[n] for n in ("subjects", "styles"))
     accuracy = data["accuracy"]
     is_table = isinstance(accuracy, dict) and all(isinstance(row, dict) for row in accuracy.values())

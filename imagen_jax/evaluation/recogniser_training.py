@@ -18,7 +18,7 @@ from imagen_jax import progress, resize
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.data import sources, transforms
 from imagen_jax.data.reader import read_records
-from imagen_jax.evaluation.recogniser import COLUMNS, Config, Network, Recogniser, init
+from imagen_jax.evaluation.recogniser import COLUMNS, Config, Network, Recogniser, init, style_statistics
 from imagen_jax.prepare.icons.captions import are_claims
 
 BATCH_SIZE = 128
@@ -91,27 +91,57 @@ def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
       size: S, of the result.
 
     Returns:
-      two of [B, S, S, 3] float in about [-1, 1]: such pictures, and the same in their own colors, for the styles.
+      [B, S, S, 3] float in about [-1, 1].
     """
     keys = iter(jax.random.split(key, 12))
     moved = _moved(keys, images, size)
     noise = 2 * jax.random.uniform(next(keys), moved.shape) - 1
     noise *= 0.15 * jnp.maximum(0, jax.random.uniform(next(keys), (len(images), 1, 1, 1)) - 0.5)
-    return _recolored(keys, moved) + noise, moved + noise
+    return _recolored(keys, moved) + noise
+
+
+def augment_slightly(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+    """Return pictures as a generator might have drawn them in the same style, as `augment` does.
+
+    The style is in the colors, the sharpness and the margins: each picture is shifted by a pixel at most, half of them
+    are mirrored, and there is a little blur, noise and change of strength.
+    """
+    keys = iter(jax.random.split(key, 6))
+    num, side = images.shape[:2]
+    uniform = lambda *shape: jax.random.uniform(next(keys), (num, *shape))
+    scale = jnp.where(uniform(1) < 0.5, jnp.array([[1.0, -1.0]]), 1.0)  # mirrored
+    shift = jnp.floor(3 * uniform(2, 1)) - 1
+    x = _resampled(images, size, scale, shift * (side / size), 1 + 0.3 * uniform(1, 1, 1))
+    x = 1 - (1 - x) * jnp.exp(0.015 * jax.random.normal(next(keys), (num, 1, 1, 3)))
+    return x + 0.07 * uniform(1, 1, 1) * (2 * uniform(*x.shape[1:]) - 1)
 
 
 def _moved(keys: Iterator[jax.Array], images: jax.Array, size: int) -> jax.Array:
-    """Return shifted, scaled, blurred pictures; rows and columns are weighted means of the old ones."""
+    """Return shifted, scaled, blurred pictures."""
     num, side = images.shape[:2]
     normal = lambda *shape: jax.random.normal(next(keys), (num, *shape))
     uniform = lambda *shape: jax.random.uniform(next(keys), (num, *shape))
     scale = jnp.exp(0.05 + 0.1 * normal(1) + 0.06 * normal(2))
     scale = scale * jnp.where(uniform(1) < 0.1, jnp.array([[1.0, -1.0]]), 1.0)  # mirrored
-    width = max(1, side / size) * (1 + jnp.maximum(0, 2 * uniform(1, 1, 1) - 1.25))
+    blur = 1 + jnp.maximum(0, 2 * uniform(1, 1, 1) - 1.25)
+    return _resampled(images, size, scale, 0.04 * side * normal(2, 1), blur)
+
+
+def _resampled(images: jax.Array, size: int, scale: jax.Array, shift: jax.Array, blur: jax.Array) -> jax.Array:
+    """Return pictures [B, S, S, 3] whose rows and columns are weighted means of the old ones.
+
+    Args:
+      images: [B, H, H, 3].
+      size: S.
+      scale: [B, 2], old pixels in a new one along each axis, as a share of H / S.
+      shift: [B, 2, 1], in old pixels.
+      blur: [B, 1, 1, 1], width of the weights, as a multiple of a pixel, the larger one of old and new.
+    """
+    side = images.shape[1]
     old, new = (jnp.arange(n)[None, None] + 0.5 - n / 2 for n in (side, size))
-    middles = scale[..., None] * new * (side / size) + 0.04 * side * normal(2, 1)
+    middles = scale[..., None] * new * (side / size) + shift
     middles = jnp.clip(middles, 0.5 - side / 2, side / 2 - 0.5)[..., None]  # beyond the edge: its last pixels
-    weights = jnp.maximum(0, 1 - abs(middles - old[None]) / width)  # triangles, wider to blur
+    weights = jnp.maximum(0, 1 - abs(middles - old[None]) / (max(1, side / size) * blur))  # triangles
     weights = weights / weights.sum(-1, keepdims=True)
     rows = jnp.einsum("bij,bjkc->bikc", weights[:, 0], images)
     return jnp.einsum("blk,bikc->bilc", weights[:, 1], rows)
@@ -162,9 +192,10 @@ def contrast(features: jax.Array, labels: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def _step(config, optimizer, params, state, key, images, subjects, styles):
     """Return (params, state, loss) after one step on uint8 pictures [B, S, S, 3] and labels [B]."""
-    draws, dropout = jax.random.split(key)
-    images, of_styles = augment(draws, images.astype(jnp.float32) / 127.5 - 1, config.size)
-    images = blend(draws, images, subjects)
+    draws, slight, dropout = jax.random.split(key, 3)
+    images = images.astype(jnp.float32) / 127.5 - 1
+    of_styles = augment_slightly(slight, images, config.size)
+    images = blend(draws, augment(draws, images, config.size), subjects)
 
     def loss(params):
         features, *logits = Network(config).apply(params, images, of_styles, dropout)
@@ -180,12 +211,18 @@ def _step(config, optimizer, params, state, key, images, subjects, styles):
     return optax.apply_updates(params, updates), state, value
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _style_means(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+    images = augment_slightly(key, images.astype(jnp.float32) / 127.5 - 1, size)
+    return style_statistics(images).mean(0)
+
+
 def _matrices(params: Any) -> Any:
-    """Return for each leaf the axes that Muon sees as a matrix, None for those that Adam updates: both ends."""
+    """Return for each leaf the axes that Muon sees as a matrix, None for those of Adam: both ends, all for styles."""
 
     def axes(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        if leaf.ndim < 2 or {"conv_0", "style_conv_0", "styles", "subjects"} & set(names):
+        if leaf.ndim < 2 or {"conv_0", "style_features", "styles", "subjects"} & set(names):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
 
@@ -221,6 +258,9 @@ def train(pictures: Pictures, *, size: int = 64, epochs: int, seed: int = 0) -> 
     )
     key, rng = jax.random.key(seed, impl="rbg"), np.random.default_rng(seed)
     params = init(config, key)
+    some = rng.permutation(num)[: min(8, per_epoch) * batch_size].reshape(-1, batch_size)
+    means = np.mean([_style_means(key, pictures.images[rows], size) for rows in some], axis=0)
+    params["params"]["style_means"] = jnp.asarray(means)
     state = optimizer.init(params)
     with progress.Progress(steps, "steps", "training") as shown:
         for step in range(steps):
