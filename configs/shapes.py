@@ -1,17 +1,15 @@
 """The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64; the pretrained cascade `shapes`.
 
-The base learns outlines on single objects, then whole scenes, then, from noisier pictures, who stands where:
+The base learns outlines on single objects, and then whole scenes:
 
 python scripts/prepare_data.py --shapes single --output datasets/shapes_single --num-train 12000
 python scripts/prepare_data.py --shapes full --output datasets/shapes --num-train 200000
-python scripts/prepare_data.py --shapes relations --output datasets/shapes_relations --num-train 9000
 python scripts/train.py --preset shapes:single --stage base --workdir runs/single
-python scripts/train.py --preset shapes:scenes --stage base --workdir runs/scenes --init-from runs/single/base
-python scripts/train.py --preset shapes --stage base --workdir runs/shapes --init-from runs/scenes/base
+python scripts/train.py --preset shapes --stage base --workdir runs/shapes --init-from runs/single/base
 python scripts/train.py --preset shapes --stage sr64 --workdir runs/shapes
 python scripts/evaluate.py --workdir runs/shapes --data datasets/shapes --num 400
 
-The first two trainings took 9 minutes on an H200 (with --run.data-workers 5), the other two an hour on a CPU core.
+The base took 9 minutes on an H200 (with --run.data-workers 5), super-resolution 20 on a CPU core.
 """
 
 import dataclasses
@@ -38,7 +36,7 @@ OPTIM = OptimConfig(
 )
 
 
-def get_config(part: Literal["placed", "scenes", "single"] = "placed") -> tuple[StageConfig, ...]:
+def get_config(part: Literal["full", "single"] = "full") -> tuple[StageConfig, ...]:
     base = StageConfig(
         name="base",
         image_size=32,
@@ -71,16 +69,6 @@ def get_config(part: Literal["placed", "scenes", "single"] = "placed") -> tuple[
             run=dataclasses.replace(base.run, num_steps=2000),
         )
         return (single,)
-    if part == "scenes":
-        return (base,)
-    placed = dataclasses.replace(
-        base,
-        # Places are decided at still noisier times, where 8 % of the former lie; every other picture is of a relation.
-        process=dataclasses.replace(base.process, logit_normal_mean=2.2, logit_normal_std=1.2),
-        data=DataConfig(path="datasets/shapes_relations", prior_path="datasets/shapes"),
-        optim=dataclasses.replace(OPTIM, learning_rate=1.5e-3, batch_size=16, decay_steps=4000),
-        run=RunConfig(num_steps=4000, checkpoint_every=200, validate_every=0, sample_every=0),
-    )
     super_resolution = StageConfig(
         name="sr64",
         image_size=64,
@@ -105,4 +93,4 @@ def get_config(part: Literal["placed", "scenes", "single"] = "placed") -> tuple[
         optim=dataclasses.replace(OPTIM, batch_size=32, decay_steps=2500, ema_decay=0.995),
         run=RunConfig(num_steps=2500, checkpoint_every=250, validate_every=0, sample_every=0),
     )
-    return placed, super_resolution
+    return base, super_resolution

@@ -46,7 +46,7 @@ class Options:
     input: Path | None = None
     """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
     or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
-    shapes: Literal["single", "full", "relations"] | None = None
+    shapes: Literal["single", "full"] | None = None
     """Instead of --input: pictures of captioned shapes, made by the program."""
     icons: tuple[Path, ...] = ()
     """Instead of --input: icon sets, each a .tgz file of `npm pack @iconify-json/NAME` or a directory of its files."""
@@ -126,7 +126,7 @@ def settings(options: Options) -> dict:
     """Check the options; return them with their defaults filled in, as stored with the data set."""
     given = [source for source in SOURCES if getattr(options, source)]
     got = Verbatim(" and ".join(f"--{source}" for source in given) or "none")
-    fix = "give --input FOLDER, --icons FILES or --shapes single|full|relations"
+    fix = "give --input FOLDER, --icons FILES or --shapes single|full"
     require(len(given) == 1, "One of --input, --icons and --shapes", "be given", got, fix)
     used = SOURCES[given[0]]
     for key in dict.fromkeys(key for keys in SOURCES.values() for key in keys if key not in used):

@@ -4,7 +4,7 @@ A picture is 64x64 RGB: one to three anti-aliased objects on a plain background.
 its claims (see `shape_captions`) are the same as data. All three are a function of (part, split, index).
 
 Parts. "single": one object, near the middle. "full": one object (25%), two objects and their relation (relation, 30%),
-two or three alike (count, 20%), two or three different ones (and, 25%). "relations": of these the relations alone.
+two or three alike (count, 20%), two or three different ones (and, 25%).
 
 Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
   train: no object is a held-out pair; every color and every shape occurs.
@@ -50,7 +50,7 @@ REACH = {
 SHAPES = tuple(REACH)
 RELATIONS = ("left of", "right of", "above", "below")
 KINDS = {"single": 0.25, "relation": 0.30, "count": 0.20, "and": 0.25}
-PARTS = ("single", "full", "relations")  # in this order: their places are seeds
+PARTS = ("single", "full")
 SPLITS = ("train", "validation", "test")
 
 HELD_OUT = frozenset({
@@ -226,8 +226,7 @@ def _stream(index: int, split: str, part: str) -> np.random.Generator:
 
 
 def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
-    kind = {"single": "single", "relations": "relation"}.get(part)
-    kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    kind = "single" if part == "single" else str(rng.choice(list(KINDS), p=list(KINDS.values())))
     pairs = _draw_pairs(rng, kind, split)
     relation = pick(rng, RELATIONS) if kind == "relation" else None
     ranges = sizes(len(pairs))
