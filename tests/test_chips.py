@@ -9,6 +9,8 @@ from imagen_jax import chips
         ("TPU v5 lite", "TPU v5e"),
         ("TPU v5p", "TPU v5p"),
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
+        ("NVIDIA H200", "NVIDIA H200"),
+        ("NVIDIA GeForce RTX 4090", None),
         ("cpu", None),
     ],
 )

@@ -1,13 +1,14 @@
-"""Estimate whether a stage fits a TPU slice, or the local devices, and how fast it runs there.
+"""Estimate whether a stage fits a TPU slice, a node of GPUs or the local devices, and how fast it runs there.
 
   imagen-jax plan --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
   imagen-jax plan --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
+  imagen-jax plan --preset base64:2b --topology h100:8 --batch 512 --fsdp 8
   imagen-jax plan --preset deepfloyd:xl --topology v5e:2x2 --kind sample --batch 4 --dtype bfloat16
   imagen-jax plan --preset deepfloyd:xl --topology v5e:2x2 --kind cascade --batch 4 --dtype bfloat16 --text.dtype int8
 
 Compiles the real train step, or sampler, for the chips; no TPU has to be at hand, only libtpu
-(pip install -e '.[tpu]'). --quick estimates from shapes alone, and so does --kind cascade, for the text encoder and all
-stages of the preset. Exit status 1: it does not fit.
+(pip install -e '.[tpu]'). --quick estimates from shapes alone, and so do --kind cascade, for the text encoder and all
+stages of the preset, and GPUs that are not at hand, for which there is no compiler. Exit status 1: it does not fit.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ class Options:
     stage: str = ""
     """Name of the stage in the preset; empty: the first."""
     topology: str | None = None
-    """TPU slice such as v5e:16x16 or v4:4x4x8; None: the local devices."""
+    """TPU slice such as v5e:16x16 or v4:4x4x8, or GPUs of one node such as h100:8 (a100, h100, h200, b200); None: the
+    local devices."""
     kind: Literal["train", "sample", "cascade"] = "train"
     """What to run there: the stage's train step, its sampler, or the samplers of all stages and the text encoder."""
     batch: int | None = None
@@ -64,9 +66,11 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     config = validate(distilled.with_sampling(config))
     if options.kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
         config = change("distilled", guidance_scale=2.0)  # any other one costs the same
-    if (options.quick or options.kind == "cascade") and options.topology is not None:
+    if options.topology is not None:
         devices = targets.num_devices(options.topology)
         chip = chips.CHIPS[options.topology.partition(":")[0]]
+        options = dataclasses.replace(options, quick=options.quick or chip.is_gpu)
+    if (options.quick or options.kind == "cascade") and options.topology is not None:
         memory, where = chip.memory, options.topology
     else:
         target = targets.target(options.topology)

@@ -1,4 +1,4 @@
-"""The nearest setting, or the smallest TPU slice, in which a stage fits by the estimate."""
+"""The nearest setting, or the smallest TPU slice or number of GPUs, in which a stage fits by the estimate."""
 
 import dataclasses
 import itertools
@@ -30,10 +30,8 @@ def advice(
     for shape in chip.shapes if name else ():
         more = num_devices(f"{name}:{shape}")
         if more > devices and (found := nearest(config, kind, more, memory, dtype)) is not None:
-            return (
-                f"no setting fits; the smallest slice that has one is {name}:{shape} with {found} (estimated)"
-            )
-    return "no setting fits, on no slice of these chips: take a smaller preset or chips with more memory"
+            return f"no setting fits; the smallest that has one is {name}:{shape} with {found} (estimated)"
+    return "no setting fits, however many of these chips: take a smaller preset or chips with more memory"
 
 
 def nearest(config: StageConfig, kind: Kind, devices: int, memory: int, dtype: str = "float32") -> str | None:

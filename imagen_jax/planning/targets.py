@@ -1,4 +1,4 @@
-"""The devices that a stage is planned for: a TPU slice that need not be attached, or the local devices."""
+"""The devices that a stage is planned for: a TPU slice or GPUs that need not be attached, or the local devices."""
 
 import dataclasses
 import math
@@ -29,16 +29,23 @@ class Target:
 
 
 def num_devices(topology: str) -> int:
-    """Return the number of devices of a TPU topology such as "v5e:16x16" or "v4:4x4x8".
+    """Return the number of devices of a topology such as "v5e:16x16" or "v4:4x4x8", or of GPUs such as "h100:8".
 
     Raises:
-      ValueError: `topology` does not name a TPU slice.
+      ValueError: `topology` names neither a TPU slice nor GPUs of one node.
     """
     kind, _, shape = topology.partition(":")
-    sides = re.fullmatch(r"\d+(x\d+){1,2}", shape) and [int(side) for side in shape.split("x")]
-    is_slice = sides and kind in chips.CHIPS and len(sides) == len(chips.CHIPS[kind].shapes[0].split("x"))
-    known = "; ".join(f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}" for name, chip in chips.CHIPS.items())
-    require(bool(is_slice), "--topology", f"be a TPU slice ({known}), or left out for local devices", topology)
+    chip = chips.CHIPS.get(kind)
+    sides = re.fullmatch(r"\d+(x\d+){0,2}", shape) and [int(side) for side in shape.split("x")]
+    is_known = sides and chip and len(sides) == len(chip.shapes[0].split("x"))
+    is_known = is_known and (not chip.is_gpu or shape in chip.shapes)
+    spans = lambda gpus: "; ".join(
+        f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}"
+        for name, chip in chips.CHIPS.items()
+        if chip.is_gpu == gpus
+    )
+    rule = f"be a TPU slice ({spans(False)}), GPUs of one node ({spans(True)}), or left out for local devices"
+    require(bool(is_known), "--topology", rule, topology)
     return math.prod(sides)
 
 

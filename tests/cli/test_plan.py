@@ -39,3 +39,12 @@ def test_a_plan_of_a_cascade_says_what_fits_together_and_one_at_a_time(monkeypat
         monkeypatch.setitem(chips.CHIPS, "v5e", chip)
         code, out = plan(monkeypatch, capsys, *cascade)
         assert code == status and f"fits                 {words}" in out
+
+
+def test_gpus_that_are_not_at_hand_are_planned_for_without_a_compiler(monkeypatch, capsys):
+    arguments = ["plan.py", "--preset", "quickstart", "--topology", "h100:4", "--batch", "8"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts/plan.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "4 devices (h100:4)" in out and "of 78.00" in out and "compiled" not in out

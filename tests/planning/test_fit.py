@@ -21,4 +21,4 @@ def test_the_nearest_is_the_first_that_fits(tiny_configs):
     first = next(fit.settings(tiny_configs[0], "train", 2, memory=2**40))[0]
     assert fit.nearest(tiny_configs[0], "train", 2, memory=2 * peak) == first
     assert fit.nearest(tiny_configs[0], "train", 2, memory=1000) is None
-    assert fit.advice(tiny_configs[0], "train", 2, 1000, None).startswith("no setting fits, on no slice")
+    assert fit.advice(tiny_configs[0], "train", 2, 1000, None).startswith("no setting fits, however many")

@@ -1,4 +1,4 @@
-"""TPU slices by their names."""
+"""TPU slices and GPUs by their names."""
 
 import sys
 
@@ -15,6 +15,11 @@ from imagen_jax.planning.targets import num_devices, target
         ("v5e:2x2x1", "must be a TPU slice"),
         ("v4:2x2", "must be a TPU slice"),
         ("v5e", "must be a TPU slice"),
+        ("v5e:8", "must be a TPU slice"),
+        ("h100:16", r"GPUs of one node \(a100:1 to a100:8"),
+        ("h100:2x4", "must be a TPU slice"),
+        ("h100:0", "must be a TPU slice"),
+        ("l4:1", "must be a TPU slice"),
     ],
 )
 def test_an_unknown_topology(topology, message):
@@ -23,7 +28,7 @@ def test_an_unknown_topology(topology, message):
 
 
 def test_every_slice_has_its_number_of_devices():
-    assert num_devices("v5e:16x16") == 256 and num_devices("v4:4x4x8") == 128
+    assert num_devices("v5e:16x16") == 256 and num_devices("v4:4x4x8") == 128 and num_devices("h100:8") == 8
     for name, chip in CHIPS.items():
         sizes = [num_devices(f"{name}:{shape}") for shape in chip.shapes]
         assert sizes == sorted(set(sizes))
