@@ -31,6 +31,8 @@ class Options:
     """Name of the stage in the preset."""
     workdir: Location
     """Directory of the cascade, also gs:// or s3://; the stage goes to a sub-directory of its name."""
+    profile: int = 0
+    """Steps of which a trace is written to the stage's directory, for TensorBoard and Perfetto; 0: none."""
 
 
 def main(parsed: tuple[Options, StageConfig]) -> int:
@@ -41,7 +43,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     compilation.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
-    result = train(config, options.workdir)
+    result = train(config, options.workdir, options.profile)
     import jax
 
     if result.stopped_by is None:

@@ -20,7 +20,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 from imagen_jax.structs import TrainState
 from imagen_jax.text import cache
-from imagen_jax.training import initial, inputs, packing, prior, reports
+from imagen_jax.training import initial, inputs, packing, prior, profiler, reports
 from imagen_jax.training import state as states
 from imagen_jax.training import teacher as teachers
 from imagen_jax.training.meter import Meter
@@ -38,8 +38,10 @@ class Result(NamedTuple):
     stopped_by: int | None
 
 
-def train(config: StageConfig, workdir: str | Path) -> Result:
+def train(config: StageConfig, workdir: str | Path, profile: int = 0) -> Result:
     """Train the stage in `workdir`/`config.name`. Every process of a run calls this.
+
+    `profile` steps, soon after the first one, are traced into its directory `profile`; see `profiler`.
 
     SIGINT and SIGTERM end it after the current step, or one of the next, with a checkpoint. Called again with
     the same configuration, on the same devices or others, it continues; on the same, to the bit as if it had never
@@ -50,6 +52,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
     with Watchdog(config.run.stall_timeout) as watchdog:
         place = processes.check_on_all_processes(lambda: locations.location(workdir, "--workdir"))
         processes.check_on_all_processes(lambda: files.check_directory(place / config.name, "--workdir"))
+        processes.check_on_all_processes(lambda: profiler.check(profile, place))
         options = flat(config)
         processes.require_same(
             {
@@ -74,7 +77,7 @@ def train(config: StageConfig, workdir: str | Path) -> Result:
             processes.check_on_all_processes(lambda: stage_dir.check_visible_everywhere(directory, config))
             embedded = inputs.embedded(config, data, watchdog)
             del data  # the language model with it: training has its own use for the memory
-            return _Run(config, directory, directory_lock, mesh, embedded, watchdog).train()
+            return _Run(config, directory, directory_lock, mesh, embedded, watchdog).train(profile)
 
 
 class _Run:
@@ -128,7 +131,7 @@ class _Run:
             rows=sharding.local_batch_indices(self._mesh, num),
         )
 
-    def train(self) -> Result:
+    def train(self, profile: int) -> Result:
         with (
             StopRequests(self._mesh) as stops,
             checkpoint.Checkpoints(self._directory, self._config, self._lock) as checkpoints,
@@ -139,11 +142,14 @@ class _Run:
             saved = abstract.replace(frozen=None)
             processes.check_on_all_processes(lambda: stage_dir.check_space(self._directory, saved))
             self._watchdog.alive()
-            with Writer(self._directory, self._config, int(state.step)) as writer:
+            with (
+                Writer(self._directory, self._config, int(state.step)) as writer,
+                profiler.Trace(self._directory / "profile", int(state.step), profile) as trace,
+            ):
                 first, has_validation = int(state.step), self._held_out is not None
                 logger.info(reports.describe(self._config, abstract, first, self._source, has_validation))
                 reports.warn_of_learning_rate(self._config)
-                result = self._steps(state, abstract, checkpoints, writer, stops)
+                result = self._steps(state, abstract, checkpoints, writer, stops, trace)
                 if result.stopped_by is None:
                     logger.info(reports.summarize(self._config, self._directory, int(result.state.step)))
             self._data.close()
@@ -156,6 +162,7 @@ class _Run:
         checkpoints: checkpoint.Checkpoints,
         writer: Writer,
         stops: StopRequests,
+        trace: profiler.Trace,
     ) -> Result:
         config, run = self._config, self._config.run
         first, last, stopped_by = int(state.step), run.num_steps, None
@@ -170,6 +177,7 @@ class _Run:
         )
         for done in range(first + 1, last + 1):
             self._watchdog.alive()
+            trace.before(done)
             with meter.waiting():
                 batch = next(self._data)
             undecodable = self._count_undecodable(batch.pop("undecodable"))
@@ -179,6 +187,7 @@ class _Run:
                 stops.begin()
                 self._monitor.cancelled = stops.asked_here
             state, metrics = step(state, batch, teacher)
+            trace.after(done, metrics)
             meter.add(metrics, undecodable)
             writer.advance()
             stopped_by = stops.asked()  # once: a signal during what follows waits for the next step
