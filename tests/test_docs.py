@@ -26,6 +26,7 @@ import yaml
 
 import imagen_jax
 from imagen_jax import TextEncoder, config, sample_stage, stage
+from imagen_jax.cli import logs, parsing
 from imagen_jax.cli import program as cli
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.cli.sampling_options import SamplingOptions
@@ -273,7 +274,8 @@ def parse():
         path, parsed = ROOT / folder / script, []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(path), *arguments])
-            patch.setattr(cli, "run", lambda main, parse: parsed.append(parse(sys.argv[1:])))
+            own = parsing.split_flags(arguments, logs.Options)[0]  # every command takes those of logs
+            patch.setattr(cli, "run", lambda main, parse: parsed.append(parse(own)))
             runpy.run_path(str(path), run_name="__main__")
         return parsed[0]
 
