@@ -118,7 +118,8 @@ def test_what_adapters_are_of_is_gone_or_another(adapted, tiny_stages, tmp_path,
 def test_checkpoints_of_adapters_are_small(adapted, tiny_stages, tmp_path):
     config, adapters = adapted
     folder = tmp_path / "mine/base/checkpoints/3"
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.parent.name == "d")
+    # The merged files. How many intermediate ones Orbax leaves in ocdbt.process_0 depends on when it was writing.
+    held = sum(path.stat().st_size for path in folder.glob("*/d/*"))
     whole = sum(leaf.nbytes for leaf in flatten_dict(tiny_stages[0].params).values())
     small = sum(leaf.nbytes for leaf in flatten_dict(adapters).values())
-    assert held < 4 * small + 36_000 < 2 * whole and small < whole / 5
+    assert 0 < held < 4 * small < whole and small < whole / 5
