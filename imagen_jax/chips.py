@@ -30,6 +30,7 @@ class Chip:
 
     @property
     def is_gpu(self) -> bool:
+        """Whether it is one of a node of GPUs, not of a TPU slice."""
         return self.shapes == _NODES
 
 

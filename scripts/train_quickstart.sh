@@ -34,6 +34,6 @@ cat <<END
 Look at $run/evaluation/grid.png. What next (in the environment: . ${VIRTUAL_ENV#"$PWD"/}/bin/activate):
   python scripts/sample.py --workdir $run --prompts "a large red ring on a black background" "a purple triangle" --num 4
   python scripts/prepare_data.py --input FOLDER --output datasets/mine     # your own captioned pictures
-  python scripts/prepare_data.py --shapes full --output datasets/shapes --num-train 40000  # relations and counts, at 64x64:
+  python scripts/prepare_data.py --shapes full --output datasets/shapes --num-train 40000  # whole scenes, on a GPU:
   python scripts/train.py --preset shapes --stage base --workdir runs/shapes
 END
