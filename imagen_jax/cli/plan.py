@@ -1,4 +1,4 @@
-"""Estimate whether a stage fits a TPU slice, a node of GPUs or the local devices, and how fast it runs there.
+"""Estimate whether a stage fits a TPU slice, a node of GPUs or the local devices, and how fast it is.
 
   imagen-jax plan --preset base64:2b --topology v5e:16x16 --batch 2048 --fsdp 16
   imagen-jax plan --preset sr256 --topology v5e:2x2 --kind sample --batch 4 --quick
