@@ -74,7 +74,9 @@ class WithNoise(samplers.Sampler):
         return self.inner.add_noise(z_t, logsnr_t, self.noise(z_t, logsnr_t), steps)
 
 
-def many(num, seed=1):
+def many(num, seed=1, rows=1):
+    """Keys and pictures [num, rows, rows, 1] of noise, every pixel a sample of its own: few keys make many samples
+    quickly."""
     return jax.random.split(jax.random.key(seed), num), samplers.normal(
-        jax.random.split(jax.random.key(seed + 1), num), (1, 1, 1)
+        jax.random.split(jax.random.key(seed + 1), num), (rows, rows, 1)
     )
