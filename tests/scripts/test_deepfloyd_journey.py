@@ -10,7 +10,7 @@ from imagen_jax.generate import records
 from tests.conftest import write_shapes
 from tests.deepfloyd_models import cascade_of_two, goldens  # noqa: F401
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 FEW = ["--steps", "2", "--sampler", "ddim", "--spacing", "t"]
 PRESET = """

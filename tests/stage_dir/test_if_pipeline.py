@@ -20,6 +20,8 @@ from imagen_jax.interop import deepfloyd
 from imagen_jax.stage_dir import if_pipeline, parameters
 from tests.deepfloyd_models import write_pipeline
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 FEW = {"steps": 2, "sampler": "ddim", "spacing": "t"}
 
 
