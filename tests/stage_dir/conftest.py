@@ -58,13 +58,11 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def workdir(original, tmp_path, monkeypatch, caplog):
-    checkpoint.logger.addHandler(caplog.handler)  # it does not propagate
+def workdir(original, tmp_path, monkeypatch):
     template = state_of(0).ema_params  # a network of these parameters, which nothing here runs
     monkeypatch.setattr(stage, "init", lambda *_: template)
     shutil.copytree(original, tmp_path / "run")
-    yield tmp_path / "run"
-    checkpoint.logger.removeHandler(caplog.handler)
+    return tmp_path / "run"
 
 
 def same(one, other):
