@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import imagen_jax
-from imagen_jax import checks
+from imagen_jax import checks, sharding
 from imagen_jax.config import SamplingConfig
 from imagen_jax.generate.in_turn import encode_prompts, run_in_turn
 from imagen_jax.generate.prompts import PromptPlan, plan_prompts, run_prompts
@@ -100,9 +100,7 @@ def jobs(prompts: Sequence[str], seed: int, num: int) -> list[tuple[str, int]]:
       ValueError: there would be more than MAX_PICTURES, or a seed is out of range.
     """
     checks.whole("--num", num, 1, max(1, MAX_PICTURES // len(prompts)), "sample the rest with another --seed")
-    checks.require(
-        len(prompts) <= MAX_PICTURES, "prompts", f"be at most {MAX_PICTURES}", len(prompts), "split them"
-    )
+    checks.require(len(prompts) <= MAX_PICTURES, "prompts", f"be at most {MAX_PICTURES}", len(prompts), "split them")
     checks.seed(seed, num, "--seed")
     return [(prompt, seed + i) for prompt in prompts for i in range(num)]
 
@@ -147,9 +145,9 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
       ValueError: one line; the cascade cannot be loaded, or the text encoder is another one.
     """
     request, plan = prepared.request, prepared.plan
-    stages, steps = (), {}
+    stages, steps, mesh = (), {}, sharding.make_mesh(plan.fsdp)
     if not request.one_at_a_time:
-        stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True)
+        stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True, mesh=mesh)
         stages = adapter_file.apply(stages, prepared.fitted)
     text = plan.cascade.stages[0].config.text
     encoder = encoders.from_config(dataclasses.replace(text, dtype=request.text_dtype or text.dtype))
@@ -183,7 +181,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
     )
     if request.one_at_a_time:
         encoded = encode_prompts(plan, encoder)
-        loaders = loading.stage_loaders(request.workdir, request.checkpoints)
+        loaders = loading.stage_loaders(request.workdir, request.checkpoints, mesh)
         load = {name: partial(_load, loaders[name], prepared.fitted, steps) for name in names}
         pictures = run_in_turn(plan, encoded, load)
     else:

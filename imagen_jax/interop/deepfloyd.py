@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from imagen_jax import arrays, checks, stage
 from imagen_jax.checks import require
@@ -27,19 +28,20 @@ __all__ = ["export", "load_cascade", "load_stage", "predict", "read_config"]
 load_stage = load
 
 
-def load_cascade(places: Sequence[str | Path]) -> tuple[stage.Stage, ...]:
+def load_cascade(places: Sequence[str | Path], *, mesh: Mesh | None = None) -> tuple[stage.Stage, ...]:
     """Load stages of DeepFloyd IF as a cascade, as `imagen_jax.load_cascade` does.
 
     Args:
       places: directories of the pipelines of stage I and stage II, and of a further super-resolution stage of this
         package if one follows; in any order.
+      mesh: as of `imagen_jax.load_cascade`.
 
     Raises:
       ValueError: a directory holds another pipeline or cannot be read, or the stages do not follow each other.
     """
     is_list = isinstance(places, list | tuple) and len(places) > 0
     require(is_list, "places", "be a list of directories", places, "give one for each stage")
-    return loading.load_cascade(tuple(places))
+    return loading.load_cascade(tuple(places), mesh=mesh)
 
 
 def export(exported: stage.Stage, directory: str | Path, *, dtype: str = "float32", variant: str = "") -> None:

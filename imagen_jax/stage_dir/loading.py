@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from imagen_jax import stage
+from imagen_jax import sharding, stage
 from imagen_jax.checks import Verbatim, error, require, whole
 from imagen_jax.config import IFUNetConfig, StageConfig, TextConfig
 from imagen_jax.config.deepfloyd import ENCODER
@@ -23,17 +24,18 @@ from imagen_jax.storage import files
 _REMOVED_WITHIN_S = 5  # the time that the removal of a checkpoint may take
 
 
-def load_stage(directory: str | Path, step: int | None = None) -> stage.Stage:
+def load_stage(directory: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> stage.Stage:
     """Load a stage with its averaged parameters, ready to sample; adapters are merged into what they are of.
 
     Args:
       directory: path or URL of one stage, as imagen-jax train and `save_stage` write it.
       step: of the checkpoint; None takes the newest.
+      mesh: as of `load_cascade`.
 
     Raises:
       ValueError: there is no such stage or checkpoint, or it cannot be read.
     """
-    params, config, _ = _read(directory, step, parameters.read)
+    params, config, _ = _read(directory, step, parameters.read, mesh)
     return stage.Stage(params=params, config=config)
 
 
@@ -43,18 +45,20 @@ def load_adapted(directory: str | Path) -> parameters.Adapted:
     Raises:
       ValueError: as `load_stage`.
     """
-    return _read(directory, None, parameters.read_adapted)[0]
+    return _read(directory, None, parameters.read_adapted, None)[0]
 
 
-def _read(directory: str | Path, step: int | None, read: Callable[..., Any]) -> tuple[Any, StageConfig, int]:
+def _read(
+    directory: str | Path, step: int | None, read: Callable[..., Any], mesh: Mesh | None
+) -> tuple[Any, StageConfig, int]:
     """Return read(directory, step, shapes, config), the configuration without adapters, and the step."""
     directory = absolute(directory)
     if step is not None:
         whole("step", step)
     config = read_config(directory)
     shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+    place = lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to)
+    shapes = jax.tree.map(place, shapes, _places(shapes, mesh))
     while True:
         steps = checkpoint_files.list_steps(directory)
         if not steps or step not in (None, *steps):
@@ -72,6 +76,14 @@ def _read(directory: str | Path, step: int | None, read: Callable[..., Any]) -> 
                 raise
         else:
             return found, parameters.merged_config(config), chosen
+
+
+def _places(params: Any, mesh: Mesh | None) -> Any:
+    """Return the sharding of each of `params`, arrays or shapes."""
+    if mesh is not None:
+        return sharding.state_sharding(params, mesh)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: device, params)
 
 
 def _is_superseded(directory: Path, chosen: int, wanted: int | None) -> bool:
@@ -99,6 +111,7 @@ def load_cascade(
     steps: Mapping[str, int | str] | None = None,
     return_steps: bool = False,
     adapters: Mapping[str | Path, float] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[stage.Stage, ...] | tuple[tuple[stage.Stage, ...], dict[str, int | str]]:
     """Load a trained cascade, base first, with the averaged parameters of each stage.
 
@@ -114,6 +127,8 @@ def load_cascade(
       return_steps: whether to return as well which were loaded, as `steps` takes it.
       adapters: by the path of an adapter's files (see `adapter_file`) the factor on it; they are merged into the
         parameters of the stages that they are for, in this order.
+      mesh: parameters are loaded into their shards, each device its own, as `sharding.shard_params` places them; None:
+        on the first device.
 
     Raises:
       ValueError: there is no stage, one cannot be read or is damaged, they do not follow each other, or an adapter
@@ -121,28 +136,28 @@ def load_cascade(
     """
     stages = read_cascade(workdir, best=best)
     fitted = adapter_file.fit([each.config for each in stages], adapters or {})
-    loaded = {name: load() for name, load in stage_loaders(workdir, steps).items()}
+    loaded = {name: load() for name, load in stage_loaders(workdir, steps, mesh).items()}
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
     stages = adapter_file.apply(stages, fitted)
     return (stages, {name: which for name, (_, which) in loaded.items()}) if return_steps else stages
 
 
 def stage_loaders(
-    workdir: Places, steps: Mapping[str, int | str] | None = None
+    workdir: Places, steps: Mapping[str, int | str] | None = None, mesh: Mesh | None = None
 ) -> dict[str, Callable[[], tuple[stage.Stage, int | str]]]:
     """Return functions that load the stages of `load_cascade` one by one, by name, base first.
 
     Each returns the stage with its averaged parameters, and which were loaded.
 
     Args:
-      workdir, steps: as for `load_cascade`.
+      workdir, steps, mesh: as for `load_cascade`.
 
     Raises:
       ValueError: as `load_cascade`; what cannot be loaded shows when its function is called.
     """
 
     def load(config: StageConfig, read: _Read) -> tuple[stage.Stage, int | str]:
-        params, which = read((steps or {}).get(config.name))
+        params, which = read((steps or {}).get(config.name), mesh)
         return stage.Stage(params=params, config=parameters.merged_config(config)), which
 
     return {config.name: partial(load, config, read) for config, read in _readers(workdir)}
@@ -159,8 +174,8 @@ def read_cascade(workdir: Places, *, best: bool = False) -> tuple[stage.Stage, .
     return apply_best_sampling(pretrained.resolve(workdir), stages)
 
 
-# From what to load, as `load_cascade` takes it in `steps`, to (parameters, what was loaded).
-_Read = Callable[[int | str | None], tuple[Any, int | str]]
+# From what to load and the mesh, as `load_cascade` takes them, to (parameters, what was loaded).
+_Read = Callable[[int | str | None, Mesh | None], tuple[Any, int | str]]
 _Reader = tuple[StageConfig, _Read]
 
 
@@ -238,18 +253,18 @@ def _stages_in(directory: Path) -> list[_Reader]:
 
 
 def _load_exported(
-    directory: Path, cascade: exported.Exported, config: StageConfig, which: int | str | None
+    directory: Path, cascade: exported.Exported, config: StageConfig, which: int | str | None, mesh: Mesh | None
 ) -> tuple[Any, str]:
     _check_hash(which, config, f"the exported cascade {directory}")
     params = exported.read_params(directory, cascade, config.name, which)
-    return jax.device_put(params, jax.local_devices()[0]), cascade.weights[config.name].sha256
+    return jax.device_put(params, _places(params, mesh)), cascade.weights[config.name].sha256
 
 
-def _load_pipeline(directory: Path, which: int | str | None) -> tuple[Any, str]:
+def _load_pipeline(directory: Path, which: int | str | None, mesh: Mesh | None) -> tuple[Any, str]:
     """Load a stage of DeepFloyd IF, as bfloat16 where networks compute so."""
     config = if_pipeline.read_config(directory)
     _check_hash(which, config, f"the pipeline {directory}")
-    return if_pipeline.load_recorded(directory, which, dtype=stage.compute_dtype(config).name)
+    return if_pipeline.load_recorded(directory, which, dtype=stage.compute_dtype(config).name, mesh=mesh)
 
 
 def _check_hash(which: int | str | None, config: StageConfig, what: str) -> None:
@@ -258,9 +273,9 @@ def _check_hash(which: int | str | None, config: StageConfig, what: str) -> None
         raise error(f"checkpoint of stage {config.name}", rule, Verbatim(what), fix)
 
 
-def _load_trained(directory: Path, which: int | str | None) -> tuple[Any, int]:
+def _load_trained(directory: Path, which: int | str | None, mesh: Mesh | None) -> tuple[Any, int]:
     if isinstance(which, str):
         rule, fix = f"be the weight file of sha256 {which}", "give the exported cascade"
         raise error("checkpoint", rule, Verbatim(f"the trained stage {directory}"), fix)
-    params, _, step = _read(directory, which, parameters.read)
+    params, _, step = _read(directory, which, parameters.read, mesh)
     return params, step

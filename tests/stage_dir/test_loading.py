@@ -1,20 +1,63 @@
-"""What was written before config.json had a version still loads, samples and trains."""
+"""Stages are loaded into their shards. What was written before config.json had a version still loads, samples and
+trains."""
 
 import json
 import shutil
 import tarfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from imagen_jax import TextEncoder, image_keys, load_cascade, sample_cascade
+from imagen_jax import (
+    TextEncoder,
+    image_keys,
+    load_cascade,
+    load_stage,
+    sample_cascade,
+    save_cascade,
+    save_pretrained,
+    sharding,
+)
 from imagen_jax.config import SamplingConfig
 from imagen_jax.config.serialization import VERSION
 from imagen_jax.generate import records
 from imagen_jax.stage_dir.directory import read_config
 from imagen_jax.training import loop
 from tests.conftest import GOLDENS
+
+
+def of_checkpoints(stages, directory, _):
+    save_cascade(stages, directory)
+    return directory
+
+
+def of_weight_files(stages, directory, _):
+    save_pretrained(stages, directory)
+    return directory
+
+
+def of_pipelines(stages, directory, pipelines):
+    return pipelines
+
+
+@pytest.mark.parametrize("written", [of_checkpoints, of_weight_files, of_pipelines])
+def test_parameters_are_loaded_into_their_shards(tiny_stages, cascade_of_two, tmp_path, monkeypatch, written):
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)
+    directory, mesh = written(tiny_stages, tmp_path / "cascade", cascade_of_two), sharding.make_mesh(4)
+    whole, stages = load_cascade(directory), load_cascade(directory, mesh=mesh)
+    assert all(leaf.sharding.num_devices == 1 for leaf in jax.tree.leaves(whole))
+    leaves = jax.tree.leaves(stages)
+    placed = jax.tree.leaves(sharding.state_sharding(stages, mesh))
+    assert [leaf.sharding for leaf in leaves] == placed
+    assert any(4 * leaf.addressable_shards[0].data.size == leaf.size for leaf in leaves)
+    for leaf, other in zip(leaves, jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    if written is of_checkpoints:
+        (one,) = [each for each in stages if each.config.name == "base"]
+        alone = load_stage(directory / "base", mesh=mesh)
+        assert jax.tree.map(lambda leaf: leaf.sharding, alone) == jax.tree.map(lambda leaf: leaf.sharding, one)
 
 
 @pytest.fixture
