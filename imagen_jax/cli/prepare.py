@@ -46,7 +46,7 @@ class Options:
     input: Path | None = None
     """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
     or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
-    shapes: Literal["single", "full"] | None = None
+    shapes: Literal["single", "full", "relations", "halves"] | None = None
     """Instead of --input: pictures of captioned shapes, made by the program."""
     icons: tuple[Path, ...] = ()
     """Instead of --input: icon sets, each a .tgz file of `npm pack @iconify-json/NAME` or a directory of its files."""

@@ -4,7 +4,9 @@ A picture is 64x64 RGB: one to three anti-aliased objects on a plain background.
 its claims (see `shape_captions`) are the same as data. All three are a function of (part, split, index).
 
 Parts. "single": one object, near the middle. "full": one object (25%), two objects and their relation (relation, 30%),
-two or three alike (count, 20%), two or three different ones (and, 25%).
+two or three alike (count, 20%), two or three different ones (and, 25%). "relations": the pictures of relations alone.
+"halves": two large objects that fill the halves of the picture, their relation and the background, all in the caption.
+A network soon learns from these what a relation means, and from the small objects of "full", at any distance, hardly.
 
 Splits. `HELD_OUT` lists one shape for each color, a seventh of all pairs.
   train: no object is a held-out pair; every color and every shape occurs.
@@ -41,6 +43,7 @@ BACKGROUNDS = {
 # Diameters in pixels; an object alone may be larger than one of three.
 SIZES_ALONE = {"small": (27.0, 31.0), "large": (43.0, 50.0)}
 SIZES_TOGETHER = {"small": (12.5, 14.5), "large": (21.0, 23.5)}
+SIZES_OF_HALVES = {"large": (23.5, 25.5)}
 CENTRAL = 4.0  # largest distance in pixels of an object alone from the middle, along each axis
 # Largest distance of a shape's points from its centre, in radii; `inside` has the outlines.
 REACH = {
@@ -50,7 +53,7 @@ REACH = {
 SHAPES = tuple(REACH)
 RELATIONS = ("left of", "right of", "above", "below")
 KINDS = {"single": 0.25, "relation": 0.30, "count": 0.20, "and": 0.25}
-PARTS = ("single", "full")
+PARTS = ("single", "full", "relations", "halves")
 SPLITS = ("train", "validation", "test")
 
 HELD_OUT = frozenset({
@@ -212,6 +215,16 @@ def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -
     return centers
 
 
+def _place_in_halves(rng: np.random.Generator, relation: str) -> np.ndarray:
+    """Draw centres [2, 2] close to those of the picture's halves, the first in `relation` to the second."""
+    axis = 0 if relation in ("left of", "right of") else 1
+    order = [0, 1] if relation in ("left of", "above") else [1, 0]
+    centers = np.full((2, 2), SIZE / 2)
+    centers[order, axis] = SIZE / 4, 3 * SIZE / 4
+    centers[:, 1 - axis] += rng.uniform(-CENTRAL, CENTRAL, 2)
+    return centers
+
+
 def scene(index: int, split: str = "train", part: str = "full") -> Scene:
     """Return the scene of `example(index, split, part)`."""
     return _compose(_stream(index, split, part), split, part)
@@ -226,10 +239,11 @@ def _stream(index: int, split: str, part: str) -> np.random.Generator:
 
 
 def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
-    kind = "single" if part == "single" else str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    only = {"single": "single", "relations": "relation", "halves": "relation"}
+    kind = only.get(part) or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     pairs = _draw_pairs(rng, kind, split)
     relation = pick(rng, RELATIONS) if kind == "relation" else None
-    ranges = sizes(len(pairs))
+    ranges = SIZES_OF_HALVES if part == "halves" else sizes(len(pairs))
     chosen = [pick(rng, list(ranges)) for _ in pairs]
     if kind == "count":
         chosen = chosen[:1] * len(pairs)
@@ -237,6 +251,8 @@ def _compose(rng: np.random.Generator, split: str, part: str) -> Scene:
     reach = diameters / 2 * [REACH[shape] for _, shape in pairs]
     if kind == "single":
         centers = _place_centrally(rng, reach)
+    elif part == "halves":
+        centers = _place_in_halves(rng, relation)
     else:
         centers = _place_related(rng, reach, relation) if relation else _place_freely(rng, reach)
     tints = rng.integers(-MAX_TINT, MAX_TINT + 1, (len(pairs) + 1, 3)).tolist()
@@ -256,7 +272,7 @@ def example(index: int, split: str = "train", part: str = "full") -> dict[str, A
     """Return a record: image uint8 [64, 64, 3], caption str, claims (see the module's docstring)."""
     rng = _stream(index, split, part)
     shown = _compose(rng, split, part)
-    claims = claims_of(shown, rng)
+    claims = claims_of(shown, rng, names_background=part == "halves")
     return {"image": render(shown), "caption": caption_of(claims, rng), "claims": claims}
 
 
@@ -268,8 +284,9 @@ def examples(split: str, part: str, num: int) -> Iterator[dict[str, Any]]:
 # ---- claims ----
 
 
-def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
-    """Draw the claims of a caption of the scene, with sizes and the background in some of them."""
+def claims_of(scene: Scene, rng: np.random.Generator, names_background: bool = False) -> Claims:
+    """Draw the claims of a caption of the scene, with sizes and the background in some of them, or the background in
+    all."""
     things = scene.objects[:1] if scene.kind == "count" else scene.objects
     count = len(scene.objects) if scene.kind == "count" else 1
     with_sizes = rng.random() < 0.6
@@ -277,5 +294,5 @@ def claims_of(scene: Scene, rng: np.random.Generator) -> Claims:
     for thing in things:
         size = thing.size if with_sizes and rng.random() < 0.8 else None
         objects.append({"shape": thing.shape, "color": thing.color, "size": size, "count": count})
-    background = scene.background if rng.random() < 0.4 else None
+    background = scene.background if names_background or rng.random() < 0.4 else None
     return {"kind": scene.kind, "objects": objects, "relation": scene.relation, "background": background}

@@ -80,15 +80,35 @@ def test_scenes_are_what_their_kind_says():
             assert clear > 12 and clear > 1.5 * min(abs(dx), abs(dy))
 
 
-def test_objects_stay_inside_and_apart():
-    for i in range(400):
-        scene = shapes.scene(i)
+def test_parts_of_relations_show_nothing_else():
+    for part in ("relations", "halves"):
+        assert {shapes.scene(i, part=part).kind for i in range(200)} == {"relation"}
+
+
+def test_halves_have_an_object_in_the_middle_of_each_and_captions_tell_all():
+    seen = Counter()
+    for i in range(200):
+        record = shapes.example(i, part="halves")
+        scene, claims = shapes.scene(i, part="halves"), record["claims"]
+        assert claims["background"] == scene.background
+        axis = 0 if scene.relation in ("left of", "right of") else 1
+        first, second = (thing.center[axis] for thing in scene.objects)
+        assert (first, second) == ((16, 48) if scene.relation in ("left of", "above") else (48, 16))
+        seen[scene.relation] += 1
+    assert min(seen.values()) > 30 and len(seen) == 4
+
+
+@pytest.mark.parametrize("part", ["full", "halves"])
+def test_objects_stay_inside_and_apart(part):
+    for i in range(400 if part == "full" else 100):
+        scene = shapes.scene(i, part=part)
         covers = np.zeros((len(scene.objects), 64, 64))
         for cover, thing in zip(covers, scene.objects, strict=True):
-            low, high = shapes.sizes(len(scene.objects))[thing.size]
+            sizes = shapes.sizes(len(scene.objects)) if part == "full" else shapes.SIZES_OF_HALVES
+            low, high = sizes[thing.size]
             assert low <= thing.diameter <= high
-            where, part = shapes.coverage(thing)
-            cover[where] = part
+            where, share = shapes.coverage(thing)
+            cover[where] = share
             # Nothing is cut off: a bigger canvas shows no more of it.
             centre = tuple(c + 32 for c in thing.center)
             moved = shapes.Object(thing.shape, "", "", centre, thing.diameter, thing.angle)
