@@ -8,8 +8,8 @@ begin=$SECONDS
 # Side by side, since compilation uses one core at a time.
 imagen-jax sample --quiet --pretrained shapes --output "$out/shapes" --prompts \
     "a red star on a white background" "a large cyan ring" "a yellow heart on black" "a huge orange cross" \
-    "two green circles" "three pink squares on grey" "a purple triangle and a blue ring" \
-    "a large green disk and a large yellow heart on black" &
+    "two green circles" "three pink squares on grey" "a purple triangle left of a blue ring" \
+    "a large green disk above a large yellow heart on black" &
 shapes=$!
 imagen-jax sample --pretrained emoji --output "$out/emoji" --prompts \
     "a cat face, noto style" "a rocket, fluent style" "a red apple, fluent flat style" "a panda, noto style" \

@@ -47,7 +47,8 @@ class Options:
     """Folder of pictures, .tar or .parquet files, searched with its sub-folders, or of a TFDS data set;
     or one .tar or .parquet file; or the name of a TFDS data set that is on this machine, as NAME/CONFIG:VERSION."""
     shapes: Literal["single", "full", "relations", "halves"] | None = None
-    """Instead of --input: pictures of captioned shapes, made by the program."""
+    """Instead of --input: pictures of captioned shapes, made by the program: one object; all kinds of scenes; of these
+    the relations of two objects; or such relations with an object in each half of the picture, to learn them from."""
     icons: tuple[Path, ...] = ()
     """Instead of --input: icon sets, each a .tgz file of `npm pack @iconify-json/NAME` or a directory of its files."""
     name: str | None = None
