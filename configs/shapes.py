@@ -1,7 +1,7 @@
 """The whole of shapes: one to three objects, relations and counts, 32x32 -> 64x64; the pretrained cascade `shapes`.
 
 The base learns outlines on single objects, then whole scenes, then on pictures with an object in each half what left,
-right, above and below mean, and last where small objects are that stand so:
+right, above and below mean, then where small objects are that stand so, and last whole scenes again:
 
 python scripts/prepare_data.py --shapes single --output datasets/shapes_single --num-train 12000
 python scripts/prepare_data.py --shapes full --output datasets/shapes --num-train 200000
@@ -10,11 +10,12 @@ python scripts/prepare_data.py --shapes relations --output datasets/shapes_relat
 python scripts/train.py --preset shapes:single --stage base --workdir runs/single
 python scripts/train.py --preset shapes --stage base --workdir runs/scenes --init-from runs/single/base
 python scripts/train.py --preset shapes:halves --stage base --workdir runs/halves --init-from runs/scenes/base
-python scripts/train.py --preset shapes:relations --stage base --workdir runs/shapes --init-from runs/halves/base
+python scripts/train.py --preset shapes:relations --stage base --workdir runs/relations --init-from runs/halves/base
+python scripts/train.py --preset shapes:again --stage base --workdir runs/shapes --init-from runs/relations/base
 python scripts/train.py --preset shapes --stage sr64 --workdir runs/shapes
 python scripts/evaluate.py --workdir runs/shapes --data datasets/shapes --num 400
 
-The first two took 9 minutes on an H200 (with --run.data-workers 5), the next two 8 and 78 on a CPU core, and
+The first two took 9 minutes on an H200 (with --run.data-workers 5), the next three 9, 79 and 15 on a CPU core, and
 super-resolution 20 on a CPU core.
 """
 
@@ -42,7 +43,9 @@ OPTIM = OptimConfig(
 )
 
 
-def get_config(part: Literal["full", "single", "halves", "relations"] = "full") -> tuple[StageConfig, ...]:
+def get_config(
+    part: Literal["full", "single", "halves", "relations", "again"] = "full",
+) -> tuple[StageConfig, ...]:
     base = StageConfig(
         name="base",
         image_size=32,
@@ -97,27 +100,24 @@ def get_config(part: Literal["full", "single", "halves", "relations"] = "full") 
 
 
 def _lesson(base: StageConfig, part: str) -> dict[str, Any]:
-    """Return what another part of the shapes changes in the training of the base."""
+    """Return what another part changes in the training of the base."""
     data = DataConfig(path=f"datasets/shapes_{part}")
     if part == "single":
         return {"data": data, "optim": OPTIM, "run": dataclasses.replace(base.run, num_steps=2000)}
-    # Which side an object is on is decided in so much noise that none is to be seen yet.
-    mean, std, steps = {"halves": (3.0, 1.0, 450), "relations": (1.6, 1.2, 4200)}[part]
-    process = dataclasses.replace(base.process, logit_normal_mean=mean, logit_normal_std=std)
     optim = dataclasses.replace(OPTIM, learning_rate=1.5e-3, batch_size=32)
-    run = dataclasses.replace(base.run, num_steps=steps, checkpoint_every=150)
     if part == "halves":
-        return {
-            "data": data,
-            "process": process,
-            "optim": dataclasses.replace(optim, ema_decay=0.99),
-            "run": run,
-        }
-    # Every other picture is of any kind, so that nothing is forgotten.
-    data = dataclasses.replace(data, prior_path=DATA.path)
-    return {
-        "data": data,
-        "process": process,
-        "optim": dataclasses.replace(optim, decay_steps=steps),
-        "run": run,
-    }
+        # Which side an object is on is decided in so much noise that none is to be seen yet.
+        mean, std, steps = 3.0, 1.0, 450
+        optim = dataclasses.replace(optim, ema_decay=0.99)
+    elif part == "relations":
+        # Every other picture is of any kind, so that less is forgotten.
+        mean, std, steps = 1.6, 1.2, 4200
+        data = dataclasses.replace(data, prior_path=DATA.path)
+        optim = dataclasses.replace(optim, decay_steps=steps)
+    else:
+        mean, std, steps = 1.2, 1.2, 700
+        data = DATA
+        optim = dataclasses.replace(optim, learning_rate=1e-3, decay_steps=steps, ema_decay=0.99)
+    process = dataclasses.replace(base.process, logit_normal_mean=mean, logit_normal_std=std)
+    run = dataclasses.replace(base.run, num_steps=steps, checkpoint_every=150)
+    return {"data": data, "process": process, "optim": optim, "run": run}
