@@ -129,7 +129,10 @@ SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
         ([*PLAN, "sr256", "--stage", "base"], "--stage must be one of sr256"),
         ([*PLAN, "sr1024", "--run.height", "3"], "run.height must be a divisor of the rows"),
         (["prepare_data.py", "--output", "out"], "give --input FOLDER, --icons FILES or --shapes"),
-        (["prepare_data.py", "--shapes", "round", "--output", "out"], "--shapes must be one of single, full or None"),
+        (
+            ["prepare_data.py", "--shapes", "round", "--output", "out"],
+            "--shapes must be one of single, full, relations, halves or None",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
