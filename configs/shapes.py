@@ -20,7 +20,7 @@ super-resolution 20 on a CPU core.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from imagen_jax.config import (
     DataConfig,
@@ -71,7 +71,7 @@ def get_config(
         run=RunConfig(num_steps=18_000, checkpoint_every=1000, validate_every=0, sample_every=0),
     )
     if part != "full":
-        return (dataclasses.replace(base, **_lesson(base, part)),)
+        return (_lesson(base, part),)
     super_resolution = StageConfig(
         name="sr64",
         image_size=64,
@@ -99,11 +99,13 @@ def get_config(
     return base, super_resolution
 
 
-def _lesson(base: StageConfig, part: str) -> dict[str, Any]:
-    """Return what another part changes in the training of the base."""
+def _lesson(base: StageConfig, part: str) -> StageConfig:
+    """Return the base as it is trained before or after the whole scenes."""
     data = DataConfig(path=f"datasets/shapes_{part}")
     if part == "single":
-        return {"data": data, "optim": OPTIM, "run": dataclasses.replace(base.run, num_steps=2000)}
+        return dataclasses.replace(
+            base, data=data, optim=OPTIM, run=dataclasses.replace(base.run, num_steps=2000)
+        )
     optim = dataclasses.replace(OPTIM, learning_rate=1.5e-3, batch_size=32)
     if part == "halves":
         # Which side an object is on is decided in so much noise that none is to be seen yet.
@@ -115,9 +117,12 @@ def _lesson(base: StageConfig, part: str) -> dict[str, Any]:
         data = dataclasses.replace(data, prior_path=DATA.path)
         optim = dataclasses.replace(optim, decay_steps=steps)
     else:
-        mean, std, steps = 1.2, 1.2, 700
-        data = DATA
+        mean, std, steps, data = 1.2, 1.2, 700, DATA
         optim = dataclasses.replace(optim, learning_rate=1e-3, decay_steps=steps, ema_decay=0.99)
-    process = dataclasses.replace(base.process, logit_normal_mean=mean, logit_normal_std=std)
-    run = dataclasses.replace(base.run, num_steps=steps, checkpoint_every=150)
-    return {"data": data, "process": process, "optim": optim, "run": run}
+    return dataclasses.replace(
+        base,
+        data=data,
+        process=dataclasses.replace(base.process, logit_normal_mean=mean, logit_normal_std=std),
+        optim=optim,
+        run=dataclasses.replace(base.run, num_steps=steps, checkpoint_every=150),
+    )

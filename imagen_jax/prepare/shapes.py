@@ -199,10 +199,14 @@ def _place_centrally(rng: np.random.Generator, reach: np.ndarray) -> np.ndarray:
     return SIZE / 2 + room[:, None] * rng.uniform(-1, 1, (len(reach), 2))
 
 
+def _axis_and_order(relation: str) -> tuple[int, list[int]]:
+    """Return the axis of a relation, 0 for x, and the indices of the objects along it."""
+    return 0 if relation in ("left of", "right of") else 1, [0, 1] if relation in ("left of", "above") else [1, 0]
+
+
 def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -> np.ndarray:
     """Draw centres [2, 2] of two discs, the first in `relation` to the second."""
-    axis = 0 if relation in ("left of", "right of") else 1
-    order = [0, 1] if relation in ("left of", "above") else [1, 0]
+    axis, order = _axis_and_order(relation)
     slack = SIZE - 2 * MARGIN - GAP - 2 * reach.sum()
     before, until = np.sort(rng.random(2)) * slack
     near, far = reach[order]
@@ -217,8 +221,7 @@ def _place_related(rng: np.random.Generator, reach: np.ndarray, relation: str) -
 
 def _place_in_halves(rng: np.random.Generator, relation: str) -> np.ndarray:
     """Draw centres [2, 2] close to those of the picture's halves, the first in `relation` to the second."""
-    axis = 0 if relation in ("left of", "right of") else 1
-    order = [0, 1] if relation in ("left of", "above") else [1, 0]
+    axis, order = _axis_and_order(relation)
     centers = np.full((2, 2), SIZE / 2)
     centers[order, axis] = SIZE / 4, 3 * SIZE / 4
     centers[:, 1 - axis] += rng.uniform(-CENTRAL, CENTRAL, 2)
