@@ -189,6 +189,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
         peer(sys.argv[2])
     else:
-        from imagen_jax.cli import parsing, program
+        from imagen_jax.cli import huge_pages, parsing, program
 
+        huge_pages.restart()
         program.run(main, lambda args: parsing.parse(Options, __doc__, args))

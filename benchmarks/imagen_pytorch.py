@@ -12,8 +12,9 @@ imagen-pytorch's is as wide and attends where ours does, has as many blocks as b
 makes it 1 and 6 % larger), and leaves out its costlier options. Both compute in float32. A train step is the loss of
 eps, its gradient, Adam without decay (torch's default implementation, as in imagen-pytorch's trainer) and an average of
 the parameters. Sampling is ancestral on the cosine schedule, guided (each step evaluates the network with and without
-the caption) and dynamically thresholded. Other load on the machine slows torch's threads, which wait for each other,
-far more than XLA's: look at the load, and compare on one thread (--threads 1) if it is high.
+the caption) and dynamically thresholded. Both have huge pages where the system gives them. Other load on the machine
+slows torch's threads, which wait for each other, far more than XLA's: look at the load, and compare on one thread
+(--threads 1) if it is high.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from imagen_jax.cli import parsing, program
+from imagen_jax.cli import huge_pages, parsing, program
 from imagen_jax.config import OptimConfig, ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig
 from imagen_jax.config.validation import validate
 
@@ -250,4 +251,5 @@ def _spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     program.run(main, lambda args: parsing.parse(Options, __doc__, args))

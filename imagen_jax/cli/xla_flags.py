@@ -3,9 +3,10 @@
 import os
 from importlib.metadata import version
 
-# Convolutions as matrix products of the library that multiplies matrices: on CPUs their kernel gradients, which XLA
-# otherwise computes as convolutions with a kernel as large as the image, run nearly as fast as the products.
-CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+# Products and reductions by the library YNNPACK. With the first, convolutions are products: their kernel gradients,
+# which XLA otherwise computes as convolutions with a kernel as large as the image, run nearly as fast as other
+# products. The second makes norms and sums of gradients two to three times faster, and more exact.
+CPU_LIBRARY = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # Versions of jaxlib that know it: an unknown flag ends the process.
 _KNOWN = ("0.10.", "0.11.", "0.12.")
 
@@ -13,5 +14,5 @@ _KNOWN = ("0.10.", "0.11.", "0.12.")
 def set_defaults() -> None:
     """Add the flags to XLA_FLAGS. Without effect once JAX has looked for devices."""
     given = os.environ.get("XLA_FLAGS", "")
-    if version("jaxlib").startswith(_KNOWN) and CPU_CONVOLUTIONS.partition("=")[0] not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {CPU_CONVOLUTIONS}".strip()
+    if version("jaxlib").startswith(_KNOWN) and CPU_LIBRARY.partition("=")[0] not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {CPU_LIBRARY}".strip()

@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.cli import xla_flags
 
-NAME = xla_flags.CPU_CONVOLUTIONS.partition("=")[0]
+NAME = xla_flags.CPU_LIBRARY.partition("=")[0]
 
 
 @pytest.mark.parametrize("given", ["", "--xla_force_host_platform_device_count=2"])
@@ -15,7 +15,7 @@ def test_the_flag_is_added_to_those_of_the_user(monkeypatch, given):
     monkeypatch.setenv("XLA_FLAGS", given)
     xla_flags.set_defaults()
     xla_flags.set_defaults()
-    assert xla_flags.os.environ["XLA_FLAGS"].split() == [*given.split(), xla_flags.CPU_CONVOLUTIONS]
+    assert xla_flags.os.environ["XLA_FLAGS"].split() == [*given.split(), xla_flags.CPU_LIBRARY]
 
 
 def test_another_value_of_the_user_stays(monkeypatch):

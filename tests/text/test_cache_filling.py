@@ -9,10 +9,18 @@ import warnings
 import numpy as np
 import pytest
 
+from imagen_jax import progress
 from imagen_jax.text import cache_filling
 from imagen_jax.text.cache import EmbeddingCache
 from tests.conftest import GOLDENS
 from tests.text.conftest import CAPTIONS, Counting, make
+
+
+@pytest.fixture
+def no_progress(monkeypatch):
+    """No line says how long it took, however slow the machine is."""
+    monkeypatch.setattr(progress.Progress, "close", lambda self: None)
+    monkeypatch.setattr(progress.Progress, "_log_rate", lambda self, now: None)
 
 
 @pytest.mark.slow
@@ -119,7 +127,7 @@ def test_values_that_do_not_fit_are_refused(tiny, tmp_path):
     assert not list(tmp_path.glob("*/*.unfinished")) and not list(tmp_path.glob("*/*.array_record"))
 
 
-def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys, monkeypatch):
+def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys, monkeypatch, no_progress):
     monkeypatch.setattr(cache_filling, "CHUNK", 1)
     captions = ["\U0001f43b", "a red cat", "\u5317\u4eac", "\U0001f431"]
     with warnings.catch_warnings():
@@ -134,7 +142,7 @@ def test_captions_of_unknown_tokens_are_counted(tiny, tmp_path, capsys, monkeypa
     assert capsys.readouterr().out == ""
 
 
-def test_what_the_cache_lacks_is_named(tiny, tmp_path, capsys):
+def test_what_the_cache_lacks_is_named(tiny, tmp_path, capsys, no_progress):
     make(CAPTIONS[:2], tiny, tmp_path)
     assert capsys.readouterr().out == ""
     make(CAPTIONS, tiny, tmp_path)
