@@ -18,7 +18,7 @@ import numpy as np
 
 from imagen_jax import progress
 from imagen_jax.cli import parsing
-from imagen_jax.cli.sampling_options import SamplingOptions
+from imagen_jax.cli.sampling_options import AdaptedOptions
 from imagen_jax.evaluation import METRICS, Models, Samples, build, check_models, check_needs, needs
 from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
@@ -30,7 +30,7 @@ ROOM = 2**23  # bytes that all files need at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions, Models):
+class Options(AdaptedOptions, Models):
     data: Path
     """A data set, for "alignment" one of shapes as imagen-jax prepare --shapes writes it."""
     split: str = "test"
@@ -60,6 +60,7 @@ def main(options: Options) -> None:
     from imagen_jax.data import pipeline, sources
     from imagen_jax.generate import plan_prompts, run_prompts
     from imagen_jax.generate.records import MAX_BATCH
+    from imagen_jax.stage_dir import adapter_file
     from imagen_jax.stage_dir.loading import read_cascade
     from imagen_jax.text import encoders
 
@@ -75,7 +76,8 @@ def main(options: Options) -> None:
         raise ValueError(f"--data must have pictures of one size for a metric that compares them; got {options.data}.")
     checks.seed(options.seed, len(examples), "--seed")
     # All options are checked before anything is loaded.
-    stages = read_cascade(cascade, best=options.best)
+    stages, adapters = read_cascade(cascade, best=options.best), options.adapters()
+    adapter_file.fit([each.config for each in stages], adapters)
     given = {"claims": examples[0]["claims"], "reference": True, "low_res": True if len(stages) > 1 else None}
     for name in names:
         check_needs("--metrics", name, given | options.models(), options.data)
@@ -86,7 +88,7 @@ def main(options: Options) -> None:
     metrics = [build(name, options) for name in names]
     for metric in metrics:
         metric.check_claims(claims, "--data")
-    stages = load_cascade(cascade, best=options.best)
+    stages = load_cascade(cascade, best=options.best, adapters=adapters)
     compilation.use_compilation_cache()
     pictures = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))
     sampled = progress.over(pictures, len(captions), "pictures", "sampling")

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 from imagen_jax import progress
-from imagen_jax.checks import number, require
 from imagen_jax.cli import parsing
 from imagen_jax.cli.options import asks_for_help
-from imagen_jax.cli.sampling_options import SamplingOptions
+from imagen_jax.cli.sampling_options import AdaptedOptions
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
 
@@ -33,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions):
+class Options(AdaptedOptions):
     prompts: tuple[str, ...] = ()
     """The prompts themselves; or give --prompts-file."""
     prompts_file: Path | None = None
@@ -49,9 +48,6 @@ class Options(SamplingOptions):
     """First seed, from 0 to 4294967295; by default 0."""
     batch_size: int | None = None
     """Pictures computed at once; by default 16."""
-    adapter: tuple[str, ...] = ()
-    """Adapters to apply, each a file or directory as imagen-jax export --adapter writes it, with :WEIGHT behind it to
-    weaken or strengthen it."""
     best: bool = False
     """Start from the options that imagen-jax sweep found best for --workdir, instead of the preset's."""
     start: str | None = None
@@ -113,7 +109,7 @@ def sample(options: Options) -> None:
             workdir=cascade,
             jobs=jobs,
             options=options.sampling(),
-            adapters=adapters(options),
+            adapters=options.adapters(),
             inputs=inputs(options),
             **asked,
         )
@@ -155,7 +151,7 @@ def repeat(options: Options) -> None:
 
     record, before = records.read(options.from_png)
     cascade = options.cascade() if options.workdir or options.pretrained is not None else None
-    moved = {"inputs": inputs(options), "adapters": adapters(options)}
+    moved = {"inputs": inputs(options), "adapters": options.adapters()}
     asked = repeating.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
     prepared = request.prepare(dataclasses.replace(asked, one_at_a_time=options.one_at_a_time))
     output = options.output or (asked.workdir / "samples" if isinstance(asked.workdir, Path) else Path("samples"))
@@ -172,20 +168,6 @@ def repeat(options: Options) -> None:
 def inputs(options: Options) -> dict[str, Path]:
     """Return the files to start from or to paint in, by name."""
     return {key: path for key in ("image", "mask", "low_res") if (path := getattr(options, key)) is not None}
-
-
-def adapters(options: Options) -> dict[str, float]:
-    """Return the weight of each adapter by its path."""
-    found = {}
-    for given in options.adapter:
-        path, _, weight = given.rpartition(":")
-        try:
-            path, weight = (path, float(weight)) if path else (given, 1.0)
-        except ValueError:  # the colon is part of a path
-            path, weight = given, 1.0
-        require(path not in found, "--adapter", "name each adapter once", path)
-        found[path] = number(f"--adapter {given}", weight)
-    return found
 
 
 def read_prompts(options: Options) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
-from imagen_jax.checks import require
+from imagen_jax.checks import number, require
 from imagen_jax.config import FlatOption, SamplingConfig, flat_options
 from imagen_jax.storage.locations import Location
 
@@ -66,6 +66,28 @@ class SamplingOptions:
     def sampling(self) -> dict[str, Any]:
         """Return the sampling options that were given: name -> one value, or a tuple of one per stage."""
         return {name: value[0] if len(value) == 1 else value for name, value in self.given().items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptedOptions(SamplingOptions):
+    """Base of the options of a command that samples from a cascade with adapters."""
+
+    adapter: tuple[str, ...] = ()
+    """Adapters to apply, each a file or directory as imagen-jax export --adapter writes it, with :WEIGHT behind it to
+    weaken or strengthen it."""
+
+    def adapters(self) -> dict[str, float]:
+        """Return the weight of each adapter by its path."""
+        found = {}
+        for given in self.adapter:
+            path, _, weight = given.rpartition(":")
+            try:
+                path, weight = (path, float(weight)) if path else (given, 1.0)
+            except ValueError:  # the colon is part of a path
+                path, weight = given, 1.0
+            require(path not in found, "--adapter", "name each adapter once", path)
+            found[path] = number(f"--adapter {given}", weight)
+        return found
 
 
 def with_all_options(kind: type) -> type:

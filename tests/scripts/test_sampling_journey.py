@@ -142,7 +142,7 @@ def test_sample_takes_every_option_records_what_was_used_and_makes_it_again(work
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_adapters_are_exported_applied_recorded_and_found_again(workdir, run, tmp_path):
+def test_adapters_are_exported_applied_recorded_and_found_again(workdir, data, run, tmp_path):
     (base, _), lora_config = load_cascade(workdir), C.LoraConfig(rank=2, targets="all")
     config = dataclasses.replace(base.config, lora=lora_config, init_from=f"{workdir}/base@1")
     rng, new = np.random.default_rng(1), jax.eval_shape(lambda: lora.init(jax.random.key(0), base.params, 2, "all"))
@@ -193,6 +193,18 @@ def test_adapters_are_exported_applied_recorded_and_found_again(workdir, run, tm
     ):
         code, _, err = run("sample.py", "--workdir", workdir, "--prompts", "a", *arguments)
         assert code == 2 and message in err and err.count("\n") == 1, err
+
+    grids = {}
+    common = ["--data", data, "--num", 2, "--batch-size", 8, "--steps", 2, "--aug-level", 0.3, "--guidance-scale", 2.0]
+    for name, adapter in (("plain", []), ("without", ["--adapter", f"{moved}:0"]), ("with", ["--adapter", moved])):
+        output = ["--output", tmp_path / name]
+        code, _, err = run("evaluate.py", "--workdir", workdir, *common, *adapter, *output)
+        assert code == 0, err
+        grids[name] = np.asarray(Image.open(tmp_path / name / "grid.png"), int)
+    np.testing.assert_array_equal(grids["plain"], grids["without"])
+    assert (grids["plain"] != grids["with"]).any()
+    code, _, err = run("evaluate.py", "--workdir", workdir, *common, "--adapter", tmp_path)
+    assert code == 2 and "--adapter must be an adapter, " in err and err.count("\n") == 1, err
 
 
 def test_a_full_disk_leaves_nothing_and_a_missing_checkpoint_makes_nothing(
