@@ -19,12 +19,18 @@ pytestmark = pytest.mark.slow
 
 STEPS = 20
 PRESET = """
+import types
+from jax._src import compiler
 from imagen_jax.config import *
+
+# JAX lets process 0 alone write to the compilation cache, and the programs of process 1 have keys of their own.
+compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0, client=None))
 
 def get_config():
     base = StageConfig(
         image_size=8, network=UNetConfig((8,), (1,), (False,), embedding=32, dropout=0.1),
-        text=TextConfig(encoder={encoder!r}, width=32, length=12), data=DataConfig(path={data!r}),
+        sampling=SamplingConfig(steps=2), text=TextConfig(encoder={encoder!r}, width=32, length=12),
+        data=DataConfig(path={data!r}),
         optim=OptimConfig(batch_size=8, warmup_steps=2, learning_rate=1e-3, ema_decay=0.9),
         run=RunConfig(num_steps={steps}, checkpoint_every=5, log_every=1, validate_every=10, sample_every=10),
     )
@@ -44,6 +50,7 @@ def setup(tmp_path_factory, soak):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+        patch.setenv("XLA_FLAGS", QUICK)
         records = [
             {"image": transforms.encode_png(e["image"]), "caption": e["caption"]}
             for e in shapes.examples("train", "single", 30)
