@@ -8,7 +8,7 @@ and from its own room; the ground floor counts as one room. tests/test_walls.py 
 
 import ast
 import dataclasses
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 from imagen_jax.cli import parsing, program
@@ -38,9 +38,10 @@ class Options:
     """File of the drawing, .svg, .png or .pdf; none is drawn without it."""
 
 
-def source_files() -> list[Path]:
+@functools.cache
+def source_files() -> tuple[Path, ...]:
     """Return the files of the package, except its __init__.py, which loads public names when they are first used."""
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+    return tuple(sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"))
 
 
 def room_of(path: Path) -> str:
@@ -54,20 +55,22 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield the dotted names of all modules that a file imports, at its top and inside functions."""
+@functools.cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Return the dotted names of all modules that a file imports, at its top and inside functions."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise ValueError(f"{path} must import by full names; got a relative import in line {node.lineno}.")
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             if name in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
-                yield node.args[0].value
+                names.append(node.args[0].value)
+    return tuple(names)
 
 
 def rooms_imported(path: Path) -> set[str]:
