@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from imagen_jax import Stage, compilation, config, resize, sample_cascade, signals, stage
+from imagen_jax import Stage, compilation, config, resize, sample_cascade, sharding, signals, stage
 from imagen_jax.cli.commands import COMMANDS
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.data import transforms
@@ -107,6 +107,26 @@ def compiled_once(compiled_programs):
     switch(True)
     yield
     switch(False)
+
+
+def _take_one_device(patch: pytest.MonkeyPatch) -> None:
+    make_mesh = sharding.make_mesh
+    alone = lambda fsdp=1, devices=None, *, height=1: make_mesh(fsdp, jax.devices()[:1], height=height)
+    patch.setattr(sharding, "make_mesh", alone)
+
+
+@pytest.fixture(scope="module")
+def one_device(compiled_once):
+    """Training in this process takes one device, as in processes that tests start; for eight it compiles longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        _take_one_device(patch)
+        yield
+
+
+@pytest.fixture
+def one_device_here(compiled_once, monkeypatch):
+    """The same for one test of a module."""
+    _take_one_device(monkeypatch)
 
 
 def pytest_collection_modifyitems(items):

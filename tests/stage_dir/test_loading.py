@@ -84,6 +84,7 @@ def test_an_old_stage_samples_the_picture_of_then(old):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device_here")
 def test_training_of_an_old_stage_continues(old):
     config = read_config("run/base")
     assert config.control_channels == 0 and "version" not in json.loads(Path("run/base/config.json").read_text())

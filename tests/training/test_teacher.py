@@ -15,6 +15,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TextCond
 from imagen_jax.training import loop, teacher
 from tests.conftest import TINY_BERT, write_shapes
+from tests.sampling.conftest import with_random_params
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -126,15 +127,15 @@ def test_guidance_that_no_student_can_learn_is_refused(student, trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_stage_is_distilled_continued_and_sampled(tiny_stages, tmp_path):
+def test_a_stage_is_distilled_continued_and_sampled(tiny_configs, tmp_path):
     """From the parameters of its teacher, which is read again when it continues; it is sampled in its steps alone."""
     data = write_shapes(tmp_path / "data", train=8)
     base = change(
-        tiny_stages[0].config, text=C.TextConfig(encoder=str(TINY_BERT), width=32, length=12),
+        tiny_configs[0], text=C.TextConfig(encoder=str(TINY_BERT), width=32, length=12), network__attention=(False,),
         data__path=str(data), run=C.RunConfig(num_steps=2, log_every=1, sample_every=0, validate_every=0),
         optim__learning_rate=1e-3,
     )  # fmt: skip
-    loop.train(base, tmp_path / "teacher")
+    save_stage(with_random_params(base), tmp_path / "teacher/base", step=2)
     student = change(
         base, optim__objective="progressive", optim__teacher=str(tmp_path / "teacher/base"), distilled__steps=2,
         init_from=str(tmp_path / "teacher/base"), sampling=C.SamplingConfig(sampler="heun", guidance_scale=7.0),
