@@ -47,7 +47,7 @@ def run(script, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.usefixtures("one_device_here")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypatch, name):
     # Of the same length: the second network is the first one's program.
@@ -64,8 +64,8 @@ def test_the_shapes_preset_with_another_encoder(data, tmp_path, capsys, monkeypa
     assert f"{num} distinct captions by {GOLDENS / name}, 0 of them new;" in capsys.readouterr().out
 
     # Training finds them all and never reads the language model.
-    small = ["--optim.optimizer", "adamw", "--network.channels", 8, 16, "--network.num-res-blocks", 1, 1]
-    small += ["--network.attention", "False", "True", "--network.head-dim", 8, "--image-size", 8]
+    small = ["--optim.optimizer", "adamw", "--network.channels", 8, "--network.num-res-blocks", 1]
+    small += ["--network.attention", "True", "--network.head-dim", 8, "--image-size", 8]
     with monkeypatch.context() as patch:
         patch.setattr(weights, "load_params", lambda *_: pytest.fail("the language model was read"))
         arguments = ["--preset", "shapes", "--stage", "base", "--workdir", tmp_path / "run", *text]

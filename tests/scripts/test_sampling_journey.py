@@ -27,7 +27,7 @@ from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
 from tests.conftest import random_array
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]  # each script compiles anew
 
 ROOT = Path(__file__).parents[2]
 HUNDRED = [str(i / 100) for i in range(1, 101)]

@@ -76,7 +76,7 @@ def test_captions_dropped_in_training_are_the_null_caption(stages):
     captions = lambda text: {"text": text.embeddings, "text_mask": text.mask}
     draws = stage.draw(loaded.config, jax.random.key(0), 2)
     kept, dropped = (draws.replace(dropped=np.full(2, is_on)) for is_on in (False, True))
-    loss = lambda batch, draws: stage.loss(loaded.params, loaded.config, batch, draws)
+    loss = jax.jit(lambda batch, draws: stage.loss(loaded.params, loaded.config, batch, draws))
     both = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), null)
     np.testing.assert_array_equal(
         loss(batch | captions(text) | {"null": null}, dropped), loss(batch | captions(both), kept)
