@@ -5,8 +5,11 @@ from importlib.metadata import version
 
 # Without XLA's newer emitters of kernels programs compile in a quarter to half less time, and unsplit ones in a quarter
 # less again: they are small. An unknown flag would end the process.
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-QUICK = QUICK if version("jaxlib").startswith("0.10.") else ""
+QUICK = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if version("jaxlib").startswith("0.10.")
+    else ""
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # tests compile much and compute little
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # scripts turn it on for the whole process

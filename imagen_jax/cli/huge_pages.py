@@ -13,7 +13,7 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart() -> None:
-    """Start the program of this process again with huge pages, if that is what has them used; else return.
+    """Start the program of this process again so that it has huge pages; return where that would change nothing.
 
     The C library reads its options only when a process starts. Call it before anything is done. Without effect in a
     process that runs something else, such as a notebook, or one that has imported JAX.

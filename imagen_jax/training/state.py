@@ -76,7 +76,8 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-# It runs once: on CPUs it compiles in a third of the time without the costlier passes, to the same values.
+# Of the program that makes a state, which runs once: on CPUs it compiles in a third of the time without the costlier
+# passes, to the same values.
 _COMPILER_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 
 
