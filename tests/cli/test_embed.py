@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -107,8 +106,26 @@ def test_training_refuses_a_data_set_with_embeddings_of_another_encoder(data, tm
     assert not (tmp_path / "run").exists()
 
 
+# scripts/embed_text.py of a process that kills itself when it has given away a number of captions.
+KILLED = """
+import os, signal, sys
+from imagen_jax.cli import main
+from imagen_jax.text import cache_files
+
+left, add = int(sys.argv.pop(1)), cache_files.Writer.add
+def add_or_die(*arguments):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(*arguments)
+cache_files.Writer.add, cache_files._MAX_CAPTIONS = add_or_die, 100
+main.run("embed")
+"""
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
+def test_killed_and_shared_by_processes(tmp_path):
     """Hard kills, then two processes side by side: every caption is embedded once."""
     captions = [
         f"a {a} {b} {c}" for a in ("red", "blue", "green") for b in ("cat", "dog") for c in range(200)
@@ -117,21 +134,27 @@ def test_killed_at_any_moment_and_shared_by_processes(tmp_path):
     picture = transforms.encode_png(np.zeros((8, 8, 3), np.uint8))
     records = [{"image": picture, "caption": caption} for caption in captions]
     write_records({"train": records}, data, name="data", description="Many captions.")
-    command = [
-        sys.executable, ROOT / "scripts/embed_text.py", "--preset", "shapes", "--data.path", data,
-        "--text.encoder", GOLDENS / "tiny_bert", "--batch-size", "8",
-    ]  # fmt: skip
+    arguments = [
+        "--preset",
+        "shapes",
+        "--data.path",
+        data,
+        "--text.encoder",
+        GOLDENS / "tiny_bert",
+        "--batch-size",
+        8,
+    ]
     root = cache.directory_of(data)
-    for _ in range(2):
-        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if any(file.stat().st_size for file in root.glob("*/*.unfinished")):
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert len(list(root.glob("*/*.unfinished"))) == 1  # that of the process before is removed
+    for left, kept in ((7, 0), (250, 200)):
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, *map(str, [left, *arguments])],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == -signal.SIGKILL, run.stderr
+        (unfinished,) = root.glob("*/*.unfinished")  # that of the process before is removed
+        records = cache_files.RecordFiles(unfinished.parent)
+        assert sum(len(records.keys(number)) for number in records.numbers()) == kept
+    command = [sys.executable, ROOT / "scripts/embed_text.py", *arguments]
     both = [
         subprocess.Popen(
             [*map(str, command), "--share-index", str(i), "--share-count", "2"],
