@@ -8,7 +8,7 @@
 accelerate ema_pytorch pytorch-warmup` and `pip install --no-deps imagen-pytorch`. Both train side by side, each on half
 of the cores, or with --only one of them on all; what --output holds is not measured again.
 
-Ours is the base of a preset, trained as imagen-jax train does it. imagen-pytorch trains a U-Net of about as many
+Ours is the base of a preset, trained by scripts/train.py. imagen-pytorch trains a U-Net of about as many
 parameters and otherwise its own defaults with its own trainer: Adam, its average of the parameters, min-SNR weights of
 the loss of eps, attention on all levels but the first, dynamic thresholding. Both see the same pictures, at the size of
 our base, and the same embeddings of their captions. Time is wall time from the start of the program, with imports and

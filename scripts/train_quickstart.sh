@@ -7,7 +7,7 @@ set -euo pipefail
 data=datasets/shapes_single
 run=runs/quickstart
 
-python scripts/prepare_data.py --shapes single --output "$data" --num-train 6000 --num-validation 500 --num-test 500
+python scripts/prepare_data.py --shapes single --output "$data" --num-train 12000 --num-validation 500 --num-test 500
 python scripts/embed_text.py --preset quickstart --data.path "$data"
 
 # The stages know nothing of each other while they train. On CPUs they train side by side, which small

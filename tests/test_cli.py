@@ -45,7 +45,7 @@ SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
         (["plan.py", "--quick"], "--preset must be given; got no value"),
         ([*TRAIN, "--optim.batch-size", "31"], "divisible by devices x --optim.accumulation = 8 x 1; got 31: use 32"),
         ([*TRAIN, "--optim.accumulation", "5"], "--optim.batch-size must be a multiple of --optim.accumulation 5"),
-        ([*TRAIN, "--image-size", "18"], "multiple of the network's total stride 4"),
+        ([*TRAIN, "--image-size", "18"], "multiple of the network's total stride 8"),
         ([*TRAIN, "--run.fsdp", "3"], "--run.fsdp must divide the number of devices 8"),
         ([*TRAIN, "--data.path", "{tmp}/nowhere"], "nowhere"),
         ([*TRAIN, "--run.wandb", "team/project"], "--run.wandb must be the name of a project"),

@@ -153,10 +153,10 @@ def names(place, monkeypatch, one_layer):
         "stages": stages,
         "text": TextCond(jnp.asarray(rng.normal(size=(2, 24, width)), jnp.float32), jnp.ones((2, 24), bool)),
         "keys": imagen_jax.image_keys(0, 2),
-        "small": picture(16),
+        "small": picture(32),
         "picture": picture(64),
         "mask": jnp.ones((2, 64, 64)),
-        "noise": picture(16),
+        "noise": picture(32),
     }
 
 

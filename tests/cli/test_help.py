@@ -14,7 +14,7 @@ from tests.cli.conftest import help_of, one_line
     [
         (["train.py"], ["--workdir STR", "--optim.learning-rate FLOAT", "(default: 0.0001)", "With --preset NAME"]),
         (["train.py", "--preset", "quickstart"], ["--optim.learning-rate", "(default: 0.0025)", "--network.attention"]),
-        (["train.py", "--preset", "quickstart", "--stage", "sr64"], ["--network.stem-channels", "(default: 16)"]),
+        (["train.py", "--preset", "quickstart", "--stage", "sr64"], ["--network.stem-channels", "(default: 32)"]),
         (["train.py", "--preset", "imagenet"], ["--preset must be one of base64", "--run.num-steps"]),
         (["train.py", "--preset", "quickstart", "--stage", "sr9"], ["--stage must be one of base, sr64"]),
         (["train.py", "--preset"], ["With --preset NAME"]),

@@ -20,7 +20,7 @@ def plan(monkeypatch, capsys, *arguments):
 
 @pytest.mark.slow
 def test_plans_say_whether_a_stage_fits_and_what_would(monkeypatch, capsys):
-    big = ["--preset", "quickstart", "--topology", "v5e:2x2", "--stage", "sr64", "--batch", "32768"]
+    big = ["--preset", "quickstart", "--topology", "v5e:2x2", "--stage", "sr64", "--batch", "262144"]
     code, out = plan(monkeypatch, capsys, *big)
     assert code == 1 and "fits                 no" in out
     flags = out.split("nearest that does")[1].split("(")[0].split()
