@@ -27,22 +27,22 @@ def get_config():
 
 
 def test_pictures_of_two_pipelines(cascade_of_two, tmp_path, run_script, monkeypatch):  # noqa: F811
-    """A caption to 64 pixels, the same again from its PNG, and a picture enlarged by stage II."""
+    """A caption to 32 pixels, the same again from its PNG, and a picture enlarged by stage II."""
     monkeypatch.chdir(tmp_path)
     places = [cascade_of_two / "I", cascade_of_two / "II"]
     ran = run_script("sample.py", "--workdir", *places, "--prompts", "A red circle!", *FEW)
     assert ran.status == 0, ran.err
     file = tmp_path / "samples/a-red-circle-seed0.png"
     record, pixels = records.read(file)
-    assert record.workdir == tuple(map(str, places)) and pixels.shape == (64, 64, 3)
+    assert record.workdir == tuple(map(str, places)) and pixels.shape == (32, 32, 3)
     assert all(len(sha256) == 64 for sha256 in record.checkpoints.values())
     ran = run_script("sample.py", "--from-png", file, "--output", "again")
     assert ran.status == 0, ran.err
     np.testing.assert_array_equal(records.read(tmp_path / "again" / file.name)[1], pixels)
-    small = ["--start", "sr64", "--low-res", file, "--output", "large"]
+    small = ["--start", "sr32", "--low-res", file, "--output", "large"]
     ran = run_script("sample.py", "--workdir", cascade_of_two, "--prompts", "a red circle", *small, *FEW)
     assert ran.status == 0, ran.err
-    assert Image.open(tmp_path / "large/a-red-circle-seed0.png").size == (64, 64)
+    assert Image.open(tmp_path / "large/a-red-circle-seed0.png").size == (32, 32)
 
 
 def test_adapters_of_a_pipeline_are_trained(cascade_of_two, tmp_path, run_script):  # noqa: F811
