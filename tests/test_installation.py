@@ -35,11 +35,12 @@ def run(tmp_path_factory):
     install = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     subprocess.run([*install, "--wheel-dir", folder, folder / "source"], check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True, symlinks=True)
+    venv.create(folder / "venv", with_pip=False, symlinks=True)  # the pip of the tests installs into it
     python = folder / "venv/bin/python"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"JAX_PLATFORMS": "cpu", "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--disable-pip-version-check", wheel]
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    install += ["--disable-pip-version-check", wheel]
     subprocess.run(install, check=True, capture_output=True, env=environment)
     (packages,) = folder.glob("venv/lib/python*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
@@ -56,9 +57,10 @@ def run(tmp_path_factory):
 def test_the_command_and_its_presets_are_installed(run):
     assert "  sample " in run("imagen-jax", "--help")
     assert "usage: imagen-jax sample " in run("imagen-jax", "sample", "--help")
-    out = run("imagen-jax", "plan", "--preset", "base64:300m", "--quick")
-    assert out.startswith("base (base64:300m), train, batch 2048") and "parameters" in out
-    code = f"from imagen_jax.config.presets import load_preset; [load_preset(name) for name in {PRESETS}]"
+    out = run("imagen-jax", "plan", "--preset", "quickstart", "--stage", "base", "--quick")
+    assert out.startswith("base (quickstart), train, batch ") and "parameters" in out
+    names = [*PRESETS, "base64:300m"]
+    code = f"from imagen_jax.config.presets import load_preset; [load_preset(name) for name in {names}]"
     assert run("python", "-c", f"{code}; import imagen_jax; print(imagen_jax.__file__)").count("venv/lib") == 1
 
 
