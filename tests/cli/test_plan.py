@@ -41,6 +41,7 @@ def test_a_plan_of_a_cascade_says_what_fits_together_and_one_at_a_time(monkeypat
         assert code == status and f"fits                 {words}" in out
 
 
+@pytest.mark.slow
 def test_gpus_that_are_not_at_hand_are_planned_for_without_a_compiler(monkeypatch, capsys):
     arguments = ["plan.py", "--preset", "quickstart", "--topology", "h100:4", "--batch", "8"]
     monkeypatch.setattr(sys, "argv", arguments)
