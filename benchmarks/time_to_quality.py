@@ -57,6 +57,8 @@ class Options:
     """Directory of stages, pictures, figures and the plot."""
     preset: str = "quickstart"
     """Preset whose base is trained, by name or as a .py file."""
+    train_steps: int | None = None
+    """Steps of ours, at the last of which its learning rate is 0; None: as in the preset."""
     points: int = 8
     """Checkpoints of ours that are judged, spread evenly over its steps."""
     minutes: tuple[float, ...] = (15.0, 30.0, 45.0)
@@ -78,8 +80,8 @@ class Options:
 def main(options: Options) -> None:
     from imagen_jax.config import presets
 
-    for name in ("points", "num", "peer_width", "peer_batch_size"):
-        if getattr(options, name) < 1:
+    for name in ("train_steps", "points", "num", "peer_width", "peer_batch_size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}.")
     for name, least in (("minutes", 0), ("steps", 1), ("peer_steps", 1)):
         values = getattr(options, name)
@@ -173,10 +175,11 @@ def ours(options: Options, config: StageConfig, test: Test) -> dict[str, Any]:
         raise ValueError(
             f"--output {options.output} must not hold a training of before; remove {workdir} first."
         )
-    every = max(1, config.run.num_steps // options.points)
+    total = options.train_steps or config.run.num_steps
     settings = {
         "--preset": options.preset, "--stage": config.name, "--workdir": workdir, "--data.path": options.data,
-        "--run.checkpoint-every": every, "--run.keep-checkpoints": config.run.num_steps,
+        "--run.checkpoint-every": max(1, total // options.points), "--run.keep-checkpoints": total,
+        "--run.num-steps": total, "--optim.decay-steps": options.train_steps or config.optim.decay_steps,
     }  # fmt: skip
     command = [
         sys.executable,
