@@ -47,25 +47,13 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU at hand has no part in it
     from imagen_jax import chips
-    from imagen_jax.config import distilled
-    from imagen_jax.config.validation import validate
     from imagen_jax.planning import fit, program, targets
-    from imagen_jax.planning.estimate import UTILISATION, estimate
-
-    def change(part: str, **values):
-        return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+    from imagen_jax.planning.estimate import UTILISATION, estimate, planned
 
     rule, fix = "be float32 for a train step", "add --kind sample"
     require(options.kind != "train" or options.dtype == "float32", "--dtype", rule, options.dtype, fix)
-    if options.batch is not None:
-        config = change("optim", batch_size=options.batch)
-    if options.fsdp is not None:
-        config = change("run", fsdp=options.fsdp)
-    if options.topology is not None and config.compute_dtype == "auto":
-        config = dataclasses.replace(config, compute_dtype="bfloat16")
-    config = validate(distilled.with_sampling(config))
-    if options.kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
-        config = change("distilled", guidance_scale=2.0)  # any other one costs the same
+    compute_dtype = None if options.topology is None else "bfloat16"
+    config = planned(config, options.kind, batch=options.batch, fsdp=options.fsdp, compute_dtype=compute_dtype)
     if options.topology is not None:
         devices = targets.num_devices(options.topology)
         chip = chips.CHIPS[options.topology.partition(":")[0]]
@@ -113,7 +101,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
             for name, (count, size) in compiled.collectives.items():
                 print(f"  {name:18} {gib(size)} in {count}")
             if options.kind == "train":
-                exchanged = sum(size for _, size in compiled.collectives.values())
+                exchanged = compiled.link_bytes
     print(
         f"work                 {plan.model_flops_per_image / 1e12:8.2f} TFLOP an image, "
         f"{plan.flops / 1e12:.1f} TFLOP a device and {'step' if options.kind == 'train' else 'batch'}, "

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from imagen_jax import sharding, stage, tracing
 from imagen_jax.chips import Chip
-from imagen_jax.config import StageConfig
+from imagen_jax.config import StageConfig, distilled
+from imagen_jax.config.validation import validate
 from imagen_jax.sampling import one_stage
 from imagen_jax.sampling.inputs import Inputs
 from imagen_jax.sampling.recipe import recipe_and_values
@@ -59,6 +60,42 @@ class Plan:
             "memory": self.traffic / chip.bandwidth,
             "links": self.collective_bytes / chip.links,
         }
+
+
+def planned(
+    config: StageConfig,
+    kind: Kind | Literal["cascade"],
+    *,
+    batch: int | None = None,
+    fsdp: int | None = None,
+    compute_dtype: str | None = None,
+) -> StageConfig:
+    """Return the checked configuration that a stage is planned with.
+
+    Args:
+      config: of the stage.
+      kind: of program, or a cascade's programs.
+      batch: images in a batch over all devices; None: those of `config`.
+      fsdp: devices that share each copy of the state; None: those of `config`.
+      compute_dtype: what "auto" is on the devices; None: left to the local devices.
+
+    Raises:
+      ValueError: as `validate`.
+    """
+
+    def change(part: str, **values: Any) -> StageConfig:
+        return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+    if batch is not None:
+        config = change("optim", batch_size=batch)
+    if fsdp is not None:
+        config = change("run", fsdp=fsdp)
+    if compute_dtype is not None and config.compute_dtype == "auto":
+        config = dataclasses.replace(config, compute_dtype=compute_dtype)
+    config = validate(distilled.with_sampling(config))
+    if kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
+        config = change("distilled", guidance_scale=2.0)  # any other one costs the same
+    return config
 
 
 def sampler(config: StageConfig, rows: int) -> tuple[Any, dict[str, Any]]:

@@ -41,6 +41,11 @@ class Compiled:
     collectives: dict[str, tuple[int, int]]  # name -> (number, bytes of their results)
     seconds: float
 
+    @property
+    def link_bytes(self) -> int:
+        """Bytes that each device sends in collectives; an all-reduce sends its result twice, the others once."""
+        return sum(size * (1 + (name == "all-reduce")) for name, (_, size) in self.collectives.items())
+
 
 def compile_for(config: StageConfig, kind: Kind, target: Target, dtype: str = "float32") -> Compiled:
     """Compile the stage's program for the target, at the compiler's lowest level of optimisation.
@@ -148,14 +153,16 @@ _COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|coll
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Return the collectives in a compiled program's text: name -> (number, bytes of their results).
 
-    Those in a loop count as often as the loop runs, where the compiler knows its trip count.
+    Those in a loop count as often as the loop runs, where the compiler knows its trip count. The compiler for TPUs
+    writes a reduce-scatter as a fusion of an all-reduce, whose bytes are then counted, and a slice.
     """
     program, totals = hlo.read(text), defaultdict(lambda: [0, 0])
     for operation in program.operations:
         if found := _COLLECTIVE.fullmatch(operation.opcode):
-            times = program.times.get(operation.computation, 0)
-            totals[found[1]][0] += times
-            totals[found[1]][1] += times * _result_bytes(operation.type, bool(found[2]))
+            is_scatter = operation.computation.startswith("all-reduce-scatter")
+            name, times = "reduce-scatter" if is_scatter else found[1], program.times.get(operation.computation, 0)
+            totals[name][0] += times
+            totals[name][1] += times * _result_bytes(operation.type, bool(found[2]))
     return {kind: (count, size) for kind, (count, size) in sorted(totals.items())}
 
 

@@ -9,12 +9,20 @@ from imagen_jax import config as C
 from imagen_jax import sharding
 from imagen_jax.config import distilled
 from imagen_jax.planning import program, targets
-from imagen_jax.planning.estimate import estimate
+from imagen_jax.planning.estimate import estimate, planned
 from imagen_jax.training import state as states
 
 
 def run_on(config, **run):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+
+
+def test_a_stage_is_planned_with_what_is_asked_for(tiny_configs):
+    config = planned(tiny_configs[0], "train", batch=32, fsdp=2, compute_dtype="bfloat16")
+    assert (config.optim.batch_size, config.run.fsdp, config.compute_dtype) == (32, 2, "bfloat16")
+    assert planned(tiny_configs[0], "sample") == tiny_configs[0]
+    with pytest.raises(ValueError, match="optim.batch_size must be at least 1"):
+        planned(tiny_configs[0], "train", batch=0)
 
 
 @pytest.mark.slow
