@@ -1,12 +1,16 @@
-"""benchmarks/data.py on pictures so small that the numbers say nothing, but are there; those beside other libraries."""
+"""Benchmarks on pictures and stages so small that the numbers say nothing, but are there; wrong options of others."""
 
 import importlib.util
+import json
 import runpy
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from imagen_jax import chips
+from imagen_jax.planning import estimate
 
 SCRIPT = str(Path(__file__).resolve().parents[1] / "benchmarks/data.py")
 SMALL = "--sizes 8 16 --width 40 --height 30 --num-pictures 2 --batch-size 2 --num-batches 2 --rounds 2"
@@ -85,3 +89,76 @@ def test_a_peer_that_does_not_answer_is_one_line(run_script, option, message):
 def test_a_python_without_diffusers_is_one_line(run_script):
     ran = run_script("../benchmarks/deepfloyd.py", "--peer-python", "false")
     assert ran.status == 2 and "with torch and diffusers; it ended" in ran.err and ran.err.count("\n") == 1, ran.err
+
+
+TINY = """
+from imagen_jax.config import SamplingConfig, StageConfig, TextConfig, UNetConfig
+
+def get_config():
+    network = UNetConfig((8,), (1,), (True,), embedding=32, head_dim=8)
+    text, sampling = TextConfig(encoder="test", width=8, length=5), SamplingConfig(steps=4)
+    return (StageConfig(image_size=8, network=network, text=text, sampling=sampling),)
+"""
+
+
+@pytest.fixture
+def tiny_preset(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_costs_of_a_stage(load_script, monkeypatch, capsys, tmp_path, tiny_preset):
+    cost = load_script("cost")
+    found = {"link_bytes": 2 * 10**9, "peak_bytes": 2**30, "collectives": {"all-reduce": [3, 10**9]}}
+    monkeypatch.setattr(cost, "compiled_figures", lambda options, config, topology: found)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: name == "libtpu" or find_spec(name, *of))
+    values = {"batches": (8,), "sizes": (8, 16), "lengths": (5,), "steps": (4, 8), "chips": (8, 16), "fsdp": (2,)}
+    cost.main(cost.Options(preset=tiny_preset, topology="v5e:2x2", batch=8, output=tmp_path, **values))
+    result, out = json.loads((tmp_path / "cost.json").read_text()), capsys.readouterr().out
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    rows = {(each["kind"], each["axis"], each["value"]): each for each in result["estimated"]}
+    assert len(rows) == 8 and rows["train", "sizes", 8] | {"axis": "lengths", "value": 5} == rows["train", "lengths", 5]
+    work = lambda *point: rows[point]["tflop_an_image"]
+    assert work("train", "sizes", 16) > 2 * work("train", "sizes", 8)
+    assert work("sample", "steps", 8) == pytest.approx(2 * work("sample", "steps", 4), rel=0.1)
+    few, many = result["compiled"]
+    assert (few["images"], many["images"]) == (16, 32) and few["seconds"] == pytest.approx(many["seconds"])
+    links = found["link_bytes"] / chips.CHIPS["v5e"].links
+    rest = max(few["seconds"]["compute"], few["seconds"]["memory"])
+    assert few["bound"] == "links" and few["links_share"] == pytest.approx(links / (links + rest))
+    assert "| train step, pixels a side | 16 |" in out and "| 16 | 2 | all-reduce 0.93 (3) | 1.00 | 10 |" in out
+
+
+def test_without_a_compiler_for_tpus_one_line_says_so(load_script, monkeypatch, capsys, tiny_configs):
+    cost = load_script("cost")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    options = cost.Options(chips=(8,))
+    assert cost.compiled_points(options, tiny_configs[0], 16, chips.CHIPS["v5e"]) == []
+    assert capsys.readouterr().out == "Nothing is compiled for --chips, which needs libtpu.\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--topology v5e:5", "--topology must be a TPU slice"),
+        ("--preset none", "--preset must be one of base64"),
+        ("--stage sr256", "--stage must be one of base; got 'sr256'"),
+        ("--batches 30", "use 32"),
+        ("--batch 0", "optim.batch_size must be at least 1; got 0"),
+        ("--sizes 60", "image_size must be a positive multiple of the network's total stride 8; got 60"),
+        ("--preset sr256 --sizes 66", "--sizes must be multiples of 4"),
+        ("--lengths 0", "--lengths must be rising numbers, 1 at least"),
+        ("--steps 8 4", "--steps must be rising numbers, 1 at least"),
+        ("--chips 12", "--chips must be numbers of chips of TPU v5e slices: 4, 8, 16, 32, 64, 128, 256; got 12"),
+        ("--fsdp 3", "run.fsdp must divide the number of devices 8; got 3"),
+        ("--no-chips", "--no-chips"),
+    ],
+)
+def test_wrong_options_of_cost_are_one_line(run_script, monkeypatch, tmp_path, option, message):
+    monkeypatch.setattr(estimate, "estimate", None)  # no work has begun
+    ran = run_script("../benchmarks/cost.py", *option.split(), "--output", tmp_path / "cost")
+    assert ran.status == 2 and message in ran.err and ran.err.count("\n") == 1, ran.err
+    assert not ran.out and not (tmp_path / "cost").exists()
