@@ -103,15 +103,14 @@ def main(options: Options) -> None:
     once = functools.cache(estimate)  # the preset itself is a point of each axis
     rows = [row(point, once(point.config, point.kind, devices), chip) for point in estimated]
     result |= {"memory_gib": chip.memory / 2**30, "estimated": rows, "compiled": []}
+    save(options.output, result)
     for point, shape in compiled:
         found = compiled_figures(options, point.config, f"{kind}:{shape}")
         if found is not None:
-            plan = estimate(point.config, "train", point.devices)
-            plan = dataclasses.replace(plan, collective_bytes=found["link_bytes"])
+            plan = dataclasses.replace(once(point.config, "train", point.devices), collective_bytes=found["link_bytes"])
             figures = {"collectives": found["collectives"], "peak_gib": found["peak_bytes"] / 2**30}
             result["compiled"].append(row(point, plan, chip) | {"fsdp": point.config.run.fsdp} | figures)
-    files.write_json(options.output / "cost.json", result, indent=1)
-    files.write(options.output / "cost.png", plot(result))
+            save(options.output, result)
     print(format_tables(result))
 
 
@@ -208,14 +207,20 @@ def row(point: Point, plan: Any, chip: Any) -> dict[str, Any]:
     }
 
 
+def save(output: Path, result: dict[str, Any]) -> None:
+    """Write cost.json and cost.png, with what has been found so far."""
+    files.write_json(output / "cost.json", result, indent=1)
+    files.write(output / "cost.png", plot(result))
+
+
 def plot(result: dict[str, Any]) -> bytes:
     """Return a PNG: time and memory by each axis, and links beside the rest by the number of chips."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    figure, grid = pyplot.subplots(3, 4, figsize=(15, 10), layout="constrained")
+    figure, grid = pyplot.subplots(3, 4, figsize=(13, 8.5), layout="constrained")
     figure.suptitle(f"{result['stage']} of {result['preset']} on {result['topology']}, one thing changed at a time")
 
     def draw(panel: Any, rows: list[dict], heights: list[float], **style: str) -> None:
@@ -223,16 +228,17 @@ def plot(result: dict[str, Any]) -> bytes:
         panel.plot(values, heights, marker="o", markersize=4, **style)
         panel.set(xscale="log", yscale="log")
         panel.set_xticks(values, [f"{value}" for value in values])
-        panel.tick_params(axis="x", which="minor", bottom=False)
-        panel.grid(alpha=0.3)
+        panel.set_xticks([], minor=True)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(ticker.LogFormatter())
 
     for (i, (axis, label)), (j, (kind, title)) in itertools.product(enumerate(AXES.items()), enumerate(KINDS.items())):
         rows = [each for each in result["estimated"] if (each["axis"], each["kind"]) == (axis, kind)]
         for part, color in PARTS.items() if rows else ():
-            heights = [1000 * each["seconds"][part] / each["images"] for each in rows]
+            heights = [1e6 * each["seconds"][part] / each["images"] for each in rows]
             if any(heights):
                 draw(grid[j, i], rows, heights, label=part, color=color)
-            grid[j, i].set(title=f"{title}, estimated", xlabel=label, ylabel="ms an image")
+            grid[j, i].set(title=f"{title}, estimated", xlabel=label, ylabel="µs an image")
         if axis != "steps":
             style = {"color": "tab:green", "linestyle": "-" if kind == "train" else "--"}
             draw(grid[2, i], rows, [each["peak_gib"] for each in rows], label=title, **style)
@@ -248,17 +254,15 @@ def plot(result: dict[str, Any]) -> bytes:
         heights = [100 * each["links_share"] for each in rows]
         draw(share, rows, heights, label=f"fsdp {fsdp}", color="tab:red", linestyle=style)
     if compiled:
-        title = f"train step, {compiled[0]['images'] / compiled[0]['value']:g} images a chip; links compiled"
+        title = f"train step, {compiled[0]['images'] / compiled[0]['value']:g} images a chip"
         seconds.set(title=title, xlabel="chips", ylabel="ms a step")
-        share.set(
-            title="share of links if nothing overlaps", xlabel="chips", ylabel="%", yscale="linear", ylim=(0, None)
-        )
+        share.set(title="links, compiled", xlabel="chips", ylabel="% of a step", yscale="linear", ylim=(0, None))
     for panel in grid.flat:
         panel.set_visible(bool(panel.lines))
     for panel in (grid[0, 0], grid[2, 0], *([seconds, share] if compiled else [])):
         panel.legend(fontsize="small")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=75)
+    figure.savefig(buffer, format="png", dpi=66, pil_kwargs={"optimize": True})
     pyplot.close(figure)
     return buffer.getvalue()
 
@@ -272,7 +276,7 @@ def format_tables(result: dict[str, Any]) -> str:
     ]
     for each in sorted(result["estimated"], key=lambda each: list(KINDS).index(each["kind"])):
         names = ("tflop_an_image", "gib_an_image", "peak_gib", "images_per_second")
-        columns = " | ".join(f"{each[name]:.3g}" for name in names)
+        columns = " | ".join(f"{each[name]:.4g}" for name in names)
         lines.append(f"| {KINDS[each['kind']]}, {AXES[each['axis']]} | {each['value']} | {columns} | {each['bound']} |")
     if result["compiled"]:
         lines += [

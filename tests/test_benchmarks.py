@@ -120,7 +120,8 @@ def test_costs_of_a_stage(load_script, monkeypatch, capsys, tmp_path, tiny_prese
     result, out = json.loads((tmp_path / "cost.json").read_text()), capsys.readouterr().out
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
     rows = {(each["kind"], each["axis"], each["value"]): each for each in result["estimated"]}
-    assert len(rows) == 8 and rows["train", "sizes", 8] | {"axis": "lengths", "value": 5} == rows["train", "lengths", 5]
+    assert len(rows) == 10
+    assert rows["train", "sizes", 8] | {"axis": "lengths", "value": 5} == rows["train", "lengths", 5]
     work = lambda *point: rows[point]["tflop_an_image"]
     assert work("train", "sizes", 16) > 2 * work("train", "sizes", 8)
     assert work("sample", "steps", 8) == pytest.approx(2 * work("sample", "steps", 4), rel=0.1)
