@@ -4,8 +4,8 @@
   python benchmarks/cost.py --preset sr256 --batch 64 --no-compile
 
 One thing at a time differs from the preset, for the train step and for the sampler: work, memory traffic and peak
-memory, and images/s of the slice, as imagen-jax plan --quick estimates them from shapes alone. A step takes at least
-the longest of its parts: products at half of the chip's peak rate, memory traffic, links.
+memory, and images/s of the slice, estimated from shapes alone. A step takes at least the longest of its parts: products
+at half of the chip's peak rate, memory traffic, links.
 
 Then the train step is compiled for slices of --chips, with as many images a chip as --batch has on --topology. That
 needs libtpu (pip install -e '.[tpu]') but no TPU, and minutes for each program; what --output holds is not compiled
