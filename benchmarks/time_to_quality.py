@@ -106,7 +106,6 @@ def main(options: Options) -> None:
 
 def measure(options: Options, config: StageConfig, names: list[str]) -> None:
     """Train and judge, and write a file of figures for each name."""
-    options.output.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(names) > 1 and len(cores) < 2:
         raise ValueError(
@@ -118,6 +117,7 @@ def measure(options: Options, config: StageConfig, names: list[str]) -> None:
         os.sched_setaffinity(0, own)  # of the training as well, which inherits it
         os.environ["NPROC"] = str(len(own))  # where XLA looks for the number of its threads
     test = Test(options, config)
+    options.output.mkdir(parents=True, exist_ok=True)
     peer = Peer(options, config, test, rest) if "imagen-pytorch" in names else None
     try:
         if "imagen_jax" in names:
