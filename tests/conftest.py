@@ -25,6 +25,7 @@ import importlib
 import importlib.util
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -161,6 +162,17 @@ def own_signals():
 
 
 @pytest.fixture(scope="session")
+def process_encoder(tmp_path_factory) -> Path:
+    """TINY_BERT for processes of their own: its tokenizer is one file, which is read without importing transformers."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny_bert"
+    shutil.copytree(TINY_BERT, folder)
+    AutoTokenizer.from_pretrained(folder)._tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def load_script():
     """load(name) -> the module of the command that scripts/name.py runs, or benchmarks/name.py as a module."""
 
@@ -195,7 +207,7 @@ def tiny_configs() -> tuple[config.StageConfig, config.StageConfig]:
         name="sr16",
         image_size=16,
         low_res_size=8,
-        network=config.EfficientUNetConfig(8, (8,), (1,), (True,), (False,), embedding=32, num_heads=2),
+        network=config.EfficientUNetConfig(8, (8,), (1,), (False,), (False,), embedding=32),
     )
     return validate_cascade((base, super_resolution))
 

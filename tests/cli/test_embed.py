@@ -125,7 +125,7 @@ main.run("embed")
 
 
 @pytest.mark.slow
-def test_killed_and_shared_by_processes(tmp_path):
+def test_killed_and_shared_by_processes(process_encoder, tmp_path):
     """Hard kills, then two processes side by side: every caption is embedded once."""
     captions = [
         f"a {a} {b} {c}" for a in ("red", "blue", "green") for b in ("cat", "dog") for c in range(200)
@@ -140,7 +140,7 @@ def test_killed_and_shared_by_processes(tmp_path):
         "--data.path",
         data,
         "--text.encoder",
-        GOLDENS / "tiny_bert",
+        process_encoder,
         "--batch-size",
         8,
     ]

@@ -1,12 +1,14 @@
 """What one stage computes: once for a request what does not change, and never silently what is not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagen_jax import Stage, image_keys, sample_cascade, stage
-from tests.sampling.conftest import KEYS
+from tests.sampling.conftest import KEYS, with_random_params
 
 
 @pytest.mark.slow
@@ -22,9 +24,16 @@ def test_given_noise_takes_the_place_of_that_of_the_keys(tiny_stages, tiny_text)
 # --- what is computed once ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def attending(tiny_configs):
+    """A super-resolution stage that attends to the text as well."""
+    network = dataclasses.replace(tiny_configs[1].network, self_attention=(True,), num_heads=2)
+    return with_random_params(dataclasses.replace(tiny_configs[1], network=network))
+
+
 @pytest.mark.slow
-def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
-    for tiny, size in zip(tiny_stages, (8, 16), strict=True):
+def test_features_of_the_condition_change_nothing(tiny_stages, attending, tiny_text):
+    for tiny, size in ((tiny_stages[0], 8), (attending, 16)):
         z_t = jax.random.normal(jax.random.key(0), (7, size, size, 3))
         cond = stage.Cond(tiny_text)
         if tiny.config.is_super_resolution:
@@ -36,9 +45,9 @@ def test_features_of_the_condition_change_nothing(tiny_stages, tiny_text):
 
 
 @pytest.mark.slow
-def test_text_and_low_res_are_not_read_again_at_every_step(tiny_stages, tiny_text):
+def test_text_and_low_res_are_not_read_again_at_every_step(attending, tiny_text):
     """With the features, nothing depends on the embeddings, the aug level or the low-res image any more."""
-    tiny = tiny_stages[1]
+    tiny = attending
     z_t = jax.random.normal(jax.random.key(0), (7, 16, 16, 3))
     cond = stage.Cond(tiny_text, low_res_noised=0.3 * z_t, aug_logsnr=jnp.zeros(7))
     prepared = jax.jit(tiny.prepare)(cond)

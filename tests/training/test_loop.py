@@ -21,7 +21,7 @@ from imagen_jax.data import sources, transforms
 from imagen_jax.prepare.records import write_records
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.training import loop, reports
-from tests.conftest import QUICK, ROOT, TINY_BERT, write_shapes
+from tests.conftest import QUICK, ROOT, write_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
@@ -41,12 +41,12 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory):
+def setup(tmp_path_factory, process_encoder):
     """A preset for a tiny stage on thirty shapes, with a small random language model."""
     folder = tmp_path_factory.mktemp("resume")
     data = write_shapes(folder / "data", train=30)
     preset = folder / "preset.py"
-    preset.write_text(PRESET.format(encoder=str(TINY_BERT), steps=STEPS, data=str(data)))
+    preset.write_text(PRESET.format(encoder=str(process_encoder), steps=STEPS, data=str(data)))
     return folder, preset
 
 

@@ -15,7 +15,7 @@ from imagen_jax import load_stage
 from imagen_jax.data import transforms
 from imagen_jax.prepare import shapes
 from imagen_jax.prepare.records import write_records
-from tests.conftest import QUICK, ROOT
+from tests.conftest import QUICK
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def soak(load_script):
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, soak):
+def setup(tmp_path_factory, process_encoder, soak):
     """(folder, arguments of train.py, workdir of an undisturbed run of two processes with two devices each)."""
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
@@ -62,8 +62,7 @@ def setup(tmp_path_factory, soak):
         splits = {"train": records, "validation": records[:8]}
         write_records(splits, folder / "data", name="data", description="Thirty shapes.")
         preset = folder / "preset.py"
-        encoder = str(ROOT / "tests/goldens/tiny_bert")
-        preset.write_text(PRESET.format(encoder=encoder, data=str(folder / "data"), steps=STEPS))
+        preset.write_text(PRESET.format(encoder=str(process_encoder), data=str(folder / "data"), steps=STEPS))
         arguments = ["--preset", str(preset), "--stage", "base"]
         soak.train(arguments, folder / "whole", 2, 2)
         yield folder, arguments, folder / "whole"
