@@ -17,7 +17,12 @@ def replace(config, path, value):
     ("stage_index", "field", "value", "message"),
     [
         (1, "image_size", 17, "image_size must be a positive multiple of the network's total stride 2"),
-        (0, "network.patch_size", 16, "image_size must be a positive multiple of the network's total stride 16; got 8"),
+        (
+            0,
+            "network.patch_size",
+            16,
+            "image_size must be a positive multiple of the network's total stride 16; got 8",
+        ),
         (1, "network.patch_size", 16, "network's total stride 32; got 16"),
         (0, "process.v_cap", 0.5, r"process.v_cap must be in \[1, 1e\+09\]; got 0.5"),
         (0, "process.times", "cosine", "process.times must be one of uniform, logit_normal; got 'cosine'"),
@@ -28,7 +33,6 @@ def replace(config, path, value):
         (0, "network.attention", (True, True), "one entry for each of the 1 levels"),
         (0, "network.head_dim", 5, "multiples of head_dim 5"),
         (1, "network.num_heads", 3, "multiples of num_heads 3"),
-        (1, "network.cross_attention", (True,), "off where self_attention is on"),
         (0, "process.cond_drop_prob", 1.0, r"in \[0, 1\)"),
         (0, "process.cond_drop_prob", 0.0, r"guidance_scale must be 1 \(off\)"),
         (1, "sampling.aug_level", 1.1, r"aug_level must be in \[0, 1.0\]"),
@@ -42,6 +46,16 @@ def replace(config, path, value):
 def test_a_wrong_value_is_named_with_its_rule(tiny_configs, stage_index, field, value, message):
     with pytest.raises(ValueError, match=message):
         validate(replace(tiny_configs[stage_index], field, value))
+
+
+def test_a_level_with_self_attention_has_no_other(tiny_configs):
+    config = replace(
+        validate(replace(tiny_configs[1], "network.self_attention", (True,))),
+        "network.cross_attention",
+        (True,),
+    )
+    with pytest.raises(ValueError, match="off where self_attention is on"):
+        validate(config)
 
 
 def test_stages_must_follow_each_other(tiny_configs):
