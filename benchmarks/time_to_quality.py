@@ -12,8 +12,9 @@ Ours is the base of a preset, trained by scripts/train.py. imagen-pytorch trains
 parameters and otherwise its own defaults with its own trainer: Adam, its average of the parameters, min-SNR weights of
 the loss of eps, attention on all levels but the first, dynamic thresholding. Both see the same pictures, at the size of
 our base, and the same embeddings of their captions. Time is wall time from the start of the program, with imports and
-compilation; saving and judging are not counted. The pictures of held-out captions are judged by "alignment" and
-"frechet", enlarged to the size of the data.
+compilation; judging is not counted. imagen-pytorch is judged by its averaged or its plain parameters at each time,
+whichever has the smaller Fréchet distance, since its average spans most of a short run. The pictures of held-out
+captions are judged by "alignment" and "frechet", enlarged to the size of the data.
 
 Then each samples with its last parameters in more and fewer steps: CPU seconds a picture against quality. Ours has the
 sampler and the guidance of its preset, imagen-pytorch its ancestral sampler and the same guidance scale.
@@ -254,20 +255,26 @@ class Peer:
         """Wait until it has trained, then judge its pictures."""
         options, times = self._options, [self._answer() for _ in self._options.minutes]
         middle, last = options.peer_steps[len(options.peer_steps) // 2], len(times) - 1
-        found = {
-            (which, steps): self._sample(test, which, steps)
-            for which, steps in [
-                *((i, middle) for i in range(last)),
-                *((last, n) for n in options.peer_steps),
-            ]
-        }
+        found, averaged = {}, {}
+        for i in range(len(times)):
+            both = {each: self._sample(test, i, each, middle) for each in (True, False)}
+            averaged[i] = min(both, key=lambda each, both=both: both[each][1]["frechet"])
+            found[i, middle] = both[averaged[i]]
+        for steps in options.peer_steps:
+            if steps != middle:
+                found[last, steps] = self._sample(test, last, averaged[last], steps)
         points = [
-            {"minutes": at["minutes"], "pictures": at["steps"] * self._batch_size, **found[i, middle][1]}
+            {
+                "minutes": at["minutes"],
+                "pictures": at["steps"] * self._batch_size,
+                "averaged": averaged[i],
+                **found[i, middle][1],
+            }
             for i, at in enumerate(times)
         ]
         sampling = [
             {"steps": steps, "seconds": seconds, **judged}
-            for (which, steps), (seconds, judged) in found.items()
+            for (which, steps), (seconds, judged) in sorted(found.items(), key=lambda item: item[0])
             if which == last
         ]
         return {**self._facts, "points": points, "sampling": sampling}
@@ -277,13 +284,18 @@ class Peer:
         self._process.wait()
         self._log.close()
 
-    def _sample(self, test: Test, which: int, steps: int) -> tuple[float, dict[str, float]]:
+    def _sample(self, test: Test, which: int, averaged: bool, steps: int) -> tuple[float, dict[str, float]]:
+        from imagen_jax import grid
+
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pictures.npy"
-            self._process.stdin.write(json.dumps([which, steps, str(file)]) + "\n")
+            self._process.stdin.write(json.dumps([which, averaged, steps, str(file)]) + "\n")
             self._process.stdin.flush()
-            seconds = self._answer()
-            return seconds, test.judge(np.load(file))
+            seconds, images = self._answer(), np.load(file)
+        name = f"imagen-pytorch-{which}-{'averaged' if averaged else 'plain'}-{steps}.png"
+        shown = grid.labelled_grid([*images[:32]], [each["caption"] for each in test.examples[:32]])
+        files.write(self._options.output / name, grid.encode_png(shown))
+        return seconds, test.judge(images)
 
     def _answer(self) -> Any:
         line = self._process.stdout.readline()
@@ -345,13 +357,14 @@ def plot(results: dict[str, dict]) -> bytes:
                     xytext=(4, 4),
                     textcoords="offset points",
                 )
-            left.set(xlabel="minutes of training", ylabel=label, ylim=(0, None))
+            left.set(xlabel="minutes of training", ylabel=label)
             right.set(
                 xlabel="CPU seconds a picture, with the steps of sampling",
                 ylabel=label,
-                ylim=(0, None),
                 xscale="log",
             )
+    for each in axes.flat:
+        each.set_ylim(0, None)
     axes[0, 0].legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)

@@ -88,7 +88,41 @@ def test_a_peer_that_does_not_answer_is_one_line(run_script, option, message):
 
 def test_a_python_without_diffusers_is_one_line(run_script):
     ran = run_script("../benchmarks/deepfloyd.py", "--peer-python", "false")
-    assert ran.status == 2 and "with torch and diffusers; it ended" in ran.err and ran.err.count("\n") == 1, ran.err
+    assert ran.status == 2 and "with torch and diffusers; it ended" in ran.err and ran.err.count("\n") == 1, (
+        ran.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--train-steps 0", "--train-steps must be at least 1; got 0"),
+        ("--minutes 5 3", "--minutes must be rising numbers, 0 at least"),
+        ("--only imagen-pytorch", "--peer-python must name a Python that has imagen-pytorch 2.1"),
+        ("--preset nowhere", "--preset must be one of"),
+        ("--only imagen_jax --data nowhere", "nowhere must be a data set"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(run_script, tmp_path, options, message):
+    output = tmp_path / "output"
+    ran = run_script("../benchmarks/time_to_quality.py", "--output", output, *options.split())
+    assert ran.status == 2 and message in ran.err and ran.err.count("\n") == 1, ran.err
+    assert not output.exists()
+
+
+def test_quality_is_drawn_and_listed_against_time(load_script):
+    compared = load_script("time_to_quality")
+    judged = {"color": 100.0, "shape": 50.0, "all": 25.0, "frechet": 12.34}
+    result = {
+        "parameters": 3_200_000, "versions": "x 1",
+        "points": [{"minutes": 1.25, "pictures": 7200, **judged}],
+        "sampling": [{"steps": 8, "seconds": 0.0574, **judged}],
+    }  # fmt: skip
+    table = compared.format_tables({"imagen_jax": result})
+    assert "imagen_jax: 3.20M parameters, x 1" in table
+    assert "| imagen_jax | 1.2 | 7,200 | 100.0 | 50.0 | 25.0 | 12.3 |" in table
+    assert "| imagen_jax | 8 | 0.0574 | 100.0 | 50.0 | 25.0 | 12.3 |" in table
+    assert compared.plot(dict.fromkeys(compared.NAMES, result)).startswith(b"\x89PNG")
 
 
 TINY = """
@@ -114,8 +148,17 @@ def test_costs_of_a_stage(load_script, monkeypatch, capsys, tmp_path, tiny_prese
     found = {"link_bytes": 2 * 10**9, "peak_bytes": 2**30, "collectives": {"all-reduce": [3, 10**9]}}
     monkeypatch.setattr(cost, "compiled_figures", lambda options, config, topology: found)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: name == "libtpu" or find_spec(name, *of))
-    values = {"batches": (8,), "sizes": (8, 16), "lengths": (5,), "steps": (4, 8), "chips": (8, 16), "fsdp": (2,)}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: name == "libtpu" or find_spec(name, *of)
+    )
+    values = {
+        "batches": (8,),
+        "sizes": (8, 16),
+        "lengths": (5,),
+        "steps": (4, 8),
+        "chips": (8, 16),
+        "fsdp": (2,),
+    }
     cost.main(cost.Options(preset=tiny_preset, topology="v5e:2x2", batch=8, output=tmp_path, **values))
     result, out = json.loads((tmp_path / "cost.json").read_text()), capsys.readouterr().out
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
@@ -130,7 +173,9 @@ def test_costs_of_a_stage(load_script, monkeypatch, capsys, tmp_path, tiny_prese
     links = found["link_bytes"] / chips.CHIPS["v5e"].links
     rest = max(few["seconds"]["compute"], few["seconds"]["memory"])
     assert few["bound"] == "links" and few["links_share"] == pytest.approx(links / (links + rest))
-    assert "| train step, pixels a side | 16 |" in out and "| 16 | 2 | all-reduce 0.93 (3) | 1.00 | 10 |" in out
+    assert (
+        "| train step, pixels a side | 16 |" in out and "| 16 | 2 | all-reduce 0.93 (3) | 1.00 | 10 |" in out
+    )
 
 
 def test_without_a_compiler_for_tpus_one_line_says_so(load_script, monkeypatch, capsys, tiny_configs):
@@ -153,7 +198,10 @@ def test_without_a_compiler_for_tpus_one_line_says_so(load_script, monkeypatch, 
         ("--preset sr256 --sizes 66", "--sizes must be multiples of 4"),
         ("--lengths 0", "--lengths must be rising numbers, 1 at least"),
         ("--steps 8 4", "--steps must be rising numbers, 1 at least"),
-        ("--chips 12", "--chips must be numbers of chips of TPU v5e slices: 4, 8, 16, 32, 64, 128, 256; got 12"),
+        (
+            "--chips 12",
+            "--chips must be numbers of chips of TPU v5e slices: 4, 8, 16, 32, 64, 128, 256; got 12",
+        ),
         ("--fsdp 3", "run.fsdp must divide the number of devices 8; got 3"),
         ("--no-chips", "--no-chips"),
     ],

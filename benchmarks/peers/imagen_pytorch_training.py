@@ -3,7 +3,8 @@
 benchmarks/time_to_quality.py starts it in the Python of an environment that has imagen-pytorch, so it imports nothing
 of imagen_jax. Its argument is JSON, its answers are lines of JSON: first facts about the network, then a line for each
 time of `minutes`, which counts from the start of this program. After the last it reads lines of JSON: the number of a
-time, steps of sampling, and a file for the pictures; it answers with the seconds of CPU time a picture.
+time, whether to sample from the averaged parameters, steps of sampling, and a file for the pictures; it answers with
+the seconds of CPU time a picture.
 """
 
 import time
@@ -65,14 +66,20 @@ for minutes in given["minutes"]:
         step += 1
         if step % 100 == 0:
             print(f"step {step}, {(time.monotonic() - START) / 60:.1f} minutes, loss {loss:.4f}", flush=True)
-    snapshots.append(copy.deepcopy(trainer.get_ema_unet(1).state_dict()))
+    average = trainer.get_ema_unet(1).ema_model
+    snapshots.append(
+        {
+            name: copy.deepcopy(each.state_dict())
+            for name, each in ((True, average), (False, trainer.imagen.unets[0]))
+        }
+    )
     answer({"minutes": (time.monotonic() - START) / 60, "steps": step})
 
 trainer.eval()
 asked = torch.from_numpy(data["asked"]).float()
 for line in sys.stdin:
-    which, steps, file = json.loads(line)
-    trainer.get_ema_unet(1).load_state_dict(snapshots[which])
+    which, is_averaged, steps, file = json.loads(line)
+    trainer.get_ema_unet(1).ema_model.load_state_dict(snapshots[which][is_averaged])
     trainer.imagen.noise_schedulers[0].num_timesteps = steps
     busy = time.process_time()
     made = [
