@@ -143,7 +143,7 @@ class Test:
         self.metrics = {"alignment": alignment.Alignment(), "frechet": frechet.Frechet()}
         self.metrics["alignment"].check_claims([each["claims"] for each in self.examples], "--data")
         self.reference = np.stack([transforms.to_unit(each["image"]) for each in self.examples])
-        self.encoder, self.text = encoders.from_config(config.text), config.text
+        self.encoder = encoders.from_config(config.text)
         self.asked = self.encoder.encode(
             [each["caption"] for each in self.examples], length=config.text.length
         )
@@ -235,7 +235,7 @@ class Peer:
     """imagen-pytorch in a Python of its own; it begins to train when this is made."""
 
     def __init__(self, options: Options, config: StageConfig, test: Test, cores: list[int]):
-        self._options, self._batch_size = options, options.peer_batch_size
+        self._options = options
         data = options.output / "pictures.npz"
         np.savez(data, **peer_data(options, config, test))
         settings = {
@@ -266,7 +266,7 @@ class Peer:
         points = [
             {
                 "minutes": at["minutes"],
-                "pictures": at["steps"] * self._batch_size,
+                "pictures": at["steps"] * options.peer_batch_size,
                 "averaged": averaged[i],
                 **found[i, middle][1],
             }

@@ -64,7 +64,6 @@ def get_config() -> tuple[StageConfig, ...]:
             self_attention=(False, False),
             cross_attention=(False, False),
             embedding=64,
-            num_heads=4,
         ),
         process=dataclasses.replace(PROCESS, max_aug_level=0.5),
         sampling=SamplingConfig(

@@ -67,12 +67,8 @@ for minutes in given["minutes"]:
         if step % 100 == 0:
             print(f"step {step}, {(time.monotonic() - START) / 60:.1f} minutes, loss {loss:.4f}", flush=True)
     average = trainer.get_ema_unet(1).ema_model
-    snapshots.append(
-        {
-            name: copy.deepcopy(each.state_dict())
-            for name, each in ((True, average), (False, trainer.imagen.unets[0]))
-        }
-    )
+    plain = trainer.imagen.unets[0]
+    snapshots.append({True: copy.deepcopy(average.state_dict()), False: copy.deepcopy(plain.state_dict())})
     answer({"minutes": (time.monotonic() - START) / 60, "steps": step})
 
 trainer.eval()

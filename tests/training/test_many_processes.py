@@ -1,4 +1,4 @@
-"""Two processes that train together: both stop, one is killed, fewer devices go on; no step is lost or another."""
+"""Two processes that train together: both stop, one is killed, fewer devices go on; no step is lost, none differs."""
 
 import os
 import random
