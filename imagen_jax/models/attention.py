@@ -1,6 +1,7 @@
 """Attention from pixels to pixels and text. Softmax in float32; padded text is always masked."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,30 @@ from einops import rearrange
 
 from imagen_jax.models.layers import OWN_STYLE, Dtype, GroupNorm, Style, cached, zeros
 from imagen_jax.structs import TextCond
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the attention of each query to the keys that `mask` has, [B, Q, N, K] in the type of the values.
+
+    As `jax.nn.dot_product_attention` in other orders: no array of all weights is transposed, as CPUs would do for its
+    second product, and not the weights are divided by their sum but the result, which is smaller.
+
+    Args:
+      query: [B, Q, N, K].
+      key, value: [B, L, N, K].
+      mask: [B, L] bool, true somewhere in each row.
+    """
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    query, value = (rearrange(a, "b l n k -> b n l k") for a in (query, value))
+    logits = query.shape[-1] ** -0.5 * product(query, rearrange(key, "b l n k -> b n k l")) + _bias(mask)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    out = product(weights.astype(value.dtype), value) / jnp.sum(weights, axis=-1, keepdims=True)
+    return rearrange(out, "b n q k -> b q n k").astype(value.dtype)
+
+
+def _bias(mask: jax.Array) -> jax.Array:
+    """Return [B, 1, 1, L], what added to logits makes weights of zero where `mask` [B, L] is false."""
+    return jnp.where(mask, 0, -1e30).astype(jnp.float32)[:, None, None, :]
 
 
 class TextAttention(nn.Module):
@@ -47,8 +72,7 @@ class TextAttention(nn.Module):
             key = jnp.concatenate([key, own_key], axis=1)  # [B, L + HW, N, K]
             value = jnp.concatenate([value, own_value], axis=1)
             mask = jnp.pad(mask, ((0, 0), (0, h.shape[1])), constant_values=True)
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
-        out = rearrange(out, "b l n k -> b l (n k)")
+        out = rearrange(attend(query, key, value, mask), "b l n k -> b l (n k)")
         out = nn.Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="out")(out)
         return x + out.reshape(x.shape)
 
@@ -98,11 +122,33 @@ class AttentionPool(nn.Module):
         tokens = jnp.concatenate([mean, tokens], axis=1)
         mask = jnp.pad(text.mask, ((0, 0), (1, 0)), constant_values=True)
 
-        def heads(h: jax.Array, name: str) -> jax.Array:
-            h = nn.Dense(num_heads * self.head_dim, dtype=self.dtype, name=name)(h)
-            return rearrange(h, "b l (n k) -> b l n k", n=num_heads)
-
-        out = jax.nn.dot_product_attention(
-            heads(mean, "query"), heads(tokens, "key"), heads(tokens, "value"), mask=mask[:, None, None, :]
+        width = num_heads * self.head_dim
+        query = nn.Dense(width, dtype=self.dtype, name="query")(mean[:, 0])
+        (key, _), (value, bias) = (
+            Projection(width, self.dtype, name=name)(tokens.shape[-1]) for name in ("key", "value")
         )
-        return nn.Dense(self.features, dtype=self.dtype, name="out")(rearrange(out, "b 1 n k -> b (n k)"))
+        split = partial(rearrange, pattern="... (n k) -> ... n k", n=num_heads)
+        # There is one query for all tokens, so that what multiplies them is one vector of each head and not a matrix.
+        asked = jnp.einsum("bnk,dnk->bnd", split(query), split(key))
+        logits = jnp.einsum("bnd,bld->bnl", asked, tokens, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(self.head_dim**-0.5 * logits + _bias(mask)[:, 0]).astype(self.dtype)
+        out = jnp.einsum("bnd,dnk->bnk", jnp.einsum("bnl,bld->bnd", weights, tokens), split(value)) + split(bias)[None]
+        return nn.Dense(self.features, dtype=self.dtype, name="out")(rearrange(out, "b n k -> b (n k)"))
+
+
+class Projection(nn.Module):
+    """Kernel and bias of an `nn.Dense`, for products in another order.
+
+    Attributes:
+      features: of the output.
+      dtype: of the computation.
+    """
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """Return a kernel [width, features] and a bias [features]."""
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (width, self.features))
+        return kernel.astype(self.dtype), self.param("bias", zeros, (self.features,)).astype(self.dtype)

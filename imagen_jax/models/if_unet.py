@@ -14,7 +14,7 @@ from imagen_jax.models.architecture import MAX_CHANNELS, check_tuples
 from imagen_jax.models.attention import AttentionPool
 from imagen_jax.models.blocks import Block, output_layers
 from imagen_jax.models.conditioning import StepEmbedding, check_call, conditioning_images
-from imagen_jax.models.layers import Dtype, InputConv, Style, cached
+from imagen_jax.models.layers import Dtype, InputConv, Style, cached, gelu
 from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
 from imagen_jax.models.unet import may_attend, run_levels
 from imagen_jax.structs import Cond, TextCond
@@ -153,8 +153,8 @@ class IFUNet(nn.Module):
         config.check()
         check_call(z_t, time, cond, config.stride)
         style = Style(
-            activation=_gelu,
-            embedding_activation=_gelu if self.activates_in_blocks else None,
+            activation=gelu,
+            embedding_activation=gelu if self.activates_in_blocks else None,
             groups=self.groups,
             text_groups=TEXT_GROUPS,
             epsilon=1e-5,
@@ -216,7 +216,3 @@ class IFConditioning(nn.Module):
         text = every_token.replace(embeddings=cached(self, "text", project))
         emb = of_step(name="step")(time) + cached(self, "condition", of_condition)
         return self.style.activation(emb) if config.activates_embedding else emb, text
-
-
-def _gelu(h: jax.Array) -> jax.Array:
-    return nn.gelu(h, approximate=False)

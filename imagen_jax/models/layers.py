@@ -73,6 +73,12 @@ def cached(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
     return value
 
 
+def gelu(h: jax.Array) -> jax.Array:
+    """Return the exact GELU of h, by erf in float32 as torch has it; that of flax is by erfc and slower on CPUs."""
+    x = h.astype(jnp.float32)
+    return (0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))).astype(h.dtype)
+
+
 class InputConv(nn.Module):
     """3x3 convolution of the patches of z_t and of the conditioning images; the terms of the latter are cached.
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.layers import gelu
 from imagen_jax.text import layers
 
 # What config.json may say, as (key, what this encoder does). An absent key means the same.
@@ -137,7 +138,7 @@ class _Layer(nn.Module):
         attended = layers.dense(self, config.width, "attention_out")(attended)
         x = layers.layer_norm(self, config.layer_norm_eps, "attention_norm")(x + attended)
         hidden = layers.dense(self, config.intermediate_size, "mlp_in")(x)
-        hidden = layers.dense(self, config.width, "mlp_out")(layers.gelu(hidden))
+        hidden = layers.dense(self, config.width, "mlp_out")(gelu(hidden))
         return layers.layer_norm(self, config.layer_norm_eps, "mlp_norm")(x + hidden)
 
 

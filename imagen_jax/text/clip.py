@@ -15,11 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.layers import gelu
 from imagen_jax.text import layers
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's weights
-    "gelu": layers.gelu,  # OpenCLIP's
+    "gelu": gelu,  # OpenCLIP's
 }
 
 OUTPUTS = ("last", "penultimate", "pooled")

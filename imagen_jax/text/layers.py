@@ -146,11 +146,6 @@ def embedding(module: nn.Module, num: int, features: int, name: str) -> nn.Modul
     return nn.Embed(num, features, module.dtype, module.param_dtype, name=name)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU by erf, as torch has it; `nn.gelu` takes erfc, which costs more on CPUs."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
 def layer_norm(module: nn.Module, epsilon: float, name: str) -> nn.LayerNorm:
     """A LayerNorm in the dtypes of `module`, its statistics in float32."""
     # The two-pass variance: E[x^2] - E[x]^2 loses digits where a channel is large.
