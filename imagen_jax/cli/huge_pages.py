@@ -18,8 +18,9 @@ def restart() -> None:
     The C library reads its options only when a process starts. Call it before anything is done. Without effect in a
     process that runs something else, such as a notebook, or one that has imported JAX.
     """
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    is_own = sys.argv[0] == script and sys.orig_argv[-len(sys.argv) :] == sys.argv and "jax" not in sys.modules
+    script = getattr(sys.modules["__main__"], "__file__", "")
+    is_script = Path(sys.argv[0]).absolute() == Path(script).absolute()  # as typed, and as Python writes it
+    is_own = is_script and sys.orig_argv[-len(sys.argv) :] == sys.argv and "jax" not in sys.modules
     given = os.environ.get(_TUNABLES, "")
     if is_own and _TUNABLE not in given and _on_request():
         os.environ[_TUNABLES] = ":".join(filter(None, [given, f"{_TUNABLE}=1"]))

@@ -41,6 +41,7 @@ def test_a_program_starts_again_once_with_its_arguments(tmp_path):
     assert ran(tmp_path)[:3] == ["run", "run", "glibc.malloc.hugetlb=1 ['two words'] 0"]
     with_options = ran(tmp_path, by=["-X", "utf8", str(tmp_path / "script.py")])
     assert with_options[:3] == ["run", "run", "glibc.malloc.hugetlb=1 ['two words'] 1"]
+    assert ran(tmp_path, by=["script.py"])[:3] == ["run", "run", "glibc.malloc.hugetlb=1 ['two words'] 0"]
 
 
 @needs_glibc
