@@ -189,7 +189,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
         peer(sys.argv[2])
     else:
-        from imagen_jax.cli import huge_pages, parsing, program
+        from imagen_jax.cli import huge_pages
 
-        huge_pages.restart()
+        huge_pages.restart()  # before anything imports JAX
+        from imagen_jax.cli import parsing, program
+
         program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -29,7 +29,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from imagen_jax.cli import huge_pages, parsing, program
+from imagen_jax.cli import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()  # before anything imports JAX
+
+from imagen_jax.cli import parsing, program
 from imagen_jax.config import OptimConfig, ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig
 from imagen_jax.config.validation import validate
 
@@ -251,5 +256,4 @@ def _spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
     program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -35,7 +35,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from imagen_jax.cli import huge_pages, parsing, program
+from imagen_jax.cli import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()  # before anything imports JAX
+
+from imagen_jax.cli import parsing, program
 from imagen_jax.config import StageConfig
 from imagen_jax.storage import files
 
@@ -404,5 +409,4 @@ def _rows(results: dict[str, dict], part: str, columns: tuple[str, ...]) -> Iter
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
     program.run(main, lambda args: parsing.parse(Options, __doc__, args))
