@@ -15,8 +15,8 @@ from imagen_jax.structs import TextCond
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """Return the attention of each query to the keys that `mask` has, [B, Q, N, K] in the type of the values.
 
-    As `jax.nn.dot_product_attention` in other orders: no array of all weights is transposed, as CPUs would do for its
-    second product, and not the weights are divided by their sum but the result, which is smaller.
+    The same as `jax.nn.dot_product_attention`, in an order that is faster on CPUs: the weights are not transposed for
+    the second product, and its result, which is smaller, is divided by their sum instead of the weights.
 
     Args:
       query: [B, Q, N, K].
@@ -128,7 +128,9 @@ class AttentionPool(nn.Module):
             Projection(width, self.dtype, name=name)(tokens.shape[-1]) for name in ("key", "value")
         )
         split = partial(rearrange, pattern="... (n k) -> ... n k", n=num_heads)
-        # There is one query for all tokens, so that what multiplies them is one vector of each head and not a matrix.
+        # There is one query, so keys and values of all tokens need not be computed: the query goes through the kernel
+        # of the keys, and the mean of the tokens through that of the values. The bias of the keys adds the same number
+        # to all logits of a head, which softmax ignores.
         asked = jnp.einsum("bnk,dnk->bnd", split(query), split(key))
         logits = jnp.einsum("bnd,bld->bnl", asked, tokens, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(self.head_dim**-0.5 * logits + _bias(mask)[:, 0]).astype(self.dtype)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.models.attention import AttentionPool, TextAttention
+from imagen_jax.models.attention import AttentionPool, TextAttention, attend
 from imagen_jax.models.layers import GroupNorm, Style
 from imagen_jax.structs import TextCond
 from tests.models.conftest import KEY, perturbed, text_cond
@@ -32,6 +32,44 @@ def test_attention_agrees_with_the_textbook():
             expected[b, :, head] = weight @ key_value[b][:, 8:][valid][:, head]
     expected = x + dense("out", expected).reshape(x.shape)
     np.testing.assert_allclose(module.apply(variables, x, text), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_attention_and_its_gradients_are_those_of_jax(dtype, tolerance):
+    query, key, value, weight = (
+        jax.random.normal(jax.random.fold_in(KEY, i), (2, rows, 3, 8), dtype) for i, rows in enumerate((6, 5, 5, 6))
+    )
+    mask = jnp.array([[True] * 5, [True, False, True, False, False]])
+
+    def results(function):
+        out, gradients = jax.vjp(function, query, key, value)
+        assert out.dtype == dtype
+        return jax.tree.map(np.float32, (out, *gradients(weight)))
+
+    expected = results(lambda *args: jax.nn.dot_product_attention(*args, mask=mask[:, None, None, :]))
+    for got, right in zip(results(lambda *args: attend(*args, mask)), expected, strict=True):
+        np.testing.assert_allclose(got, right, rtol=0, atol=tolerance * np.abs(right).max())
+
+
+def test_pooling_agrees_with_the_textbook():
+    """Keys and values of the mean and of all tokens, masked text left out, in float64."""
+    text = text_cond()
+    module = AttentionPool(features=16, head_dim=6, num_heads=2)
+    variables = perturbed(module, text)
+    p = jax.tree.map(np.float64, variables["params"])
+    dense = lambda name, h: h @ p[name]["kernel"] + p[name]["bias"]
+    expected = np.zeros((2, 12))
+    for b in range(2):
+        tokens = np.float64(text.embeddings[b])[np.asarray(text.mask[b])]
+        tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
+        tokens = tokens * p["norm"]["scale"] + p["norm"]["bias"]
+        mean = tokens.mean(0)
+        tokens = np.concatenate([mean[None], tokens])
+        for head in (slice(0, 6), slice(6, 12)):
+            logits = dense("key", tokens)[:, head] @ dense("query", mean)[head] / 6**0.5
+            weight = np.exp(logits) / np.exp(logits).sum()
+            expected[b, head] = weight @ dense("value", tokens)[:, head]
+    np.testing.assert_allclose(module.apply(variables, text), dense("out", expected), rtol=1e-4, atol=1e-5)
 
 
 def test_pooling_ignores_the_order_of_tokens():
