@@ -184,8 +184,9 @@ def check_directory(
     check(not too_long, rule, got, "shorten it")
     probe = parent / f".tmp-{uuid.uuid4().hex}"
     try:  # No other check covers read-only mounts, quotas, /proc and permissions.
-        probe.open("xb").close()
-        probe.unlink()
+        with signals.clean_up(lambda: probe.unlink(missing_ok=True)):
+            probe.open("xb").close()
+            probe.unlink()
     except OSError as error:
         where = f"{path}," if parent == place else f"{parent}, where {path} would be made,"
         check(False, "be writable", f"{where} which is not ({error.strerror})")

@@ -1,6 +1,8 @@
 """Files appear whole or not at all, and nothing is replaced that should stay."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -220,3 +222,24 @@ def test_room_on_the_disk(tmp_path):
         ValueError, match="--output must have room for about 1.153e.18 MiB; got .* MiB on the disk of .*new: free"
     ):
         files.check_directory(tmp_path / "new", "--output", needed=2**80)
+
+
+def test_a_signal_while_a_directory_is_tried_leaves_nothing(tmp_path):
+    script = """
+import os, signal, sys, time
+from pathlib import Path
+from imagen_jax import signals
+from imagen_jax.storage import files
+signals.install()
+def interrupted(path, *, unlink=Path.unlink, calls=[], **options):
+    calls.append(path)
+    if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    unlink(path, **options)
+Path.unlink = interrupted
+files.check_directory(sys.argv[1], "--output")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "new")], capture_output=True, text=True)
+    assert done.returncode == 128 + 15, done.stderr
+    assert not list(tmp_path.iterdir())
