@@ -66,17 +66,19 @@ class Block(nn.Module):
         """
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
-        resample = {None: lambda a: a, "down": downsample, "up": upsample}[self.resample]
+        down = downsample if self.resample == "down" else lambda a: a
+        up = upsample if self.resample == "up" else lambda a: a
         activation = self.style.activation
         h = activation(GroupNorm(self.dtype, self.style, name="norm_1")(x))
-        h = checkpoint_name(conv3x3(self.channels, self.dtype, "conv_1")(resample(h)), "saved")
+        h = conv3x3(self.channels, self.dtype, "conv_1", upsampled=self.resample == "up")(down(h))
+        h = checkpoint_name(h, "saved")
         h = activation(GroupNorm(self.dtype, self.style, name="norm_2")(h, emb))
         h = nn.Dropout(self.dropout, deterministic=rng is None)(h, rng=rng)
         h = conv3x3(self.channels, self.dtype, "conv_2", zero_init=True)(h)
-        shortcut = resample(x)
+        shortcut = down(x)
         if self.projects_shortcut or x.shape[-1] != self.channels:
             shortcut = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(shortcut)  # 1x1 convolution
-        h = shortcut + h if self.rescale == 1 else (shortcut + h) / self.rescale
+        h = up(shortcut) + h if self.rescale == 1 else (up(shortcut) + h) / self.rescale
         if self.num_heads:
             h = checkpoint_name(h, "saved")
             heads = (self.num_heads, self.head_dim, self.over_pixels)

@@ -14,7 +14,7 @@ from imagen_jax.models.architecture import MAX_CHANNELS, check_levels
 from imagen_jax.models.attention import TextAttention
 from imagen_jax.models.blocks import Block, output_layers, run_blocks
 from imagen_jax.models.conditioning import Conditioning, check_call, conditioning_images
-from imagen_jax.models.layers import Dtype, InputConv, conv3x3, upsample
+from imagen_jax.models.layers import Dtype, InputConv, conv3x3
 from imagen_jax.models.network import NETWORKS, NetworkConfig, Remat
 from imagen_jax.models.patches import PatchTransform
 from imagen_jax.structs import Cond
@@ -151,7 +151,7 @@ class EfficientUNet(nn.Module):
             h = run(h, level, "up", [skips.pop() for _ in range(self.num_res_blocks[level])])[-1]
             h = attend(h, level, f"up_{level}_attention")
             width = self.channels[level - 1] if level > 0 else self.stem_channels
-            h = conv3x3(width, self.dtype, f"up_{level}_upsample")(upsample(h))
+            h = conv3x3(width, self.dtype, f"up_{level}_upsample", upsampled=True)(h)
         assert not skips
         h = jnp.concatenate([h, stem], axis=-1)
         return output_layers(self, h, emb)

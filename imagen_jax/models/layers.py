@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import reduce, repeat
+from einops import rearrange, reduce, repeat
 
 from imagen_jax.models.patches import PatchTransform, patchify
 from imagen_jax.sharding import gather_kernel_if_height_sharded
@@ -45,8 +45,42 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **options:
     return jax.lax.conv_general_dilated(x, gather_kernel_if_height_sharded(kernel), *args, **options)
 
 
-def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False) -> nn.Conv:
-    """Return a 3x3 convolution, padded so that stride s divides the size by exactly s."""
+def conv_of_upsampled(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
+    """Return the padded 3x3 convolution of `upsample(x)`, [B, 2H, 2W, C'], in 4/9 of the multiplications.
+
+    Of the three rows under the kernel two are copies of one row of x, so that each of the four pixels made from one is
+    a 2x2 convolution of x with sums of the kernel's rows and columns; the larger image is never made.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, C, C'].
+      strides, padding: those of the 3x3 convolution; not used.
+      **options: as in `jax.lax.conv_general_dilated`.
+    """
+    del strides, padding
+
+    def convolve(row: int, column: int) -> jax.Array:
+        part = _add_neighbours(_add_neighbours(kernel, 0, row), 1, column).astype(x.dtype)
+        return conv_general_dilated(x, part, (1, 1), ((1 - row, row), (1 - column, column)), **options)
+
+    rows = [jnp.stack([convolve(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
+    return rearrange(jnp.stack(rows, axis=2), "b h p w q c -> b (h p) (w q) c")
+
+
+def _add_neighbours(kernel: jax.Array, axis: int, phase: int) -> jax.Array:
+    """Return the kernel with two of the three entries along `axis` added in float32: the last in phase 0, the first in
+    phase 1."""
+    first, middle, last = jnp.split(kernel.astype(jnp.float32), 3, axis)
+    return jnp.concatenate([first + middle, last] if phase else [first, middle + last], axis)
+
+
+def conv3x3(
+    features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: bool = False, upsampled: bool = False
+) -> nn.Conv:
+    """Return a 3x3 convolution, padded so that stride s divides the size by exactly s.
+
+    upsampled: of its input enlarged by `upsample`; see `conv_of_upsampled`.
+    """
     return nn.Conv(
         features,
         (3, 3),
@@ -54,7 +88,7 @@ def conv3x3(features: int, dtype: Dtype, name: str, stride: int = 1, zero_init: 
         padding=1,
         kernel_init=zeros if zero_init else nn.linear.default_kernel_init,
         dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
+        conv_general_dilated=conv_of_upsampled if upsampled else conv_general_dilated,
         name=name,
     )
 
