@@ -8,8 +8,9 @@ and `pip install --no-deps imagen-pytorch`. The text encoder, the augmentations 
 imports are not used, and need not be installed.
 
 Our network has 8.1M parameters at 64 pixels, 13.5M at 32, at random: speed does not depend on what they are.
-imagen-pytorch's is as wide and attends where ours does, has as many blocks as bring its work within 1 % of ours (which
-makes it 1 and 6 % larger), and leaves out its costlier options. Both compute in float32. A train step is the loss of
+imagen-pytorch's is as wide and attends where ours does, has as many blocks as bring its work within 1 % of what ours
+takes by plain convolutions (which makes it 1 and 6 % larger), and leaves out its costlier options. Ours does 9 % less,
+since it convolves enlarged pictures from the small ones. Both compute in float32. A train step is the loss of
 eps, its gradient, Adam without decay (torch's default implementation, as in imagen-pytorch's trainer) and an average of
 the parameters. Sampling is ancestral on the cosine schedule, guided (each step evaluates the network with and without
 the caption) and dynamically thresholded. Both have huge pages where the system gives them. Other load on the machine
