@@ -42,7 +42,7 @@ def test_state_bytes_are_those_of_the_real_state(tiny_configs, monkeypatch):
 
 @pytest.mark.slow
 def test_remat_costs_work_and_saves_memory(tiny_configs):
-    network = C.EfficientUNetConfig(8, (8, 16), (1, 1), (False, True), (False, False), embedding=32, num_heads=2)
+    network = C.EfficientUNetConfig(8, (8, 16), (2, 2), (False, True), (False, False), embedding=32, num_heads=2)
     many = dataclasses.replace(tiny_configs[1].optim, batch_size=64)
     big = dataclasses.replace(tiny_configs[1], network=network, optim=many)
     plain, full = (estimate(run_on(big, remat=remat), "train", 1) for remat in ("none", "full"))
