@@ -7,6 +7,9 @@
 network is that of stage I, at random, with half the widths of IF-I-M unless --width says otherwise; diffusers makes it,
 and it is loaded here from the files that diffusers writes. Both compute from 77 tokens of T5, on a CPU in float32 and
 on a GPU in bfloat16. A guided step evaluates the network with and without the caption, and thresholds dynamically.
+
+In its turn each side runs twice, and the second run counts: the first after a pause pays for memory and caches that the
+other side has used in the meantime.
 """
 
 import dataclasses
@@ -54,7 +57,7 @@ class Options:
     batch_size: int = 1
     """Images; a guided step evaluates the network on twice as many."""
     rounds: int = 5
-    """Turns of each, after one to warm up."""
+    """Turns of each."""
     threads: int = len(os.sched_getaffinity(0))
     """That compute on a CPU; by default one for each core."""
     device: Literal["cpu", "gpu"] = "cpu"
@@ -79,6 +82,7 @@ def main(options: Options) -> None:
             runs, facts = ours(directory, options)
             for _ in range(options.rounds):
                 for name, run in runs.items():
+                    run()
                     start = time.perf_counter()
                     run()
                     taken[name][0].append(time.perf_counter() - start)
@@ -170,6 +174,7 @@ def peer(settings: str) -> None:
             z = scheduler.step(torch.cat([null + SCALE * (eps - null), variance], dim=1), t, z).prev_sample
 
     def timed(run) -> float:
+        run()
         begin = time.perf_counter()
         run()
         if device == "cuda":
