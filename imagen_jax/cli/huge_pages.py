@@ -3,7 +3,7 @@
 XLA on CPUs takes memory for temporaries at each step and returns it. In pages of 4 kB the system spends up to a tenth
 of a train step on handing them out.
 
-Keeping the memory instead (thresholds of mmap and trim without limit, one arena) is no gain: on two cores it makes
+Keeping the memory instead (thresholds of mmap and trim without limit, one arena) is not done: on two cores it makes
 train steps of a network of 8M parameters 11 % faster, and those of the preset quickstart's base, whose threads then
 wait for each other, 50 % slower.
 """
