@@ -194,9 +194,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
         peer(sys.argv[2])
     else:
-        from imagen_jax.cli import huge_pages
+        from imagen_jax.cli import malloc
 
-        huge_pages.restart()  # before anything imports JAX
+        malloc.restart()  # before anything imports JAX
         from imagen_jax.cli import parsing, program
 
         program.run(main, lambda args: parsing.parse(Options, __doc__, args))

@@ -30,10 +30,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from imagen_jax.cli import huge_pages
+from imagen_jax.cli import malloc
 
 if __name__ == "__main__":
-    huge_pages.restart()  # before anything imports JAX
+    malloc.restart()  # before anything imports JAX
 
 from imagen_jax.cli import parsing, program
 from imagen_jax.config import OptimConfig, ProcessConfig, SamplingConfig, StageConfig, TextConfig, UNetConfig

@@ -35,10 +35,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from imagen_jax.cli import huge_pages
+from imagen_jax.cli import malloc
 
 if __name__ == "__main__":
-    huge_pages.restart()  # before anything imports JAX
+    malloc.restart()  # before anything imports JAX
 
 from imagen_jax.cli import parsing, program
 from imagen_jax.config import StageConfig

@@ -6,13 +6,13 @@ Nothing slow is imported before signals are handled.
 import sys
 
 from imagen_jax import signals
-from imagen_jax.cli import huge_pages
+from imagen_jax.cli import malloc
 from imagen_jax.cli.commands import COMMANDS, PROGRAM
 
 
 def main() -> None:
     """Run `imagen-jax COMMAND ...`. The options of all commands may also stand before the command."""
-    huge_pages.restart()
+    malloc.restart()
     args = sys.argv[1:]
     command = next((arg for arg in args if not arg.startswith("-")), None)
     if command in COMMANDS:
@@ -37,7 +37,7 @@ def main() -> None:
 
 def run(command: str) -> None:
     """Run a command with the options in sys.argv, and exit with its status."""
-    huge_pages.restart()
+    malloc.restart()
     signals.install(COMMANDS[command][1])
     import importlib
 
