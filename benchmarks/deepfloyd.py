@@ -66,17 +66,22 @@ class Options:
     """Channels of the first level, a multiple of 32; the others have 2, 3 and 4 times as many. IF-I-M has 192."""
     compile: bool = False
     """Compile the network of diffusers with torch.compile, which takes minutes; else it runs as it is."""
+    same_malloc: bool = False
+    """Give diffusers the memory allocator that ours has, instead of the C library's."""
 
 
 def main(options: Options) -> None:
     if options.width < 32 or options.width % 32:
         raise ValueError(f"--width must be a multiple of 32; got {options.width}.")
+    from imagen_jax.cli import malloc
+
     os.environ["NPROC"] = str(options.threads)  # where XLA looks for the number of its threads
     taken = {"network": ([], []), "step": ([], [])}
     with tempfile.TemporaryDirectory() as directory:
         settings = dataclasses.asdict(options) | {"peer_python": "", "directory": directory}
         command = [options.peer_python.expanduser(), __file__, "peer", json.dumps(settings)]
-        peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ if options.same_malloc else malloc.without(os.environ)
+        peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             versions = _answer(peer)
             runs, facts = ours(directory, options)

@@ -13,9 +13,10 @@ takes by plain convolutions (which makes it 1 and 6 % larger), and leaves out it
 since it convolves enlarged pictures from the small ones. Both compute in float32. A train step is the loss of
 eps, its gradient, Adam without decay (torch's default implementation, as in imagen-pytorch's trainer) and an average of
 the parameters. Sampling is ancestral on the cosine schedule, guided (each step evaluates the network with and without
-the caption) and dynamically thresholded. Both have huge pages where the system gives them. Other load on the machine
-slows torch's threads, which wait for each other, far more than XLA's: look at the load, and compare on one thread
-(--threads 1) if it is high.
+the caption) and dynamically thresholded. Each runs as it is used: ours with the memory allocator that its commands
+choose, imagen-pytorch with the C library's, unless --same-malloc gives it ours. Other load on the machine slows torch's
+threads, which wait for each other, far more than XLA's: look at the load, and compare on one thread (--threads 1) if it
+is high.
 """
 
 import dataclasses
@@ -65,6 +66,8 @@ class Options:
     """Turns of each, after one to warm up."""
     threads: int = dataclasses.field(default_factory=lambda: available_cores())
     """That compute; by default one for each core."""
+    same_malloc: bool = False
+    """Give imagen-pytorch the memory allocator that ours has, instead of the C library's."""
 
 
 def main(options: Options) -> None:
@@ -179,6 +182,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            env=os.environ if options.same_malloc else malloc.without(os.environ),
         )
 
     def __enter__(self) -> "Peer":

@@ -253,6 +253,7 @@ class Peer:
             # -I: files here, which have the name of the package, are not found instead of it.
             [options.peer_python.expanduser(), "-I", PEER, json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env=malloc.without(os.environ),
         )  # fmt: skip
         self._facts = self._answer()
 
