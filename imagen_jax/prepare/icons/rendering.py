@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -111,7 +112,9 @@ class Renderer:
         self._pipe, theirs = multiprocessing.Pipe()
         with theirs:
             command = [sys.executable, "-P", str(_PROCESS), str(theirs.fileno()), str(MEMORY)]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            # A preloaded allocator may reserve more of the address space than the process is given.
+            environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
     def _ended(self) -> Unusable:
         status = self._process.wait()

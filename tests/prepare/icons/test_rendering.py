@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -99,3 +102,13 @@ def test_memory_is_limited(monkeypatch):
         render(rendering.document(RED, BOX))
     with rendering.Renderer(16, "#ffffff") as render:
         assert render(rendering.document(RED, BOX)).shape == (16, 16, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_a_preloaded_allocator_does_not_take_its_address_space(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere/libmalloc.so")
+    with rendering.Renderer(16, "#ffffff") as render:
+        render(rendering.document(RED, BOX))
+        environment = Path(f"/proc/{render._process.pid}/environ").read_bytes().split(b"\0")
+    assert environment != [b""]
+    assert not any(line.startswith(b"LD_PRELOAD=") for line in environment)
