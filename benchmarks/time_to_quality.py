@@ -8,13 +8,14 @@
 accelerate ema_pytorch pytorch-warmup` and `pip install --no-deps imagen-pytorch`. Both train side by side, each on half
 of the cores, or with --only one of them on all; what --output holds is not measured again.
 
-Ours is the base of a preset, trained by scripts/train.py. imagen-pytorch trains a U-Net of about as many
-parameters and otherwise its own defaults with its own trainer: Adam, its average of the parameters, min-SNR weights of
-the loss of eps, attention on all levels but the first, dynamic thresholding. Both see the same pictures, at the size of
-our base, and the same embeddings of their captions. Time is wall time from the start of the program, with imports and
-compilation; judging is not counted. imagen-pytorch is judged by its averaged or its plain parameters at each time,
-whichever has the smaller Fréchet distance, since its average spans most of a short run. The pictures of held-out
-captions are judged by "alignment" and "frechet", enlarged to the size of the data.
+Ours is the base of a preset, trained by scripts/train.py. imagen-pytorch trains a U-Net of about as many parameters and
+otherwise its own defaults with its own trainer: Adam, its average of the parameters, min-SNR weights of the loss of
+eps, attention on all levels but the first, dynamic thresholding. Both see the same pictures, at the size of our base,
+and the same embeddings of their captions, and each has the memory allocator with which it is used. Time is wall time
+from the start of the program, with imports and compilation; judging is not counted. imagen-pytorch is judged by its
+averaged or its plain parameters at each time, whichever has the smaller Fréchet distance, since its average spans most
+of a short run. The pictures of held-out captions are judged by "alignment" and "frechet", enlarged to the size of the
+data.
 
 Then each samples with its last parameters in more and fewer steps: CPU seconds a picture against quality. Ours has the
 sampler and the guidance of its preset, imagen-pytorch its ancestral sampler and the same guidance scale.

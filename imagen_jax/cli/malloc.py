@@ -1,8 +1,8 @@
 """The memory allocator of programs that compute on a CPU.
 
 XLA on CPUs takes memory for temporaries at each step and returns it. The C library hands it back to the system, which
-clears it before it gives it again: a tenth of a train step in huge pages, more in small ones. mimalloc keeps it. Options
-of glibc do not serve: thresholds without limit keep the memory of the main thread alone, and with one arena for all
+clears it before it gives it again: a tenth of a train step in huge pages, more in small ones. mimalloc keeps it. glibc
+has no options that do: thresholds without limit keep the memory of the main thread alone, and with one arena for all
 threads the steps of a small network take half as long again.
 """
 
