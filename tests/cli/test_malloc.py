@@ -49,7 +49,7 @@ def ran(tmp_path, *, given: dict[str, str] = GLIBC_ONLY, offered="always [madvis
 
 @needs_mimalloc
 def test_mimalloc_allocates_and_is_left_out_of_what_others_get(tmp_path):
-    assert ran(tmp_path, given={}) == ["run", "run", "None ['two words'] 0", "10000", "set()", ""]
+    assert ran(tmp_path, given={}) == ["run", "run", "None ['two words'] 0", "300000", "set()", ""]
 
 
 @needs_mimalloc
