@@ -248,6 +248,7 @@ class Peer:
             "cores": cores, "threads": max(1, len(cores)), "data": str(data), "width": options.peer_width,
             "batch_size": options.peer_batch_size, "learning_rate": options.peer_learning_rate,
             "minutes": options.minutes, "guidance_scale": config.sampling.guidance_scale,
+            "kept": str(options.output / "imagen-pytorch.pt"),
         }  # fmt: skip
         self._log = (options.output / "imagen-pytorch.log").open("w+")
         self._process = subprocess.Popen(

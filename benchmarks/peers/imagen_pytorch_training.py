@@ -4,7 +4,7 @@ benchmarks/time_to_quality.py starts it in the Python of an environment that has
 of imagen_jax. Its argument is JSON, its answers are lines of JSON: first facts about the network, then a line for each
 time of `minutes`, which counts from the start of this program. After the last it reads lines of JSON: the number of a
 time, whether to sample from the averaged parameters, steps of sampling, and a file for the pictures; it answers with
-the seconds of CPU time a picture.
+the seconds of CPU time a picture. The parameters are kept in the file `kept`; where it exists nothing is trained.
 """
 
 import time
@@ -55,8 +55,11 @@ answer({
     "parameters": sum(parameter.numel() for parameter in unet.parameters()),
     "versions": f"imagen-pytorch {metadata.version('imagen-pytorch')}, torch {torch.__version__}",
 })  # fmt: skip
-rng, step, snapshots = np.random.default_rng(0), 0, []
-for minutes in given["minutes"]:
+kept, rng, step = Path(given["kept"]), np.random.default_rng(0), 0
+made, times, snapshots = torch.load(kept) if kept.exists() else (given, [], [])
+if made != given:
+    sys.exit(f"{kept} was made with other options: remove it, or choose another --output")
+for minutes in [] if kept.exists() else given["minutes"]:
     trainer.train()
     while time.monotonic() - START < 60 * minutes:
         chosen = rng.integers(len(images), size=given["batch_size"])
@@ -69,7 +72,12 @@ for minutes in given["minutes"]:
     average = trainer.get_ema_unet(1).ema_model
     plain = trainer.imagen.unets[0]
     snapshots.append({True: copy.deepcopy(average.state_dict()), False: copy.deepcopy(plain.state_dict())})
-    answer({"minutes": (time.monotonic() - START) / 60, "steps": step})
+    times.append({"minutes": (time.monotonic() - START) / 60, "steps": step})
+if not kept.exists():
+    torch.save((given, times, snapshots), kept.with_suffix(".part"))
+    kept.with_suffix(".part").rename(kept)
+for each in times:
+    answer(each)
 
 trainer.eval()
 asked = torch.from_numpy(data["asked"]).float()
