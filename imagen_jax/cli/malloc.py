@@ -39,7 +39,7 @@ def restart() -> None:
 
 def without(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without the values that `restart` sets, for programs that run as they are installed."""
-    set_here = {_PRELOAD: str(mimalloc()), _PURGE: _DELAY}
+    set_here = {_PRELOAD: str(mimalloc()), _PURGE: _DELAY, _RESTARTED: str(os.getpid())}
     rest = {name: value for name, value in environment.items() if set_here.get(name) != value}
     tunables = [each for each in rest.pop(_TUNABLES, "").split(":") if each not in ("", f"{_HUGE_PAGES}=1")]
     return rest | ({_TUNABLES: ":".join(tunables)} if tunables else {})

@@ -23,7 +23,8 @@ print(os.environ.get("GLIBC_TUNABLES"), sys.argv[2:], sys.flags.utf8_mode)
 import ctypes
 option = getattr(ctypes.CDLL(None), "mi_option_get", None)  # there if mimalloc is preloaded
 print(option and option(15))  # mi_option_purge_delay
-print(malloc.without(os.environ).keys() & {{"LD_PRELOAD", "GLIBC_TUNABLES", "MIMALLOC_PURGE_DELAY"}})
+left = malloc.without(os.environ)
+print(left.keys() & {{"LD_PRELOAD", "GLIBC_TUNABLES", "MIMALLOC_PURGE_DELAY", "IMAGEN_JAX_RESTARTED"}})
 """
 GLIBC_ONLY = {"LD_PRELOAD": ""}
 needs_glibc = pytest.mark.skipif(
