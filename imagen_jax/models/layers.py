@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 
+from imagen_jax.models import winograd
 from imagen_jax.models.patches import PatchTransform, patchify
 from imagen_jax.sharding import gather_kernel_if_height_sharded
 
@@ -43,6 +44,13 @@ OWN_STYLE = Style()
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
     """Return `jax.lax.conv_general_dilated` of x [B, H, W, C] and a kernel [KH, KW, C, C'], on any mesh."""
     return jax.lax.conv_general_dilated(x, gather_kernel_if_height_sharded(kernel), *args, **options)
+
+
+def padded_conv(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
+    """Return `conv_general_dilated` of these, by `winograd.conv3x3` where that is faster."""
+    if strides == (1, 1) and winograd.pays(x, kernel) and jax.sharding.get_abstract_mesh().size <= 1:
+        return winograd.conv3x3(x, kernel)
+    return conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 def conv_of_upsampled(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
@@ -88,7 +96,7 @@ def conv3x3(
         padding=1,
         kernel_init=zeros if zero_init else nn.linear.default_kernel_init,
         dtype=dtype,
-        conv_general_dilated=conv_of_upsampled if upsampled else conv_general_dilated,
+        conv_general_dilated=conv_of_upsampled if upsampled else padded_conv,
         name=name,
     )
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections import Counter, defaultdict
 
+from imagen_jax.models import winograd
+
 CONTROL = ("while", "call", "conditional")  # their time is that of the operations inside
 KINDS = (
     "convolution, forward", "convolution, input gradient", "convolution, kernel gradient", "attention",
@@ -13,7 +15,8 @@ KINDS = (
     "other",
 )  # fmt: skip
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = KINDS[:3]
-THRESHOLDING, OPTIMISER = "thresholding", "optimiser"  # jax.named_scope of these parts of the programs
+THRESHOLDING, OPTIMISER = "thresholding", "optimiser"
+_SCOPES = {THRESHOLDING: THRESHOLDING, OPTIMISER: OPTIMISER, winograd.SCOPE: FORWARD}  # by jax.named_scope
 
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{\s*$")
@@ -167,8 +170,8 @@ def _called(rest: str) -> list[str]:
 @functools.lru_cache(maxsize=2**16)
 def _kind_of_path(path: str, default: str) -> str:
     parts = re.split(r"[/()]", path)
-    for kind in (THRESHOLDING, OPTIMISER):
-        if kind in parts:
+    for scope, kind in _SCOPES.items():
+        if scope in parts:
             return kind
     for pattern, kind in ((_RANDOM, "random numbers"), (_NORM, "norms and activations"), (_ATTENTION, "attention")):
         if any(pattern.match(part) if pattern is _RANDOM else pattern.fullmatch(part) for part in parts):
