@@ -372,6 +372,7 @@ def plot(results: dict[str, dict]) -> bytes:
                 xscale="log",
             )
     for each in axes.flat:
+        each.margins(0.12)
         each.set_ylim(0, None)
     axes[0, 0].legend()
     buffer = io.BytesIO()
