@@ -56,7 +56,8 @@ def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     matrices = _of_kernel(jax.lax.optimization_barrier(_of_kernel(kernel, 0)), 1)
     matrices = rearrange(matrices, "p q c d -> (p q) c d")
     rows = len(x)
-    at_once = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or 4 * x[:n].nbytes <= _MAX_BYTES))
+    most = max(1, _MAX_BYTES * rows // (4 * x.nbytes))
+    at_once = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
     parts = rearrange(x, "(n b) h w c -> n b h w c", b=at_once)
     # A loop of one turn is none, once compiled.
     return rearrange(jax.lax.map(lambda part: _products(part, matrices), parts), "n b h w c -> (n b) h w c")
