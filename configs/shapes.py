@@ -48,8 +48,8 @@ PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0
 OPTIM = OptimConfig(
     optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, batch_size=128, ema_decay=0.998
 )
-# Objective, steps of the teacher in one of the four, learning rate, steps of training, decay of the average. Consistency
-# gets there fast; what it misses, the teacher's own steps show.
+# Objective, steps of the teacher in one of the four, learning rate, steps of training, decay of the average.
+# Consistency gets near in little time; the teacher's own steps show what it misses.
 FOUR_STEPS = {
     "four_1": ("consistency", 8, 7e-4, 2000, 0.99),
     "four_2": ("progressive", 4, 6e-4, 1600, 0.995),

@@ -74,26 +74,28 @@ def test_only_programs_for_cpus_have_the_matrix_products():
 @pytest.mark.parametrize(
     ("size", "channels", "features", "dtype", "stride"),
     [
-        ((1, 15, 32), 64, 64, jnp.float32, 1),  # an odd side
-        ((1, 32, 31), 64, 64, jnp.float32, 1),
-        ((2, 32, 32), 64, 64, jnp.bfloat16, 1),  # differences would lose digits
-        ((2, 32, 32), 64, 64, jnp.float32, 2),
-        ((2, 32, 32), 3, 64, jnp.float32, 1),
-        ((2, 32, 32), 64, 3, jnp.float32, 1),
-        ((1, 4, 4), 64, 64, jnp.float32, 1),
+        ((4, 63, 64), 64, 64, jnp.float32, 1),  # an odd side
+        ((4, 64, 63), 64, 64, jnp.float32, 1),
+        ((4, 64, 64), 64, 64, jnp.bfloat16, 1),  # differences would lose digits
+        ((4, 64, 64), 64, 64, jnp.float32, 2),
+        ((16, 128, 128), 3, 128, jnp.float32, 1),
+        ((16, 128, 128), 128, 3, jnp.float32, 1),
+        ((4, 16, 16), 64, 64, jnp.float32, 1),  # quick as it is
     ],
 )
 def test_others_are_convolved_as_before(size, channels, features, dtype, stride):
-    x = jnp.zeros((*size, channels), dtype)
+    x = jax.ShapeDtypeStruct((*size, channels), dtype)
     conv = conv3x3(features, dtype, None, stride)
-    params = conv.init(KEY, x)
+    params = jax.eval_shape(conv.init, KEY, x)
     assert "custom_jvp" not in primitives(conv.apply, params, x)
+    x, conv = jax.ShapeDtypeStruct((4, 64, 64, 64), jnp.float32), conv3x3(64, jnp.float32, None)
+    assert "custom_jvp" in primitives(conv.apply, jax.eval_shape(conv.init, KEY, x), x)
 
 
 def test_networks_on_several_devices_convolve_as_before():
-    x = jnp.zeros((8, 16, 16, 64))
+    x = jax.ShapeDtypeStruct((8, 64, 64, 64), jnp.float32)
     conv = conv3x3(64, jnp.float32, None)
-    params = conv.init(KEY, x)
+    params = jax.eval_shape(conv.init, KEY, x)
     assert "custom_jvp" in primitives(conv.apply, params, x)
     one, all_of_them = (sharding.make_mesh(devices=devices) for devices in (jax.devices()[:1], None))
     for mesh, is_used in ((one, True), (all_of_them, False)):
@@ -103,6 +105,7 @@ def test_networks_on_several_devices_convolve_as_before():
 
 def test_a_network_predicts_the_same(monkeypatch):
     network = UNet(channels=(64, 64), num_res_blocks=(1, 1), attention=(False, True), embedding=32, head_dim=32)
+    monkeypatch.setattr(winograd, "_MIN_FLOPS", 1e8)
     args = inputs("base", size=32)
     params = jax.tree.map(lambda leaf: leaf / 4, perturbed(network, *args))
     assert "custom_jvp" in primitives(network.apply, params, *args)
