@@ -16,13 +16,12 @@ python scripts/train.py --preset shapes --stage sr64 --workdir runs/shapes
 python scripts/evaluate.py --workdir runs/shapes --data datasets/shapes --num 400
 
 The first two took 9 minutes on an H200 (with --run.data-workers 5), the next three 9, 79 and 15 on a CPU core, and
-super-resolution 20 on a CPU core. The base distilled to four steps, in three lessons:
+super-resolution 20 on a CPU core. The base distilled to four steps, in two lessons:
 
 python scripts/train.py --preset shapes:four_1 --stage base --workdir runs/four_1 --init-from shapes/base
 python scripts/train.py --preset shapes:four_2 --stage base --workdir runs/four_2 --init-from runs/four_1/base
-python scripts/train.py --preset shapes:four_3 --stage base --workdir runs/four_3 --init-from runs/four_2/base
 
-They took 44, 56 and 98 minutes on a CPU core.
+They took 44 and 56 minutes on a CPU core.
 """
 
 import dataclasses
@@ -53,12 +52,11 @@ OPTIM = OptimConfig(
 FOUR_STEPS = {
     "four_1": ("consistency", 8, 7e-4, 2000, 0.99),
     "four_2": ("progressive", 4, 6e-4, 1600, 0.995),
-    "four_3": ("progressive", 4, 8e-4, 3000, 0.997),
 }
 
 
 def get_config(
-    part: Literal["full", "single", "halves", "relations", "again", "four_1", "four_2", "four_3"] = "full",
+    part: Literal["full", "single", "halves", "relations", "again", "four_1", "four_2"] = "full",
 ) -> tuple[StageConfig, ...]:
     base = StageConfig(
         name="base",
