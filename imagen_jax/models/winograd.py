@@ -1,8 +1,8 @@
 """3x3 convolutions in 4/9 of the multiplications, for CPUs (Lavin & Gray, arXiv 1509.09308).
 
 Every 2x2 pixels of the result come from 4x4 of the image. Of these, sums and differences are taken along both axes, 16
-in all, each of which is multiplied by a matrix that is made of the kernel, and the results are added up again:
-F(2x2, 3x3), whose rounding errors are three times those of the plain convolution. The matrix products are what CPUs
+in all, each of which is multiplied by a matrix that is made of the kernel, and the results are added up again: F(2x2,
+3x3), whose rounding errors are two to three times those of the plain convolution. The matrix products are what CPUs
 spend their time on, and their libraries' convolutions reach the same rate; those of GPUs choose by themselves.
 """
 
@@ -16,8 +16,6 @@ SCOPE = "winograd"  # jax.named_scope of all that is done here
 _MIN_CHANNELS = 64  # harmonic mean of input and output
 _MIN_FLOPS = 1e9  # of the plain convolution: less takes a few milliseconds
 _MAX_BYTES = 2**24  # of sums and differences at a time, which are four times the images: they stay in the cache
-_PLAIN = jax.lax.conv_general_dilated
-_SAME = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
 @jax.custom_jvp
@@ -36,13 +34,14 @@ def _differentiated(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tupl
 
 
 def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _PLAIN(x, kernel, **_SAME)
+    padding = ((1, 1), (1, 1))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def pays(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `conv3x3` can compute this, and then is faster on CPUs by as much as it takes longer to compile.
 
-    Sums and differences cost memory traffic that many channels make up for, and 0.1 to 0.2 s of compilation.
+    Sums and differences cost memory traffic, which many channels make up for, and 0.1 to 0.2 s of compilation.
     """
     (rows, height, width, channels), features = x.shape, kernel.shape[-1]
     is_possible = x.dtype == jnp.float32 and height % 2 == width % 2 == 0
