@@ -114,6 +114,19 @@ class Cond:
 
 
 @flax.struct.dataclass
+class Auxiliary:
+    """A network that some objectives train beside the stage's own, with the same architecture. It is never sampled.
+
+    Attributes:
+      params: nested dict of its parameters.
+      opt_state: its optimiser's state.
+    """
+
+    params: Any
+    opt_state: Any
+
+
+@flax.struct.dataclass
 class TrainState:
     """State of a training run. Randomness is derived from the seed and `step`, not stored.
 
@@ -124,6 +137,7 @@ class TrainState:
       opt_state: the optimiser's state.
       frozen: nested dict of the network's other parameters, with adapters of all, which training does not change; None:
         there are none.
+      auxiliary: a second network, of objectives that train one; None: there is none.
     """
 
     step: jax.Array
@@ -131,6 +145,7 @@ class TrainState:
     ema_params: Any
     opt_state: Any
     frozen: Any = None
+    auxiliary: Auxiliary | None = None
 
     def merged(self, params: Any) -> Any:
         """Return all parameters of the network: `frozen` and `params`, trainable ones or their average, in one tree."""

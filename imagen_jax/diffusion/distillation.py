@@ -77,3 +77,19 @@ def consistent(teacher: DenoiseFn, student: DenoiseFn, z_t: jax.Array, levels: j
     x_student = as_estimate(student(z_s, logsnr_s)).x.astype(jnp.float32)
     first, rest = weights(levels)
     return expand(first, z_t) * x_teacher + expand(rest, z_t) * x_student
+
+
+def moved(x: jax.Array, x_teacher: jax.Array, x_student: jax.Array) -> jax.Array:
+    """Return zeros [B] whose gradient with respect to `x` moves it from the student's mean towards the teacher's.
+
+    It is the mean over the picture of (x_student - x_teacher) / mean |x - x_teacher|, whose size is about the same at
+    all levels (Yin et al. 2024, arXiv 2311.18828, equation 8). Differences below a level of 8 bits do not count more.
+
+    Args:
+      x: [B, H, W, C] what the student has made.
+      x_teacher, x_student: [B, H, W, C] means of x, given x noised: the teacher's, and the student's own.
+    """
+    x_teacher, x_student, at = jax.lax.stop_gradient((x_teacher, x_student, x))
+    size = jnp.mean(jnp.abs(at - x_teacher), axis=(1, 2, 3), keepdims=True)
+    direction = (x_student - x_teacher) / jnp.maximum(size, 1 / 255)
+    return jnp.mean((x - at) * direction, axis=(1, 2, 3))

@@ -152,12 +152,13 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
     bytes_of = lambda tree: sharding.byte_counts(tree).per_device
     if kind == "train":
         state = states.abstract_state(config, mesh)
-        params, held_params = state.frozen or state.params, (state.params, state.frozen)
+        params, second = state.frozen or state.params, state.auxiliary
+        held_params = (state.params, state.frozen, second and second.params)
         inputs = batch_shapes(config, rows)
         shapes = jax.eval_shape(lambda: states.new_state(small))
         taught_by = teacher.like_the_stage(small, shapes.params)
         program = tracing.trace(make_train_step(small, alone), shapes, inputs, taught_by)
-        held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(state.opt_state)}
+        held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of((state.opt_state, second and second.opt_state))}
     else:
         state = params = held_params = sampled_params(config, mesh, dtype)
         function, inputs = sampler(config, rows)

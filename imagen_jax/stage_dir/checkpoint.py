@@ -1,7 +1,7 @@
 """Checkpoints of a stage: save, restore and verify.
 
-    checkpoints/<step>/        items: state (step, params, optimiser), ema_params, config, and data: the position in the
-                               data set, which data set, and the checksums of all arrays (`integrity`)
+    checkpoints/<step>/        items: state (step, params, optimiser, auxiliary network), ema_params, config, and data: the
+                               position in the data set, which data set, and the checksums of all arrays (`integrity`)
     damaged/<step>/            checkpoints that could not be read when training continued from an older one
 
 `ema_params` is an item of its own, so that samplers read it alone. `save_stage` writes checkpoints without `state`.
@@ -242,10 +242,8 @@ def _restored(folder: Path, step: int, abstract: TrainState) -> tuple[TrainState
 
 def _items(state: TrainState) -> dict[str, Any]:
     """Return the arrays of a state, or their shapes, by the item of a checkpoint that holds them."""
-    return {
-        "state": {name: getattr(state, name) for name in ("step", "params", "opt_state")},
-        "ema_params": state.ema_params,
-    }
+    names = ("step", "params", "opt_state", *(("auxiliary",) if state.auxiliary is not None else ()))
+    return {"state": {name: getattr(state, name) for name in names}, "ema_params": state.ema_params}
 
 
 def _warn_if_unverified(folder: Path, record: integrity.Record) -> None:

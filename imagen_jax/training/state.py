@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
-from imagen_jax.config import OPTIMIZERS, StageConfig
+from imagen_jax.config import OBJECTIVES, OPTIMIZERS, StageConfig
 from imagen_jax.models import lora
-from imagen_jax.structs import TrainState
+from imagen_jax.structs import Auxiliary, TrainState
 from imagen_jax.training import packing
 from imagen_jax.training.optim import ENDS, make_optimizer
 
 
 def new_state(config: StageConfig, params: Any = None) -> TrainState:
     """Return the state of step 0. With a `lora.rank`, its `params` are adapters and `frozen` all parameters.
+
+    An auxiliary network begins as a copy of the stage's own.
 
     Args:
       config: of the stage.
@@ -25,7 +27,9 @@ def new_state(config: StageConfig, params: Any = None) -> TrainState:
     key = jax.random.key(config.seed)
     if params is None:
         params = stage.init(config, stage.named_key(key, "init"))
-    frozen = None
+    optimizer, frozen, auxiliary = make_optimizer(config.optim), None, None
+    if getattr(OBJECTIVES[config.optim.objective], "has_auxiliary", False):
+        auxiliary = Auxiliary(jax.tree.map(jnp.copy, params), optimizer.init(params))
     if config.lora.rank:
         frozen = params
         params = lora.init(stage.named_key(key, "lora"), frozen, config.lora.rank, config.lora.targets)
@@ -33,8 +37,9 @@ def new_state(config: StageConfig, params: Any = None) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
-        opt_state=make_optimizer(config.optim).init(params),
+        opt_state=optimizer.init(params),
         frozen=frozen,
+        auxiliary=auxiliary,
     )
 
 
@@ -67,7 +72,8 @@ def packed_shapes(config: StageConfig, abstract: TrainState) -> TrainState:
         return abstract
     params = packing.shapes(abstract.params, alone=ENDS)
     opt_state = jax.eval_shape(make_optimizer(config.optim).init, params)
-    packed = abstract.replace(params=params, ema_params=params, opt_state=opt_state)
+    auxiliary = None if abstract.auxiliary is None else Auxiliary(params, opt_state)
+    packed = abstract.replace(params=params, ema_params=params, opt_state=opt_state, auxiliary=auxiliary)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=abstract.step.sharding), packed)
 
 

@@ -1,6 +1,7 @@
 """One optimisation step: a pure function of (state, batch)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
 from imagen_jax.config import StageConfig
-from imagen_jax.structs import TextCond, TrainState
+from imagen_jax.structs import Auxiliary, TextCond, TrainState
 from imagen_jax.training import packing
 from imagen_jax.training.objectives import OBJECTIVES
 from imagen_jax.training.optim import learning_rate, make_optimizer
@@ -35,11 +36,11 @@ def make_train_step(
       null: [1] the null caption, if it is not zeros; a constant of the step. See `stage.image_losses`.
 
     Returns:
-      A function. `state.params` are differentiated and updated, `state.frozen` are not, and neither is the
-      `stage.Stage` that an objective which learns from a teacher is given as well. A step whose loss or gradient
-      is not finite changes nothing but the step's number. Metrics are the scalars loss, grad_norm, learning_rate,
-      ema_distance (of the averaged parameters from the others, as a share of their norm) and skipped (1 if nothing
-      changed, else 0), and under "sums" the objective's metrics.
+      A function. `state.params` and the auxiliary network are differentiated and updated, each with its optimiser's
+      state; `state.frozen` are not, and neither is the `stage.Stage` that an objective which learns from a teacher is
+      given as well. A step whose loss or gradient is not finite changes nothing but the step's number. Metrics are the
+      scalars loss, grad_norm (of `params`), learning_rate, ema_distance (of the averaged parameters from the others, as
+      a share of their norm) and skipped (1 if nothing changed, else 0), and under "sums" the objective's metrics.
 
     Raises:
       ValueError: no such objective or optimiser is registered.
@@ -54,28 +55,27 @@ def make_train_step(
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         given = () if teacher is None else (teacher,)
         more = {} if null is None else {"null": null}
-        loss_of = lambda params, batch, draws: objective(
-            network_params(config, state, params), batch | more, draws, *given
-        )
+        trained = (state,) if state.auxiliary is None else (state, state.auxiliary)
+
+        def loss_of(params: tuple[Any, ...], batch: stage.Batch, draws: stage.Draws) -> tuple[jax.Array, Metrics]:
+            own, *auxiliary = params
+            return objective(network_params(config, state, own), batch | more, draws, *given, *auxiliary)
+
         with sharding.use_mesh(mesh):
-            params = packing.unpack(state.params)
+            params = tuple(packing.unpack(each.params) for each in trained)
             (loss, sums), grads = _loss_and_grads(loss_of, config.optim.accumulation, mesh, params, batch, draws)
         with jax.named_scope("optimiser"):  # its name in traces
-            grads = packing.pack(grads, state.params)
-            grad_norm = optax.global_norm(grads)
-            is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            is_finite &= jnp.isfinite(optax.global_norm(updates))  # an optimiser's own numbers can overflow
-            params = optax.apply_updates(state.params, updates)
+            (new, *auxiliary), norms = zip(*map(partial(_updated, optimizer), trained, grads), strict=True)
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(jnp.asarray(norms)).all()
             # The decay of the average warms up: the first parameters are soon forgotten.
             decay = jnp.minimum(config.optim.ema_decay, (1 + state.step) / (10 + state.step))
-            ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-            new = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+            ema_params = optax.incremental_update(new.params, state.ema_params, 1 - decay)
+            new = new.replace(ema_params=ema_params, auxiliary=auxiliary[0] if auxiliary else None)
             new = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
             distance = optax.global_norm(jax.tree.map(jnp.subtract, new.params, new.ema_params))
         metrics = {
             "loss": loss,
-            "grad_norm": grad_norm,
+            "grad_norm": norms[0][0],
             "learning_rate": learning_rate(config.optim)(state.step),
             "ema_distance": distance / optax.global_norm(new.params),
             "skipped": 1 - is_finite.astype(jnp.int32),
@@ -84,6 +84,17 @@ def make_train_step(
         return new.replace(step=state.step + 1, frozen=state.frozen), metrics
 
     return step
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, trained: TrainState | Auxiliary, grads: Any
+) -> tuple[TrainState | Auxiliary, tuple[jax.Array, jax.Array]]:
+    """Return `trained` with other parameters and optimiser's state, and the norms of gradient and update."""
+    grads = packing.pack(grads, trained.params)
+    updates, opt_state = optimizer.update(grads, trained.opt_state, trained.params)
+    new = trained.replace(params=optax.apply_updates(trained.params, updates), opt_state=opt_state)
+    # Of the update too: an optimiser's own numbers can overflow.
+    return new, (optax.global_norm(grads), optax.global_norm(updates))
 
 
 def _loss_and_grads(

@@ -127,7 +127,8 @@ def test_guidance_that_no_student_can_learn_is_refused(student, trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_stage_is_distilled_continued_and_sampled(tiny_configs, tmp_path):
+@pytest.mark.parametrize("objective", ["progressive", "moment_matching"])
+def test_a_stage_is_distilled_continued_and_sampled(tiny_configs, tmp_path, objective):
     """From the parameters of its teacher, which is read again when it continues; it is sampled in its steps alone."""
     data = write_shapes(tmp_path / "data", train=8)
     base = change(
@@ -137,7 +138,7 @@ def test_a_stage_is_distilled_continued_and_sampled(tiny_configs, tmp_path):
     )  # fmt: skip
     save_stage(with_random_params(base), tmp_path / "teacher/base", step=2)
     student = change(
-        base, optim__objective="progressive", optim__teacher=str(tmp_path / "teacher/base"), distilled__steps=2,
+        base, optim__objective=objective, optim__teacher=str(tmp_path / "teacher/base"), distilled__steps=2,
         init_from=str(tmp_path / "teacher/base"), sampling=C.SamplingConfig(sampler="heun", guidance_scale=7.0),
     )  # fmt: skip
     student = change(student, run__num_steps=1)
@@ -145,6 +146,9 @@ def test_a_stage_is_distilled_continued_and_sampled(tiny_configs, tmp_path):
     assert np.isfinite(jax.tree.leaves(result.state.params)[0]).all()
     result = loop.train(change(student, run__num_steps=2), tmp_path / "student")
     assert int(result.state.step) == 2
+    whole = loop.train(change(student, run__num_steps=2), tmp_path / "at_once")
+    jax.tree.map(np.testing.assert_array_equal, result.state, whole.state)
+    assert (result.state.auxiliary is not None) == (objective == "moment_matching")
     lines = [json.loads(line) for line in (tmp_path / "student/base/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and all(line["loss"] > 0 for line in lines)
     made = load_stage(tmp_path / "student/base")

@@ -34,6 +34,12 @@ def taught(objective: Callable) -> Callable:
     return objective
 
 
+def with_auxiliary(objective: Callable) -> Callable:
+    """Mark an objective to register as one that trains a second network beside the stage's; see `objectives`."""
+    objective.has_auxiliary = True
+    return objective
+
+
 def own_scale(teacher: StageConfig) -> float:
     """Return the guidance scale that a student takes from its teacher: built in, or of its sampling options."""
     built_in = teacher.distilled.guidance_scale if teacher.distilled.steps else None

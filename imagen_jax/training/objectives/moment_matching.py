@@ -1,0 +1,66 @@
+"""Distillation by moment matching: a student whose pictures have the teacher's moments, not its trajectories."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax import stage
+from imagen_jax.config import OBJECTIVES, StageConfig, override
+from imagen_jax.diffusion import distillation, losses, process
+from imagen_jax.diffusion.denoisers import as_estimate
+from imagen_jax.sampling.recipe import logsnr_grid
+from imagen_jax.training.objectives.denoising import Metrics, mean_and_metrics
+from imagen_jax.training.objectives.distillation import taught, teacher_denoiser, with_auxiliary
+from imagen_jax.training.objectives.progressive import index
+
+
+@OBJECTIVES.register("moment_matching")
+@taught
+@with_auxiliary
+def moment_matching(config: StageConfig) -> Any:
+    """Return the objective of moment matching (Salimans et al. 2024, arXiv 2406.04103, algorithm 2).
+
+    The student's x at one of its levels is noised again, by the posterior of an ancestral step, to a cleaner level that
+    the step spans, one of `distilled.substeps`. There an auxiliary network learns the mean of such x, and the student
+    moves from that mean towards the teacher's. Steps that follow the teacher's trajectory with a squared error blur
+    what that trajectory decides late; here the student is free in where it ends from which noise.
+
+    Unlike in the paper, student and auxiliary network move in the same training step, from which the auxiliary's
+    estimate serves both; the weight of the student's difference is that of DMD (Yin et al. 2024, arXiv 2311.18828,
+    equation 8); and what is learned are the levels that the student is sampled on alone.
+
+    Metrics by log-SNR are the loss of the auxiliary network; "moment_gap" is the squared difference of the two means,
+    weighted like it, which falls as the student learns.
+    """
+    made = config.distilled
+    grid = logsnr_grid(config, override(config.sampling, {"steps": made.steps * made.substeps}))
+
+    def objective(
+        params: Any, batch: stage.Batch, draws: stage.Draws, teacher: stage.Stage, auxiliary: Any
+    ) -> tuple[jax.Array, Metrics]:
+        stage.check_batch(config, batch, draws)
+        draws = draws.replace(dropped=jnp.zeros_like(draws.dropped))
+        level = index(draws.t, made.steps * made.substeps)
+        logsnr_t, logsnr_s = grid[level // made.substeps * made.substeps], grid[level + 1]
+        _, _, z_t, cond = stage.noised(config, batch, draws, logsnr_t)
+        dropout = [stage.named_key(draws.keys[0], name) for name in ("dropout", "auxiliary dropout")]
+        student, second = stage.Stage(params, config), stage.Stage(auxiliary, config)
+        x = as_estimate(student.denoise(z_t, logsnr_t, cond, dropout[0])).x
+        mean, variance = process.posterior(
+            z_t=z_t, x=jax.lax.stop_gradient(x), logsnr_t=logsnr_t, logsnr_s=logsnr_s
+        )
+        z_s = mean + jnp.sqrt(variance) * stage.image_noise(draws.keys, "again", x.shape[1:])
+        teach = teacher_denoiser(config, teacher, cond, batch.get("null"))
+        x_teacher = jax.lax.stop_gradient(as_estimate(teach(z_s, logsnr_s)).x.astype(jnp.float32))
+        x_auxiliary = as_estimate(second.denoise(z_s, logsnr_s, cond, dropout[1])).x
+        weight = losses.v(logsnr_s, "x", config.process.v_cap)
+        square = lambda difference: jnp.mean(difference**2, axis=(1, 2, 3))
+        gap = weight * square(jax.lax.stop_gradient(x_auxiliary) - x_teacher)
+        # The second term keeps it near the teacher, where few of the student's pictures have shown it anything yet.
+        own = weight * (square(x_auxiliary - jax.lax.stop_gradient(x)) + square(x_auxiliary - x_teacher))
+        loss, metrics = mean_and_metrics(own, logsnr_s)
+        moved = jnp.mean(distillation.moved(x, x_teacher, x_auxiliary))
+        return loss + moved, metrics | {"moment_gap": (jnp.sum(gap), jnp.asarray(len(gap), jnp.float32))}
+
+    return objective
