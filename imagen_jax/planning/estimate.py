@@ -158,7 +158,8 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
         shapes = jax.eval_shape(lambda: states.new_state(small))
         taught_by = teacher.like_the_stage(small, shapes.params)
         program = tracing.trace(make_train_step(small, alone), shapes, inputs, taught_by)
-        held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of((state.opt_state, second and second.opt_state))}
+        opt_states = (state.opt_state, second and second.opt_state)
+        held = {"ema_bytes": bytes_of(state.ema_params), "optimizer_bytes": bytes_of(opt_states)}
     else:
         state = params = held_params = sampled_params(config, mesh, dtype)
         function, inputs = sampler(config, rows)

@@ -1,7 +1,8 @@
 """Checkpoints of a stage: save, restore and verify.
 
-    checkpoints/<step>/        items: state (step, params, optimiser, auxiliary network), ema_params, config, and data: the
-                               position in the data set, which data set, and the checksums of all arrays (`integrity`)
+    checkpoints/<step>/        items: state (step, params, optimiser, auxiliary network), ema_params, config, and data:
+                               the position in the data set, which data set, and the checksums of all arrays
+                               (`integrity`)
     damaged/<step>/            checkpoints that could not be read when training continued from an older one
 
 `ema_params` is an item of its own, so that samplers read it alone. `save_stage` writes checkpoints without `state`.

@@ -3,17 +3,15 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagen_jax import sharding, stage
-from imagen_jax.config import OBJECTIVES, override
+from imagen_jax.config import override
 from imagen_jax.diffusion import schedules
 from imagen_jax.training import packing
 from imagen_jax.training import state as states
 from imagen_jax.training.step import make_train_step
-
 from tests.training.objectives.conftest import VAR, Linear
 
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
