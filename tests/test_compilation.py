@@ -5,6 +5,9 @@ import subprocess
 import sys
 import threading
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from imagen_jax import compilation
@@ -73,3 +76,12 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
     (misses, _), (misses_again, hits) = run(), run()
     assert misses > 0 and misses_again == 0 and hits >= misses
+
+
+def test_programs_that_train_compile_with_fewer_passes_on_cpus_to_the_same_values():
+    """With options that the installed version knows; elsewhere the compiler's own."""
+    assert compilation.options("gpu") is None and compilation.options("tpu") is None
+    step = lambda x: jnp.tanh(x @ x).sum(0)
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    found = jax.jit(step, compiler_options=compilation.options("cpu"))(x)
+    np.testing.assert_allclose(found, jax.jit(step)(x), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax import sharding
+from imagen_jax import compilation, sharding
 from imagen_jax.config import StageConfig
 from imagen_jax.planning import hlo
 from imagen_jax.planning.estimate import Kind, sampled_params, sampler
@@ -95,7 +95,8 @@ def build(config: StageConfig, kind: Kind, mesh: Mesh, held: Any) -> tuple[Any, 
     )
     if kind == "train":
         out = (states.shardings(held), None)
-        step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out)
+        options = compilation.options(mesh.devices.flat[0].platform)
+        step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=out, compiler_options=options)
         taught_by = teacher.like_the_stage(config, sampled_params(config, mesh, "float32"))
         return step, (held, placed(batch_shapes(config, rows)), taught_by)
     function, inputs = sampler(config, rows)

@@ -174,6 +174,7 @@ class _Run:
             make_train_step(config, self._mesh, null=self._null),
             donate_argnums=0,
             out_shardings=(states.shardings(packed), sharding.replicated(self._mesh)),
+            compiler_options=compilation.options(jax.default_backend()),
         )
         for done in range(first + 1, last + 1):
             self._watchdog.alive()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from imagen_jax import sharding, stage
+from imagen_jax import compilation, sharding, stage
 from imagen_jax.config import OBJECTIVES, OPTIMIZERS, StageConfig
 from imagen_jax.models import lora
 from imagen_jax.structs import Auxiliary, TrainState
@@ -82,14 +82,9 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-# Of the program that makes a state, which runs once: on CPUs it compiles in a third of the time without the costlier
-# passes, to the same values.
-_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
-
-
 def init_state(config: StageConfig, abstract: TrainState, params: Any = None) -> TrainState:
     """Return `new_state(config, params)`, laid out as `abstract` (from `abstract_state`), each device its shards."""
-    compiled = partial(jax.jit, compiler_options=_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None)
+    compiled = partial(jax.jit, compiler_options=compilation.options(jax.default_backend()))
     if params is None or abstract.frozen is None:
         return compiled(partial(new_state, config), out_shardings=shardings(abstract))(params)
     own = lambda: new_state(config).replace(frozen=None)
