@@ -33,8 +33,8 @@ def has_abandoned_compilation() -> bool:
 def options(platform: str) -> dict[str, Any] | None:
     """Return `compiler_options` of `jax.jit` for programs that train, on devices of `platform`.
 
-    On CPUs they compile in half of the time without the costlier passes, and run as fast: nearly all of their time goes
-    to products and convolutions, which are calls of libraries. See docs/performance.md.
+    On CPUs they compile in half of the time without the costlier passes, and run nearly as fast: most of their time
+    goes to products and convolutions, which are calls of libraries. See docs/performance.md.
     """
     if platform != "cpu":
         return None
