@@ -16,7 +16,7 @@ python scripts/train.py --preset shapes --stage sr64 --workdir runs/shapes
 python scripts/evaluate.py --workdir runs/shapes --data datasets/shapes --num 400
 
 The first two took 9 minutes on an H200 (with --run.data-workers 5), the next three 9, 79 and 15 on a CPU core, and
-super-resolution 20 on a CPU core. The base distilled to four steps, and likewise to eight, two or one:
+super-resolution 20 on a CPU core. The base distilled to four steps:
 
 python scripts/train.py --preset shapes:four --stage base --workdir runs/four --init-from shapes/base
 
@@ -46,11 +46,10 @@ PROCESS = ProcessConfig(prediction="x", loss_weight="min_snr", min_snr_floor=1.0
 OPTIM = OptimConfig(
     optimizer="muon", learning_rate=2.5e-3, warmup_steps=50, b2=0.99, batch_size=128, ema_decay=0.998
 )
-DISTILLED = {"eight": 8, "four": 4, "two": 2, "one": 1}  # part -> steps of sampling
 
 
 def get_config(
-    part: Literal["full", "single", "halves", "relations", "again", "eight", "four", "two", "one"] = "full",
+    part: Literal["full", "single", "halves", "relations", "again", "four"] = "full",
 ) -> tuple[StageConfig, ...]:
     base = StageConfig(
         name="base",
@@ -76,8 +75,8 @@ def get_config(
         optim=dataclasses.replace(OPTIM, decay_steps=18_000),
         run=RunConfig(num_steps=18_000, checkpoint_every=1000, validate_every=0, sample_every=0),
     )
-    if part in DISTILLED:
-        return (_distilled(base, DISTILLED[part]),)
+    if part == "four":
+        return (_distilled(base, steps=4),)
     if part != "full":
         return (_lesson(base, part),)
     super_resolution = StageConfig(

@@ -149,6 +149,9 @@ def validate_for_training(config: StageConfig) -> StageConfig:
 def _validate_distillation(config: StageConfig) -> None:
     """Raise a ValueError unless the objective, the teacher and the steps to distil to go together."""
     rule, optim, made = _rule_of(config), config.optim, config.distilled
+    is_apart = config.lora.rank == 0 or not getattr(OBJECTIVES[optim.objective], "has_auxiliary", False)
+    text = f"be 0 with objective {optim.objective!r}, which trains all parameters of a second network"
+    rule("lora.rank", is_apart, text)
     if not getattr(OBJECTIVES[optim.objective], "needs_teacher", False):
         off = {"optim.teacher": "", "distilled.steps": 0, "distilled.substeps": 2, "distilled.guidance_scale": None}
         for name, value in off.items():
@@ -160,9 +163,6 @@ def _validate_distillation(config: StageConfig) -> None:
     rule("distilled.steps", made.steps > 0, text.replace("a teacher", "a teacher to sample in that many steps"))
     text = f"be at most {MAX_STEPS // max(1, made.steps)} with {made.steps} steps"
     rule("distilled.substeps", made.steps * made.substeps <= MAX_STEPS, text)
-    is_apart = config.lora.rank == 0 or not getattr(OBJECTIVES[optim.objective], "has_auxiliary", False)
-    text = f"be 0 with objective {optim.objective!r}, which trains all parameters of a second network"
-    rule("lora.rank", is_apart, text)
     text = "be 'uniform' with a teacher, since each of a few levels of noise is to be learned equally often"
     rule("process.times", config.process.times == "uniform", text)
 

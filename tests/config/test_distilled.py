@@ -81,6 +81,10 @@ def test_a_negative_prompt_needs_a_guided_stage(config, tiny_configs, tiny_text)
         ({"distilled.steps": 0}, "distilled.steps must be given with objective 'progressive'"),
         ({"distilled.steps": -1}, "distilled.steps must be at least 0; got -1"),
         ({"distilled.substeps": 0}, "distilled.substeps must be at least 1; got 0"),
+        (
+            {"optim.objective": "moment_matching", "lora.rank": 2},
+            "lora.rank must be 0 with objective 'moment_matching', which trains all parameters of a second network",
+        ),
         ({"distilled.steps": 9999}, "distilled.substeps must be at most 1 with 9999 steps; got 2"),
         ({"optim.objective": "denoising"}, "optim.teacher must be left out with objective 'denoising'"),
         (

@@ -1,5 +1,6 @@
 """The x that stands for several steps of DDIM, against the steps themselves, in float64 and by the sampler."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,3 +62,16 @@ def test_a_consistent_student_ends_where_the_teacher_ends():
         z_t = distillation.joined(denoise, z_1, levels[: first + 1])[1] if first else z_1
         found = distillation.consistent(denoise, rest, z_t, levels[jnp.array([first, first + 1, 4])])
         np.testing.assert_allclose(found, distillation.joined(denoise, z_t, levels[first:])[0], atol=2e-6)
+
+
+def test_a_student_is_moved_from_its_own_mean_towards_the_teachers():
+    """By (x_student - x_teacher) over mean |x - x_teacher|, or over a level of 8 bits if that is larger."""
+    x, x_teacher, x_student = (jax.random.normal(jax.random.key(i), (3, 4, 4, 2)) for i in range(3))
+    x = x.at[2].set(x_teacher[2])
+    value, pull = jax.vjp(distillation.moved, x, x_teacher, x_student)
+    np.testing.assert_array_equal(value, np.zeros(3))
+    on_x, *on_means = pull(jnp.ones(3))
+    x, x_teacher, x_student = (np.asarray(each, np.float64) for each in (x, x_teacher, x_student))
+    size = np.maximum(np.abs(x - x_teacher).mean((1, 2, 3), keepdims=True), 1 / 255)
+    np.testing.assert_allclose(on_x, (x_student - x_teacher) / size / x[0].size, rtol=1e-5)
+    assert not any(np.any(each) for each in on_means)

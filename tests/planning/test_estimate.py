@@ -116,24 +116,23 @@ def test_against_the_compiler_for_tpus():
 
 
 @pytest.mark.slow
-def test_a_teacher_is_held_and_computed_as_well(tiny_configs):
+@pytest.mark.parametrize(
+    ("objective", "networks", "optimizers", "passes"),
+    [
+        # Three more forward passes, two of the guided teacher, beside a forward and a backward pass.
+        ("consistency", 2, 1, 6),
+        # Twice a forward and a backward pass, and two forward passes of the guided teacher.
+        ("moment_matching", 3, 2, 8),
+    ],
+)
+def test_a_teacher_and_an_auxiliary_network_are_held_and_computed_as_well(
+    tiny_configs, objective, networks, optimizers, passes
+):
     config = tiny_configs[1]
     made = C.DistilledConfig(steps=2, guidance_scale=3.0)
-    optim = dataclasses.replace(config.optim, objective="consistency")
+    optim = dataclasses.replace(config.optim, objective=objective)
     taught = distilled.with_sampling(dataclasses.replace(config, distilled=made, optim=optim))
     plain, plan = (estimate(each, "train", 1) for each in (config, taught))
-    assert plan.params_bytes == 2 * plain.params_bytes and plan.optimizer_bytes == plain.optimizer_bytes
-    # Three more forward passes, two of the guided teacher, beside a forward and a backward pass.
-    assert plan.flops / plain.flops == pytest.approx(2, rel=0.1)
-
-
-@pytest.mark.slow
-def test_an_auxiliary_network_is_held_and_trained_as_well(tiny_configs):
-    config = tiny_configs[1]
-    made = C.DistilledConfig(steps=2, guidance_scale=3.0)
-    optim = dataclasses.replace(config.optim, objective="moment_matching")
-    taught = distilled.with_sampling(dataclasses.replace(config, distilled=made, optim=optim))
-    plain, plan = (estimate(each, "train", 1) for each in (config, taught))
-    assert plan.params_bytes == 3 * plain.params_bytes and plan.optimizer_bytes == 2 * plain.optimizer_bytes
-    # Twice a forward and a backward pass, and two forward passes of the guided teacher.
-    assert plan.flops / plain.flops == pytest.approx(8 / 3, rel=0.1)
+    assert plan.params_bytes == networks * plain.params_bytes
+    assert plan.optimizer_bytes == optimizers * plain.optimizer_bytes
+    assert plan.flops / plain.flops == pytest.approx(passes / 3, rel=0.1)

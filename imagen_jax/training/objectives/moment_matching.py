@@ -47,10 +47,9 @@ def moment_matching(config: StageConfig) -> Any:
         dropout = [stage.named_key(draws.keys[0], name) for name in ("dropout", "auxiliary dropout")]
         student, second = stage.Stage(params, config), stage.Stage(auxiliary, config)
         x = as_estimate(student.denoise(z_t, logsnr_t, cond, dropout[0])).x
-        mean, variance = process.posterior(
-            z_t=z_t, x=jax.lax.stop_gradient(x), logsnr_t=logsnr_t, logsnr_s=logsnr_s
-        )
-        z_s = mean + jnp.sqrt(variance) * stage.image_noise(draws.keys, "again", x.shape[1:])
+        made_x = jax.lax.stop_gradient(x)
+        mean, variance = process.posterior(z_t=z_t, x=made_x, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
+        z_s = mean + jnp.sqrt(variance) * stage.image_noise(draws.keys, "posterior", x.shape[1:])
         teach = teacher_denoiser(config, teacher, cond, batch.get("null"))
         x_teacher = jax.lax.stop_gradient(as_estimate(teach(z_s, logsnr_s)).x.astype(jnp.float32))
         x_auxiliary = as_estimate(second.denoise(z_s, logsnr_s, cond, dropout[1])).x
@@ -58,7 +57,7 @@ def moment_matching(config: StageConfig) -> Any:
         square = lambda difference: jnp.mean(difference**2, axis=(1, 2, 3))
         gap = weight * square(jax.lax.stop_gradient(x_auxiliary) - x_teacher)
         # The second term keeps it near the teacher, where few of the student's pictures have shown it anything yet.
-        own = weight * (square(x_auxiliary - jax.lax.stop_gradient(x)) + square(x_auxiliary - x_teacher))
+        own = weight * (square(x_auxiliary - made_x) + square(x_auxiliary - x_teacher))
         loss, metrics = mean_and_metrics(own, logsnr_s)
         moved = jnp.mean(distillation.moved(x, x_teacher, x_auxiliary))
         return loss + moved, metrics | {"moment_gap": (jnp.sum(gap), jnp.asarray(len(gap), jnp.float32))}
