@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +12,6 @@ import jax
 from imagen_jax.processes import barrier
 
 T = TypeVar("T")
-
-# Versions of jaxlib with two ways to compile what is fused of small operations: an unknown option is an error.
-_TWO_EMITTERS = ("0.10.", "0.11.")
 
 
 class Cancelled(Exception):
@@ -33,14 +29,12 @@ def has_abandoned_compilation() -> bool:
 def options(platform: str) -> dict[str, Any] | None:
     """Return `compiler_options` of `jax.jit` for programs that train, on devices of `platform`.
 
-    On CPUs they compile in half of the time without the costlier passes, and run nearly as fast: most of their time
-    goes to products and convolutions, which are calls of libraries. See docs/performance.md.
+    On CPUs they compile in less time without the costlier passes, and run as fast: most of their time goes to products
+    and convolutions, which are calls of libraries. See docs/performance.md.
     """
     if platform != "cpu":
         return None
-    passes = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
-    emitters = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith(_TWO_EMITTERS) else {}
-    return passes | emitters
+    return {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 
 
 def compile_jitted(function: Any, *args: Any, cancelled: Callable[[], Any] | None = None) -> Any:

@@ -79,7 +79,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 
 def test_programs_that_train_compile_with_fewer_passes_on_cpus_to_the_same_values():
-    """With options that the installed version knows; elsewhere the compiler's own."""
+    """Elsewhere with the compiler's own options."""
     assert compilation.options("gpu") is None and compilation.options("tpu") is None
     step = lambda x: jnp.tanh(x @ x).sum(0)
     x = jax.random.normal(jax.random.key(0), (64, 64))
