@@ -252,16 +252,35 @@ def image_losses(
     train = checks.boolean("train", train)
     logsnr_t = schedule(config).logsnr(draws.t)
     x, eps, z_t, cond = noised(config, batch, draws, logsnr_t)
+    return losses_of(params, config, draws, z_t, logsnr_t, cond, x=x, eps=eps, train=train), logsnr_t
+
+
+def losses_of(
+    params: Any,
+    config: StageConfig,
+    draws: Draws,
+    z_t: jax.Array,
+    logsnr_t: jax.Array,
+    cond: Cond,
+    *,
+    x: jax.Array,
+    eps: jax.Array,
+    train: bool = True,
+) -> jax.Array:
+    """Return the weighted denoising loss [B] of images that are noised already, and of any targets.
+
+    Args:
+      params, config, draws, train: as of `image_losses`.
+      z_t, logsnr_t, cond: as from `noised`.
+      x, eps: [B, H, W, C] what the network shall find in z_t.
+    """
     rngs = {"dropout": named_key(draws.keys[0], "dropout")}
     prediction = config.process.prediction
     z_in = network_input(z_t, logsnr_t, prediction)
     out = _apply(config, {"params": params}, z_in, logsnr_t, cond, train=train, rngs=rngs)
     out, _ = _parts(config, out)  # the variance has no loss
     weight = _loss_weight(config, draws.t, logsnr_t)
-    per_image = losses.denoising_loss(
-        out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight
-    )
-    return per_image, logsnr_t
+    return losses.denoising_loss(out, x=x, eps=eps, logsnr_t=logsnr_t, prediction=prediction, weight=weight)
 
 
 def noised(

@@ -101,7 +101,7 @@ class OptimConfig:
     objective: Annotated[str, OBJECTIVES] = "denoising"
     """What is minimised; one of training.objectives."""
     teacher: str = ""
-    """Distillation: DIR, DIR@STEP, CASCADE or CASCADE/STAGE, the trained stage that is learned from; empty: none."""
+    """DIR, DIR@STEP, CASCADE or CASCADE/STAGE, the trained stage that an objective learns from; empty: none."""
     optimizer: Annotated[str, OPTIMIZERS] = "adamw"
     """Optimiser of the parameters; one of training.optim."""
     learning_rate: float = 1e-4
@@ -125,7 +125,7 @@ class OptimConfig:
     accumulation: int = 1
     """Parts that a batch is computed in, to save memory."""
     prior_weight: float = 1.0
-    """Weight on the loss of pictures of data.prior_path; denoising only."""
+    """Weight on the loss of pictures of data.prior_path; denoising and preservation only."""
     ema_decay: float = 0.9999
     """Decay of the averaged parameters, which are sampled from, in [0, 1)."""
 

@@ -106,7 +106,7 @@ def validate(config: StageConfig) -> StageConfig:
     for name, default in (("data.prior_split", "train"), ("optim.prior_weight", 1.0)):
         is_used = config.data.prior_path != "" or operator.attrgetter(name)(config) == default
         rule(name, is_used, f"be {default} without data.prior_path")
-    is_used = optim.prior_weight == 1 or optim.objective == "denoising"
+    is_used = optim.prior_weight == 1 or optim.objective in ("denoising", "preservation")
     rule("optim.prior_weight", is_used, f"be 1.0 with objective {optim.objective!r}, which does not use it")
     text = "be left out in a super-resolution stage, whose samples enlarge pictures of the data set"
     rule("run.prompts", not run.prompts or not config.is_super_resolution, text)
@@ -149,17 +149,26 @@ def validate_for_training(config: StageConfig) -> StageConfig:
 def _validate_distillation(config: StageConfig) -> None:
     """Raise a ValueError unless the objective, the teacher and the steps to distil to go together."""
     rule, optim, made = _rule_of(config), config.optim, config.distilled
-    is_apart = config.lora.rank == 0 or not getattr(OBJECTIVES[optim.objective], "has_auxiliary", False)
+    objective = OBJECTIVES[optim.objective]
+    is_apart = config.lora.rank == 0 or not getattr(objective, "has_auxiliary", False)
     text = f"be 0 with objective {optim.objective!r}, which trains all parameters of a second network"
     rule("lora.rank", is_apart, text)
-    if not getattr(OBJECTIVES[optim.objective], "needs_teacher", False):
-        off = {"optim.teacher": "", "distilled.steps": 0, "distilled.substeps": 2, "distilled.guidance_scale": None}
-        for name, value in off.items():
-            text = f"be left out with objective {optim.objective!r}, which does not learn from a teacher"
-            rule(name, operator.attrgetter(name)(config) == value, text)
+    needs_teacher, needs_steps = (getattr(objective, name, False) for name in ("needs_teacher", "needs_steps"))
+    off = {"optim.teacher": ""} if not needs_teacher else {}
+    off |= {"distilled.steps": 0, "distilled.substeps": 2, "distilled.guidance_scale": None} if not needs_steps else {}
+    for name, value in off.items():
+        what = "learn from a teacher" if not needs_teacher else "distil"
+        text = f"be left out with objective {optim.objective!r}, which does not {what}"
+        rule(name, operator.attrgetter(name)(config) == value, text)
+    if not needs_teacher:
         return
     text = f"be given with objective {optim.objective!r}, which learns from a teacher"
     rule("optim.teacher", optim.teacher != "", text, "give the directory of a trained stage")
+    if not needs_steps:
+        text = f"be given with objective {optim.objective!r}, which preserves what the teacher makes of its captions"
+        is_given = config.data.prior_path != "" or optim.objective != "preservation"
+        rule("data.prior_path", is_given, text, "give a data set that the teacher was trained on")
+        return
     rule("distilled.steps", made.steps > 0, text.replace("a teacher", "a teacher to sample in that many steps"))
     text = f"be at most {MAX_STEPS // max(1, made.steps)} with {made.steps} steps"
     rule("distilled.substeps", made.steps * made.substeps <= MAX_STEPS, text)

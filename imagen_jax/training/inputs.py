@@ -50,8 +50,8 @@ def open_inputs(config: StageConfig, mesh: Mesh) -> Inputs:
     prior = None
     if config.data.prior_path:
         prior = sources.open_source(config.data.prior_path, config.data.prior_split, **options)
-        ways = 2 * sharding.num_batch_shards(mesh)
-        rule = f"be divisible by 2 x devices = {ways} with data.prior_path"
+        ways = 2 * sharding.num_batch_shards(mesh) * config.optim.accumulation
+        rule = f"be divisible by 2 x devices x optim.accumulation = {ways} with data.prior_path"
         require(config.optim.batch_size % ways == 0, "optim.batch_size", rule, config.optim.batch_size)
     # Its parameters are read only if there is something left to embed.
     encoder = encoders.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))

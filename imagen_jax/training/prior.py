@@ -6,6 +6,8 @@ own, prevent that (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242, section 3.3).
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.data.pipeline import Loader
@@ -53,6 +55,16 @@ class Mixed:
         """Stop threads and worker processes."""
         for loader in self._loaders:
             loader.close()
+
+
+def rows(array: jax.Array) -> jax.Array:
+    """Return the rows of `array` [B, ...] that are of `prior` in a batch of `Mixed`, [B / 2, ...]."""
+    return array[1::2]
+
+
+def with_rows(array: jax.Array, prior: jax.Array) -> jax.Array:
+    """Return `array` [B, ...] with `prior` [B / 2, ...] in place of its `rows`."""
+    return jnp.stack([array[::2], prior], axis=1).reshape(array.shape)
 
 
 def _in_turn(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -42,7 +42,9 @@ def describe(
     if config.init_from:
         line += f", initial parameters from {config.init_from}"
     if config.optim.teacher:
-        line += f", teacher {config.optim.teacher}, distilled to {config.distilled.steps} steps"
+        line += f", teacher {config.optim.teacher}"
+    if config.distilled.steps:
+        line += f", distilled to {config.distilled.steps} steps"
     if config.run.validate_every and not has_validation:
         line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
     return line

@@ -105,10 +105,14 @@ def _loss_and_grads(
     if parts == 1:
         return value_and_grad(params, batch, sharding.constrain_batch(draws, mesh))
 
-    # Part i takes every parts-th row, so that each device keeps its own rows.
-    split = jax.tree.map(
-        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), (batch, draws)
-    )
+    # Part i takes every parts-th pair of rows, so that each device keeps its own, and rows of a prior their places.
+    rows = len(draws.t)
+    pair = 2 if rows % (2 * parts) == 0 else 1
+
+    def in_parts(array: jax.Array) -> jax.Array:
+        return array.reshape(-1, parts, pair, *array.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
+
+    split = jax.tree.map(in_parts, (batch, draws))
     split = sharding.constrain_batch(split, mesh, axis=1)
 
     def add(total, part):

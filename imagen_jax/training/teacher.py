@@ -1,8 +1,9 @@
-"""The teacher of a distillation: a trained stage with parameters that do not change.
+"""The teacher of a stage: a trained one with parameters that do not change.
 
 `optim.teacher` of a configuration names it as `init_from` names initial parameters, see `initial`. It is recorded in
 config.json and read again at every start of the run; checkpoints do not hold it. It makes the images of the stage that
-is trained, from captions of the same encoder; its network may be another one.
+is trained, from captions of the same encoder; its network may be another one. A stage that is distilled has its
+guidance built in.
 """
 
 import dataclasses
@@ -51,13 +52,17 @@ def resolve(config: StageConfig, directory: Path) -> StageConfig:
     got = Verbatim(f"{found.place} with {'; '.join(differing)}")
     require(not differing, OPTION, f"be a stage that makes what stage {config.name} makes", got, "take another stage")
     initial.warn_of_meaning(OPTION, found.place, initial.differences(ours, theirs, _MEANING))
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, teacher=f"{found.place}@{found.which}")
+    )
+    if not config.distilled.steps:
+        own, fix = found.config.distilled.steps, "take the stage that it was distilled from"
+        rule = f"be a stage that is not distilled, for objective {config.optim.objective!r}"
+        require(not own, OPTION, rule, Verbatim(f"{found.place}, of {own} steps"), fix)
+        return config
     if scale is None:
         scale = distillation.own_scale(found.config)
-    config = dataclasses.replace(
-        config,
-        optim=dataclasses.replace(config.optim, teacher=f"{found.place}@{found.which}"),
-        distilled=dataclasses.replace(config.distilled, guidance_scale=scale),
-    )
+    config = dataclasses.replace(config, distilled=dataclasses.replace(config.distilled, guidance_scale=scale))
     _check_steps_and_guidance(config, found.config)
     return config
 
@@ -80,7 +85,9 @@ def load(config: StageConfig, mesh: Mesh) -> stage.Stage | None:
 
 
 def like_the_stage(config: StageConfig, params: Any) -> stage.Stage | None:
-    """Return, to plan with, a guided teacher with the stage's own network; None if its objective learns from none.
+    """Return, to plan with, a teacher with the stage's own network; None if its objective learns from none.
+
+    It is guided, if the stage is distilled.
 
     Args:
       config: of the stage.
@@ -88,6 +95,8 @@ def like_the_stage(config: StageConfig, params: Any) -> stage.Stage | None:
     """
     if not getattr(OBJECTIVES[config.optim.objective], "needs_teacher", False):
         return None
+    if not config.distilled.steps:
+        return stage.Stage(params, config)
     sampling = override(config.sampling, {"guidance_scale": config.distilled.guidance_scale})
     return stage.Stage(params, dataclasses.replace(config, sampling=sampling, distilled=DistilledConfig()))
 

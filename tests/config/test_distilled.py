@@ -74,6 +74,9 @@ def test_a_negative_prompt_needs_a_guided_stage(config, tiny_configs, tiny_text)
     assert made.inputs[0].negative is None and made.inputs[1].negative is not None
 
 
+UNDISTILLED = {"distilled.steps": 0, "distilled.guidance_scale": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,6 +93,18 @@ def test_a_negative_prompt_needs_a_guided_stage(config, tiny_configs, tiny_text)
         (
             {"optim.objective": "denoising", "optim.teacher": "", "distilled.steps": 0, "distilled.substeps": 3},
             "distilled.substeps must be left out with objective 'denoising', which does not learn from a .*; got 3",
+        ),
+        (
+            {"optim.objective": "preservation"},
+            "distilled.steps must be left out with objective 'preservation', which does not distil",
+        ),
+        (
+            {"optim.objective": "preservation"} | UNDISTILLED,
+            "data.prior_path must be given with objective 'preservation', which preserves what the teacher makes",
+        ),
+        (
+            {"optim.objective": "preservation", "optim.teacher": ""} | UNDISTILLED,
+            "optim.teacher must be given with objective 'preservation'",
         ),
         ({"process.prediction": "eps"}, "process.prediction must not be 'eps' in a distilled stage"),
         ({"process.times": "logit_normal"}, "process.times must be 'uniform' with a teacher"),

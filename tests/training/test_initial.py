@@ -100,8 +100,26 @@ def test_adapters_train_with_pictures_of_a_second_data_set(config, data, trained
     loop.train(other, tmp_path / "other")
     (loss,) = [json.loads(line)["loss"] for line in (tmp_path / "other/base/metrics.jsonl").read_text().splitlines()]
     assert 0 < loss < losses[0][0]
-    with pytest.raises(ValueError, match="^optim.batch_size must be divisible by 2 x devices = 2 with data.prior_path"):
+    with pytest.raises(ValueError, match="^optim.batch_size must be divisible by 2 x devices x optim.accumulation = 2"):
         loop.train(change(tuned, optim__batch_size=7), tmp_path / "odd")
+
+
+@pytest.mark.slow
+def test_adapters_preserve_what_a_teacher_predicts(config, data, trained, tmp_path):
+    """The loss of pictures of before begins at nothing, continues to the bit, and is reported."""
+    tuned = change(
+        config, data__prior_path=str(data / "others"), lora=C.LoraConfig(rank=1), init_from=str(trained),
+        optim__objective="preservation", optim__teacher=str(trained), optim__prior_weight=2.0,
+    )  # fmt: skip
+    loop.train(tuned, tmp_path / "halves")
+    two = loop.train(change(tuned, run__num_steps=2), tmp_path / "halves").state
+    whole = loop.train(change(tuned, run__num_steps=2), tmp_path / "whole").state
+    jax.tree.map(np.testing.assert_array_equal, two.params, whole.params)
+    lines = [json.loads(line) for line in (tmp_path / "whole/base/metrics.jsonl").read_text().splitlines()]
+    first, second = (line["preservation"] for line in lines)
+    assert first < 1e-12 * lines[0]["loss"] and first < second
+    made = load_stage(tmp_path / "whole/base")
+    assert made.config.distilled == C.DistilledConfig() and made.config.optim.teacher == f"{trained}@2"
 
 
 @pytest.mark.slow

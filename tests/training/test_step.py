@@ -201,6 +201,18 @@ def test_parts_of_a_batch_add_up(configs, tiny_batch):
 
 
 @pytest.mark.slow
+def test_parts_keep_pictures_of_a_prior_in_their_places(configs, tiny_batch):
+    """Every other row, in each part of a batch."""
+    config = change(configs[1], accumulation=2)
+    marked = tiny_batch | {"weight": np.where(np.arange(len(tiny_batch["x"])) % 2, 3.0, 1.0).astype("float32")}
+    weights = lambda params, batch, draws: (params["stem"]["kernel"].sum(), {"a": (batch["weight"][1::2].sum(), 1.0)})
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step = jax.jit(make_train_step(config, mesh, weights))
+    _, metrics = step(states.init_state(config, states.abstract_state(config, mesh)), marked)
+    assert metrics["sums"]["a"][0] == marked["weight"][1::2].sum()
+
+
+@pytest.mark.slow
 def test_adapters_train_as_one_device_does_on_every_mesh(configs, batches, monkeypatch):
     """Muon sees them alone; the frozen parameters, which are sharded, do not move."""
     monkeypatch.setattr(sharding, "_MIN_SHARDED_BYTES", 256)

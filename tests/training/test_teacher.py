@@ -91,6 +91,22 @@ def test_a_distilled_teacher_has_its_guidance_built_in(student, tiny_stages, tmp
             teacher.resolve(change(student, **{f"distilled__{name}": value}), tmp_path / "sr16")
 
 
+def test_a_distilled_stage_preserves_nothing(student, tiny_stages, trained, tmp_path):
+    """It is right at its own few levels alone."""
+    tuned = change(
+        student, optim__objective="preservation", distilled__steps=0, data__prior_path="prior",
+        sampling=tiny_stages[1].config.sampling,
+    )  # fmt: skip
+    found = teacher.resolve(validate_for_training(tuned), tmp_path / "sr16")
+    assert found == change(tuned, optim__teacher=f"{trained}@5")
+    made = C.DistilledConfig(steps=4, guidance_scale=3.0)
+    config = change(tiny_stages[1].config, distilled=made, sampling=C.SamplingConfig(steps=4, guidance_scale=1.0))
+    save_stage(tiny_stages[1].replace(config=config), tmp_path / "four")
+    message = "^--optim.teacher must be a stage that is not distilled, for objective 'preservation'; got .*, of 4 steps"
+    with pytest.raises(ValueError, match=message):
+        teacher.resolve(change(tuned, optim__teacher=str(tmp_path / "four")), tmp_path / "sr16")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

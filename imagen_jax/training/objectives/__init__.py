@@ -20,12 +20,13 @@ What is registered is a function from a `StageConfig` to such an objective:
         return objective
 
 With `@distillation.taught` below the registration, the objective learns from the stage that `optim.teacher` names, and
-is called as `objective(params, batch, draws, teacher)` with that `stage.Stage`; see `distillation`. With
-`@distillation.with_auxiliary` the parameters of a second network like the stage's own, which begins as a copy of it and
-is trained as well, are one more argument, the last; the train step differentiates `loss` with respect to both.
+is called as `objective(params, batch, draws, teacher)` with that `stage.Stage`. `@distillation.distils` says the same,
+and that what it trains is sampled in `distilled.steps` steps; see `distillation`. With `@distillation.with_auxiliary`
+the parameters of a second network like the stage's own, which begins as a copy of it and is trained as well, are one
+more argument, the last; the train step differentiates `loss` with respect to both.
 """
 
 from imagen_jax.config import OBJECTIVES
-from imagen_jax.training.objectives import consistency, denoising, moment_matching, progressive
+from imagen_jax.training.objectives import consistency, denoising, moment_matching, preservation, progressive
 
-__all__ = ["OBJECTIVES", "consistency", "denoising", "moment_matching", "progressive"]
+__all__ = ["OBJECTIVES", "consistency", "denoising", "moment_matching", "preservation", "progressive"]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from imagen_jax.config import OBJECTIVES, StageConfig
 from imagen_jax.diffusion import distillation
-from imagen_jax.training.objectives.distillation import make_objective, taught
+from imagen_jax.training.objectives.distillation import distils, make_objective
 from imagen_jax.training.objectives.progressive import index
 
 
 @OBJECTIVES.register("consistency")
-@taught
+@distils
 def consistency(config: StageConfig) -> Any:
     """Return the objective of multistep consistency distillation (Heek et al. 2024, arXiv 2403.06807, algorithm 1).
 

@@ -34,6 +34,12 @@ def taught(objective: Callable) -> Callable:
     return objective
 
 
+def distils(objective: Callable) -> Callable:
+    """Mark an objective to register as one that is `taught` to sample in `distilled.steps`; see `objectives`."""
+    objective.needs_steps = True
+    return taught(objective)
+
+
 def with_auxiliary(objective: Callable) -> Callable:
     """Mark an objective to register as one that trains a second network beside the stage's; see `objectives`."""
     objective.has_auxiliary = True

@@ -11,12 +11,12 @@ from imagen_jax.diffusion import distillation, losses, process
 from imagen_jax.diffusion.denoisers import as_estimate
 from imagen_jax.sampling.recipe import logsnr_grid
 from imagen_jax.training.objectives.denoising import Metrics, mean_and_metrics
-from imagen_jax.training.objectives.distillation import taught, teacher_denoiser, with_auxiliary
+from imagen_jax.training.objectives.distillation import distils, teacher_denoiser, with_auxiliary
 from imagen_jax.training.objectives.progressive import index
 
 
 @OBJECTIVES.register("moment_matching")
-@taught
+@distils
 @with_auxiliary
 def moment_matching(config: StageConfig) -> Any:
     """Return the objective of moment matching (Salimans et al. 2024, arXiv 2406.04103, algorithm 2).

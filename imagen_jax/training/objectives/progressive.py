@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from imagen_jax.config import OBJECTIVES, StageConfig
 from imagen_jax.diffusion import distillation
-from imagen_jax.training.objectives.distillation import make_objective, taught
+from imagen_jax.training.objectives.distillation import distils, make_objective
 
 
 @OBJECTIVES.register("progressive")
-@taught
+@distils
 def progressive(config: StageConfig) -> Any:
     """Return the objective of progressive distillation (Salimans & Ho 2022, algorithm 2).
 
