@@ -2,13 +2,15 @@
 
   imagen-jax export --workdir runs/quickstart --output exports/quickstart --card card.toml
   imagen-jax export --workdir runs/quickstart --output exports/quickstart --dtype int8 --push-to-hub OWNER/NAME
+  imagen-jax export --workdir runs/four --output exports/four --dtype int4 --difference-to shapes
   imagen-jax export --workdir exports/quickstart --push-to-hub OWNER/NAME
   imagen-jax export --workdir runs/mine --adapter base --output adapters/mine
 
 The directory holds config.json, a safetensors file of averaged parameters for each stage, and a model card, README.md.
 --pretrained of the commands that sample, --init-from of training and load_cascade take it. The card is a TOML file with
 any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics, and
-the list prompts. The last command but one pushes a directory that was exported before. The last one writes the adapters
+the list prompts. The third command stores the differences to another cascade alone, the fourth one pushes a directory
+that was exported before. The last one writes the adapters
 of a stage that was fine-tuned by LoRA as adapter_model.safetensors and adapter_config.json, in the layout of PEFT, for
 --adapter of imagen-jax sample.
 """
@@ -33,8 +35,11 @@ class Options:
     """Directory of the cascade, as imagen-jax train wrote it, or with --push-to-hub alone as this command did."""
     output: Location | None = None
     """A new directory for the export. Must be given, except to push one that is in --workdir."""
-    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
-    """Type of the weight files: float32 loses nothing; int8 is for kernels, with a scale for each output channel."""
+    dtype: Literal["bfloat16", "float32", "int8", "int4"] = "bfloat16"
+    """Type of the weight files: float32 loses nothing; int8 is for kernels, with a scale for each output channel; int4
+    for their differences to the cascade of --difference-to."""
+    difference_to: str | None = None
+    """With --dtype int4: name of the pretrained cascade that training began from, or hf://OWNER/NAME."""
     adapter: str | None = None
     """Name of a stage that was trained with --lora.rank: export its averaged adapters alone, as float32."""
     best: bool = False
@@ -94,6 +99,7 @@ def _export(options: Options) -> None:
     directories.check_new(options.output, "--output")
     from imagen_jax.stage_dir import hub, loading, model_card, saving
 
+    saving.check_difference(options.dtype, options.difference_to, "--")
     card = None if options.card is None else model_card.read(options.card, "--card")
     texts = {name: _text(f"--{name}", getattr(options, name)) for name in ("notice", "licence")}
     loading.read_cascade(options.workdir, best=options.best)
@@ -102,7 +108,8 @@ def _export(options: Options) -> None:
     stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_steps=True)
     directories.check_new(options.output, "--output", needed=saving.bytes_needed(stages, options.dtype))
     steps = {name: which for name, which in loaded.items() if isinstance(which, int)}
-    saving.save_pretrained(stages, options.output, dtype=options.dtype, card=card, steps=steps, **texts)
+    texts |= {"dtype": options.dtype, "difference_to": options.difference_to}
+    saving.save_pretrained(stages, options.output, card=card, steps=steps, **texts)
     command = f'{commands.typed("sample")} --pretrained {options.output} --prompts "a caption"'
     _LOGGER.info(f"Wrote {options.output}. Next:\n  {command}")
 

@@ -8,12 +8,11 @@
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from imagen_jax import checks, stage
+from imagen_jax import checks
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, from_dict, read_json, to_dict
 from imagen_jax.config.validation import validate, validate_cascade
@@ -24,8 +23,9 @@ from imagen_jax.storage import files, locations
 
 CARD_FILE = "README.md"
 FORMAT = "imagen_jax cascade"
-VERSION = 1
+VERSION = 2
 _KEYS = ("format", "version", "dtype", "stages", "weights", "versions", "card")
+_KEYS_OF_DIFFERENCES = (*_KEYS, "difference_to")  # since version 2
 _DAMAGED = "the file is damaged or another one: get it, or export the cascade, again"
 
 
@@ -39,6 +39,14 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
+class Difference:
+    """The cascade that weight files hold the difference to: its name, and the SHA-256 of its stages' files by name."""
+
+    cascade: str
+    weights: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Exported:
     """An exported cascade.
 
@@ -48,6 +56,7 @@ class Exported:
       dtype: of the weight files.
       versions: by the name of a package, the version that exported it.
       card: by its authors.
+      difference_to: the cascade that weight files of int4 hold the difference to.
     """
 
     configs: tuple[StageConfig, ...]
@@ -55,18 +64,20 @@ class Exported:
     dtype: str
     versions: dict[str, str]
     card: Card
+    difference_to: Difference | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json."""
+        more = {} if self.difference_to is None else {"difference_to": dataclasses.asdict(self.difference_to)}
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if more else 1,
             "dtype": self.dtype,
             "stages": [to_dict(config) for config in self.configs],
             "weights": {name: dataclasses.asdict(weights) for name, weights in self.weights.items()},
             "versions": self.versions,
             "card": dataclasses.asdict(self.card),
-        }
+        } | more
 
 
 def file_name(stage_name: str) -> str:
@@ -93,30 +104,6 @@ def read(directory: Path) -> Exported | None:
         raise ValueError(f"{file} must describe an exported cascade; got an error in it: {reason}.") from error
 
 
-def read_params(directory: Path, cascade: Exported, name: str, sha256: str | None = None) -> Any:
-    """Return the parameters of a stage of an exported cascade, a tree of float32 arrays on the host.
-
-    Args:
-      directory: of the cascade.
-      cascade: as from `read`.
-      name: of the stage.
-      sha256: that the weight file must have; None: the one in config.json.
-
-    Raises:
-      ValueError: the file is missing, has another hash, or does not fit the configuration.
-    """
-    weights = cascade.weights[name]
-    if sha256 is not None and sha256 != weights.sha256:
-        got = Verbatim(f"{weights.sha256} in {directory}")
-        fix = "give the cascade of the recorded weights"
-        raise checks.error(f"weights of stage {name}", f"have the recorded sha256 {sha256}", got, fix)
-    (config,) = (config for config in cascade.configs if config.name == name)
-    shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
-    file = directory / file_name(name)
-    content = _content(file, weights)
-    return weight_file.decode(content, shapes, str(file))
-
-
 def verify(directory: Path, cascade: Exported) -> None:
     """Check the size and hash of each weight file of an exported cascade.
 
@@ -124,27 +111,33 @@ def verify(directory: Path, cascade: Exported) -> None:
       ValueError: one is missing or damaged.
     """
     for name, weights in cascade.weights.items():
-        _content(directory / file_name(name), weights)
+        content(directory, name, weights)
 
 
-def _content(file: Path, weights: Weights) -> bytes:
-    """Return the bytes of a weight file after checking their number and hash."""
+def content(directory: Path, name: str, weights: Weights) -> bytes:
+    """Return the bytes of the weight file of a stage after checking their number and hash.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    file = directory / file_name(name)
     require(files.exists(file), str(file), "be there", Verbatim("no such file"), "get it, or export the cascade, again")
     if not locations.is_remote(file):
         files.check_regular(file)
         size = file.stat().st_size
         require(size == weights.size, str(file), f"have {weights.size} bytes", size, _DAMAGED)
     with files.one_line_errors(file, "read"):
-        content = file.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+        read = file.read_bytes()
+    found = hashlib.sha256(read).hexdigest()
     require(found == weights.sha256, str(file), f"have sha256 {weights.sha256}", Verbatim(found), _DAMAGED)
-    return content
+    return read
 
 
 def _parsed(data: dict[str, Any]) -> Exported:
     version = checks.whole("version", data.get("version"))
     require(version <= VERSION, "version", f"be at most {VERSION}", version, "update imagen_jax")
-    require(set(data) == set(_KEYS), "the file", f"have the keys {', '.join(_KEYS)}", sorted(data))
+    keys = _KEYS if version == 1 else _KEYS_OF_DIFFERENCES
+    require(set(data) == set(keys), "the file", f"have the keys {', '.join(keys)}", sorted(data))
     require(data["format"] == FORMAT, "format", f"be {FORMAT}", data["format"])
     stages, weights = data["stages"], data["weights"]
     require(isinstance(stages, list) and len(stages) > 0, "stages", "be a list of configurations", stages)
@@ -157,7 +150,23 @@ def _parsed(data: dict[str, Any]) -> Exported:
     is_right = isinstance(versions, dict) and all(isinstance(value, str) for value in versions.values())
     require(is_right, "versions", "be a JSON object of versions by package", versions)
     read_weights = {name: _weights(name, values) for name, values in weights.items()}
-    return Exported(configs, read_weights, data["dtype"], versions, Card.of(data["card"], "card"))
+    difference_to = _difference(data["difference_to"], names) if version > 1 else None
+    rule = f"be int4 with difference_to alone, which is {'not ' * (difference_to is None)}there"
+    require((data["dtype"] == "int4") == (difference_to is not None), "dtype", rule, data["dtype"])
+    return Exported(configs, read_weights, data["dtype"], versions, Card.of(data["card"], "card"), difference_to)
+
+
+def _difference(values: Any, names: list[str]) -> Difference:
+    keys = [field.name for field in dataclasses.fields(Difference)]
+    is_right = isinstance(values, dict) and set(values) == set(keys) and isinstance(values["weights"], dict)
+    require(is_right, "difference_to", f"have the keys {', '.join(keys)}", values)
+    checks.text("difference_to.cascade", values["cascade"])
+    is_right = list(values["weights"]) == names and all(
+        isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in values["weights"].values()
+    )
+    rule = f"be a JSON object of the SHA-256 of {', '.join(names)}"
+    require(is_right, "difference_to.weights", rule, values["weights"])
+    return Difference(**values)
 
 
 def _weights(name: str, values: Any) -> Weights:

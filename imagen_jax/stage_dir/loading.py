@@ -16,7 +16,15 @@ from imagen_jax.config import IFUNetConfig, StageConfig, TextConfig
 from imagen_jax.config.deepfloyd import ENCODER
 from imagen_jax.config.validation import validate_cascade
 from imagen_jax.progress import logger
-from imagen_jax.stage_dir import adapter_file, checkpoint_files, exported, if_pipeline, parameters, pretrained
+from imagen_jax.stage_dir import (
+    adapter_file,
+    checkpoint_files,
+    exported,
+    exported_params,
+    if_pipeline,
+    parameters,
+    pretrained,
+)
 from imagen_jax.stage_dir.best_sampling import apply_best_sampling
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, read_config
 from imagen_jax.storage import files
@@ -256,7 +264,7 @@ def _load_exported(
     directory: Path, cascade: exported.Exported, config: StageConfig, which: int | str | None, mesh: Mesh | None
 ) -> tuple[Any, str]:
     _check_hash(which, config, f"the exported cascade {directory}")
-    params = exported.read_params(directory, cascade, config.name, which)
+    params = exported_params.read(directory, cascade, config.name, which)
     return jax.device_put(params, _places(params, mesh)), cascade.weights[config.name].sha256
 
 

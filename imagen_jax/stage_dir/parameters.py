@@ -19,7 +19,15 @@ from imagen_jax import sharding
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import LoraConfig, StageConfig
 from imagen_jax.models import lora
-from imagen_jax.stage_dir import checkpoint, checkpoint_files, checksums, exported, if_pipeline, pretrained
+from imagen_jax.stage_dir import (
+    checkpoint,
+    checkpoint_files,
+    checksums,
+    exported,
+    exported_params,
+    if_pipeline,
+    pretrained,
+)
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files, locations
 
@@ -69,7 +77,7 @@ def find(source: str, name: str, option: str = OPTION) -> Source | None:
     require(name in configs, option, f"be a cascade with a stage {name}, or CASCADE/STAGE", got)
 
     def load(sha256: str, shapes: Any) -> Any:
-        params = exported.read_params(place, cascade, name, sha256)
+        params = exported_params.read(place, cascade, name, sha256)
         put = lambda value, to: jax.make_array_from_callback(value.shape, to.sharding, lambda index: value[index])
         return jax.tree.map(put, params, shapes)
 

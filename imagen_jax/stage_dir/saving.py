@@ -17,7 +17,14 @@ from imagen_jax import checks, processes, stage
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import to_dict
 from imagen_jax.config.validation import validate, validate_cascade
-from imagen_jax.stage_dir import checkpoint, checkpoint_files, exported, model_card, weight_file
+from imagen_jax.stage_dir import (
+    checkpoint,
+    checkpoint_files,
+    exported,
+    exported_params,
+    model_card,
+    weight_file,
+)
 from imagen_jax.stage_dir.directory import CONFIG_FILE, absolute, lock_directory
 from imagen_jax.stage_dir.exported import Exported, Weights
 from imagen_jax.storage import directories, files
@@ -78,6 +85,7 @@ def save_pretrained(
     directory: str | Path,
     *,
     dtype: str = "bfloat16",
+    difference_to: str | None = None,
     card: model_card.Card | None = None,
     steps: Mapping[str, int] | None = None,
     notice: str | None = None,
@@ -92,7 +100,11 @@ def save_pretrained(
       stages: of one cascade, base first, with parameters that this process can read whole.
       directory: a new one: path or URL of gs:// or s3://.
       dtype: "float32" loses nothing; "bfloat16" rounds parameters to 8 bits of precision; "int8" rounds each entry of
-        a kernel to at most 1/254 of the largest magnitude in its output channel and keeps all else in float32.
+        a kernel to at most 1/254 of the largest magnitude in its output channel and keeps all else in float32; "int4"
+        is for a cascade that was trained from another one: kernels as differences of 4 bits, and nothing of a parameter
+        that is the same.
+      difference_to: with "int4" the name of that cascade, with stages of these names and networks; who reads the export
+        must have it.
       card: what its authors say of it, for README.md.
       steps: of training, by the name of the stage.
       notice, licence: texts of the files NOTICE and LICENSE.
@@ -104,6 +116,11 @@ def save_pretrained(
     """
     _check_cascade(stages)
     checks.choice("dtype", dtype, weight_file.DTYPES)
+    configs = tuple(each.config for each in stages)
+    check_difference(dtype, difference_to)
+    difference, others = None, {}
+    if difference_to is not None:
+        difference, others = exported_params.difference(difference_to, configs, "difference_to")
     card = model_card.Card() if card is None else checks.instance("card", card, model_card.Card, "a Card")
     steps = {} if steps is None else dict(steps)
     texts = {"NOTICE": notice, "LICENSE": licence}
@@ -114,18 +131,28 @@ def save_pretrained(
         require(is_whole, "params", "be on the devices of this process", Verbatim("arrays of several"), fix)
     place = absolute(directory)
     directories.check_new(place, "directory", needed=bytes_needed(stages, dtype))
-    configs, weights, summaries = tuple(each.config for each in stages), {}, []
+    weights, summaries = {}, []
     with directories.writing_new(place) as folder:
         for each in stages:
-            name, content = each.config.name, weight_file.encode(each.params, dtype)
+            name, content = each.config.name, weight_file.encode(each.params, dtype, others.get(each.config.name))
             files.write(folder / exported.file_name(name), content)
             weights[name] = Weights(hashlib.sha256(content).hexdigest(), len(content), steps.get(name))
             summaries.append(model_card.Summary.of(each.params, len(content), steps.get(name)))
-        texts[exported.CARD_FILE] = model_card.markdown(card, configs, summaries, dtype)
+        kind = dtype if difference is None else f"{dtype}, differences to the cascade `{difference.cascade}`"
+        texts[exported.CARD_FILE] = model_card.markdown(card, configs, summaries, kind)
         for name, text in texts.items():
             files.write(folder / name, text)
         versions = {"imagen_jax": imagen_jax.__version__}
-        files.write_json(folder / CONFIG_FILE, Exported(configs, weights, dtype, versions, card).to_dict(), indent=2)
+        described = Exported(configs, weights, dtype, versions, card, difference)
+        files.write_json(folder / CONFIG_FILE, described.to_dict(), indent=2)
+
+
+def check_difference(dtype: str, difference_to: str | None, prefix: str = "") -> None:
+    """Raise a ValueError unless `dtype` and `difference_to` go together; `prefix` is that of both names."""
+    rule = "be given with int4, which holds differences, and with no other"
+    fix = "name the cascade that training began from" if difference_to is None else "choose int4"
+    is_right = (dtype == "int4") == (difference_to is not None)
+    require(is_right, f"{prefix}difference_to".replace("_", "-" if prefix else "_"), rule, difference_to, fix)
 
 
 def bytes_needed(stages: Sequence[stage.Stage], dtype: str) -> int:
@@ -136,7 +163,7 @@ def bytes_needed(stages: Sequence[stage.Stage], dtype: str) -> int:
       dtype: of the weight files.
     """
     size = sum(leaf.size for each in stages for leaf in jax.tree.leaves(each.params))
-    return size * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] + 2**20
+    return size * {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[dtype] + 2**20
 
 
 def _check_cascade(stages: Any) -> None:

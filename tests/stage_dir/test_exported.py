@@ -94,12 +94,16 @@ def edit(change):
     return edited
 
 
+def differs(description):
+    return edit(lambda data: data.update(version=2, dtype="int4", difference_to=description))
+
+
 DAMAGE = {
     "a bit": (lambda place: flip(place / "sr16.safetensors"), "sr16.safetensors must have sha256 .*; got .*: the file"),
     "the end": (lambda place: os.truncate(place / "base.safetensors", 99), "base.safetensors must have .* bytes; got"),
     "no file": (lambda place: os.unlink(place / "base.safetensors"), "base.safetensors must be there; got no such"),
     "not JSON": (lambda place: (place / "config.json").write_text("{"), "config.json must hold JSON"),
-    "a newer version": (edit(lambda data: data.update(version=99)), "version must be at most 1; got 99: update"),
+    "a newer version": (edit(lambda data: data.update(version=99)), "version must be at most 2; got 99: update"),
     "no version": (edit(lambda data: data.pop("version")), "version must be a whole number"),
     "another format": (edit(lambda data: data.update(format="other")), "format must be imagen_jax cascade"),
     "a further key": (edit(lambda data: data.update(more=1)), "must have the keys format, version"),
@@ -109,7 +113,14 @@ DAMAGE = {
     "another order": (edit(lambda data: data["stages"].reverse()), "low_res_size of stage"),
     "weights": (edit(lambda data: data["weights"].update(base=3)), "weights.base must have the keys sha256, size"),
     "a size": (edit(lambda data: data["weights"]["base"].update(size="x")), "weights.base.size must be a whole number"),
-    "a type": (edit(lambda data: data.update(dtype="f4")), "dtype must be one of bfloat16, float32, int8; got 'f4'"),
+    "a type": (edit(lambda data: data.update(dtype="f4")), "dtype must be one of bfloat16, float32, .*; got 'f4'"),
+    "no other cascade": (edit(lambda data: data.update(dtype="int4")), "dtype must be int4 with difference_to alone"),
+    "version 2": (edit(lambda data: data.update(version=2)), "must have the keys format, .*, difference_to; got"),
+    "another cascade": (differs({"cascade": "a"}), "difference_to must have the keys cascade, weights; got"),
+    "other hashes": (
+        differs({"cascade": "a", "weights": {"base": "1"}}),
+        "difference_to.weights must be a JSON object of the SHA-256 of base, sr16",
+    ),
     "the card": (edit(lambda data: data["card"].update(by="A")), "card must have fields among title, .*; got 'by'"),
 }  # fmt: skip
 

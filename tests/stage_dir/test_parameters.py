@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from imagen_jax import config as C
 from imagen_jax import load_cascade, load_stage, save_pretrained, save_stage, stage
 from imagen_jax.models import lora
-from imagen_jax.stage_dir import checkpoint, exported, loading, parameters
+from imagen_jax.stage_dir import checkpoint, exported, exported_params, loading, parameters
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.structs import TrainState
 from tests.conftest import random_array
@@ -79,7 +79,7 @@ def test_adapters_of_adapters_load(adapted, tiny_stages, tmp_path):
 def test_adapters_of_an_exported_stage_load(tiny_stages, tmp_path):
     save_pretrained(tiny_stages, tmp_path / "export", dtype="int8")
     cascade = exported.read(tmp_path / "export")
-    base = exported.read_params(tmp_path / "export", cascade, "sr16")
+    base = exported_params.read(tmp_path / "export", cascade, "sr16")
     sha256 = cascade.weights["sr16"].sha256
     config = dataclasses.replace(cascade.configs[1], lora=LORA, init_from=f"{tmp_path}/export@{sha256}")
     adapters = adapters_of(base)

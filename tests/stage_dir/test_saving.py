@@ -127,7 +127,7 @@ def test_what_is_no_cascade_is_refused(tiny_stages, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float16"}, "dtype must be one of bfloat16, float32, int8; got 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of bfloat16, float32, int8, int4; got 'float16'"),
         ({"card": {"title": "Tiny"}}, "card must be a Card; got"),
         ({"notice": ""}, "NOTICE must not be empty"),
         ({"stages": ()}, "stages must be a sequence of at least one Stage"),

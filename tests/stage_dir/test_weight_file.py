@@ -45,10 +45,36 @@ def test_int8_rounds_kernels_by_at_most_half_a_step_of_their_channel(params):
     assert stored["conv/kernel"].dtype == np.int8 and stored["conv/kernel/scale"].shape == (4,)
 
 
+def test_int4_stores_differences_to_other_parameters(params):
+    """With no more error than rounding to a seventh of the largest in each channel has; kernels of odd sizes too."""
+    rng = np.random.default_rng(1)
+    move = lambda leaf: (leaf * (1 + 0.1 * rng.normal(size=leaf.shape))).astype("f4")
+    moved = jax.tree.map(move, params) | {"dense": params["dense"], "odd": {"kernel": np.eye(3, 5, dtype="f4")}}
+    params = params | {"odd": {"kernel": np.zeros((3, 5), "f4")}}
+    content = weight_file.encode(moved, "int4", params)
+    found = weight_file.decode(content, moved, "file", params)
+    kernel, exact = (tree["conv"]["kernel"] - params["conv"]["kernel"] for tree in (found, moved))
+    axes = (0, 1, 2)
+    error, plain = np.square(kernel - exact).sum(axes), np.abs(exact).max(axes) / 7
+    assert (error <= np.square(np.round(exact / plain) * plain - exact).sum(axes) * (1 + 1e-4)).all()
+    np.testing.assert_allclose(found["odd"]["kernel"], moved["odd"]["kernel"], rtol=1e-6)
+    for name in ("gain", "table", "dense"):
+        jax.tree.map(np.testing.assert_array_equal, found[name], moved[name])
+    stored = safetensors.numpy.load(content)
+    assert "dense/kernel" not in stored and stored["odd/kernel"].shape == (8,)
+    assert stored["odd/kernel"].dtype == np.uint8
+    with pytest.raises(ValueError, match=r"got 0 unknown \[\], 1 missing \['dense/kernel'\]"):
+        weight_file.decode(content, moved, "file")
+    stored["odd/kernel"] = stored["odd/kernel"][:-1]
+    with pytest.raises(ValueError, match=r"^file: odd/kernel must be of shape \[8\]; got uint8 of shape \(7,\)"):
+        weight_file.decode(safetensors.numpy.save(stored), moved, "file", params)
+
+
 def test_the_same_parameters_make_the_same_bytes(params):
     other = dict(reversed(params.items()))
     for dtype in weight_file.DTYPES:
-        assert weight_file.encode(params, dtype) == weight_file.encode(other, dtype)
+        known = jax.tree.map(np.zeros_like, params) if dtype == "int4" else None
+        assert weight_file.encode(params, dtype, known) == weight_file.encode(other, dtype, known)
 
 
 def test_parameters_that_are_not_finite_are_refused(params):
@@ -69,7 +95,7 @@ def content(params, **changes):
         ({"conv/kernel/scale": None}, r"1 missing \['conv/kernel/scale'\]"),
         ({"gain": np.zeros(2, "f4")}, r"file: gain must be of shape \[\]; got float32 of shape \(2,\)"),
         ({"conv/kernel/scale": np.zeros(3, "f4")}, r"file: conv/kernel/scale must be float32 of shape \[4\]"),
-        ({"gain": np.zeros((), "f8")}, "file: gain must be F32, BF16, I8; got F64"),
+        ({"gain": np.zeros((), "f8")}, "file: gain must be F32, BF16, I8, U8; got F64"),
     ],
 )
 def test_a_file_of_other_parameters_is_one_line(params, changes, message):
