@@ -10,9 +10,8 @@ The directory holds config.json, a safetensors file of averaged parameters for e
 --pretrained of the commands that sample, --init-from of training and load_cascade take it. The card is a TOML file with
 any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics, and
 the list prompts. The third command stores the differences to another cascade alone, the fourth one pushes a directory
-that was exported before. The last one writes the adapters
-of a stage that was fine-tuned by LoRA as adapter_model.safetensors and adapter_config.json, in the layout of PEFT, for
---adapter of imagen-jax sample.
+that was exported before. The last one writes the adapters of a stage that was fine-tuned by LoRA as
+adapter_model.safetensors and adapter_config.json, in the layout of PEFT, for --adapter of imagen-jax sample.
 """
 
 import dataclasses
@@ -99,7 +98,7 @@ def _export(options: Options) -> None:
     directories.check_new(options.output, "--output")
     from imagen_jax.stage_dir import hub, loading, model_card, saving
 
-    saving.check_difference(options.dtype, options.difference_to, "--")
+    saving.check_difference(options.dtype, options.difference_to, "--difference-to")
     card = None if options.card is None else model_card.read(options.card, "--card")
     texts = {name: _text(f"--{name}", getattr(options, name)) for name in ("notice", "licence")}
     loading.read_cascade(options.workdir, best=options.best)

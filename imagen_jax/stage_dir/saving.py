@@ -147,12 +147,11 @@ def save_pretrained(
         files.write_json(folder / CONFIG_FILE, described.to_dict(), indent=2)
 
 
-def check_difference(dtype: str, difference_to: str | None, prefix: str = "") -> None:
-    """Raise a ValueError unless `dtype` and `difference_to` go together; `prefix` is that of both names."""
-    rule = "be given with int4, which holds differences, and with no other"
+def check_difference(dtype: str, difference_to: str | None, option: str = "difference_to") -> None:
+    """Raise a ValueError unless `dtype` and `difference_to`, which the user named as `option`, go together."""
+    rule = "be given with dtype int4, which holds differences, and with no other"
     fix = "name the cascade that training began from" if difference_to is None else "choose int4"
-    is_right = (dtype == "int4") == (difference_to is not None)
-    require(is_right, f"{prefix}difference_to".replace("_", "-" if prefix else "_"), rule, difference_to, fix)
+    require((dtype == "int4") == (difference_to is not None), option, rule, difference_to, fix)
 
 
 def bytes_needed(stages: Sequence[stage.Stage], dtype: str) -> int:

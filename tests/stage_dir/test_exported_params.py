@@ -77,8 +77,8 @@ def test_another_cascade_of_that_name_is_refused(known, tiny_stages):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int4"}, "difference_to must be given with int4, which holds differences, .*; got None: name the c"),
-        ({"difference_to": "tiny"}, "difference_to must be given with int4, .*; got 'tiny': choose int4"),
+        ({"dtype": "int4"}, "difference_to must be given with dtype int4, .*; got None: name the cascade"),
+        ({"difference_to": "tiny"}, "difference_to must be given with dtype int4, .*; got 'tiny': choose int4"),
         ({"dtype": "int4", "difference_to": "none"}, "difference_to must be the name of a pretrained cascade or hf://"),
         ({"dtype": "int4", "difference_to": "tuned"}, "difference_to must be a cascade that is no difference itself"),
         ({"dtype": "int4", "difference_to": "small"}, "difference_to must have a stage sr16; got base"),
@@ -98,5 +98,5 @@ def test_what_cannot_be_a_difference_is_one_line(known, tiny_stages, tuned, opti
 
 def test_the_command_says_it_before_anything_is_read(tmp_path):
     for given in (["--dtype", "int4"], ["--difference-to", "shapes"]):
-        with pytest.raises(ValueError, match="^--difference-to must be given with int4"):
+        with pytest.raises(ValueError, match="^--difference-to must be given with dtype int4"):
             export.main(export.parse(["--workdir", str(tmp_path / "none"), "--output", str(tmp_path / "new"), *given]))
