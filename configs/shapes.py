@@ -20,7 +20,7 @@ super-resolution 20 on a CPU core. The base distilled to four steps:
 
 python scripts/train.py --preset shapes:four --stage base --workdir runs/four --init-from shapes/base
 
-It took 66 minutes on a CPU core beside other work.
+It took 84 minutes on a CPU core beside other work.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def _lesson(base: StageConfig, part: str) -> StageConfig:
 
 def _distilled(base: StageConfig, steps: int) -> StageConfig:
     """Return the base as the pretrained one is distilled into it."""
-    num_steps = 2500
+    num_steps = 4000
     return dataclasses.replace(
         base,
         process=dataclasses.replace(base.process, times="uniform"),
