@@ -220,8 +220,9 @@ def validate_sampling(
     text = f"be at most {10 * MAX_STEPS // sampling.steps} with {sampling.steps} steps"
     rule("resample", sampling.steps * sampling.resample <= 10 * MAX_STEPS, text)
     names = (f"{prefix}steps", f"{prefix}strength")
-    chosen["spacing"].check_range(sampling.steps, 1.0, names)
-    chosen["spacing"].check_range(1, sampling.strength, names)
+    spacing = chosen["spacing"]
+    spacing.check_range(sampling.steps, 1.0, names)
+    spacing.check_range(spacing.steps_from(sampling.steps, sampling.strength), sampling.strength, names)
     is_guided = sampling.is_guided
     text = "be 1 (off), and not for 'cfg++', since the stage was trained with cond_drop_prob 0 and knows no null"
     rule("guidance_scale", not is_guided or not needs_null or config.process.cond_drop_prob > 0, text)

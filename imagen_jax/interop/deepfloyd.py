@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax import arrays, checks, stage
-from imagen_jax.checks import require
+from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig
 from imagen_jax.config.deepfloyd import NUM_STEPS, released_cap
 from imagen_jax.models.if_unet import IFUNetConfig
@@ -109,6 +109,9 @@ def predict(
     is_right = isinstance(loaded.config.network, IFUNetConfig)
     require(is_right, "stage", "be of DeepFloyd IF, as from deepfloyd.load_stage", loaded.config.network)
     arrays.array("sample", sample, ndim=4)
+    channels, rows = loaded.config.image_channels, sample.shape[0]
+    fix = "put the channels last"
+    require(sample.shape[-1] == channels, "sample", f"be [B, H, W, {channels}]", Verbatim(tuple(sample.shape)), fix)
     is_needed = loaded.config.is_super_resolution
     for name, value in {"low_res": low_res, "noise_level": noise_level}.items():
         rule = "be given to stage II" if is_needed else "be None for stage I"
@@ -116,8 +119,14 @@ def predict(
     for name, value in {"timestep": timestep, "noise_level": noise_level}.items():
         if value is not None:
             arrays.array(name, value, "real", ndim=1)
+            require(value.shape[0] == rows, name, f"be [{rows}], as sample", Verbatim(tuple(value.shape)))
             arrays.within(name, value, 0, NUM_STEPS - 1)
-    checks.instance("text", text, TextCond, "a TextCond")
+    if low_res is not None:
+        arrays.like("low_res", low_res, "sample", sample)
+    shape = checks.instance("text", text, TextCond, "a TextCond").check().embeddings.shape
+    width = loaded.config.text.width
+    rule = f"have embeddings [{rows}, L, {width}], as sample and the network"
+    require((shape[0], shape[2]) == (rows, width), "text", rule, Verbatim(tuple(shape)), "encode with its text encoder")
     return _predict(loaded, sample, timestep, text, low_res, noise_level)
 
 

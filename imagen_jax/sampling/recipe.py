@@ -103,7 +103,7 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
     Raises:
       ValueError: levels of noise are equal in float32.
     """
-    steps = max(1, round(sampling.steps * sampling.strength))
+    steps = sampling.method("spacing").steps_from(sampling.steps, sampling.strength)
     with jax.ensure_compile_time_eval():
         grid = schedules.grid(
             schedule(config, sampling.schedule), steps, sampling.method("spacing"), start=sampling.strength

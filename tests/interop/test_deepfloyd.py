@@ -242,7 +242,14 @@ def test_tensors_that_do_not_fit_are_named(change, message, pipeline):
         ({"low_res": None}, "low_res must be given to stage II; got None"),
         ({"noise_level": None}, "noise_level must be given to stage II"),
         ({"text": None}, "text must be a TextCond"),
-        ({"sample": jnp.zeros((2, 9, 8, 3))}, "z_t must be .* multiples of 2"),
+        ({"sample": jnp.zeros((2, 9, 8, 3)), "low_res": jnp.zeros((2, 9, 8, 3))}, "z_t must be .* multiples of 2"),
+        ({"sample": jnp.zeros((2, 3, 8, 8))}, r"sample must be \[B, H, W, 3\]; got \(2, 3, 8, 8\): put"),
+        ({"low_res": jnp.zeros((2, 4, 4, 3))}, r"low_res must have the shape of sample"),
+        ({"timestep": jnp.array([0, 1, 2])}, r"timestep must be \[2\], as sample; got \(3,\)"),
+        (
+            {"text": TextCond(jnp.zeros((2, 7, 5)), jnp.ones((2, 7), bool))},
+            r"text must have embeddings \[2, L, \d+\], as sample and the network; got \(2, 7, 5\): enc",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(changes, message, goldens, load_model):

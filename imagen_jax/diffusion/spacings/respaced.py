@@ -50,6 +50,11 @@ class Respaced(Spacing):
         given = f"respacing {self.respacing!r}" if self.respacing else "spacing 'respaced'"
         require(steps == num, names[0], f"be {num}, which {given} has from {names[1]} {start:g} on", steps)
 
+    def steps_from(self, steps: int, start: float) -> int:
+        if self.respacing in (None, "leading"):
+            return super().steps_from(steps, start)
+        return len(self._indices(steps, start))
+
     def levels(self, schedule: Any, steps: int, start: float) -> jax.Array:
         return schedule.logsnr(jnp.asarray((self._indices(steps, start) + 1) / TIMES, jnp.float32))
 

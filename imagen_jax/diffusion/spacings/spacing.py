@@ -28,6 +28,10 @@ class Spacing(Method, abc.ABC):
           names: of both in messages.
         """
 
+    def steps_from(self, steps: int, start: float) -> int:
+        """Return how many of `steps` steps are left from time `start` on, in (0, 1]."""
+        return max(1, round(steps * start))
+
     @abc.abstractmethod
     def levels(self, schedule: Any, steps: int, start: float) -> jax.Array:
         """Return logsnr [steps] of a `Schedule`, noisiest first, without the clean level at the end."""

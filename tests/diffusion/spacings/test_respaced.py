@@ -1,12 +1,16 @@
 """Steps of discretely trained networks, so many in each part of the process."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
 import pytest
 
+from imagen_jax.config import override
+from imagen_jax.config.validation import validate_sampling
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.spacings import RESPACINGS, Respaced
+from imagen_jax.sampling import recipe
 
 # Of the lists in diffusers 0.42.1, as text with commas between the steps.
 DIGESTS = {
@@ -35,6 +39,21 @@ def test_steps_in_equal_parts_every_nth_and_from_first_to_last():
     assert steps_of("leading", 3, start=0.1) == [66, 33, 0]
     assert steps_of(None, 4) == [999, 666, 333, 0] and steps_of(None, 1) == [999]
     assert steps_of(None, 3, start=0.101) == [100, 50, 0]
+
+
+@pytest.mark.parametrize(
+    ("respacing", "steps", "start", "left"),
+    [("fast27", 27, 1.0, 27), ("3,0,1", 4, 0.3, 2), ("leading", 8, 0.5, 4), (None, 8, 0.5, 4), ("leading", 8, 0.01, 1)],
+)
+def test_a_stage_is_sampled_on_the_steps_that_are_left(respacing, steps, start, left, tiny_configs):
+    config = dataclasses.replace(
+        tiny_configs[0], process=dataclasses.replace(tiny_configs[0].process, schedule="discrete_cosine")
+    )
+    options = {"spacing": "respaced", "respacing": respacing, "steps": steps, "strength": start, "sampler": "ddpm"}
+    sampling = validate_sampling(config, override(config.sampling, options))
+    grid = recipe.logsnr_grid(config, sampling)
+    times = [round(float(t)) - 1 for t in 1000 * np.asarray(schedules.make("discrete_cosine").inverse(grid[:-1]))]
+    assert times == steps_of(respacing, left, start) and len(times) == left
 
 
 @pytest.mark.parametrize("respacing", ["quick", "", "3,-1", "600,400", "0,0", "3;4", 3])
