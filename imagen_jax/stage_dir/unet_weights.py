@@ -138,14 +138,18 @@ def find_files(directory: Path, variant: str | None = None) -> list[Path]:
     variants = sorted({match[1] or match[2] or "" for match in found})
     if not variants:
         fix = "download the .safetensors files"
-        if any(re.fullmatch(rf"{STEM}.*\.bin", name) for name in names):
-            fix += f", or run `imagen-jax convert --model {directory}`, which runs no code of a pickle"
+        if pickles := [name for name in names if re.fullmatch(rf"{STEM}.*\.bin", name)]:
+            is_plain = any(re.fullmatch(rf"{STEM}(-\d+-of-\d+)?\.bin", name) for name in pickles)
+            if is_plain or len(pickles) == 1:  # convert reads files of no variant
+                renamed = "" if is_plain else f"rename {pickles[0]} to {STEM}.bin and "
+                fix += f", or {renamed}run `imagen-jax convert --model {directory}`, which runs no code of a pickle"
             raise error("weights", "be safetensors", Verbatim(f"only .bin in {directory}"), fix)
         raise error(str(directory), f"hold {STEM}.safetensors", Verbatim("none"), fix)
     if variant is None:
         named = ", ".join(variants)
         is_clear = variants[0] == "" or len(variants) == 1
-        require(is_clear, "variant", f"be one of {named}, which are in {directory}", None)
+        fix = "choose one in deepfloyd.load_stage, or move the files of the others away"
+        require(is_clear, "variant", f"be one of {named}, which are in {directory}", None, fix)
         variant = variants[0]
     rule = f"be one of {', '.join(name or 'none' for name in variants)}, which are in {directory}"
     require(variant in variants, "variant", rule, variant)

@@ -54,7 +54,18 @@ def test_files_of_a_variant_are_found(names, variant, found, tmp_path):
     [
         ([], None, f"must hold {WEIGHTS}.safetensors; got none"),
         ([f"{WEIGHTS}.bin"], None, "weights must be safetensors; got only .bin in .*run `imagen-jax convert --model "),
-        ([f"{WEIGHTS}.a.safetensors", f"{WEIGHTS}.b.safetensors"], None, "variant must be one of a, b, which are in"),
+        (
+            [f"{WEIGHTS}.fp16.bin"], None,
+            f"only .bin in .*, or rename {WEIGHTS}.fp16.bin to {WEIGHTS}.bin and run `imagen-jax convert --model ",
+        ),
+        (
+            [f"{WEIGHTS}.a-00001-of-00002.bin", f"{WEIGHTS}.a-00002-of-00002.bin"], None,
+            "only .bin in .*: download the .safetensors files.$",
+        ),
+        (
+            [f"{WEIGHTS}.a.safetensors", f"{WEIGHTS}.b.safetensors"], None,
+            "variant must be one of a, b, which are in .*; got None: choose one in deepfloyd.load_stage, or move",
+        ),
         ([f"{WEIGHTS}.safetensors"], "fp16", "variant must be one of none, which are in .*; got 'fp16'"),
         ([f"{WEIGHTS}-00001-of-00002.safetensors"], None, "must hold diffusion_pytorch_model.safetensors.index.json"),
     ],
