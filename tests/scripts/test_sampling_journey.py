@@ -388,7 +388,7 @@ def test_a_saved_stage_is_sampled_by_the_command(workdir, run, tmp_path):
         ("export.py --workdir RUN --output RUN", "--output must be a new directory; got"),
         ("export.py --workdir RUN/none --output TMP/x", "--workdir must hold trained stages, but has none"),
         ("export.py --workdir RUN --output TMP/x --best", "sampling.json must exist"),
-        ("export.py --workdir RUN --output TMP/x --dtype f4", "--dtype must be one of bfloat16, float32, int8, int4; got"),
+        ("export.py --workdir RUN --output TMP/x --dtype f4", "--dtype must be one of bfloat16, float32, int8, int4; "),
         ("export.py --workdir RUN --output TMP/x --card none", "--card must be a TOML file; got none, which does not"),
         ("export.py --workdir RUN --output TMP/x --notice none", "--notice must be a text file; got none, which does"),
         ("export.py --workdir RUN --output TMP/x --push-to-hub me", "--push-to-hub must be OWNER/NAME, a repository"),
