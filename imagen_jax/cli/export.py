@@ -107,8 +107,15 @@ def _export(options: Options) -> None:
     stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_steps=True)
     directories.check_new(options.output, "--output", needed=saving.bytes_needed(stages, options.dtype))
     steps = {name: which for name, which in loaded.items() if isinstance(which, int)}
-    texts |= {"dtype": options.dtype, "difference_to": options.difference_to}
-    saving.save_pretrained(stages, options.output, card=card, steps=steps, **texts)
+    saving.save_pretrained(
+        stages,
+        options.output,
+        dtype=options.dtype,
+        difference_to=options.difference_to,
+        card=card,
+        steps=steps,
+        **texts,
+    )
     command = f'{commands.typed("sample")} --pretrained {options.output} --prompts "a caption"'
     _LOGGER.info(f"Wrote {options.output}. Next:\n  {command}")
 

@@ -98,7 +98,7 @@ def recipe_and_values(
 def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
     """Return the log-SNRs [T+1], noisiest first, on which a stage of `config` is sampled with the options `sampling`.
 
-    T is in proportion to `strength`.
+    T counts the steps that the spacing has from `strength` on: in proportion to it, except where a list gives them.
 
     Raises:
       ValueError: levels of noise are equal in float32.

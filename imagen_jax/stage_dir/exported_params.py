@@ -1,5 +1,6 @@
 """The parameters of exported cascades, also of those that hold differences to another one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def read(directory: Path, cascade: Exported, name: str, sha256: str | None = Non
         got = Verbatim(f"{weights.sha256} in {directory}")
         fix = "give the cascade of the recorded weights"
         raise checks.error(f"weights of stage {name}", f"have the recorded sha256 {sha256}", got, fix)
-    shapes = _shapes(cascade, name)
+    shapes = _shapes(_config(cascade, name))
     content = exported.content(directory, name, weights)
     others = None
     if (difference := cascade.difference_to) is not None:
@@ -41,7 +42,7 @@ def read(directory: Path, cascade: Exported, name: str, sha256: str | None = Non
     return weight_file.decode(content, shapes, str(directory / exported.file_name(name)), others)
 
 
-def difference(cascade: str, configs: tuple[StageConfig, ...], option: str) -> tuple[Difference, dict[str, Any]]:
+def difference(cascade: str, configs: Sequence[StageConfig], option: str) -> tuple[Difference, dict[str, Any]]:
     """Return what to record of a cascade that others are the difference to, and its parameters by stage.
 
     Args:
@@ -56,7 +57,7 @@ def difference(cascade: str, configs: tuple[StageConfig, ...], option: str) -> t
     require(pretrained.is_name(cascade), option, rule, cascade, "give a name that imagen-jax sample --help lists")
     place, found = _cascade(cascade, option)
     for config in configs:
-        _check_network(found, config.name, jax.eval_shape(lambda c=config: stage.init(c, jax.random.key(0))), option)
+        _check_network(found, config.name, _shapes(config), option)
     recorded = Difference(cascade, {config.name: found.weights[config.name].sha256 for config in configs})
     return recorded, {config.name: read(place, found, config.name) for config in configs}
 
@@ -73,9 +74,13 @@ def _cascade(name: str, what: str) -> tuple[Path, Exported]:
 def _check_network(cascade: Exported, name: str, shapes: Any, what: str) -> None:
     names = [config.name for config in cascade.configs]
     require(name in names, what, f"have a stage {name}", Verbatim(", ".join(names)))
-    require(_shapes(cascade, name) == shapes, what, f"have the network of stage {name}", Verbatim("another network"))
+    is_same = _shapes(_config(cascade, name)) == shapes
+    require(is_same, what, f"have the network of stage {name}", Verbatim("another network"))
 
 
-def _shapes(cascade: Exported, name: str) -> Any:
-    (config,) = (config for config in cascade.configs if config.name == name)
+def _config(cascade: Exported, name: str) -> StageConfig:
+    return next(config for config in cascade.configs if config.name == name)
+
+
+def _shapes(config: StageConfig) -> Any:
     return jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))

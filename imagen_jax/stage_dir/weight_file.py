@@ -97,7 +97,8 @@ def decode(content: bytes, shapes: Any, file: str, others: Any = None) -> Any:
         is_difference = name in known and value.dtype == np.uint8
         shape = (-(-leaf.size // 2),) if is_difference else leaf.shape
         require(value.shape == shape, f"{file}: {name}", f"be of shape {list(shape)}", value, fix)
-        require(is_difference or value.dtype != np.uint8, f"{file}: {name}", "be a parameter", value, fix)
+        rule = "be uint8 in a file of differences alone"
+        require(is_difference or value.dtype != np.uint8, f"{file}: {name}", rule, value, fix)
         if not is_difference and value.dtype != np.int8:
             return value.astype(np.float32)
         scale, rule = stored[name + _SCALE], f"be float32 of shape [{leaf.shape[-1]}]"

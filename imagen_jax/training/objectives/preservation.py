@@ -21,10 +21,10 @@ def preservation(config: StageConfig) -> Any:
 
     Captions are dropped on these pictures alone.
 
-    Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242, section 3.3) with the pictures as targets also
-    trains on: its gradient is not zero where the network is as before, and noisy. The teacher's estimate of the same
-    z_t and the same caption, dropped or not, is what the network began with, so that this gradient begins at zero
-    (learning without forgetting, Li & Hoiem 2016, arXiv 1606.09282).
+    In prior preservation (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242, section 3.3) the targets are the pictures,
+    whose gradient is noisy, and not zero in a network that has not changed. The teacher's estimate of the same z_t and
+    the same caption, dropped or not, is what the network began with, so that this gradient begins at zero (learning
+    without forgetting, Li & Hoiem 2016, arXiv 1606.09282).
 
     "preservation" in the metrics is the loss of these pictures alone.
     """
@@ -38,7 +38,7 @@ def preservation(config: StageConfig) -> Any:
         logsnr_t = stage.schedule(config).logsnr(draws.t)
         x, eps, z_t, cond = stage.noised(config, batch, draws, logsnr_t)
         z_prior, logsnr_prior, cond_prior = jax.tree.map(prior.rows, (z_t, logsnr_t, cond))
-        x_prior = jax.lax.stop_gradient(as_estimate(teacher.denoise(z_prior, logsnr_prior, cond_prior)).x)
+        x_prior = as_estimate(teacher.denoise(z_prior, logsnr_prior, cond_prior)).x
         x = prior.with_rows(x, x_prior)
         eps = prior.with_rows(eps, process.eps_from(z_prior, x_prior, logsnr_prior, "x"))
         per_image = stage.losses_of(params, config, draws, z_t, logsnr_t, cond, x=x, eps=eps)
