@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     preset: str
-    """Name of a file in configs/ without .py, or the path of such a file."""
+    """Name of a file in configs/ without .py, or the path of such a file; or the directory of a cascade."""
     stage: str = ""
     """Name of a stage in the preset; empty: the first. All stages of a cascade share the captions."""
     splits: tuple[str, ...] = ()

@@ -82,7 +82,7 @@ def _export_adapter(options: Options) -> None:
             require(value == field.default, name, "be left out with --adapter", value)
     require(options.output is not None, "--output", "be given", Verbatim("no value"), "name a new directory")
     directories.check_new(options.output, "--output")
-    from imagen_jax.stage_dir import adapter_file, directory, loading
+    from imagen_jax.stage_dir import adapter_file, directory, loading, parameters
 
     place = directory.absolute(options.workdir) / options.adapter
     config = directory.read_config(place)
@@ -91,7 +91,8 @@ def _export_adapter(options: Options) -> None:
     require(config.lora.rank > 0, "--adapter", "be a stage that was trained with --lora.rank", got, fix)
     found = loading.load_adapted(place)
     adapter_file.write(options.output, config, found.adapters, found.base)
-    _LOGGER.info(f"Wrote {options.output}; sample from {config.init_from} with --adapter {options.output}.")
+    of, _ = parameters.split(config.init_from)
+    _LOGGER.info(f"Wrote {options.output}, for stage {config.name} of {of}; sample with --adapter {options.output}.")
 
 
 def _export(options: Options) -> None:

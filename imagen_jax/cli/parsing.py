@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from imagen_jax.cli import choices, commands, options
+from imagen_jax.cli import choices, commands, options, stages
 from imagen_jax.cli.help import described
 from imagen_jax.cli.sampling_options import tyro_rules, with_all_options
 from imagen_jax.config import StageConfig
-from imagen_jax.config.presets import load_preset
 from imagen_jax.storage import locations
 
 
@@ -65,7 +64,7 @@ def _located(parsed: Any) -> Any:
 
 
 def _stages_of_preset(values: dict[str, str]) -> Sequence[StageConfig]:
-    return load_preset(values.get("preset", ""))
+    return stages.of_preset(values.get("preset", ""))
 
 
 def parse_stage(
@@ -119,9 +118,9 @@ def parse_stage(
     return parsed, dataclasses.replace(parsed.config, text=text)
 
 
-def _stage(stages: Sequence[StageConfig], values: dict[str, str]) -> StageConfig:
+def _stage(found: Sequence[StageConfig], values: dict[str, str]) -> StageConfig:
     """Return the stage that --stage names; without it, the first."""
-    named = {stage.name: stage for stage in stages}
+    named = {stage.name: stage for stage in found}
     name = values.get("stage") or next(iter(named))
     if name not in named:
         place = f"preset {values['preset']}" if values.get("preset") else f"{values.get('workdir')}"

@@ -15,14 +15,15 @@ import dataclasses
 from typing import Literal
 
 from imagen_jax.checks import require
-from imagen_jax.cli import parsing
+from imagen_jax.cli import parsing, stages
 from imagen_jax.config import StageConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     preset: str
-    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
+    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file; or the
+    directory of a cascade, also of DeepFloyd IF in diffusers' layout."""
     stage: str = ""
     """Name of the stage in the preset; empty: the first."""
     topology: str | None = None
@@ -138,12 +139,11 @@ def cascade_fits(options: Options, config: StageConfig, devices: int, memory: in
       memory: of each, in bytes; None if unknown.
       where: the devices in words.
     """
-    from imagen_jax.config.presets import load_preset
     from imagen_jax.planning import cascade
 
     same = {name: getattr(config, name) for name in ("text", "run", "compute_dtype")}
     configs, batch = [], config.optim.batch_size
-    for stage in load_preset(options.preset):
+    for stage in stages.of_preset(options.preset):
         optim = dataclasses.replace(stage.optim, batch_size=batch)
         configs.append(config if stage.name == config.name else dataclasses.replace(stage, optim=optim, **same))
     found = cascade.parts(configs, devices, options.dtype)

@@ -66,6 +66,9 @@ class Options(AdaptedOptions):
     """Shares in percent of the result to paint around --image: top, bottom, left, right."""
     fsdp: int | None = None
     """Devices that share each copy of the parameters; by default 1."""
+    text_encoder: str | None = None
+    """Where the text encoder is that captions were encoded by in training, if it is not found: its directory, that of a
+    pipeline of DeepFloyd IF that has it, or a name on the Hugging Face hub."""
     text_dtype: Literal["float32", "bfloat16", "int8"] | None = None
     """Type of the text encoder's weights, int8 for small cards; by default that of training."""
     one_at_a_time: bool = False
@@ -73,12 +76,12 @@ class Options(AdaptedOptions):
     pictures stay the same."""
     from_png: Path | None = None
     """A picture that this script wrote, to make again to the bit. Beside it only --output, --batch-size,
-    --one-at-a-time and the new places of what has been moved: --workdir or --pretrained, --adapter, --image, --mask,
-    --low-res."""
+    --one-at-a-time and the new places of what has been moved: --workdir or --pretrained, --text-encoder, --adapter,
+    --image, --mask, --low-res."""
 
 
 # What may be given beside --from-png.
-MOVED = ("workdir", "pretrained", "adapter", "image", "mask", "low_res")
+MOVED = ("workdir", "pretrained", "text_encoder", "adapter", "image", "mask", "low_res")
 BESIDE = ("from_png", "output", "batch_size", "one_at_a_time", *MOVED)
 
 
@@ -102,7 +105,7 @@ def sample(options: Options) -> None:
 
     jobs = request.jobs(prompts, options.seed or 0, 1 if options.num is None else options.num)
     same = ("best", "start", "stop", "size", "negative", "outpaint", "batch_size", "fsdp")
-    same += ("text_dtype", "one_at_a_time")
+    same += ("text_encoder", "text_dtype", "one_at_a_time")
     asked = {key: value for key in same if (value := getattr(options, key)) is not None}
     prepared = request.prepare(
         request.Request(
@@ -150,8 +153,8 @@ def repeat(options: Options) -> None:
     from imagen_jax.grid import to_uint8
 
     record, before = records.read(options.from_png)
-    cascade = options.cascade() if options.workdir or options.pretrained is not None else None
-    moved = {"inputs": inputs(options), "adapters": options.adapters()}
+    cascade = options.cascade() if options.workdir or options.pretrained else None
+    moved = {"inputs": inputs(options), "adapters": options.adapters(), "text_encoder": options.text_encoder}
     asked = repeating.repeating(record, workdir=cascade, batch_size=options.batch_size, **moved)
     prepared = request.prepare(dataclasses.replace(asked, one_at_a_time=options.one_at_a_time))
     output = options.output or (asked.workdir / "samples" if isinstance(asked.workdir, Path) else Path("samples"))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
-from imagen_jax.checks import number, require
+from imagen_jax.checks import Verbatim, number, require, shown
 from imagen_jax.config import FlatOption, SamplingConfig, flat_options
 from imagen_jax.storage.locations import Location
 
@@ -24,36 +24,37 @@ class SamplingOptions:
     workdir: tuple[Location, ...] = ()
     """Directory of the cascade, as imagen-jax train or export wrote it; or directories of its stages, also of DeepFloyd
     IF in diffusers' layout."""
-    pretrained: str | None = None
-    """Instead of --workdir: the name of a pretrained cascade, hf://OWNER/NAME on the Hugging Face hub, or a
-    directory."""
+    pretrained: tuple[str, ...] = ()
+    """Instead of --workdir: the name of a pretrained cascade, hf://OWNER/NAME on the Hugging Face hub, or a directory;
+    or several, whose stages make one cascade."""
 
     @property
     def directory(self) -> Path | None:
         """The directory of the cascade; None where its stages are in several, or --pretrained is given."""
         return self.workdir[0] if len(self.workdir) == 1 else None
 
-    def cascade(self) -> str | Path | tuple[Path, ...]:
+    def cascade(self) -> str | Path | tuple[str, ...] | tuple[Path, ...]:
         """Return what `load_cascade` takes, after checking that there is something of this name.
 
         Raises:
           ValueError: neither --workdir nor --pretrained is given, or both, or there is no such cascade.
         """
-        if not self.workdir and self.pretrained is None:
+        if not self.workdir and not self.pretrained:
             raise ValueError(
                 "--workdir must be given; got no value: name the directory of the cascade, or a pretrained one with "
                 "--pretrained."
             )
-        if self.pretrained is None:
+        if not self.pretrained:
             return self.directory or self.workdir
         from imagen_jax.stage_dir import pretrained
 
-        fix = "give one of the two"
-        require(not self.workdir, "--pretrained", "be left out with --workdir", self.pretrained, fix)
+        got, fix = Verbatim(", ".join(map(shown, self.pretrained))), "give one of the two"
+        require(not self.workdir, "--pretrained", "be left out with --workdir", got, fix)
         fix = "its options are in its config.json, and --workdir takes its directory"
-        require(not getattr(self, "best", False), "--best", "be left out with --pretrained", self.pretrained, fix)
-        pretrained.check(self.pretrained, "--pretrained")
-        return self.pretrained
+        require(not getattr(self, "best", False), "--best", "be left out with --pretrained", got, fix)
+        for place in self.pretrained:
+            pretrained.check(place, "--pretrained")
+        return self.pretrained[0] if len(self.pretrained) == 1 else self.pretrained
 
     def default_output(self, name: str) -> Path:
         """Return the directory for results where --output is not given: in the workdir, else in the current one."""

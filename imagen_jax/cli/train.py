@@ -14,10 +14,9 @@ import shlex
 import signal
 import sys
 
-from imagen_jax.cli import commands, parsing
+from imagen_jax.cli import commands, parsing, stages
 from imagen_jax.cli.options import given as options_given
 from imagen_jax.config import StageConfig
-from imagen_jax.config.presets import load_preset
 from imagen_jax.storage.locations import Location, location
 
 _LOGGER = logging.getLogger(__name__)
@@ -26,7 +25,8 @@ _LOGGER = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     preset: str
-    """Name of a file in configs/ without .py, or the path of such a file."""
+    """Name of a file in configs/ without .py, or the path of such a file; or the directory of a cascade, also of
+    DeepFloyd IF in diffusers' layout, whose options are then the defaults."""
     stage: str
     """Name of the stage in the preset."""
     workdir: Location
@@ -69,7 +69,7 @@ def next_commands(options: Options, args: list[str]) -> list[str]:
     where = ["--workdir", str(options.workdir)]
     following = [
         ("train", ["--preset", options.preset, "--stage", stage.name, *where, *kept])
-        for stage in load_preset(options.preset)
+        for stage in stages.of_preset(options.preset)
         if not (workdir / stage.name).exists()
     ]
     following.append(("sample", [*where, "--prompts", "a caption"]))

@@ -1,5 +1,8 @@
 """How the stages of DeepFloyd IF are sampled, whatever the size of their networks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from imagen_jax.config.sampling import SamplingConfig
 from imagen_jax.config.stage import ProcessConfig, StageConfig, TextConfig
 from imagen_jax.diffusion import schedules
@@ -18,8 +21,7 @@ def stage_config(
     is_super_resolution: bool,
     image_channels: int = 3,
     text_width: int = 4096,
-    percentile: float = 0.95,
-    cap: float | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> StageConfig:
     """Return the configuration of a stage, sampled as IF's pipelines do.
 
@@ -29,21 +31,21 @@ def stage_config(
       is_super_resolution: whether it enlarges pictures of a quarter of this size.
       image_channels: of its images.
       text_width: of the language model's embeddings.
-      percentile, cap: of dynamic thresholding; cap None: that of the released stage.
+      sampling: options, as of `SamplingConfig`, that are others than those of the released stage.
     """
     is_sr = is_super_resolution
     aug_logsnr = schedules.make("discrete_cosine").logsnr((_NOISE_LEVEL + 1) / NUM_STEPS)
-    sampling = SamplingConfig(
-        sampler="ddpm",
-        steps=50 if is_sr else 100,
-        spacing="respaced",
-        respacing="leading",
-        guidance_scale=4.0 if is_sr else 7.0,
-        threshold="dynamic",
-        percentile=percentile,
-        cap=released_cap(is_sr) if cap is None else cap,
-        aug_level=float(schedules.alpha_sigma(aug_logsnr)[1]) if is_sr else 0.1,
-    )
+    released = {
+        "sampler": "ddpm",
+        "steps": 50 if is_sr else 100,
+        "spacing": "respaced",
+        "respacing": "leading",
+        "guidance_scale": 4.0 if is_sr else 7.0,
+        "threshold": "dynamic",
+        "percentile": 0.95,
+        "cap": 1.0 if is_sr else 1.5,
+        "aug_level": float(schedules.alpha_sigma(aug_logsnr)[1]) if is_sr else 0.1,
+    }
     return StageConfig(
         name=f"sr{image_size}" if is_sr else "base",
         image_size=image_size,
@@ -51,7 +53,7 @@ def stage_config(
         image_channels=image_channels,
         network=network,
         process=ProcessConfig(schedule="discrete_cosine", prediction="eps"),
-        sampling=sampling,
+        sampling=SamplingConfig(**released | dict(sampling or {})),
         text=TextConfig(ENCODER, text_width, _TEXT_LENGTH, output="padded", clean_captions=True),
     )
 
@@ -60,8 +62,3 @@ def released_config(name: str) -> StageConfig:
     """Return the configuration of a released stage, such as "IF-I-XL"."""
     is_sr = name.startswith("IF-II-")
     return stage_config(RELEASED[name], 256 if is_sr else 64, is_super_resolution=is_sr)
-
-
-def released_cap(is_super_resolution: bool) -> float:
-    """Return the cap of dynamic thresholding of a released stage."""
-    return 1.0 if is_super_resolution else 1.5

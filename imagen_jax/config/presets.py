@@ -31,10 +31,13 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     """
     locations.local(text("--preset", name_or_path), "--preset")
     name_or_path, _, variant = name_or_path.partition(":")
-    path = Path(name_or_path) if name_or_path.endswith(".py") else _folder() / f"{name_or_path}.py"
+    path = _file(name_or_path)
     if not _is_file(path):
         known = ", ".join(sorted(file.stem for file in _folder().glob("*.py")))
-        raise ValueError(f"--preset must be one of {known}, or the path of a .py file; got {name_or_path!r}.")
+        raise ValueError(
+            f"--preset must be one of {known}, the path of a .py file, or the directory of a cascade; "
+            f"got {name_or_path!r}."
+        )
     size = path.stat().st_size
     require(size <= _MAX_BYTES, f"--preset {path}", f"have at most {_MAX_BYTES} bytes", size)
     module = types.ModuleType(f"imagen_jax_preset_{path.stem}")
@@ -49,6 +52,15 @@ def load_preset(name_or_path: str) -> tuple[StageConfig, ...]:
     is_list = isinstance(stages, tuple | list) and all(isinstance(stage, StageConfig) for stage in stages)
     require(is_list, f"--preset {path}", "return a tuple of StageConfig from get_config", stages)
     return validate_cascade(tuple(stages))
+
+
+def is_preset(name_or_path: str) -> bool:
+    """Whether there is a preset of this name, or a file at this path."""
+    return _is_file(_file(name_or_path.partition(":")[0]))
+
+
+def _file(name_or_path: str) -> Path:
+    return Path(name_or_path) if name_or_path.endswith(".py") else _folder() / f"{name_or_path}.py"
 
 
 def _folder() -> Path:

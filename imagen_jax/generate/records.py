@@ -28,7 +28,7 @@ TEXT_DTYPES = typing.get_args(typing.get_type_hints(TextConfig)["dtype"])
 INPUTS = ("image", "mask", "low_res")  # the files that a picture may be made from
 _CHUNK = "imagen_jax"
 # Not in the pictures of before there were any; what they mean there.
-_LATER: dict[str, Any] = {"adapters": [], "text_dtype": None}
+_LATER: dict[str, Any] = {"adapters": [], "text_encoder": None, "text_dtype": None}
 _OWN_CHUNKS = ("prompt", "seed", "sampling")
 _FIX = "name a PNG that imagen-jax sample wrote"
 
@@ -78,6 +78,7 @@ class Record:
         in hex digits.
       adapters: in the order in which they were applied.
       encoder: fingerprint of the text encoder.
+      text_encoder: its absolute path, or its name, if another than the cascade's own.
       text_dtype: type of its weights, if another than that of training.
       batch_size: rows of the batch that the picture was computed in.
       row: of the picture in that batch.
@@ -99,6 +100,7 @@ class Record:
     checkpoints: dict[str, int | str]
     adapters: tuple[AdapterFile, ...] = ()
     encoder: str
+    text_encoder: str | None = None
     text_dtype: str | None = None
     batch_size: int
     row: int

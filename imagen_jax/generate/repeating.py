@@ -18,6 +18,7 @@ def repeating(
     workdir: loading.Places | None = None,
     inputs: Mapping[str, Path] | None = None,
     adapters: Mapping[str, float] | None = None,
+    text_encoder: str | None = None,
     batch_size: int | None = None,
 ) -> Request:
     """Return the request that makes a recorded picture again, as its job number `record.row`.
@@ -30,6 +31,7 @@ def repeating(
       workdir: of the cascade, if it has been moved, as `load_cascade` takes it.
       inputs: by name, the files that have been moved.
       adapters: whose keys are the places of adapters that have been moved.
+      text_encoder: the place of the text encoder, if it has been moved.
       batch_size: rows of the batch; None: as recorded.
 
     Raises:
@@ -45,6 +47,7 @@ def repeating(
         checkpoints=record.checkpoints,
         adapters=_recorded_adapters(record, adapters or {}),
         encoder=record.encoder,
+        text_encoder=text_encoder or record.text_encoder,
         text_dtype=record.text_dtype,
         start=names[0],
         stop=names[-1],

@@ -14,7 +14,7 @@ import numpy as np
 
 import imagen_jax
 from imagen_jax import checks, sharding
-from imagen_jax.config import SamplingConfig
+from imagen_jax.config import IFUNetConfig, SamplingConfig, StageConfig
 from imagen_jax.generate.in_turn import encode_prompts, run_in_turn
 from imagen_jax.generate.prompts import PromptPlan, plan_prompts, run_prompts
 from imagen_jax.generate.records import MAX_BATCH, AdapterFile, InputFile, Record
@@ -24,6 +24,7 @@ from imagen_jax.stage import Stage
 from imagen_jax.stage_dir import adapter_file, loading, pretrained
 from imagen_jax.storage import locations
 from imagen_jax.text import encoders
+from imagen_jax.text.pretrained import NotFound
 
 MAX_PICTURES = 100_000  # of one request
 MAX_SIDE = 2**14  # pixels
@@ -42,6 +43,7 @@ class Request:
       checkpoints: to load instead of the newest, by the name of the stage, as `steps` of `load_cascade`.
       adapters: weights by the path of the adapter, as of `load_cascade`.
       encoder: fingerprint that the text encoder must have; None: any.
+      text_encoder: its directory or name; None: as in training.
       text_dtype: type of its weights, as of `TextConfig`; None: that of training.
       start, stop, size: as of `sample_cascade`.
       negative: a prompt to steer away from.
@@ -59,6 +61,7 @@ class Request:
     checkpoints: Mapping[str, int | str] | None = None
     adapters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     encoder: str | None = None
+    text_encoder: str | None = None
     text_dtype: str | None = None
     start: str | None = None
     stop: str | None = None
@@ -119,6 +122,7 @@ def prepare(request: Request) -> Prepared:
     fsdp = checks.whole("--fsdp", request.fsdp, 1)
     checks.require(num % fsdp == 0, "--fsdp", f"be a divisor of the {num} devices", fsdp)
     stages = _recorded_sampling(request, loading.read_cascade(request.workdir, best=request.best))
+    stages = tuple(_reading(each, request.text_encoder) for each in stages)
     configs = tuple(stage.config for stage in select_stages(stages, request.start, request.stop))
     fitted = adapter_file.fit(configs, request.adapters)
     images, report = fitting.fit_inputs(configs, request.inputs, size=request.size, outpaint=request.outpaint)
@@ -146,16 +150,15 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
     """
     request, plan = prepared.request, prepared.plan
     stages, steps, mesh = (), {}, sharding.make_mesh(plan.fsdp)
-    if not request.one_at_a_time:
-        stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True, mesh=mesh)
-        stages = adapter_file.apply(stages, prepared.fitted)
-    text = plan.cascade.stages[0].config.text
-    encoder = encoders.from_config(dataclasses.replace(text, dtype=request.text_dtype or text.dtype))
+    encoder = _encoder(plan.cascade.stages[0].config, request.text_dtype)
     if request.encoder not in (None, encoder.fingerprint):
         raise ValueError(
             f"the text encoder must be the one that is recorded, of fingerprint {request.encoder}; got "
             f"{encoder.name} of fingerprint {encoder.fingerprint}: restore its files."
         )
+    if not request.one_at_a_time:
+        stages, steps = loading.load_cascade(request.workdir, steps=request.checkpoints, return_steps=True, mesh=mesh)
+        stages = adapter_file.apply(stages, prepared.fitted)
     names = [stage.config.name for stage in plan.cascade.stages]
     record = Record(
         prompt="",
@@ -171,6 +174,7 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
             for path, each in zip(request.adapters, prepared.fitted, strict=True)
         ),
         encoder=encoder.fingerprint,
+        text_encoder=_recorded_encoder(request.text_encoder),
         text_dtype=request.text_dtype,
         batch_size=plan.batch_size,
         row=0,
@@ -191,6 +195,37 @@ def draw(prepared: Prepared) -> Iterator[tuple[Record, np.ndarray]]:
         which = {name: steps[name] for name in names}
         own = dataclasses.replace(record, prompt=prompt, seed=seed, row=i % record.batch_size, checkpoints=which)
         yield own, by_stage[-1]
+
+
+def _reading(stage: Stage, text_encoder: str | None) -> Stage:
+    """Return the stage with captions by a text encoder of another place; None: that of training."""
+    if text_encoder is None:
+        return stage
+    text = dataclasses.replace(stage.config.text, encoder=checks.text("--text-encoder", text_encoder))
+    return stage.replace(config=dataclasses.replace(stage.config, text=text))
+
+
+def _encoder(config: StageConfig, dtype: str | None) -> encoders.Encoder:
+    """Return the text encoder of a stage, with weights of type `dtype`, None: that of training.
+
+    Raises:
+      ValueError: one line; it is not there, or cannot be read.
+    """
+    text = config.text
+    try:
+        return encoders.from_config(dataclasses.replace(text, dtype=dtype or text.dtype))
+    except NotFound as missing:
+        rule = f"name the text encoder that stage {config.name} was trained with"
+        got = checks.Verbatim(f"{checks.shown(text.encoder)}, which {missing.reason}")
+        fix = "give its directory"
+        if isinstance(config.network, IFUNetConfig):
+            fix += ", or that of a pipeline of DeepFloyd IF with text_encoder and tokenizer"
+        raise checks.error("--text-encoder", rule, got, fix) from missing
+
+
+def _recorded_encoder(place: str | None) -> str | None:
+    """Return the text from which another process finds a text encoder again."""
+    return place if place is None or not os.path.isdir(place) else os.path.abspath(place)
 
 
 def _load(

@@ -6,7 +6,6 @@ IF licence, which has to be accepted at https://huggingface.co/DeepFloyd before 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +14,50 @@ from jax.sharding import Mesh
 from imagen_jax import arrays, checks, stage
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig
-from imagen_jax.config.deepfloyd import NUM_STEPS, released_cap
+from imagen_jax.config.deepfloyd import NUM_STEPS
 from imagen_jax.models.if_unet import IFUNetConfig
-from imagen_jax.stage_dir import if_pipeline, loading, unet_config, unet_weights
-from imagen_jax.stage_dir.if_pipeline import load, read_config
+from imagen_jax.stage_dir import hub, if_pipeline, if_scheduler, loading, unet_config, unet_weights
 from imagen_jax.stage_dir.unet_config import UNetDescription
 from imagen_jax.storage import directories, files, locations
 from imagen_jax.structs import Cond, TextCond
 
 __all__ = ["export", "load_cascade", "load_stage", "predict", "read_config"]
 
-load_stage = load
+
+def load_stage(
+    directory: str | Path, *, variant: str | None = None, dtype: str = "float32", mesh: Mesh | None = None
+) -> stage.Stage:
+    """Load a stage of DeepFloyd IF from diffusers' layout, tensor by tensor.
+
+    Args:
+      directory: of a pipeline, or its unet/; or hf://OWNER/NAME[@REVISION], a pipeline on the Hugging Face hub.
+      variant: of the weight files, such as "fp16"; None: those without one, or the only one there is.
+      dtype: of the parameters, "float32" or "bfloat16".
+      mesh: parameters are born sharded over its "fsdp" axis; None: on the default device.
+
+    Raises:
+      ValueError: the directory holds another pipeline, configuration and weights do not fit each other, or a file
+        cannot be read.
+    """
+    return if_pipeline.load(_downloaded(directory), variant=variant, dtype=dtype, mesh=mesh)
+
+
+def read_config(directory: str | Path) -> StageConfig:
+    """Return the configuration of the stage that `load_stage` would load, without its parameters."""
+    return if_pipeline.read_config(_downloaded(directory))
+
+
+def _downloaded(directory: str | Path) -> str | Path:
+    is_name = isinstance(directory, str) and directory.startswith(hub.SCHEME)
+    return hub.download(directory, "directory") if is_name else directory
 
 
 def load_cascade(places: Sequence[str | Path], *, mesh: Mesh | None = None) -> tuple[stage.Stage, ...]:
     """Load stages of DeepFloyd IF as a cascade, as `imagen_jax.load_cascade` does.
 
     Args:
-      places: directories of the pipelines of stage I and stage II, and of a further super-resolution stage of this
-        package if one follows; in any order.
+      places: of the pipelines of stage I and stage II, as of `load_stage`, and of a further super-resolution stage of
+        this package if one follows; in any order.
       mesh: as of `imagen_jax.load_cascade`.
 
     Raises:
@@ -45,10 +69,12 @@ def load_cascade(places: Sequence[str | Path], *, mesh: Mesh | None = None) -> t
 
 
 def export(exported: stage.Stage, directory: str | Path, *, dtype: str = "float32", variant: str = "") -> None:
-    """Write a stage of DeepFloyd IF to diffusers' layout: DIRECTORY/unet and DIRECTORY/scheduler.
+    """Write a stage of DeepFloyd IF as a pipeline in diffusers' layout: its network and its schedulers.
 
-    diffusers reads it with `UNet2DConditionModel.from_pretrained(DIRECTORY, subfolder="unet")`. What `load_stage`
-    reads is written to the bit, if `dtype` is that of its weight files or float32.
+    diffusers reads it with `IFPipeline.from_pretrained(DIRECTORY, text_encoder=..., tokenizer=...)`, stage II with
+    `IFSuperResolutionPipeline`. What `load_stage` reads is written to the bit, if `dtype` is that of its weight files
+    or float32. The language model is not written: give it as above, or link text_encoder and tokenizer of the pipeline
+    that training began from into DIRECTORY, where `load_stage` looks for it.
 
     Args:
       exported: a stage whose network is an `IFUNet`, with parameters that this process can read whole.
@@ -73,11 +99,11 @@ def export(exported: stage.Stage, directory: str | Path, *, dtype: str = "float3
         config.network, config.is_super_resolution, config.image_channels, config.image_size, config.text.width
     )
     with directories.writing_new(place) as new:
-        for folder in ("unet", "scheduler"):
-            (new / folder).mkdir()
+        (new / "unet").mkdir()
         name = f"{unet_weights.STEM}{f'.{variant}' if variant else ''}.safetensors"
         unet_weights.write_params(exported.params, new / "unet" / name, dtype)
-        files.write_json(new / "scheduler" / "scheduler_config.json", _scheduler_json(config), indent=2)
+        if_scheduler.write(new, config)
+        files.write_json(new / if_pipeline.INDEX, if_pipeline.index(config), indent=2)
         files.write_json(new / "unet" / "config.json", unet_config.to_json(described), indent=2)
 
 
@@ -145,15 +171,3 @@ def _predict(
     network = stage.network(loaded.config)
     out = network.apply({"params": loaded.params}, as_float(sample), time(timestep), cond)
     return tuple(jnp.split(out, 2, axis=-1))
-
-
-def _scheduler_json(config: StageConfig) -> dict[str, Any]:
-    sampling = config.sampling
-    return if_pipeline.SCHEDULER | {
-        "_class_name": "DDPMScheduler",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "dynamic_thresholding_ratio": sampling.percentile or 0.95,
-        "sample_max_value": sampling.cap or released_cap(config.is_super_resolution),
-        "thresholding": True,
-    }

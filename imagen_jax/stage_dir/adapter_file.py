@@ -3,10 +3,11 @@
     adapter_model.safetensors    base_model.model.MODULE.lora_A.weight and .lora_B.weight of each adapted kernel
     adapter_config.json          r, lora_alpha (the scale times r), target_modules, base_model_name_or_path
 
-MODULE is the path of a module with dots. For a kernel [R, C] the shapes are [r, R] and [C, r]; for that of a
-convolution [KH, KW, I, C] they are [r, I, KH, KW] and [C, r, 1, 1]. The metadata of the safetensors file name the stage
-and hold some entries of each kernel that the adapters were trained on, by which another base is told from the same one
-rounded for an export.
+MODULE is the path of a module with dots; of DeepFloyd IF's networks it is diffusers' name, so that PEFT applies the
+files to them there too, and a kernel that diffusers has in two parts has two adapters. For a kernel [R, C] the shapes
+are [r, R] and [C, r]; for that of a convolution [KH, KW, I, C] they are [r, I, KH, KW] and [C, r, 1, 1]. The metadata
+of the safetensors file name the stage and hold some entries of each kernel that the adapters were trained on, by which
+another base is told from the same one rounded for an export.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imagen_jax import checks, stage
 from imagen_jax.checks import Verbatim, require
-from imagen_jax.config import StageConfig, read_json
+from imagen_jax.config import IFUNetConfig, StageConfig, read_json
 from imagen_jax.models import lora
+from imagen_jax.stage_dir import unet_weights
 from imagen_jax.storage import directories, files, input_files, locations
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -79,6 +81,47 @@ class Fitted:
     weight: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a module's name in the files stands for: a kernel, or one of equal `parts` of its columns.
+
+    Attributes:
+      path: of the kernel in the parameters.
+      part, parts: which of how many.
+      is_pointwise: whether a kernel [R, C] is a convolution of one pixel in the files.
+    """
+
+    path: lora.Path
+    part: int = 0
+    parts: int = 1
+    is_pointwise: bool = False
+
+    def columns(self, values: Any) -> Any:
+        """Return the module's own columns of `values` [..., C]."""
+        size = values.shape[-1] // self.parts
+        return values[..., self.part * size : (self.part + 1) * size]
+
+
+def places(config: StageConfig, shapes: Any) -> dict[str, Place]:
+    """Return what the names of modules in the files of a stage stand for.
+
+    The paths of our own modules are among them for every network, as earlier versions wrote them for IF's too.
+
+    Args:
+      config: of the stage.
+      shapes: its parameters, arrays or shapes.
+    """
+    kernels = [path for path in flatten_dict(shapes) if path[-1] == "kernel"]
+    found = {".".join(path[:-1]): Place(path) for path in kernels}
+    if isinstance(config.network, IFUNetConfig):
+        for row in unet_weights.table(shapes):
+            if row.path[-1] == "kernel":
+                names = [name.removesuffix(".weight") for name in row.names]
+                rest = {"parts": len(names), "is_pointwise": row.path[-2] == "shortcut"}
+                found |= {name: Place(row.path, part, **rest) for part, name in enumerate(names)}
+    return found
+
+
 def entries(module: str, kernel: Any) -> list[float]:
     """Return some entries of a kernel; their positions depend on the module's name and the kernel's size alone."""
     places = np.random.default_rng(zlib.crc32(module.encode())).integers(kernel.size, size=_NUM_ENTRIES)
@@ -97,15 +140,19 @@ def write(directory: Path, config: StageConfig, adapters: Any, base: Any) -> Non
     Raises:
       OSError: writing failed; nothing is left.
     """
-    kernels, tensors, samples = flatten_dict(base), {}, {}
-    for path, (a, b) in lora.pairs(adapters).items():
-        name, kernel = ".".join(path[:-1]), kernels[path]
-        a, b = (np.asarray(each, np.float32).T for each in (a, b))  # [r, R], [C, r]
-        if kernel.ndim == 4:
-            a = a.reshape(len(a), *kernel.shape[:3]).transpose(0, 3, 1, 2)
+    kernels, found, tensors, samples = flatten_dict(base), lora.pairs(adapters), {}, {}
+    # The last name of a kernel is that of the files.
+    named = {(place.path, place.part): (name, place) for name, place in places(config, base).items()}
+    for name, place in named.values():
+        if place.path not in found:
+            continue
+        kernel, (a, b) = kernels[place.path], (np.asarray(each, np.float32) for each in found[place.path])
+        a, b = a.T, place.columns(b).T  # [r, R], [C, r]
+        if kernel.ndim == 4 or place.is_pointwise:
+            a = a.reshape(len(a), *(kernel.shape[:3] if kernel.ndim == 4 else (1, 1, -1))).transpose(0, 3, 1, 2)
             b = b[:, :, None, None]
         tensors |= {f"base_model.model.{name}.lora_{kind}.weight": value for kind, value in (("A", a), ("B", b))}
-        samples[name] = entries(name, kernel)
+        samples[name] = entries(name, place.columns(kernel))
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     described = {
         "peft_type": "LORA",
@@ -207,6 +254,9 @@ def _described(file: Path) -> tuple[int, float, str]:
     return rank, alpha / rank, str(data.get("base_model_name_or_path") or "a base without a name")
 
 
+_Network = tuple[Mapping[str, Place], Mapping[lora.Path, Any]]  # names of modules, shapes of parameters
+
+
 def fit(configs: Sequence[StageConfig], weights: Mapping[str | Path, float]) -> list[Fitted]:
     """Return the adapters of files for the stages of a cascade, before any parameters are loaded.
 
@@ -219,53 +269,75 @@ def fit(configs: Sequence[StageConfig], weights: Mapping[str | Path, float]) -> 
     """
     if not weights:
         return []
-    shapes = {
-        config.name: flatten_dict(jax.eval_shape(lambda config=config: stage.init(config, jax.random.key(0))))
-        for config in configs
-    }
+    networks = {}
+    for config in configs:
+        shapes = jax.eval_shape(lambda config=config: stage.init(config, jax.random.key(0)))
+        networks[config.name] = (places(config, shapes), flatten_dict(shapes))
     found = []
     for place, weight in weights.items():
         adapter = read(place)
         weight = checks.number(f"{OPTION} {place}: weight", weight, "[-1000, 1000]")
-        name = _stage_of(adapter, shapes)
-        found.append(Fitted(adapter, name, _fitted(adapter, name, shapes[name]), weight))
+        name = _stage_of(adapter, networks)
+        found.append(Fitted(adapter, name, _fitted(adapter, name, *networks[name]), weight))
     return found
 
 
-def _stage_of(adapter: Adapter, shapes: Mapping[str, Mapping[lora.Path, Any]]) -> str:
-    """Return the name of the stage that an adapter is for; of one that does not tell, the only one with its modules."""
-    names, where = ", ".join(shapes), f"{OPTION} {adapter.path}"
+def _stage_of(adapter: Adapter, networks: Mapping[str, _Network]) -> str:
+    """Return the name of the stage that an adapter is for; of one that does not tell, the only one that it fits."""
+    names, where = ", ".join(networks), f"{OPTION} {adapter.path}"
+    fix = f"take an adapter for this cascade; this one is for {adapter.base_name}"
     if adapter.stage is not None:
         got = Verbatim(f"one of stage {adapter.stage}")
-        require(adapter.stage in shapes, where, f"be for one of the stages that run, {names}", got)
+        require(adapter.stage in networks, where, f"be for one of the stages that run, {names}", got, fix)
         return adapter.stage
-    fitting = [name for name, own in shapes.items() if all(_path(module) in own for module in adapter.weights)]
-    rule, got = f"have the modules of one of the stages that run, {names}", Verbatim(f"those of {fitting or 'none'}")
-    require(len(fitting) == 1, where, rule, got)
+    fitting, misfits = [], []
+    for name, network in networks.items():
+        try:
+            _fitted(adapter, name, *network)
+            fitting.append(name)
+        except ValueError as misfit:
+            misfits.append(misfit)
+    if not fitting:
+        raise misfits[0]
+    got, fix = Verbatim(f"one that fits {' and '.join(fitting)}"), "choose the stages that run by --start and --stop"
+    require(len(fitting) == 1, where, f"fit one of the stages that run, {names}", got, fix)
     return fitting[0]
 
 
-def _fitted(adapter: Adapter, name: str, shapes: Mapping[lora.Path, Any]) -> Any:
-    """Return an adapter as a nested dict for the network of these kernels."""
-    made, fix = {}, f"take an adapter for this cascade; this one is for {adapter.base_name}"
+def _fitted(adapter: Adapter, name: str, modules: Mapping[str, Place], shapes: Mapping[lora.Path, Any]) -> Any:
+    """Return an adapter as a nested dict for a network of these modules and parameters."""
+    found, fix = {}, f"take an adapter for this cascade; this one is for {adapter.base_name}"
     for module, (a, b) in adapter.weights.items():
-        where, path = f"{OPTION} {adapter.path}: {module}", _path(module)
-        require(path in shapes, where, f"be a module of stage {name}", Verbatim("another one"), fix)
-        *rows, columns = shapes[path].shape
-        if len(rows) == 3:
-            wanted = ((len(a), rows[2], *rows[:2]), (columns, len(a), 1, 1))
+        where = f"{OPTION} {adapter.path}: {module}"
+        require(module in modules, where, f"be a module of stage {name}", Verbatim("another one"), fix)
+        place = modules[module]
+        *rows, columns = shapes[place.path].shape
+        columns //= place.parts
+        if len(rows) == 3 or place.is_pointwise:
+            *window, channels = rows if len(rows) == 3 else (1, 1, *rows)
+            wanted = ((len(a), channels, *window), (columns, len(a), 1, 1))
         else:
             wanted = ((len(a), *rows), (columns, len(a)))
         got = Verbatim(f"{a.shape} and {b.shape}")
         require((a.shape, b.shape) == wanted, where, f"have the shapes {wanted[0]} and {wanted[1]}", got, fix)
         a = a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T
-        made[*path[:-1], "a"] = a.reshape(-1, a.shape[-1])
-        made[*path[:-1], "b"] = b.reshape(columns, -1).T
+        found.setdefault(place.path, []).append((place, a.reshape(-1, a.shape[-1]), b.reshape(columns, -1).T))
+    made = {}
+    for path, parts in found.items():
+        made[*path[:-1], "a"], made[*path[:-1], "b"] = _joined(parts, shapes[path].shape[-1])
     return unflatten_dict(made)
 
 
-def _path(module: str) -> lora.Path:
-    return (*module.split("."), "kernel")
+def _joined(parts: Sequence[tuple[Place, np.ndarray, np.ndarray]], columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (a [R, n r], b [n r, C]) of n adapters, each a [R, r] and b for its own part of the columns."""
+    if len(parts) == 1 and parts[0][0].parts == 1:
+        return parts[0][1:]
+    rows = []
+    for place, _, b in parts:
+        row = np.zeros((len(b), columns), np.float32)
+        place.columns(row)[:] = b
+        rows.append(row)
+    return np.concatenate([a for _, a, _ in parts], axis=1), np.concatenate(rows)
 
 
 def apply(stages: Sequence[stage.Stage], fitted: Sequence[Fitted]) -> tuple[stage.Stage, ...]:
@@ -276,21 +348,22 @@ def apply(stages: Sequence[stage.Stage], fitted: Sequence[Fitted]) -> tuple[stag
     """
     by_name = {each.config.name: each for each in stages}
     for each in fitted:
-        _check_base(each.adapter, each.stage, by_name[each.stage].params)
+        _check_base(each.adapter, by_name[each.stage].config, by_name[each.stage].params)
     for each in fitted:
         own, weight = by_name[each.stage], each.weight * each.adapter.scale
         by_name[each.stage] = own.replace(params=lora.merge(own.params, each.adapters, weight))
     return tuple(by_name.values())
 
 
-def _check_base(adapter: Adapter, name: str, params: Any) -> None:
+def _check_base(adapter: Adapter, config: StageConfig, params: Any) -> None:
     """Raise a ValueError if the kernels differ from the recorded ones by more than the rounding of an export."""
-    kernels = flatten_dict(params)
-    pairs = [(values, entries(module, kernels[_path(module)])) for module, values in adapter.base.items()]
+    kernels, modules = flatten_dict(params), places(config, params)
+    kernel = lambda place: place.columns(kernels[place.path])
+    pairs = [(values, entries(module, kernel(modules[module]))) for module, values in adapter.base.items()]
     if not pairs:
         return
     before, now = np.asarray(pairs, np.float64).transpose(1, 0, 2)
     distance = np.linalg.norm(now - before) / max(np.linalg.norm(before), 1e-30)
-    rule = f"be of the parameters of stage {name} that are loaded"
+    rule = f"be of the parameters of stage {config.name} that are loaded"
     got = Verbatim(f"one of {adapter.base_name}, whose kernels differ by {100 * distance:.3g} %")
     require(distance <= _TOLERANCE, f"{OPTION} {adapter.path}", rule, got, "load the cascade that it was trained on")

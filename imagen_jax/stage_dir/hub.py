@@ -6,7 +6,7 @@ Pipelines of DeepFloyd IF, in diffusers' layout, are downloaded too.
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from imagen_jax.checks import Verbatim, error, require
@@ -15,17 +15,10 @@ from imagen_jax.stage_dir import exported, if_pipeline
 SCHEME = "hf://"
 _NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _FILES = ("*.json", "*.safetensors", "*.md", "NOTICE", "LICENSE")
-# Of a pipeline, whose weights the hub has in float32 and in float16: the latter, and no pickles.
-_PIPELINE_FILES = (
-    if_pipeline.INDEX,
-    "scheduler/*.json",
-    "tokenizer/*",
-    *(
-        f"{part}/{name}"
-        for part in ("unet", "text_encoder")
-        for name in ("config.json", "*.index.fp16.json", "*.fp16*.safetensors")
-    ),
-)
+_PIPELINE_FILES = (if_pipeline.INDEX, "scheduler/*.json", "image_noising_scheduler/*.json", "tokenizer/*")
+# Weights of a pipeline, without pickles: in float16, or where the hub has them in one type alone, in that.
+_HALF = ("config.json", "*.index.fp16.json", "*.fp16*.safetensors")
+_ANY = ("config.json", "*.index.json", "*.safetensors")
 
 
 @functools.cache
@@ -47,12 +40,23 @@ def download(place: str, option: str) -> Path:
     try:
         directory = fetch(allow_patterns=_FILES, ignore_patterns="*/*")
         if (directory / if_pipeline.INDEX).is_file():
-            return fetch(allow_patterns=_PIPELINE_FILES)
+            return _pipeline(fetch)
     except Exception as failed:  # the hub's client has no common base class for its errors
         got = Verbatim(f"{place}, which it does not give ({_reason(failed)})")
         fix = _fix(failed, named[1], ", or give the directory of a copy")
         raise error(option, "be a cascade on the Hugging Face hub", got, fix) from failed
     require(exported.read(directory) is not None, option, "be a cascade that imagen-jax export wrote", place)
+    return directory
+
+
+def _pipeline(fetch: Callable[..., Path]) -> Path:
+    """Return the directory of a pipeline on the hub after downloading it by `fetch`."""
+    directory = fetch(allow_patterns=_PIPELINE_FILES)
+    for part in ("unet", "text_encoder"):
+        for names in (_HALF, _ANY):
+            fetch(allow_patterns=[f"{part}/{name}" for name in names])
+            if any((directory / part).glob("*.safetensors")):
+                break
     return directory
 
 

@@ -3,14 +3,13 @@
     PIPELINE/model_index.json
     PIPELINE/unet/config.json
     PIPELINE/unet/diffusion_pytorch_model[.VARIANT].safetensors, or its shards and their index
-    PIPELINE/scheduler/scheduler_config.json
+    PIPELINE/scheduler, PIPELINE/image_noising_scheduler    see `if_scheduler`
     PIPELINE/text_encoder, PIPELINE/tokenizer    of the language model, which `TextEncoder` reads
 """
 
 import dataclasses
 import functools
 import hashlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from jax.sharding import Mesh
 from imagen_jax import checks, stage
 from imagen_jax.checks import Verbatim, error, require
 from imagen_jax.config import StageConfig
-from imagen_jax.config.deepfloyd import NUM_STEPS, released_cap, stage_config
+from imagen_jax.config.deepfloyd import stage_config
 from imagen_jax.config.validation import validate
-from imagen_jax.stage_dir import unet_config, unet_weights
+from imagen_jax.stage_dir import if_scheduler, unet_config, unet_weights
 from imagen_jax.stage_dir.unet_config import UNetDescription
 from imagen_jax.storage import locations
 from imagen_jax.text import model_files
@@ -32,13 +31,6 @@ INDEX = model_files.PIPELINE_INDEX
 _PIPELINES = tuple(
     f"IF{task}{scale}Pipeline" for task in ("", "Img2Img", "Inpainting") for scale in ("", "SuperResolution")
 )
-SCHEDULER = {
-    "beta_schedule": "squaredcos_cap_v2",
-    "num_train_timesteps": NUM_STEPS,
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "variance_type": "learned_range",
-}
 
 
 def is_pipeline(directory: Path) -> bool:
@@ -59,18 +51,7 @@ def is_pipeline(directory: Path) -> bool:
 def load(
     directory: str | Path, *, variant: str | None = None, dtype: str = "float32", mesh: Mesh | None = None
 ) -> stage.Stage:
-    """Load a stage of DeepFloyd IF from diffusers' layout, tensor by tensor.
-
-    Args:
-      directory: of a pipeline, or its unet/.
-      variant: of the weight files, such as "fp16"; None: those without one, or the only one there is.
-      dtype: of the parameters, "float32" or "bfloat16".
-      mesh: parameters are born sharded over its "fsdp" axis; None: on the default device.
-
-    Raises:
-      ValueError: the directory holds another pipeline, configuration and weights do not fit each other, or a file
-        cannot be read.
-    """
+    """Load a stage from a directory on this machine; arguments and errors as of `interop.deepfloyd.load_stage`."""
     checks.choice("dtype", dtype, ("float32", "bfloat16"))
     if variant is not None:
         checks.text("variant", variant)
@@ -115,6 +96,20 @@ def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def index(config: StageConfig) -> dict[str, Any]:
+    """Return the model_index.json of a pipeline without a language model for a stage, as diffusers reads it."""
+    is_sr = config.is_super_resolution
+    parts = {"unet": "UNet2DConditionModel", "scheduler": "DDPMScheduler"}
+    parts |= {"image_noising_scheduler": "DDPMScheduler"} if is_sr else {}
+    left_out = ("text_encoder", "tokenizer", "feature_extractor", "safety_checker", "watermarker")
+    return {
+        "_class_name": "IFSuperResolutionPipeline" if is_sr else "IFPipeline",
+        "requires_safety_checker": False,
+        **{name: ["diffusers", kind] for name, kind in parts.items()},
+        **{name: [None, None] for name in left_out},
+    }
+
+
 @functools.lru_cache(maxsize=8)
 def param_shapes(config: StageConfig) -> Any:
     """Return the tree of shapes of a stage's parameters."""
@@ -152,33 +147,14 @@ def _check_pipeline(file: Path) -> None:
 
 
 def _stage_config(described: UNetDescription, pipeline: Path) -> StageConfig:
-    is_sr = described.is_super_resolution
-    percentile, cap = _thresholding(pipeline / "scheduler" / "scheduler_config.json", released_cap(is_sr))
     config = stage_config(
         described.network,
         described.image_size,
-        is_super_resolution=is_sr,
+        is_super_resolution=described.is_super_resolution,
         image_channels=described.image_channels,
         text_width=described.text_width,
-        percentile=percentile,
-        cap=cap,
+        sampling=if_scheduler.read(pipeline),
     )
     if (pipeline / "text_encoder").is_dir():
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, encoder=str(pipeline.resolve())))
     return validate(config)
-
-
-def _thresholding(scheduler: Path, cap: float) -> tuple[float, float]:
-    """Return ratio and cap of dynamic thresholding in a scheduler_config.json, if there is one."""
-    if not scheduler.is_file():
-        return 0.95, cap
-    data = model_files.read_json(scheduler)
-    name = partial("{}: {}".format, scheduler)
-    for key, value in SCHEDULER.items():
-        found = data.get(key, value)
-        require(found == value, name(key), f"be {value!r}", found, "give a scheduler of DeepFloyd IF")
-    ratio, cap = data.get("dynamic_thresholding_ratio", 0.95), data.get("sample_max_value", cap)
-    return (
-        checks.number(name("dynamic_thresholding_ratio"), ratio, "(0, 1]"),
-        checks.number(name("sample_max_value"), cap, "[1, 1000000]"),
-    )

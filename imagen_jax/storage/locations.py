@@ -38,6 +38,7 @@ def location(place: str | os.PathLike, name: str) -> Path:
         return Path(text)
     near = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
     fix = f"write {near}://" if near in _LIBRARIES else "give a path, also of a mounted bucket"
+    fix = "name what is on the Hugging Face hub with --pretrained" if near == "hf" else fix
     require(scheme in _LIBRARIES, name, "be a path, or a URL of gs:// or s3://", text, fix)
     bucket, _, rest = text[len(scheme) + 1 + len(slashes) :].partition("/")
     # pathlib removes a slash, and a mistyped URL is not meant as a local directory.

