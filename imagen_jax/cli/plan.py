@@ -83,6 +83,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     print(f"  batch              {gib(plan.input_bytes)}\n  temporaries        {gib(plan.temporary_bytes)}")
     print(f"  peak               {gib(plan.peak_bytes)}{f' of {memory / 2**30:.2f}' if memory else ''}")
     peak, fits = plan.peak_bytes, None if memory is None else plan.peak_bytes <= memory
+    most = plan.peak_bytes + plan.ahead_bytes if options.quick else 0
+    if most > peak:
+        print(f"  at most            {gib(most)}, if the compiler gathers all parameters before the steps")
     exchanged = plan.collective_bytes
     if not options.quick:
         try:
@@ -121,6 +124,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     if fits is None:
         print("fits                 unknown: the device does not say how much memory it has")
         return 0
+    if fits and most > memory:
+        print("fits                 perhaps; compile it without --quick")
+        return 0
     if fits:
         print(f"fits                 yes, with {(memory - peak) / 2**30:.2f} GiB to spare")
         return 0
@@ -152,27 +158,35 @@ def cascade_fits(options: Options, config: StageConfig, devices: int, memory: in
         f"{options.dtype}, computed in {config.compute_dtype}; text encoder {config.text.encoder} {config.text.dtype}"
     )
     print("on the device that holds most, from shapes alone:")
-    print(f"  {'':14}{'parameters':>14}{'at work':>14}{'peak':>14}")
+    print(f"  {'':14}{'parameters':>14}{'at work':>14}{'peak':>14}{'at most':>14}")
     gib = lambda size: f"{size / 2**30:10.2f} GiB"
     for part in found:
-        print(f"  {part.name:14}{gib(part.params_bytes)}{gib(part.working_bytes)}{gib(part.peak_bytes)}")
+        columns = (part.params_bytes, part.working_bytes, part.peak_bytes, part.most_bytes)
+        print(f"  {part.name:14}{''.join(map(gib, columns))}")
     of = f" of {memory / 2**30:.2f}" if memory else ""
     together, alone = cascade.together(found), cascade.one_at_a_time(found)
-    print(f"all loaded{gib(together):>48}{of}\none at a time{gib(alone):>45}{of}")
+    for name, sizes in (("all loaded", together), ("one at a time", alone)):
+        print(f"{name:44}{''.join(map(gib, sizes))}{of}")
+    if any(part.ahead_bytes for part in found):
+        print("at most: if the compiler gathers all parameters before the steps; --kind sample compiles a stage")
     sizes = (dataclasses.replace(config.text, dtype=dtype) for dtype in ("float32", "bfloat16", "int8"))
     sizes = [f"{text.dtype} {cascade.text_encoder(text).peak_bytes / 2**30:.2f} GiB" for text in sizes]
     print(f"the text encoder by its type: {', '.join(sizes)}")
     if memory is None:
         print("fits                 unknown: the device does not say how much memory it has")
         return 0
-    if together <= memory:
-        print("fits                 yes")
-    elif alone <= memory:
-        print("fits                 one at a time: imagen-jax sample --one-at-a-time")
-    else:
-        large = ", ".join(part.name for part in found if part.peak_bytes > memory)
-        print(f"fits                 no: too large even alone: {large}")
-    return int(alone > memory)
+    in_turn = "one at a time: imagen-jax sample --one-at-a-time"
+    for (_, most), words in ((together, "yes"), (alone, in_turn)):
+        if most <= memory:
+            print(f"fits                 {words}")
+            return 0
+    for (estimated, _), words in ((together, "all loaded"), (alone, in_turn)):
+        if estimated <= memory:
+            print(f"fits                 perhaps, {words}; compile each stage with --kind sample")
+            return 0
+    large = ", ".join(part.name for part in found if part.peak_bytes > memory)
+    print(f"fits                 no: too large even alone: {large}")
+    return 1
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:

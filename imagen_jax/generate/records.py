@@ -217,6 +217,7 @@ def _record(texts: Mapping[str, str]) -> Record:
         checkpoints={name: _checkpoint(name, which) for name, which in _by_stage(data, sampling)},
         adapters=_adapters(data["adapters"]),
         encoder=data["encoder"],
+        text_encoder=None if data["text_encoder"] is None else checks.text("text_encoder", data["text_encoder"]),
         text_dtype=None if data["text_dtype"] is None else checks.choice("text_dtype", data["text_dtype"], TEXT_DTYPES),
         batch_size=batch_size,
         row=checks.whole("row", data["row"], 0, batch_size - 1),

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from imagen_jax import tracing
 from imagen_jax.checks import require
 from imagen_jax.config import StageConfig, TextConfig
 from imagen_jax.planning.estimate import estimate
-from imagen_jax.text import bert, clip, families, t5
+from imagen_jax.text import bert, clip, families, pretrained, t5
 from imagen_jax.text.known import KNOWN, SHORT_NAMES, split_revision
 
 _MODULES = {t5.T5Config: t5.T5Encoder, bert.BertConfig: bert.BertEncoder, clip.ClipConfig: clip.ClipEncoder}
@@ -28,15 +27,21 @@ class Part:
       name: of the stage, or "text encoder".
       params_bytes: held as long as it is loaded.
       working_bytes: more, while it runs.
+      ahead_bytes: see `Plan`.
     """
 
     name: str
     params_bytes: int
     working_bytes: int
+    ahead_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
         return self.params_bytes + self.working_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        return self.peak_bytes + self.ahead_bytes
 
 
 def parts(configs: Sequence[StageConfig], devices: int, dtype: str = "float32") -> list[Part]:
@@ -55,18 +60,26 @@ def parts(configs: Sequence[StageConfig], devices: int, dtype: str = "float32") 
     found = [text_encoder(configs[0].text)]
     for config in configs:
         plan = estimate(config, "sample", devices, dtype)
-        found.append(Part(config.name, plan.params_bytes, plan.peak_bytes - plan.params_bytes))
+        found.append(Part(config.name, plan.params_bytes, plan.peak_bytes - plan.params_bytes, plan.ahead_bytes))
     return found
 
 
-def together(found: Sequence[Part]) -> int:
-    """Return the peak of parts that are all loaded, of which one runs at a time, in bytes."""
-    return sum(part.params_bytes for part in found) + max(part.working_bytes for part in found)
+def together(found: Sequence[Part]) -> tuple[int, int]:
+    """Return the peak of parts that are all loaded, of which one runs at a time, in bytes: estimated, and at most."""
+    held = sum(part.params_bytes for part in found)
+    return tuple(
+        held + max(peak - part.params_bytes for part, peak in zip(found, peaks, strict=True))
+        for peaks in _peaks(found)
+    )
 
 
-def one_at_a_time(found: Sequence[Part]) -> int:
-    """Return the peak of parts that are loaded, run and freed one after another, in bytes."""
-    return max(part.peak_bytes for part in found)
+def one_at_a_time(found: Sequence[Part]) -> tuple[int, int]:
+    """Return the peak of parts that are loaded, run and freed one after another, in bytes: estimated, and at most."""
+    return tuple(map(max, _peaks(found)))
+
+
+def _peaks(found: Sequence[Part]) -> tuple[list[int], list[int]]:
+    return [part.peak_bytes for part in found], [part.most_bytes for part in found]
 
 
 def text_encoder(config: TextConfig) -> Part:
@@ -91,6 +104,7 @@ def _module(config: TextConfig) -> nn.Module:
     if name in KNOWN:
         return _MODULES[type(KNOWN[name].config)](KNOWN[name].config, **types)
     rule = f"be a directory, or one of {', '.join(SHORT_NAMES)}, whose sizes are known"
-    require(Path(config.encoder).is_dir(), "--text.encoder", rule, config.encoder)
-    family, sizes = families.read_config(Path(config.encoder))
+    directory = pretrained.local(config.encoder)
+    require(directory is not None, "--text.encoder", rule, config.encoder)
+    family, sizes = families.read_config(directory)
     return family.module(sizes, **types)

@@ -23,7 +23,7 @@ from imagen_jax.training.utilisation import batch_shapes, model_flops_per_image
 
 Kind = Literal["train", "sample"]
 UTILISATION = 0.5  # share of the peak that matrix products reach where nothing else is the limit
-GATHERED_AHEAD = 0.25  # share of the parameters that the compiler keeps gathered in bfloat16; fitted
+GATHERED_AHEAD = 0.25  # share of the parameters that the compiler keeps gathered in bfloat16; fitted to train steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Plan:
     flops: int  # including recomputation
     traffic: int
     collective_bytes: int
+    ahead_bytes: int = 0  # what the compiler of a sampler may gather besides before its loop, in which it is the same
 
     @property
     def peak_bytes(self) -> int:
@@ -187,6 +188,7 @@ def estimate(config: StageConfig, kind: Kind, devices: int, dtype: str = "float3
         flops=int(flops * share / rows),
         traffic=int(tracing.traffic(program, steps) * share / rows),
         collective_bytes=_collective_bytes(config, kind, parameters, devices, steps),
+        ahead_bytes=int((1 - GATHERED_AHEAD) * 2 * parameters) if kind == "sample" and run.fsdp > 1 else 0,
         **held,
     )
 

@@ -25,7 +25,7 @@ ADAPTERS = (records.AdapterFile("/adapters/ink", "ef" * 32, -0.5), records.Adapt
         RECORD,
         SMALL,
         dataclasses.replace(RECORD, adapters=ADAPTERS),
-        dataclasses.replace(RECORD, text_dtype="int8"),
+        dataclasses.replace(RECORD, text_encoder="/models/t5", text_dtype="int8"),
     ],
 )
 def test_what_is_written_is_read(tmp_path, record):
@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path, record):
     shown = Image.open(path).info  # for other programs
     assert shown["prompt"] == record.prompt and shown["seed"] == str(record.seed)
     assert json.loads(shown["sampling"])["base"] == to_dict(record.sampling["base"])
-    for name in ("adapters", "text_dtype"):  # older versions read pictures without
+    for name in ("adapters", "text_encoder", "text_dtype"):  # older versions read pictures without
         assert (name in json.loads(shown["imagen_jax"])) == bool(getattr(record, name))
 
 

@@ -12,11 +12,13 @@ from imagen_jax.planning.cascade import Part
 from imagen_jax.planning.estimate import estimate
 from imagen_jax.text.known import KNOWN
 from tests.conftest import TINY_BERT
+from tests.deepfloyd_models import write_pipeline
 
 
 def test_peaks_of_parts():
-    found = [Part("text encoder", 8, 1), Part("base", 4, 2), Part("sr16", 2, 5)]
-    assert cascade.together(found) == 14 + 5 and cascade.one_at_a_time(found) == 9
+    """And what they are at most, where the compiler gathers parameters before it is asked to."""
+    found = [Part("text encoder", 8, 1), Part("base", 4, 2, ahead_bytes=7), Part("sr16", 2, 5)]
+    assert cascade.together(found) == (14 + 5, 14 + 9) and cascade.one_at_a_time(found) == (9, 13)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -42,4 +44,13 @@ def test_parts_are_the_encoder_and_the_plans_of_the_stages(tiny_configs):
     found = cascade.parts(configs, 8, "bfloat16")
     assert [part.name for part in found] == ["text encoder", "base", "sr16"]
     for part, config in zip(found[1:], configs, strict=True):
-        assert part.peak_bytes == estimate(config, "sample", 8, "bfloat16").peak_bytes
+        assert part.most_bytes == part.peak_bytes == estimate(config, "sample", 8, "bfloat16").peak_bytes
+    shared = [dataclasses.replace(config, run=dataclasses.replace(config.run, fsdp=4)) for config in configs]
+    for part in cascade.parts(shared, 8, "bfloat16")[1:]:
+        assert 0 < part.ahead_bytes == part.most_bytes - part.peak_bytes
+
+
+def test_an_encoder_may_lie_in_a_pipeline(goldens, tmp_path):
+    directory = write_pipeline(tmp_path / "one", goldens, "stage_1")
+    own = C.TextConfig(str(directory / "text_encoder"), 32, 8)
+    assert cascade.text_encoder(C.TextConfig(str(directory), 32, 8)) == cascade.text_encoder(own)

@@ -1,0 +1,1 @@
+from tests.deepfloyd_models import goldens  # noqa: F401
