@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen_jax import checks
-from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, require
+from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, Verbatim, require
 from imagen_jax.config import distilled
 from imagen_jax.config.sampling import GUIDED, SamplingConfig, flat_options, kinds
 from imagen_jax.config.stage import OBJECTIVES, OPTIMIZERS, StageConfig
@@ -259,6 +259,8 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
     require(is_list, "stages", "be at least one StageConfig", stages)
     for stage in stages:
         validate(stage)
+    names = [stage.name for stage in stages]
+    require(len(set(names)) == len(names), "stage names", "be distinct", Verbatim(", ".join(names)), "give each once")
     for before, stage in itertools.pairwise(stages):
         name, size = f"low_res_size of stage {stage.name}", stage.low_res_size
         rule = f"be {before.image_size}, the image_size of the stage {before.name} before it"
@@ -266,8 +268,6 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
         for what in ("text", "image_channels"):
             own, expected = getattr(stage, what), getattr(before, what)
             require(own == expected, f"{what} of stage {stage.name}", f"be that of {before.name}", own)
-    names = [stage.name for stage in stages]
-    require(len(set(names)) == len(names), "stage names", "be distinct", names)
     return stages
 
 

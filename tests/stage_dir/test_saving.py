@@ -116,7 +116,7 @@ def test_what_is_no_cascade_is_refused(tiny_stages, tmp_path):
         ((), "stages must be a sequence of at least one Stage"),
         (tiny_stages[0], "stages must be a sequence of at least one Stage"),
         ((tiny_stages[0], None), r"stages\[1\] must be a Stage; got None"),
-        ((tiny_stages[0],) * 2, "must be 8, the image_size of the stage base before it; got None"),
+        ((tiny_stages[0],) * 2, "^stage names must be distinct; got base, base: give each once"),
         (tiny_stages[::-1], "low_res_size of stage base must be 16"),
     ):
         with pytest.raises(ValueError, match=message):
