@@ -89,10 +89,11 @@ def export(exported: stage.Stage, directory: str | Path, *, dtype: str = "float3
     checks.instance("stage", exported, stage.Stage, "a Stage, as from load_stage")
     checks.choice("dtype", dtype, unet_weights.DTYPES)
     is_plain = isinstance(variant, str) and (not variant or variant.replace("-", "_").isidentifier())
-    require(is_plain, "variant", "be empty or a name such as fp16", variant)
+    require(is_plain, "variant", "be empty or a name such as fp16", variant, "leave it out")
     config = exported.config
     is_right = isinstance(config.network, IFUNetConfig)
     require(is_right, "stage", "have the network if_unet, which alone diffusers has", config.network)
+    _check_loaded(exported)
     place = locations.local(directory, "directory")
     directories.check_new(place, "directory", needed=unet_weights.num_bytes(exported.params, dtype))
     described = UNetDescription(
@@ -134,6 +135,7 @@ def predict(
     checks.instance("stage", loaded, stage.Stage, "a Stage, as from load_stage")
     is_right = isinstance(loaded.config.network, IFUNetConfig)
     require(is_right, "stage", "be of DeepFloyd IF, as from deepfloyd.load_stage", loaded.config.network)
+    _check_loaded(loaded)
     arrays.array("sample", sample, ndim=4)
     channels, rows = loaded.config.image_channels, sample.shape[0]
     fix = "put the channels last"
@@ -154,6 +156,11 @@ def predict(
     rule = f"have embeddings [{rows}, L, {width}], as sample and the network"
     require((shape[0], shape[2]) == (rows, width), "text", rule, Verbatim(tuple(shape)), "encode with its text encoder")
     return _predict(loaded, sample, timestep, text, low_res, noise_level)
+
+
+def _check_loaded(given: stage.Stage) -> None:
+    fix = "load it by deepfloyd.load_stage"
+    require(given.params is not None, "stage", "have parameters", Verbatim("a configuration alone"), fix)
 
 
 @jax.jit

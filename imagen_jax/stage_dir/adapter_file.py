@@ -249,6 +249,10 @@ def _described(file: Path) -> tuple[int, float, str]:
     for name, plain in _PLAIN.items():
         value = data.get(name)
         require(value in plain, f"{where}: {name}", f"be {plain[0]}", value, "take a plain LoRA adapter")
+    # PEFT takes what these begin with from the base, so that they are no adapters of the base itself.
+    changed = str(data.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq"))
+    rule, got = "leave the base as it is", data.get("init_lora_weights")
+    require(not changed, f"{where}: init_lora_weights", rule, got, "convert it by PEFT to a plain LoRA adapter")
     rank = checks.whole(f"{where}: r", data.get("r"), 1, 2**16)
     alpha = checks.number(f"{where}: lora_alpha", data.get("lora_alpha"))
     return rank, alpha / rank, str(data.get("base_model_name_or_path") or "a base without a name")

@@ -128,8 +128,10 @@ def _read(directory: str | Path) -> tuple[Path, StageConfig]:
     fix = "give a directory in diffusers' layout"
     require(file.is_file(), "directory", "hold unet/config.json or config.json", Verbatim(f"{place} without"), fix)
     data = model_files.read_json(file)
-    fix = "load stages of ours by imagen_jax.load_stage"
-    require("_class_name" in data, str(file), "be of diffusers, with _class_name", Verbatim("none"), fix)
+    kind = data.get("model_type")
+    got = Verbatim("none" if kind is None else f"a language model of type {checks.shown(kind)}")
+    fix = "load stages of ours by imagen_jax.load_stage" if kind is None else "give the pipeline or its unet/"
+    require("_class_name" in data, str(file), "be of diffusers, with _class_name", got, fix)
     try:
         described = unet_config.parse(data)
     except ValueError as wrong:

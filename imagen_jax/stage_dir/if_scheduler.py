@@ -3,8 +3,8 @@
     PIPELINE/scheduler/scheduler_config.json
     PIPELINE/image_noising_scheduler/scheduler_config.json    of stage II: how its low-res image is noised
 
-What a scheduler says is either taken over or refused, since pictures would differ from those of diffusers. Without a
-file, a stage is sampled as it was published.
+What a scheduler says is either taken over or refused, since pictures would differ from those of diffusers; a key that
+is not there has diffusers' default. Without a file, a stage is sampled as it was published.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,21 @@ FILE = "scheduler_config.json"
 SAMPLING, NOISING = "scheduler", "image_noising_scheduler"
 _NO_CAP = 1_000_000  # the largest cap that is read
 _FIX = "give a scheduler of DeepFloyd IF, or remove the folder, after which the stage is sampled as it was published"
-# How IF's networks were trained. All but the first two have no effect on noising an image.
+# How IF's networks were trained, and how the low-res image is noised.
 _NOISE = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": NUM_STEPS, "trained_betas": None}
 _NOISE |= {"rescale_betas_zero_snr": False}
 _TRAINED = _NOISE | {"_class_name": "DDPMScheduler", "prediction_type": "epsilon", "steps_offset": 0}
+# What a key of a DDPMScheduler is in diffusers where the file does not have it, if that is not as above.
+_DEFAULTS = {
+    "beta_schedule": "linear",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "thresholding": False,
+    "timestep_spacing": "leading",
+    "variance_type": "fixed_small",
+}
 # Options of sampling by a key's value; fixed variances are those of fine-tunes that did not train the network's.
 _GAMMAS = {"learned_range": None, "fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0}
 _SPACINGS = {
@@ -36,7 +47,7 @@ _SPACINGS = {
 
 
 def read(pipeline: Path) -> dict[str, Any]:
-    """Return the options of sampling, as of `SamplingConfig`, in which a pipeline's schedulers say more than IF's.
+    """Return the options of sampling, as of `SamplingConfig`, that a pipeline's schedulers stand for.
 
     Raises:
       ValueError: one line; a scheduler cannot be read, or is of another process than IF's.
@@ -47,29 +58,25 @@ def read(pipeline: Path) -> dict[str, Any]:
     if data is None:
         return {}
     name = partial("{}: {}".format, file)
-    chosen = lambda key, values, default: _choice(name(key), data.get(key, default), values)
-    options = _SPACINGS[chosen("timestep_spacing", _SPACINGS, "leading")]
-    options |= {"ddpm_gamma": _GAMMAS[chosen("variance_type", _GAMMAS, "learned_range")]}
-    if chosen("thresholding", (True, False), True):
-        found = {"percentile": ("dynamic_thresholding_ratio", "(0, 1]"), "cap": ("sample_max_value", f"[1, {_NO_CAP}]")}
-        given = {option: pair for option, pair in found.items() if pair[0] in data}
-        return options | {
-            option: checks.number(name(key), data[key], interval) for option, (key, interval) in given.items()
-        }
-    is_clipped = chosen("clip_sample", (True, False), True)
-    if is_clipped:
-        found = data.get("clip_sample_range", 1.0)
-        require(found == 1, name("clip_sample_range"), "be 1", found, _FIX)
+    chosen = lambda key, values: _choice(name(key), data[key], values)
+    number = lambda key, interval: checks.number(name(key), data[key], interval, _FIX)
+    options = dict(_SPACINGS[chosen("timestep_spacing", _SPACINGS)])
+    options["ddpm_gamma"] = _GAMMAS[chosen("variance_type", _GAMMAS)]
+    if chosen("thresholding", (True, False)):
+        percentile = number("dynamic_thresholding_ratio", "(0, 1]")
+        return options | {"percentile": percentile, "cap": number("sample_max_value", f"[1, {_NO_CAP}]")}
+    is_clipped, bound = chosen("clip_sample", (True, False)), data["clip_sample_range"]
+    require(not is_clipped or bound == 1, name("clip_sample_range"), "be 1", bound, _FIX)
     return options | {"threshold": "static" if is_clipped else "none", "percentile": None, "cap": None}
 
 
 def _data(file: Path, rules: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a scheduler's file holds after checking it, None if there is none."""
+    """Return what a scheduler's file says, defaults included, after checking it; None if there is none."""
     if not file.is_file():
         return None
-    data = model_files.read_json(file)
+    data = _TRAINED | _DEFAULTS | model_files.read_json(file)
     for key, value in rules.items():
-        found = data.get(key, value)
+        found = data[key]
         require(found == value, f"{file}: {key}", f"be {value!r}", found, _FIX)
     return data
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 from imagen_jax import checks
@@ -31,6 +32,16 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "timestep_post_act": (None, None),
 }
 _OTHER = "give the unet of a pipeline of DeepFloyd IF"
+# Keys of the file by the fields of `IFUNetConfig` that are called otherwise.
+_KEYS = {
+    "channels": "block_out_channels",
+    "num_res_blocks": "layers_per_block",
+    "embedding": "time_embedding_dim",
+    "text_width": "cross_attention_dim",
+    "head_dim": "attention_head_dim",
+    "pool_heads": "addition_embed_type_num_heads",
+    "groups": "norm_num_groups",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,29 +69,38 @@ def parse(data: dict[str, Any]) -> UNetDescription:
     Raises:
       ValueError: it is of another kind of network, or a value is missing or wrong; begins with its name.
     """
-    require(data.get("_class_name") == CLASS, "_class_name", f"be {CLASS}", data.get("_class_name"), _OTHER)
     is_latent = data.get("in_channels") == 7 and data.get("num_class_embeds") is not None
     rule, got = "be a network of pixels", Verbatim("a stage III latent upscaler, which enlarges the latents of a VAE")
     require(not is_latent, "the unet", rule, got, "as third stage, give any super-resolution stage of ours")
+    try:
+        return _parse(data)
+    except ValueError as wrong:
+        text = re.sub(rf"\b({'|'.join(_KEYS)})\b", lambda field: _KEYS[field[1]], str(wrong))
+        raise ValueError(f"{text.removesuffix('.')}: {_OTHER}.") from wrong
+
+
+def _parse(data: dict[str, Any]) -> UNetDescription:
+    """Return what `parse` does; errors name the fields of `IFUNetConfig` for some keys, and no fix."""
+    require(data.get("_class_name") == CLASS, "_class_name", f"be {CLASS}", data.get("_class_name"))
     for key, (value, default) in _FIXED.items():
         found = data.get(key, default)
-        require(found == value, key, f"be {json.dumps(value)}", found, _OTHER)
+        require(found == value, key, f"be {json.dumps(value)}", found)
     channels = tuple(_list(data, "block_out_channels"))
     levels = len(channels)
     down, up = (_list(data, f"{way}_block_types") for way in ("down", "up"))
     is_known = len(down) == levels and all(isinstance(name, str) and name in _ATTENDS for name in down)
     rule = f"be {levels} of {' and '.join(_ATTENDS)}"
-    require(is_known, "down_block_types", rule, down, _OTHER)
+    require(is_known, "down_block_types", rule, down)
     mirrored = [name.replace("Down", "Up") for name in reversed(down)]
-    require(up == mirrored, "up_block_types", "mirror down_block_types", up, _OTHER)
+    require(up == mirrored, "up_block_types", "mirror down_block_types", up)
     layers = data.get("layers_per_block", 2)
-    class_embed, is_cross = data.get("class_embed_type"), data.get("only_cross_attention", False)
-    require(class_embed in (None, "timestep"), "class_embed_type", "be null or 'timestep'", class_embed, _OTHER)
+    class_embed, is_cross = data.get("class_embed_type"), _one(data, "only_cross_attention", False)
+    require(class_embed in (None, "timestep"), "class_embed_type", "be null or 'timestep'", class_embed)
     require(isinstance(is_cross, bool), "only_cross_attention", "be true or false", is_cross)
     in_middle = data.get("mid_block_only_cross_attention")
     require(in_middle in (None, is_cross), "mid_block_only_cross_attention", "be only_cross_attention", in_middle)
     act = data.get("time_embedding_act_fn")
-    require(act in (None, "gelu"), "time_embedding_act_fn", "be null or 'gelu'", act, _OTHER)
+    require(act in (None, "gelu"), "time_embedding_act_fn", "be null or 'gelu'", act)
     rescale, middle = (
         checks.number(key, data.get(key, 1.0), "(0, 1000]")
         for key in ("resnet_out_scale_factor", "mid_block_scale_factor")
@@ -106,13 +126,13 @@ def parse(data: dict[str, Any]) -> UNetDescription:
     given, made = (checks.whole(f"{way}_channels", data.get(f"{way}_channels", 4), 1, 2**16) for way in ("in", "out"))
     is_sr = class_embed is not None
     rule = f"be {'' if is_sr else 'twice '}in_channels, {given}, of which half is eps and half the variance"
-    require(made == (given if is_sr else 2 * given) and made % 2 == 0, "out_channels", rule, made, _OTHER)
+    require(made == (given if is_sr else 2 * given) and made % 2 == 0, "out_channels", rule, made)
+    width = checks.whole("encoder_hid_dim", data.get("encoder_hid_dim"), 1, 2**16)
+    rule = f"divide encoder_hid_dim, {width}"
+    require(width % network.pool_heads == 0, "addition_embed_type_num_heads", rule, network.pool_heads)
     size = data.get("sample_size") or (256 if is_sr else 64)
     size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
-    return UNetDescription(
-        network, is_sr, made // 2, checks.whole("sample_size", size, 1, 2**14),
-        checks.whole("encoder_hid_dim", data.get("encoder_hid_dim"), 1, 2**16),
-    )  # fmt: skip
+    return UNetDescription(network, is_sr, made // 2, checks.whole("sample_size", size, 1, 2**14), width)
 
 
 def to_json(described: UNetDescription) -> dict[str, Any]:
@@ -147,14 +167,14 @@ def to_json(described: UNetDescription) -> dict[str, Any]:
 
 def _list(data: dict[str, Any], key: str) -> list[Any]:
     value = data.get(key)
-    require(isinstance(value, list) and len(value) > 0, key, "be a list with one entry for each level", value, _OTHER)
+    require(isinstance(value, list) and len(value) > 0, key, "be a list with one entry for each level", value)
     return value
 
 
-def _one(data: dict[str, Any], key: str, default: int) -> Any:
+def _one(data: dict[str, Any], key: str, default: int | bool) -> Any:
     """Return a value that may be given once for each level, if it is the same for all."""
     value = data.get(key, default)
     if not isinstance(value, list):
         return value
-    require(len({repr(each) for each in value}) == 1, key, "be the same for all levels", value, _OTHER)
+    require(len({repr(each) for each in value}) == 1, key, "be the same for all levels", value)
     return value[0]

@@ -152,12 +152,13 @@ def find_files(directory: Path, variant: str | None = None) -> list[Path]:
         require(is_clear, "variant", f"be one of {named}, which are in {directory}", None, fix)
         variant = variants[0]
     rule = f"be one of {', '.join(name or 'none' for name in variants)}, which are in {directory}"
-    require(variant in variants, "variant", rule, variant)
+    require(variant in variants, "variant", rule, variant, "leave it out, or download that one")
     dotted = f".{variant}" if variant else ""
     single, index = directory / f"{STEM}{dotted}.safetensors", directory / f"{STEM}.safetensors.index{dotted}.json"
     if single.is_file():
         return [single]
-    require(index.is_file(), str(directory), f"hold {index.name}, which names the shards", Verbatim("none"))
+    fix = "download it too"
+    require(index.is_file(), str(directory), f"hold {index.name}, which names the shards", Verbatim("none"), fix)
     return model_files.shards(index)
 
 
@@ -244,7 +245,8 @@ def _tensors(flat: Mapping[tuple[str, ...], Any], rows: list[Row], dtype: np.dty
         with np.errstate(over="ignore"):
             value = np.asarray(flat[row.path]).astype(dtype)
         name, got = f"params {'/'.join(row.path)}", Verbatim("NaN or infinity")
-        require(bool(np.isfinite(value).all()), name, f"be finite as {dtype.name}", got)
+        fix = "take another dtype" if dtype == np.float16 else "load an earlier checkpoint"
+        require(bool(np.isfinite(value).all()), name, f"be finite as {dtype.name}", got, fix)
         yield from (np.ascontiguousarray(tensor).tobytes() for tensor in row.to_tensors(value))
 
 

@@ -153,7 +153,8 @@ class TextEncoder:
         )
         if config.width not in (None, encoder.width):
             raise ValueError(
-                f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}."
+                f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}: name the text "
+                "encoder of training."
             )
         return encoder
 

@@ -78,7 +78,7 @@ def local(name_or_path: str | Path) -> Path | None:
     Of a pipeline in diffusers' layout it is text_encoder/.
 
     Raises:
-      ValueError: a pipeline has no text_encoder/.
+      NotFound: a pipeline has no text_encoder/.
     """
     try:
         directory = Path(name_or_path).expanduser()
@@ -88,9 +88,10 @@ def local(name_or_path: str | Path) -> Path | None:
     if not is_directory or not is_pipeline:
         return directory if is_directory else None
     if not (directory / "text_encoder").is_dir():
-        raise ValueError(
+        raise NotFound(
             f"a pipeline that is to encode captions must hold text_encoder; got {directory} without: download it and "
-            "tokenizer too, or name a directory or a model that has them."
+            "tokenizer too, or name a directory or a model that has them.",
+            "is a pipeline without text_encoder",
         )
     return directory / "text_encoder"
 

@@ -212,6 +212,9 @@ def test_directories_without_a_unet_are_refused(tmp_path):
         deepfloyd.load_stage(tmp_path / "none")
     with pytest.raises(ValueError, match="directory must hold unet/config.json or config.json"):
         deepfloyd.load_stage(tmp_path)
+    language_model = "with _class_name; got a language model of type 't5': give the pipeline or its unet/"
+    with pytest.raises(ValueError, match=language_model):
+        deepfloyd.load_stage(GOLDENS / "tiny_t5_v1_1")
 
 
 @pytest.mark.parametrize(
@@ -258,12 +261,19 @@ def test_inputs_that_do_not_fit_are_refused(changes, message, goldens, load_mode
         deepfloyd.predict(load_model("stage_2"), **given)
 
 
-def test_stages_of_ours_are_refused(tiny_stages, goldens, tmp_path):
+def test_configurations_without_parameters_are_refused(goldens, tmp_path):
+    empty = stage.Stage(None, deepfloyd.read_config(TINY_IF))
+    rule = "^stage must have parameters; got a configuration alone: load it by deepfloyd.load_stage"
+    with pytest.raises(ValueError, match=rule):
+        deepfloyd.export(empty, tmp_path / "out")
+    with pytest.raises(ValueError, match=rule):
+        deepfloyd.predict(empty, **arguments(goldens, "stage_1"))
+
+
+def test_stages_of_ours_are_refused(tiny_stages, goldens, tmp_path, load_model):
     with pytest.raises(ValueError, match="stage must be of DeepFloyd IF"):
         deepfloyd.predict(tiny_stages[0], **arguments(goldens, "stage_1"))
     with pytest.raises(ValueError, match="stage must have the network if_unet"):
         deepfloyd.export(tiny_stages[0], tmp_path / "out")
     with pytest.raises(ValueError, match="low_res must be None for stage I"):
-        deepfloyd.predict(
-            stage.Stage(None, deepfloyd.read_config(TINY_IF)), **arguments(goldens, "stage_2")
-        )
+        deepfloyd.predict(load_model("stage_1"), **arguments(goldens, "stage_2"))

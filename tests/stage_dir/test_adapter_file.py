@@ -134,6 +134,7 @@ QUERY = "base_model.model.down_0_block_0.attention.query"
         (lambda t, d: d.update(r="4"), "adapter_config.json: r must be a whole number"),
         (lambda t, d: d.pop("lora_alpha"), "lora_alpha must be a finite number; got None"),
         (lambda t, d: d.update(peft_type="LOHA"), "peft_type must be LORA; got 'LOHA': take a plain LoRA adapter"),
+        (lambda t, d: d.update(init_lora_weights="pissa"), "init_lora_weights must leave the base .*; got 'pissa'"),
         (lambda t, d: d.update(use_dora=True), "use_dora must be False; got True"),
         (lambda t, d: d.update(rank_pattern={"query": 2}), "rank_pattern must be False; got"),
     ],

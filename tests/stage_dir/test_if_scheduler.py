@@ -39,6 +39,21 @@ def test_what_a_scheduler_says_is_sampled(changes, options, pipeline, change_jso
     assert deepfloyd.read_config(tmp_path / "out").sampling == found.sampling
 
 
+@pytest.mark.parametrize(
+    ("missing", "options"),
+    [
+        (("variance_type",), {"ddpm_gamma": 0.0}),
+        (("dynamic_thresholding_ratio", "sample_max_value"), {"percentile": 0.995, "cap": 1.0}),
+        (("thresholding", "clip_sample"), {"threshold": "static", "percentile": None, "cap": None}),
+        (("timestep_spacing", "steps_offset", "trained_betas", "clip_sample_range", "num_train_timesteps"), {}),
+    ],
+)
+def test_keys_that_are_missing_are_the_defaults_of_diffusers(missing, options, pipeline, change_json):
+    released = deepfloyd.read_config(pipeline).sampling
+    change_json(pipeline / SCHEDULER, **dict.fromkeys(missing, ...))
+    assert deepfloyd.read_config(pipeline).sampling == dataclasses.replace(released, **options)
+
+
 def test_without_a_scheduler_a_stage_is_sampled_as_it_was_published(pipeline):
     (pipeline / SCHEDULER).unlink()
     sampling = deepfloyd.read_config(pipeline).sampling
@@ -49,6 +64,7 @@ def test_without_a_scheduler_a_stage_is_sampled_as_it_was_published(pipeline):
     ("file", "changes", "message"),
     [
         (SCHEDULER, {"_class_name": "DDIMScheduler"}, "_class_name must be 'DDPMScheduler'; got 'DDIMScheduler': give"),
+        (SCHEDULER, {"beta_schedule": ...}, "beta_schedule must be 'squaredcos_cap_v2'; got 'linear': give"),
         (SCHEDULER, {"variance_type": "learned"}, "variance_type must be 'learned_range' or 'fixed_small' or .*; got"),
         (SCHEDULER, {"variance_type": []}, r"variance_type must be .*; got \[\]"),
         (SCHEDULER, {"timestep_spacing": "linspace"}, "timestep_spacing must be 'leading' or 'trailing'; got 'linspac"),
@@ -62,7 +78,7 @@ def test_without_a_scheduler_a_stage_is_sampled_as_it_was_published(pipeline):
 )
 def test_schedulers_of_another_process_are_refused(file, changes, message, pipeline, change_json):
     (pipeline / NOISING).parent.mkdir()
-    (pipeline / NOISING).write_text(json.dumps({"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}))
+    (pipeline / NOISING).write_text((pipeline / SCHEDULER).read_text())
     change_json(pipeline / file, **changes)
     with pytest.raises(ValueError, match=f"{(pipeline / file).as_posix()}: .*{message}"):
         deepfloyd.read_config(pipeline)
