@@ -41,6 +41,11 @@ def within(where: Any, error: ValueError) -> ValueError:
     return ValueError(f"{where}: {error}")
 
 
+def with_fix(error: ValueError, fix: str) -> ValueError:
+    """Return an error that names no fix with `fix` at its end."""
+    return ValueError(f"{str(error).removesuffix('.')}: {fix}.")
+
+
 class Verbatim(str):
     """Text that messages show as it is, without quotes."""
 
