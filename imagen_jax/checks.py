@@ -41,9 +41,9 @@ def within(where: Any, error: ValueError) -> ValueError:
     return ValueError(f"{where}: {error}")
 
 
-def with_fix(error: ValueError, fix: str) -> ValueError:
-    """Return an error that names no fix with `fix` at its end."""
-    return ValueError(f"{str(error).removesuffix('.')}: {fix}.")
+def with_fix(message: str, fix: str) -> ValueError:
+    """Return the error of a message that names no fix, with `fix` at its end."""
+    return ValueError(f"{message.removesuffix('.')}: {fix}.")
 
 
 class Verbatim(str):

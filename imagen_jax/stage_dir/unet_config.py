@@ -76,7 +76,7 @@ def parse(data: dict[str, Any]) -> UNetDescription:
         return _parse(data)
     except ValueError as wrong:
         text = re.sub(rf"\b({'|'.join(_KEYS)})\b", lambda field: _KEYS[field[1]], str(wrong))
-        raise checks.with_fix(ValueError(text), _OTHER) from wrong
+        raise checks.with_fix(text, _OTHER) from wrong
 
 
 def _parse(data: dict[str, Any]) -> UNetDescription:
