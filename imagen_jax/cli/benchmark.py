@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imagen_jax import checks
-from imagen_jax.cli import parsing, stages
+from imagen_jax.cli import parsing
 from imagen_jax.config import StageConfig
+from imagen_jax.config.presets import load_preset
 
 if TYPE_CHECKING:
     from imagen_jax.planning.measure import Measured
@@ -131,7 +132,7 @@ def _stages(values: dict[str, str]) -> list[StageConfig]:
     if workdir is None:
         fix = "name a preset, or a cascade with --workdir"
         checks.require(preset is not None, "--preset", "be given", checks.Verbatim("no value"), fix)
-        return stages.of_preset(preset)
+        return load_preset(preset)
     checks.require(preset is None, "--preset", "be left out with --workdir", preset, "give one of the two")
     from imagen_jax.stage_dir import loading, pretrained
 

@@ -43,7 +43,11 @@ def load_stage(
 
 
 def read_config(directory: str | Path) -> StageConfig:
-    """Return the configuration of the stage that `load_stage` would load, without its parameters."""
+    """Return the configuration of the stage that `load_stage` would load, without its parameters.
+
+    Raises:
+      ValueError: as `load_stage`, but for what is wrong with weights.
+    """
     return if_pipeline.read_config(_downloaded(directory))
 
 

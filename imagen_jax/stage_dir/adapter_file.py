@@ -28,9 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imagen_jax import checks, stage
 from imagen_jax.checks import Verbatim, require
-from imagen_jax.config import IFUNetConfig, StageConfig, read_json
+from imagen_jax.config import StageConfig, read_json
 from imagen_jax.models import lora
-from imagen_jax.stage_dir import unet_weights
+from imagen_jax.stage_dir.adapter_modules import Place, places
 from imagen_jax.storage import directories, files, input_files, locations
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -81,51 +81,10 @@ class Fitted:
     weight: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What a module's name in the files stands for: a kernel, or one of equal `parts` of its columns.
-
-    Attributes:
-      path: of the kernel in the parameters.
-      part, parts: which of how many.
-      is_pointwise: whether a kernel [R, C] is a convolution of one pixel in the files.
-    """
-
-    path: lora.Path
-    part: int = 0
-    parts: int = 1
-    is_pointwise: bool = False
-
-    def columns(self, values: Any) -> Any:
-        """Return the module's own columns of `values` [..., C]."""
-        size = values.shape[-1] // self.parts
-        return values[..., self.part * size : (self.part + 1) * size]
-
-
-def places(config: StageConfig, shapes: Any) -> dict[str, Place]:
-    """Return what the names of modules in the files of a stage stand for.
-
-    The paths of our own modules are among them for every network, as earlier versions wrote them for IF's too.
-
-    Args:
-      config: of the stage.
-      shapes: its parameters, arrays or shapes.
-    """
-    kernels = [path for path in flatten_dict(shapes) if path[-1] == "kernel"]
-    found = {".".join(path[:-1]): Place(path) for path in kernels}
-    if isinstance(config.network, IFUNetConfig):
-        for row in unet_weights.table(shapes):
-            if row.path[-1] == "kernel":
-                names = [name.removesuffix(".weight") for name in row.names]
-                rest = {"parts": len(names), "is_pointwise": row.path[-2] == "shortcut"}
-                found |= {name: Place(row.path, part, **rest) for part, name in enumerate(names)}
-    return found
-
-
 def entries(module: str, kernel: Any) -> list[float]:
     """Return some entries of a kernel; their positions depend on the module's name and the kernel's size alone."""
-    places = np.random.default_rng(zlib.crc32(module.encode())).integers(kernel.size, size=_NUM_ENTRIES)
-    return [float(f"{value:.6g}") for value in np.asarray(kernel.reshape(-1)[places], np.float64)]
+    positions = np.random.default_rng(zlib.crc32(module.encode())).integers(kernel.size, size=_NUM_ENTRIES)
+    return [float(f"{value:.6g}") for value in np.asarray(kernel.reshape(-1)[positions], np.float64)]
 
 
 def write(directory: Path, config: StageConfig, adapters: Any, base: Any) -> None:
