@@ -23,9 +23,15 @@ ENDS = frozenset({"conv_in", "stem", "conv_out"})
 
 
 def packable(optimizer: Callable) -> Callable:
-    """Mark an optimiser that treats each number, or each matrix of a stack, by itself; see `packing`."""
+    """Mark an optimiser that treats each matrix of a stack, and each number of what is no matrix, by itself."""
     optimizer.is_packable = True
     return optimizer
+
+
+def elementwise(optimizer: Callable) -> Callable:
+    """Mark an optimiser that treats each number by itself, once it knows whether it is one of a matrix."""
+    optimizer.is_elementwise = True
+    return packable(optimizer)
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -47,7 +53,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 @OPTIMIZERS.register("adamw")
-@packable
+@elementwise
 def adamw(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019); biases and norms have no weight decay."""
     is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,7 +1,8 @@
 """Parameters held in few arrays, so that an update is some large operations instead of hundreds of small ones.
 
-Small matrices of equal shape are stacked, and small vectors lie one after another in one array. A training loop holds
-its state so; networks, checkpoints and samplers take trees with one array for each parameter.
+Small vectors lie one after another in one array, and so do small matrices where an optimiser treats each number by
+itself; where it needs matrices, those of equal shape are stacked. A training loop holds its state so; networks,
+checkpoints and samplers take trees with one array for each parameter.
 """
 
 import math
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MAX_BYTES = 2**20  # copying larger arrays costs more than an operation of their own
-_VECTORS = "vectors"
+_VECTORS, _MATRICES = "vectors", "matrices"
 # Name of an array -> the path and the shape of each parameter in it.
 Layout = tuple[tuple[str, tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]], ...]
 
@@ -26,7 +27,8 @@ class Packed:
 
     Attributes:
       stacks: "RxC" -> [n, R, C]: small matrices. A kernel [..., C] counts as a matrix [R, C].
-      others: "vectors" -> [N]: small vectors; path -> a parameter in an array of its own.
+      others: "vectors" -> [N]: small vectors; "matrices" -> [1, N]: small matrices that are not stacked, still of two
+        dimensions; path -> a parameter in an array of its own.
       layout: the parameters in each array.
     """
 
@@ -39,22 +41,32 @@ class Packed:
         return {**self.stacks, **self.others}
 
 
-def shapes(tree: Any, alone: Collection[str] = ()) -> Packed:
-    """Return the shapes of the nested dict `tree` when packed; matrices of the modules named in `alone` are not."""
+def shapes(tree: Any, alone: Collection[str] = (), is_elementwise: bool = False) -> Packed:
+    """Return the shapes of the nested dict `tree` when packed.
+
+    Args:
+      tree: parameters, or their shapes.
+      alone: names of modules whose matrices are not packed.
+      is_elementwise: small matrices of all shapes lie one after another, instead of equal ones in stacks.
+    """
     groups: dict[str, list[tuple[str, ...]]] = {}
     flat = flax.traverse_util.flatten_dict(tree)
     for path, leaf in flat.items():
         is_packed = leaf.dtype == jnp.float32 and leaf.size * leaf.dtype.itemsize < _MAX_BYTES
         is_packed &= leaf.ndim < 2 or not set(alone) & set(path)
-        name = f"{math.prod(leaf.shape[:-1])}x{leaf.shape[-1]}" if leaf.ndim > 1 else _VECTORS
+        if leaf.ndim < 2:
+            name = _VECTORS
+        else:
+            name = _MATRICES if is_elementwise else f"{math.prod(leaf.shape[:-1])}x{leaf.shape[-1]}"
         groups.setdefault(name if is_packed else "/".join(path), []).append(path)
     stacks, others, layout = {}, {}, []
     for name, paths in groups.items():
         first = flat[paths[0]]
         if len(paths) == 1:
             name, shape = "/".join(paths[0]), first.shape
-        elif name == _VECTORS:
-            shape = (sum(flat[path].size for path in paths),)
+        elif name in (_VECTORS, _MATRICES):
+            num = sum(flat[path].size for path in paths)
+            shape = (num,) if name == _VECTORS else (1, num)
         else:
             shape = (len(paths), math.prod(first.shape[:-1]), first.shape[-1])
         struct = jax.ShapeDtypeStruct(shape, first.dtype)
@@ -97,7 +109,7 @@ def unpack_arrays(tree: Any) -> Any:
 def _parts(whole: Any, sizes: list[tuple[int, ...]]) -> list[Any]:
     if whole.ndim == 3:
         return [whole[i].reshape(size) for i, size in enumerate(sizes)]
-    ends = np.cumsum([math.prod(size) for size in sizes])
+    ends, whole = np.cumsum([math.prod(size) for size in sizes]), whole.reshape(-1)
     return [whole[end - math.prod(size) : end].reshape(size) for end, size in zip(ends, sizes, strict=True)]
 
 

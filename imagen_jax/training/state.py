@@ -67,10 +67,11 @@ def packed_shapes(config: StageConfig, abstract: TrainState) -> TrainState:
     It stays as it is if an array is sharded, or if the optimiser computes something for each parameter as a whole.
     """
     is_replicated = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract))
-    is_packable = getattr(OPTIMIZERS[config.optim.optimizer], "is_packable", False)
-    if not is_replicated or not is_packable:
+    optimizer = OPTIMIZERS[config.optim.optimizer]
+    is_elementwise = getattr(optimizer, "is_elementwise", False)
+    if not is_replicated or not getattr(optimizer, "is_packable", False):
         return abstract
-    params = packing.shapes(abstract.params, alone=ENDS)
+    params = packing.shapes(abstract.params, () if is_elementwise else ENDS, is_elementwise)
     opt_state = jax.eval_shape(make_optimizer(config.optim).init, params)
     auxiliary = None if abstract.auxiliary is None else Auxiliary(params, opt_state)
     packed = abstract.replace(params=params, ema_params=params, opt_state=opt_state, auxiliary=auxiliary)

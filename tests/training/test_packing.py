@@ -44,6 +44,12 @@ def test_equal_matrices_are_stacked_and_vectors_joined():
     assert set(packed.stacks) == {"36x8"}
 
 
+def test_small_matrices_of_any_shape_are_joined_for_what_is_done_by_number():
+    packed = packing.shapes(arrays(0), is_elementwise=True)
+    shapes = {"matrices": (1, 4 * 288 + 64), "vectors": (28,), "large/kernel": (512, 513)}
+    assert {name: leaf.shape for name, leaf in packed.arrays.items()} == shapes and not packed.stacks
+
+
 def test_other_numbers_than_float32_and_large_arrays_stay_as_they_are():
     tree = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3)), "c": jnp.ones((2, 3), jnp.bfloat16)}
     assert {name: leaf.shape for name, leaf in packing.shapes(tree).arrays.items()} == {"2x3": (2, 2, 3), "c": (2, 3)}
@@ -51,9 +57,10 @@ def test_other_numbers_than_float32_and_large_arrays_stay_as_they_are():
     assert set(packing.shapes(large).arrays) == {"a", "b"}
 
 
-def test_unpacking_returns_what_was_packed():
+@pytest.mark.parametrize("is_elementwise", [False, True])
+def test_unpacking_returns_what_was_packed(is_elementwise):
     tree = arrays(0)
-    like = on_one_device(packing.shapes(tree))
+    like = on_one_device(packing.shapes(tree, is_elementwise=is_elementwise))
     packed = packing.pack_arrays(tree, like)
     assert_close(packing.unpack_arrays(packed), tree)
     assert_close(jax.jit(lambda tree: packing.pack(tree, like))(tree), packed)
@@ -61,12 +68,12 @@ def test_unpacking_returns_what_was_packed():
     assert packing.pack_arrays(tree, tree)["large"]["kernel"] is tree["large"]["kernel"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimisers_update_packed_parameters_as_they_do_single_ones(tiny_configs, name):
+@pytest.mark.parametrize(("name", "is_elementwise"), [("adamw", False), ("adamw", True), ("muon", False)])
+def test_optimisers_update_packed_parameters_as_they_do_single_ones(tiny_configs, name, is_elementwise):
     """Their states too: a packed one unpacks to the tree that a checkpoint holds, and is packed from it again."""
     config = dataclasses.replace(tiny_configs[0].optim, optimizer=name, weight_decay=0.1)
     optimizer, params = optim.make_optimizer(config), arrays(0)
-    like = on_one_device(packing.shapes(params, alone=optim.ENDS))
+    like = on_one_device(packing.shapes(params, optim.ENDS, is_elementwise))
     packed = packing.pack_arrays(params, like)
     state, packed_state = optimizer.init(params), optimizer.init(packed)
     assert_close(packing.unpack_arrays(packed_state), state)
@@ -91,6 +98,7 @@ def test_what_is_replicated_is_packed_where_the_optimiser_allows(tiny_configs, m
     packed = states.packed_shapes(config, abstract)
     if is_packed:
         assert len(jax.tree.leaves(packed)) < len(jax.tree.leaves(abstract)) / 3
+        assert (packed.params.stacks == {}) == (name == "adamw")
         assert states.count(packed) == states.count(abstract)
     else:
         assert packed is abstract
