@@ -9,7 +9,10 @@ from imagen_jax import stage
 from imagen_jax.config import OBJECTIVES, StageConfig, override
 from imagen_jax.diffusion import distillation, losses, process
 from imagen_jax.diffusion.denoisers import as_estimate
-from imagen_jax.sampling.recipe import logsnr_grid
+from imagen_jax.sampling import one_stage
+from imagen_jax.sampling.inputs import Inputs
+from imagen_jax.sampling.recipe import logsnr_grid, recipe_and_values
+from imagen_jax.structs import Cond
 from imagen_jax.training.objectives.denoising import Metrics, mean_and_metrics
 from imagen_jax.training.objectives.distillation import distils, teacher_denoiser, with_auxiliary
 from imagen_jax.training.objectives.progressive import index
@@ -28,7 +31,9 @@ def moment_matching(config: StageConfig) -> Any:
 
     Unlike in the paper, student and auxiliary network move in the same training step, from which the auxiliary's
     estimate serves both; the weight of the student's difference is that of DMD (Yin et al. 2024, arXiv 2311.18828,
-    equation 8); and what is learned are the levels that the student is sampled on alone.
+    equation 8); what is learned are the levels that the student is sampled on alone; and the student begins a step
+    where its own steps from noise have brought it (Yin et al. 2024, arXiv 2405.14867, section 4.5), so that a later
+    step learns to mend what an earlier one leaves. Of a batch, captions and low-resolution images alone count.
 
     Metrics by log-SNR are the loss of the auxiliary network; "moment_gap" is the squared difference of the two means,
     weighted like it, which falls as the student learns.
@@ -42,10 +47,12 @@ def moment_matching(config: StageConfig) -> Any:
         stage.check_batch(config, batch, draws)
         draws = draws.replace(dropped=jnp.zeros_like(draws.dropped))
         level = index(draws.t, made.steps * made.substeps)
-        logsnr_t, logsnr_s = grid[level // made.substeps * made.substeps], grid[level + 1]
-        _, _, z_t, cond = stage.noised(config, batch, draws, logsnr_t)
+        starts, step = grid[:: made.substeps], level // made.substeps
+        logsnr_t, logsnr_s = starts[step], grid[level + 1]
+        _, _, z_1, cond = stage.noised(config, batch, draws, jnp.full_like(logsnr_t, starts[0]))
         dropout = [stage.named_key(draws.keys[0], name) for name in ("dropout", "auxiliary dropout")]
         student, second = stage.Stage(params, config), stage.Stage(auxiliary, config)
+        z_t = _reached(student, cond, z_1, starts, step)
         x = as_estimate(student.denoise(z_t, logsnr_t, cond, dropout[0])).x
         made_x = jax.lax.stop_gradient(x)
         mean, variance = process.posterior(z_t=z_t, x=made_x, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
@@ -63,3 +70,24 @@ def moment_matching(config: StageConfig) -> Any:
         return loss + moved, metrics | {"moment_gap": (jnp.sum(gap), jnp.asarray(len(gap), jnp.float32))}
 
     return objective
+
+
+def _reached(student: stage.Stage, cond: Cond, z_1: jax.Array, starts: jax.Array, step: jax.Array) -> jax.Array:
+    """Return z_t [B, H, W, C] where the student begins step `step` [B], as it is sampled from the noise z_1.
+
+    Args:
+      student: the stage that is trained.
+      cond: of B captions.
+      z_1: [B, H, W, C] where step 0 begins.
+      starts: [N + 1] log-SNRs of the beginning of each of N steps, and of the end.
+      step: [B] from 0 to N - 1.
+    """
+    recipe, values = recipe_and_values(student.config, student.config.sampling)
+    denoise = one_stage.denoiser(jax.lax.stop_gradient(student), cond, (cond.text,), Inputs(), recipe, values)
+    z_t = z = z_1
+    for i in range(1, len(starts) - 1):
+        before, after = (jnp.full(len(step), logsnr) for logsnr in (starts[i - 1], starts[i]))
+        x = as_estimate(denoise(z, before)).x
+        z = process.diffuse(x, process.eps_from(z, x, before, "x"), after)
+        z_t = jnp.where(process.expand(step, z_t) == i, z, z_t)
+    return z_t

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +12,9 @@ from imagen_jax.config import override
 from imagen_jax.diffusion import schedules
 from imagen_jax.training import packing
 from imagen_jax.training import state as states
+from imagen_jax.training.objectives import moment_matching
 from imagen_jax.training.step import make_train_step
-from tests.training.objectives.conftest import VAR, Linear
+from tests.training.objectives.conftest import NUM, VAR, Linear
 
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
@@ -49,3 +51,23 @@ def test_one_step_makes_the_teachers_distribution_from_noise(unguided, batch):
         assert low_res == pytest.approx(0.2, abs=0.02)
     assert abs(one) < 0.02
     assert np.mean(gaps[-50:]) < 0.02 * np.mean(gaps[:10])
+
+
+def test_a_step_begins_where_the_students_own_steps_lead_from_noise(student_of, batch):
+    """In closed form: with x_hat = a_i z in step i, DDIM (Song et al. 2020, equation 12) multiplies z by a factor."""
+    config = student_of("moment_matching", 4, 2)
+    draws = stage.draw(config, jax.random.key(0), NUM)
+    starts = schedules.grid(schedules.make("cosine"), 8)[::2]
+    _, _, z_1, cond = stage.noised(config, batch, draws, jnp.full(NUM, starts[0]))
+    a = np.array([0.3, -0.4, 0.5, 0.6])
+    table = jnp.zeros((8, 4)).at[::2, 0].set(a)
+    step = jnp.arange(NUM) % 4
+
+    def reached(table):
+        return moment_matching._reached(stage.Stage({"table": table}, config), cond, z_1, starts, step)
+
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(sign * np.asarray(starts, np.float64)))) for sign in (-1, 1))
+    factors = np.cumprod([1, *(alpha[1:4] * a[:3] + sigma[1:4] / sigma[:3] * (1 - alpha[:3] * a[:3]))])
+    exact = factors[np.asarray(step)][:, None, None, None] * np.asarray(z_1, np.float64)
+    np.testing.assert_allclose(jax.jit(reached)(table), exact, rtol=1e-4, atol=1e-5)
+    assert not np.any(jax.grad(lambda table: jnp.sum(reached(table)))(table))
