@@ -20,7 +20,7 @@ super-resolution 20 on a CPU core. The base distilled to four steps:
 
 python scripts/train.py --preset shapes:four --stage base --workdir runs/four --init-from shapes/base
 
-It took 84 minutes on a CPU core beside other work.
+It takes about two hours on a CPU core. The installed `shapes_four` began otherwise, see docs/results.md.
 """
 
 import dataclasses
