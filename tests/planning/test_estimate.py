@@ -121,8 +121,8 @@ def test_against_the_compiler_for_tpus():
     [
         # Three more forward passes, two of the guided teacher, beside a forward and a backward pass.
         ("consistency", 2, 1, 6),
-        # Twice a forward and a backward pass, and two forward passes of the guided teacher.
-        ("moment_matching", 3, 2, 8),
+        # Twice a forward and a backward pass, two forward passes of the guided teacher, and the first of two steps.
+        ("moment_matching", 3, 2, 9),
     ],
 )
 def test_a_teacher_and_an_auxiliary_network_are_held_and_computed_as_well(
