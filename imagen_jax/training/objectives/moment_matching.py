@@ -84,10 +84,11 @@ def _reached(student: stage.Stage, cond: Cond, z_1: jax.Array, starts: jax.Array
     """
     recipe, values = recipe_and_values(student.config, student.config.sampling)
     denoise = one_stage.denoiser(jax.lax.stop_gradient(student), cond, (cond.text,), Inputs(), recipe, values)
-    z_t = z = z_1
-    for i in range(1, len(starts) - 1):
-        before, after = (jnp.full(len(step), logsnr) for logsnr in (starts[i - 1], starts[i]))
-        x = as_estimate(denoise(z, before)).x
-        z = process.diffuse(x, process.eps_from(z, x, before, "x"), after)
-        z_t = jnp.where(process.expand(step, z_t) == i, z, z_t)
+
+    def move(z: jax.Array, logsnrs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return distillation.ddim(z, as_estimate(denoise(z, logsnrs[0])).x, *logsnrs), None
+
+    # Where z_t is reached, both levels are equal, and a step of DDIM changes nothing.
+    levels = jnp.minimum(starts[:-1, None], starts[step][None])
+    z_t, _ = jax.lax.scan(move, z_1, (levels[:-1], levels[1:]))
     return z_t
