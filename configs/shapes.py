@@ -20,7 +20,7 @@ super-resolution 20 on a CPU core. The base distilled to four steps:
 
 python scripts/train.py --preset shapes:four --stage base --workdir runs/four --init-from shapes/base
 
-It takes two hours on a CPU core, and is the pretrained cascade `shapes_four`.
+Two hours on a CPU core. The result is the pretrained cascade `shapes_four`.
 """
 
 import dataclasses
