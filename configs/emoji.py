@@ -12,8 +12,7 @@ cores days. sr256 took 25 minutes on a CPU core. The base distilled to four step
 
 python scripts/train.py --preset emoji:four --stage base --workdir runs/emoji_four --init-from emoji/base
 
-Two hours on a CPU core beside other work, at commit 05e0723; since then a step has three more passes through the
-student.
+Two hours on a CPU core beside other work.
 """
 
 import dataclasses
