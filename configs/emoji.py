@@ -56,8 +56,8 @@ def get_config(part: Literal["full", "four"] = "full") -> tuple[StageConfig, ...
         process=dataclasses.replace(
             PROCESS, times="logit_normal", logit_normal_mean=1.0, logit_normal_std=1.4
         ),
-        # Guidance in noise alone chooses the subject; at clearer levels it would add grain and burn colors. A dynamic
-        # threshold of the usual percentile would turn the white ground to grey.
+        # The subject is decided at log-SNR below 0; guidance above it adds grain and saturates colors. Dynamic
+        # thresholding with the default percentile would turn the white ground to grey.
         sampling=SamplingConfig(
             sampler="dpmpp_2m",
             steps=24,
@@ -90,7 +90,7 @@ def get_config(part: Literal["full", "four"] = "full") -> tuple[StageConfig, ...
             num_heads=4,
         ),
         process=dataclasses.replace(PROCESS, max_aug_level=0.5),
-        # More steps add grain to flat areas, and no detail.
+        # More steps add grain to flat areas but no detail.
         sampling=SamplingConfig(
             sampler="dpmpp_2m", steps=2, guidance_scale=1.0, threshold="static", aug_level=0.2
         ),
