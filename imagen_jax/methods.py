@@ -23,7 +23,9 @@ from imagen_jax import checks
 from imagen_jax.checks import Verbatim, require
 
 
-def option(default: Any, interval: Any = None, *, flat: str | None = None, needs: str | None = None) -> Any:
+def option(
+    default: Any, interval: Any = None, *, flat: str | None = None, needs: str | None = None, kw_only: bool = False
+) -> Any:
     """Return a dataclass field for one option of a method.
 
     Args:
@@ -31,8 +33,10 @@ def option(default: Any, interval: Any = None, *, flat: str | None = None, needs
       interval: "(low, high]" of numbers, (low, high) of whole numbers, as for `checks.fields`.
       flat: name among the options of all methods, where the field's own name would be ambiguous.
       needs: name of the option without which (0 or None) this one has no effect, and must not be given.
+      kw_only: whether it can be given by its name alone; an option of a base, which all its methods have.
     """
-    return dataclasses.field(default=default, metadata={"interval": interval, "flat": flat, "needs": needs})
+    metadata = {"interval": interval, "flat": flat, "needs": needs}
+    return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ def with_sampling(config: StageConfig) -> StageConfig:
     is_right = isinstance(made, DistilledConfig) and isinstance(config.sampling, SamplingConfig)
     if not is_right or not is_whole(made.steps) or not 0 < made.steps <= MAX_STEPS:
         return config
-    fixed = _METHODS | {"steps": made.steps, "guidance_scale": 1.0, "schedule": None, "eta": None}
+    fixed = _METHODS | {"steps": made.steps, "guidance_scale": 1.0}
+    fixed |= dict.fromkeys(("schedule", "eta", "final_logsnr"))
     return dataclasses.replace(config, sampling=override(config.sampling, fixed))
 
 
@@ -43,6 +44,7 @@ def check_sampling(config: StageConfig, sampling: SamplingConfig, prefix: str = 
         rule(kind, getattr(sampling, kind) in (name, kinds()[kind].registry[name]()), repr(name))
     rule("eta", not sampling.eta, "0")
     rule("schedule", sampling.schedule is None, "None, the one of training,")
+    rule("final_logsnr", sampling.final_logsnr is None, "None")
     on_grid = steps * sampling.strength
     rule("strength", abs(on_grid - round(on_grid)) < 1e-6 <= on_grid, f"a multiple of 1/{steps}")
 

@@ -18,8 +18,9 @@ from imagen_jax.training import step  # noqa: F401  registers objectives and opt
 def config(tiny_configs):
     """A base of four steps, whose preset samples otherwise."""
     sampling = C.SamplingConfig(
-        sampler="unipc", order=2, steps=16, guidance_scale=3.0, guidance_rescale=0.5, threshold="static", spacing="rho"
-    )
+        sampler="unipc", order=2, steps=16, guidance_scale=3.0, guidance_rescale=0.5, threshold="static", spacing="rho",
+        final_logsnr=1.0,
+    )  # fmt: skip
     made = C.DistilledConfig(steps=4, guidance_scale=3.0)
     optim = dataclasses.replace(tiny_configs[0].optim, objective="progressive", teacher="runs/base")
     return dataclasses.replace(tiny_configs[0], sampling=sampling, distilled=made, optim=optim)
@@ -46,6 +47,8 @@ def test_training_takes_the_sampling_options_that_fit(config, tiny_configs):
         ({"spacing": "rho"}, "spacing must be 't' for WHAT"),
         ({"guidance": "cfg++"}, "guidance must be 'cfg' for WHAT"),
         ({"schedule": "linear"}, "schedule must be None, the one of training, for WHAT; got 'linear'"),
+        ({"final_logsnr": 0.0}, "final_logsnr must be None for WHAT; got 0.0"),
+        ({"sampler": samplers.DDIM(final_logsnr=0.0)}, "sampler must be 'ddim' for WHAT"),
         ({"strength": 0.3}, "strength must be a multiple of 1/4 for WHAT; got 0.3"),
     ],
 )

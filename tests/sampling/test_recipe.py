@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax import config as C
 from imagen_jax import resize, sample_cascade, sample_stage, stage
 from imagen_jax.diffusion import samplers, schedules
+from imagen_jax.sampling.recipe import evaluations
+from imagen_jax.structs import Cond
 from tests.conftest import WIDTH
 from tests.sampling.conftest import KEYS
 
@@ -60,3 +63,54 @@ def test_a_user_schedule_by_name(tiny_stages, tiny_text, monkeypatch):
     x = sample_cascade(tiny_stages, tiny_text, KEYS, schedule="mine", sampler="unipc")
     assert np.isfinite(x).all()
     assert WIDTH == tiny_text.embeddings.shape[-1]
+
+
+# --- evaluations of the network -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"guidance_scale": 1.0}, 6),
+        ({}, 12),
+        ({"guidance_max_logsnr": 0.1}, 6 + 4),  # t = 1, 5/6, 4/6 and 3/6
+        ({"sampler": "heun", "spacing": "rho", "guidance_scale": 1.0}, 11),
+        ({"resample": 3}, 36),
+        ({"guidance_scale": 1.0, "final_logsnr": 1.0}, 7),
+        ({"final_logsnr": 1.0}, 14),
+        ({"final_logsnr": 1.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 1),  # guided as a step at its level would be
+        ({"final_logsnr": 0.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 2),
+        ({"final_logsnr": 1.0, "resample": 3}, 36 + 2),
+    ],
+)
+def test_evaluations_are_counted(tiny_configs, options, expected):
+    sampling = C.SamplingConfig(steps=6, guidance_scale=3.0, threshold="static")
+    assert evaluations(tiny_configs[0], C.override(sampling, options)) == expected
+
+
+# --- the final estimate ---------------------------------------------------------------------------
+
+
+def test_the_final_estimate_is_that_of_the_stage(tiny_stages, tiny_text):
+    """Each stage has its own level or none; the mask and guidance hold there as in any step."""
+    base, sr = tiny_stages
+    run = lambda **options: sample_cascade(
+        tiny_stages, tiny_text, KEYS, steps=2, sampler="dpmpp_2m", threshold="static", return_all=True, **options
+    )
+    before, after = run(guidance_scale=1.0), run(guidance_scale=1.0, final_logsnr=(0.5, None))
+    alpha, _ = schedules.alpha_sigma(jnp.float32(0.5))
+    expected = base.denoise(alpha * before[0], jnp.full(7, 0.5), Cond(tiny_text))
+    np.testing.assert_allclose(after[0], jnp.clip(expected, -1, 1), atol=1e-3)
+    assert np.abs(after[0] - before[0]).mean() > 0.05
+    enlarged = sample_stage(sr, tiny_text, KEYS, low_res=after[0], sampling=C.override(
+        sr.config.sampling, {"steps": 2, "sampler": "dpmpp_2m", "threshold": "static", "guidance_scale": 1.0}
+    ))  # fmt: skip
+    np.testing.assert_allclose(after[1], enlarged, atol=1e-3)
+
+
+def test_a_mask_holds_in_the_final_estimate(tiny_stages, tiny_text, picture):
+    mask = jnp.zeros(picture.shape[:3]).at[:, 4:].set(1)
+    options = {"image": picture, "mask": mask, "steps": 2, "sampler": "ddim"}
+    x = sample_cascade(tiny_stages, tiny_text, KEYS, final_logsnr=0.0, **options)
+    np.testing.assert_array_equal(x[:, :4], picture[:, :4])
+    assert (np.abs(x - sample_cascade(tiny_stages, tiny_text, KEYS, **options)) > 1e-3)[:, 4:].any()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.diffusion.denoisers import DenoiseFn
-from imagen_jax.methods import Method
+from imagen_jax.methods import Method, option
 from imagen_jax.registry import Registry
 
 SAMPLERS = Registry("sampler")
@@ -49,6 +49,10 @@ class Sampler(Method, abc.ABC):
     A sampler sees the model only as a denoiser; guidance and thresholding are already inside it, so every update is
     written in x_hat, from which eps follows. h stands for a step of log(alpha / sigma), half the step of logsnr.
     """
+
+    final_logsnr: float | None = option(None, "[-1000, 1000]", kw_only=True)
+    """log-SNR at which the finished image, without noise, is denoised once more, which smooths grain; by default it
+    is not."""
 
     is_stochastic = False
     """Whether it uses `Step.noise`; it then needs keys. Its last step must add none."""

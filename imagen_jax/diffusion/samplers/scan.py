@@ -13,6 +13,7 @@ from imagen_jax.checks import Verbatim, boolean, error, instance, require, whole
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.denoisers import Denoiser, Stateful, as_estimate, check_denoiser
 from imagen_jax.diffusion.samplers.sampler import SAMPLERS, Sampler, Step
+from imagen_jax.diffusion.schedules import alpha_sigma
 
 
 class Info(NamedTuple):
@@ -42,6 +43,11 @@ def sample(
 ) -> Any:
     """Integrates z from the noisiest to the last level of the grid.
 
+    With `Sampler.final_logsnr` z is then taken for x, and alpha x is denoised at this level: a step after the last
+    one. The denoiser takes errors that earlier steps have left, as small as the noise that it is told of, for noise
+    and removes them; details as small are lost as well. (An ascent towards likelier images without noise, Kadkhodaie
+    & Simoncelli 2020, arXiv 2007.13640, in a single step.)
+
     Args:
       denoise: (z_t [B, H, W, C], logsnr_t [B]) -> x_hat or `Estimate`, float; or a `Stateful`.
       z_1: [B, H, W, C] start, standard normal if the grid starts at pure noise.
@@ -55,8 +61,8 @@ def sample(
       callback: called on the host with (step from 1, x_hat) after every step, in order.
 
     Returns:
-      z at the last level, [B, H, W, C] float32: x itself if the grid ends at a clean level. With return_info
-      (z, Info).
+      z at the last level, [B, H, W, C] float32: x itself if the grid ends at a clean level. With a final_logsnr the
+      estimate made there. With return_info (that, Info).
     """
     sampler = SAMPLERS[sampler]() if isinstance(sampler, str) else sampler
     instance("sampler", sampler, Sampler, f"a Sampler or one of {', '.join(SAMPLERS)}")
@@ -82,7 +88,7 @@ def sample(
         first_state, call = denoise.init(z_1), denoise.call
     else:
         first_state, call = (), lambda z_t, logsnr_t, state: (denoise(z_t, logsnr_t), state)
-    steps, batch = logsnr_grid.shape[0] - 1, z_1.shape[0]
+    steps, batch, final = logsnr_grid.shape[0] - 1, z_1.shape[0], sampler.final_logsnr
     noise_of = lambda name, i: normal(
         jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), name))(keys), z_1.shape[1:]
     )
@@ -98,18 +104,24 @@ def sample(
     def body(state, inputs):
         z_t, carry, memory, broken_at = state
         i, place, before, is_first, back_to = inputs
-        logsnr_t, logsnr_s = logsnr_grid[place], logsnr_grid[place + 1]
-        noise = noise_of(0, i) if sampler.is_stochastic else None
+        is_final, step = place == steps, jnp.minimum(place, steps - 1)
+        logsnr_t, logsnr_s = logsnr_grid[step], logsnr_grid[step + 1]
+        noise, x = noise_of(0, i) if sampler.is_stochastic else None, z_t
         z_t, logsnr_t = sampler.add_noise(z_t, logsnr_t, noise, steps)
+        if final is not None:
+            z_t = jnp.where(is_final, alpha_sigma(jnp.float32(final))[0] * x, z_t)
+            logsnr_t = jnp.where(is_final, final, logsnr_t)
         # An estimate inside the step before may have spoiled z_t: that step is to blame.
         blame = jnp.where(_broken(z_t), before + 1, place + 1)
         estimate, memory = evaluate(z_t, logsnr_t, memory)
         broken_at = jnp.where((broken_at == 0) & _broken(estimate.x), blame, broken_at)
         again = lambda z, logsnr: evaluate(z, logsnr, memory)[0].x
-        is_last = place == steps - 1
+        is_last = step == steps - 1
         z_s, carry = sampler.step(
-            Step(z_t, *estimate, logsnr_t, logsnr_s, place, is_first, is_last, noise, again), carry
+            Step(z_t, *estimate, logsnr_t, logsnr_s, step, is_first, is_last, noise, again), carry
         )
+        if final is not None:
+            z_s = jnp.where(is_final, estimate.x, z_s)
         if resample > 1:
             returned = process.renoise(
                 z_s, noise_of(1, i), logsnr_s=logsnr_s, logsnr_t=logsnr_grid[jnp.maximum(back_to, 0)]
@@ -121,13 +133,14 @@ def sample(
 
     z_1 = z_1.astype(jnp.float32)
     first = (z_1, sampler.init(z_1, logsnr_grid), first_state, jnp.zeros((batch,), jnp.int32))
-    (z_0, _, _, broken_at), x_hats = jax.lax.scan(body, first, _itinerary(steps, resample, jump))
+    itinerary = _itinerary(steps, resample, jump, has_final=final is not None)
+    (z_0, _, _, broken_at), x_hats = jax.lax.scan(body, first, itinerary)
     return (z_0, Info(broken_at, x_hats)) if return_info else z_0
 
 
-def _itinerary(steps: int, resample: int, jump: int) -> tuple[np.ndarray, ...]:
-    """For each evaluation: its number, its place on the grid and that of the one before, whether it starts anew, where
-    to return to afterwards (-1: on)."""
+def _itinerary(steps: int, resample: int, jump: int, has_final: bool = False) -> tuple[np.ndarray, ...]:
+    """For each evaluation: its number, its place on the grid (`steps`: the final one) and that of the one before,
+    whether it starts anew, where to return to afterwards (-1: on)."""
     place, is_first, back_to = [], [], []
     for start in range(0, steps, jump):
         stretch = list(range(start, min(start + jump, steps)))
@@ -135,6 +148,8 @@ def _itinerary(steps: int, resample: int, jump: int) -> tuple[np.ndarray, ...]:
             place += stretch
             is_first += [start == 0 or turn > 0] + [False] * (len(stretch) - 1)
             back_to += [-1] * (len(stretch) - 1) + [start if turn < resample - 1 else -1]
+    if has_final:
+        place, is_first, back_to = [*place, steps], [*is_first, False], [*back_to, -1]
     before = np.array([0, *place[:-1]])
     return np.arange(len(place)), np.array(place), before, np.array(is_first), np.array(back_to)
 

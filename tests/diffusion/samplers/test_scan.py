@@ -1,5 +1,7 @@
 """The scan over a grid: its loop, its calls of the model, resampling, and the first step that is not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,7 @@ import pytest
 
 from imagen_jax.diffusion import denoisers, samplers, schedules
 from imagen_jax.diffusion.samplers import scan
-from tests.diffusion.gaussian import (
-    ALL,
-    COSINE,
-    denoise,
-    many,
-)
+from tests.diffusion.gaussian import ALL, COSINE, MEAN, VAR, denoise, many
 
 
 def test_trajectory_and_callback_only_when_asked_for():
@@ -46,7 +43,7 @@ def test_one_traced_loop_whatever_the_number_of_steps(name):
 
 @pytest.mark.slow
 def test_calls_of_the_model():
-    """Heun takes two a step, and one in the last; all others one."""
+    """Heun takes two a step, and one in the last; all others one. A final estimate is one more."""
 
     def calls(sampler):
         count = []
@@ -64,6 +61,64 @@ def test_calls_of_the_model():
     assert {name: calls(sampler) for name, sampler in ALL.items()} == {
         name: 9 if "heun" in name else 5 for name in ALL
     }
+    final = {name: dataclasses.replace(sampler, final_logsnr=0.0) for name, sampler in ALL.items()}
+    assert {name: calls(sampler) for name, sampler in final.items()} == {
+        name: 10 if "heun" in name else 6 for name in ALL
+    }
+
+
+# --- the final estimate ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize("resample", [1, 2])
+def test_the_final_estimate_is_of_the_finished_image_without_noise(name, resample):
+    """At the end of any sampler, whatever the level: the denoiser is given alpha x and what it returns is the result.
+
+    What led there is not changed by it.
+    """
+    keys, z_1 = many(3)
+    grid = schedules.grid(COSINE, 6)
+    run = lambda sampler: samplers.sample(
+        denoise, z_1, grid, sampler=sampler, keys=keys, resample=resample, return_info=True, trajectory=True
+    )
+    x, info = run(ALL[name])
+    for level in (-3.0, 0.5, 40.0):
+        y, again = run(dataclasses.replace(ALL[name], final_logsnr=level))
+        alpha = np.float64(1 / (1 + np.exp(-level))) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        exact = MEAN + alpha * VAR * alpha * (np.float64(x) - MEAN) / (alpha**2 * VAR + sigma**2)
+        np.testing.assert_allclose(y, exact, rtol=2e-5, atol=2e-5)
+        assert len(again.x_hats) == len(info.x_hats) + 1
+        np.testing.assert_allclose(again.x_hats[:-1], info.x_hats, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(again.x_hats[-1], y, rtol=1e-6)
+
+
+def test_a_broken_final_estimate_is_blamed_on_the_step_after_the_last():
+    breaks = lambda z_t, logsnr_t: jnp.where((logsnr_t == 0.25)[:, None, None, None], jnp.nan, denoise(z_t, logsnr_t))
+    _, z_1 = many(2)
+    sampler, seen = samplers.DPMpp2M(final_logsnr=0.25), []
+    _, info = samplers.sample(
+        breaks, z_1, schedules.grid(COSINE, 6), sampler=sampler, return_info=True,
+        callback=lambda step, x_hat: seen.append(int(step)),
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert info.broken_at.tolist() == [7, 7] and seen == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_gradients_pass_through_the_final_estimate():
+    _, z_1 = many(2)
+    grid = schedules.grid(COSINE, 6)
+    for name in ("ddim", "dpmpp_2m", "heun", "unipc order 2"):
+        sampler = dataclasses.replace(ALL[name], final_logsnr=0.0)
+        slope = jax.grad(lambda z, s=sampler: jnp.sum(samplers.sample(denoise, z, grid, sampler=s)))(z_1)
+        assert np.isfinite(slope).all() and (slope > 0).all()
+
+
+def test_wrong_final_levels():
+    for value, rule in ((np.nan, "be a finite number"), (2000.0, "be in"), ("high", "be a finite number")):
+        with pytest.raises(ValueError, match=f"^final_logsnr must {rule}"):
+            samplers.DDIM(final_logsnr=value)
 
 
 # --- RePaint's resampling -------------------------------------------------------------------------
