@@ -640,7 +640,7 @@ FUNCTIONS = {
         ("samplers.sample", {"sampler": None}, "sampler must be a Sampler or one of ddim, "),
         ("samplers.sample", {"callback": 5}, "callback must be a function"),
         ("samplers.sample, noisy", {"keys": 5}, "keys must be"),
-        ("samplers.make", {"gamma": 1.0}, "options of unipc must be among order; got gamma"),
+        ("samplers.make", {"gamma": 1.0}, "options of unipc must be among final_logsnr, order; got gamma"),
         (
             "process.diffuse",
             {"eps": X[:1]},

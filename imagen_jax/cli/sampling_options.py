@@ -109,7 +109,7 @@ def _described(option: FlatOption) -> Any:
     text, has_default, default = option.doc.partition(" None: ")
     text = text.rstrip(";") + ("." if has_default and text.endswith(";") else "")
     if option.users:
-        text, has_default, default = f"{' and '.join(option.users)}: {option.doc}", True, option.default
+        text, has_default, default = f"{option.whose}{option.doc}", True, option.default
     return tyro.conf.arg(
         metavar=f"{metavar} [...]",
         help=text,
@@ -134,9 +134,8 @@ def tyro_rules() -> ConstructorRegistry:
         fields = []
         for name, hint in hints().items():
             option = flat_options()[name]
-            users = f"{' and '.join(option.users)}: " if option.users else ""
             without = f"; None: {option.default}" if option.users else ""
-            text = f"{users}{option.doc.rstrip('.')}{without}." if users else option.doc
+            text = f"{option.whose}{option.doc.rstrip('.')}{without}." if option.users else option.doc
             fields.append(StructFieldSpec(name, hint, getattr(default, name), text))
         return StructConstructorSpec(SamplingConfig, tuple(fields))
 

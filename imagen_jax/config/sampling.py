@@ -163,6 +163,14 @@ class FlatOption(NamedTuple):
     kind: str | None = None  # of its methods, such as "sampler"; None for fields of `SamplingConfig`
     users: tuple[str, ...] = ()  # names of the methods that have it
 
+    @property
+    def whose(self) -> str:
+        """The beginning of its help: which methods have it; "" for fields of `SamplingConfig`."""
+        if not self.users:
+            return ""
+        has_all = set(self.users) == set(kinds()[self.kind].registry)
+        return f"every {self.kind}: " if has_all else f"{' and '.join(self.users)}: "
+
 
 def flat_options() -> dict[str, FlatOption]:
     """Return all options of sampling: the fields of `SamplingConfig`, each method's options behind its kind.
