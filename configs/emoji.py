@@ -8,7 +8,7 @@ python scripts/train.py --preset emoji --stage base --workdir runs/emoji --run.d
 python scripts/train.py --preset emoji --stage sr256 --workdir runs/emoji
 
 The base took 5 minutes on an H200: networks of this size have to see each picture some hundred times, which takes CPU
-cores days. sr256 took 35 minutes on a CPU core. The base distilled to four steps:
+cores days. sr256 took 32 minutes on a CPU core. The base distilled to four steps:
 
 python scripts/train.py --preset emoji:four --stage base --workdir runs/emoji_four --init-from emoji/base
 
