@@ -44,7 +44,8 @@ def check_sampling(config: StageConfig, sampling: SamplingConfig, prefix: str = 
         rule(kind, getattr(sampling, kind) in (name, kinds()[kind].registry[name]()), repr(name))
     rule("eta", not sampling.eta, "0")
     rule("schedule", sampling.schedule is None, "None, the one of training,")
-    rule("final_logsnr", sampling.final_logsnr is None, "None")
+    off = kinds()["sampler"].base.final_logsnr
+    rule("final_logsnr", sampling.final_logsnr in (None, off), f"{off:g} (off)")
     on_grid = steps * sampling.strength
     rule("strength", abs(on_grid - round(on_grid)) < 1e-6 <= on_grid, f"a multiple of 1/{steps}")
 

@@ -123,13 +123,13 @@ def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
     Two for a guided step, and as many again where the sampler evaluates the model a second time.
     """
     recipe, values = recipe_and_values(config, sampling)
-    grid, final = np.asarray(values.grid), recipe.sampler.final_logsnr
-    levels = np.append(grid, [] if final is None else final).astype(np.float32)
+    grid, sampler = np.asarray(values.grid), recipe.sampler
+    levels = np.append(grid, [sampler.final_logsnr] if sampler.has_final else []).astype(np.float32)
     weight = np.full(len(levels), sampling.guidance_scale)
     with jax.ensure_compile_time_eval():
         scale = recipe.scale(values.guidance_scale, values.grid)
         weight = np.asarray(scale(jnp.asarray(levels))) if callable(scale) else weight
     images = np.where((weight != 1) | (not recipe.rule.is_off_at_one), 2, 1)
     on_grid, after = np.split(images, [len(grid)])
-    total = on_grid[:-1].sum() + on_grid[1:][recipe.sampler.corrected(grid)].sum()
+    total = on_grid[:-1].sum() + on_grid[1:][sampler.corrected(grid)].sum()
     return int(total) * sampling.resample + int(after.sum())

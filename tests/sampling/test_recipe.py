@@ -78,6 +78,7 @@ def test_a_user_schedule_by_name(tiny_stages, tiny_text, monkeypatch):
         ({"resample": 3}, 36),
         ({"guidance_scale": 1.0, "final_logsnr": 1.0}, 7),
         ({"final_logsnr": 1.0}, 14),
+        ({"final_logsnr": 1000.0}, 12),
         ({"final_logsnr": 1.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 1),  # guided as a step at its level would be
         ({"final_logsnr": 0.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 2),
         ({"final_logsnr": 1.0, "resample": 3}, 36 + 2),
@@ -97,7 +98,7 @@ def test_the_final_estimate_is_that_of_the_stage(tiny_stages, tiny_text):
     run = lambda **options: sample_cascade(
         tiny_stages, tiny_text, KEYS, steps=2, sampler="dpmpp_2m", threshold="static", return_all=True, **options
     )
-    before, after = run(guidance_scale=1.0), run(guidance_scale=1.0, final_logsnr=(0.5, None))
+    before, after = run(guidance_scale=1.0), run(guidance_scale=1.0, final_logsnr=(0.5, 1000.0))
     alpha, _ = schedules.alpha_sigma(jnp.float32(0.5))
     expected = base.denoise(alpha * before[0], jnp.full(7, 0.5), Cond(tiny_text))
     np.testing.assert_allclose(after[0], jnp.clip(expected, -1, 1), atol=1e-3)

@@ -50,9 +50,8 @@ class Sampler(Method, abc.ABC):
     written in x_hat, from which eps follows. h stands for a step of log(alpha / sigma), half the step of logsnr.
     """
 
-    final_logsnr: float | None = option(None, "[-1000, 1000]", kw_only=True)
-    """log-SNR at which the finished image, without noise, is denoised once more, which smooths grain; by default it
-    is not."""
+    final_logsnr: float = option(1000.0, "[-1000, 1000]", kw_only=True)
+    """log-SNR at which the finished image, without noise, is denoised once more, which smooths grain; 1000 is off."""
 
     is_stochastic = False
     """Whether it uses `Step.noise`; it then needs keys. Its last step must add none."""
@@ -60,6 +59,11 @@ class Sampler(Method, abc.ABC):
     """Whether eps_hat is taken from `Step.noise_x`, as CFG++ requires."""
     off_grid = ""
     """Name of the option by which it evaluates the model at levels between those of the grid; "" if it does not."""
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the finished image is denoised once more."""
+        return self.final_logsnr < Sampler.final_logsnr
 
     @abc.abstractmethod
     def step(self, s: Step, carry: Any) -> tuple[jax.Array, Any]:

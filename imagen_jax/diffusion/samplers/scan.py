@@ -88,7 +88,7 @@ def sample(
         first_state, call = denoise.init(z_1), denoise.call
     else:
         first_state, call = (), lambda z_t, logsnr_t, state: (denoise(z_t, logsnr_t), state)
-    steps, batch, final = logsnr_grid.shape[0] - 1, z_1.shape[0], sampler.final_logsnr
+    steps, batch, final = logsnr_grid.shape[0] - 1, z_1.shape[0], jnp.float32(sampler.final_logsnr)
     noise_of = lambda name, i: normal(
         jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), name))(keys), z_1.shape[1:]
     )
@@ -108,8 +108,8 @@ def sample(
         logsnr_t, logsnr_s = logsnr_grid[step], logsnr_grid[step + 1]
         noise, x = noise_of(0, i) if sampler.is_stochastic else None, z_t
         z_t, logsnr_t = sampler.add_noise(z_t, logsnr_t, noise, steps)
-        if final is not None:
-            z_t = jnp.where(is_final, alpha_sigma(jnp.float32(final))[0] * x, z_t)
+        if sampler.has_final:
+            z_t = jnp.where(is_final, alpha_sigma(final)[0] * x, z_t)
             logsnr_t = jnp.where(is_final, final, logsnr_t)
         # An estimate inside the step before may have spoiled z_t: that step is to blame.
         blame = jnp.where(_broken(z_t), before + 1, place + 1)
@@ -120,7 +120,7 @@ def sample(
         z_s, carry = sampler.step(
             Step(z_t, *estimate, logsnr_t, logsnr_s, step, is_first, is_last, noise, again), carry
         )
-        if final is not None:
+        if sampler.has_final:
             z_s = jnp.where(is_final, estimate.x, z_s)
         if resample > 1:
             returned = process.renoise(
@@ -133,7 +133,7 @@ def sample(
 
     z_1 = z_1.astype(jnp.float32)
     first = (z_1, sampler.init(z_1, logsnr_grid), first_state, jnp.zeros((batch,), jnp.int32))
-    itinerary = _itinerary(steps, resample, jump, has_final=final is not None)
+    itinerary = _itinerary(steps, resample, jump, sampler.has_final)
     (z_0, _, _, broken_at), x_hats = jax.lax.scan(body, first, itinerary)
     return (z_0, Info(broken_at, x_hats)) if return_info else z_0
 
