@@ -56,9 +56,9 @@ def get_config(part: Literal["full", "four"] = "full") -> tuple[StageConfig, ...
         process=dataclasses.replace(
             PROCESS, times="logit_normal", logit_normal_mean=1.0, logit_normal_std=1.4
         ),
-        # The subject is decided at log-SNR below 0; guidance above it adds grain and saturates colors. What grain is
-        # left the final estimate smooths. Dynamic thresholding with the default percentile would turn the white ground
-        # to grey.
+        # The subject is decided at log-SNR below 0; guidance above it adds grain and saturates colors. The final
+        # estimate smooths the remaining grain. Dynamic thresholding with the default percentile would turn the white
+        # ground to grey.
         sampling=SamplingConfig(
             sampler="dpmpp_2m",
             steps=24,
@@ -91,6 +91,7 @@ def get_config(part: Literal["full", "four"] = "full") -> tuple[StageConfig, ...
             embedding=64,
             num_heads=4,
         ),
+        # Noisy times more often: the one step of sampling begins with noise alone.
         process=dataclasses.replace(
             PROCESS, times="logit_normal", logit_normal_mean=1.0, logit_normal_std=1.4, max_aug_level=0.5
         ),

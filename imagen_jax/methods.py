@@ -33,7 +33,8 @@ def option(
       interval: "(low, high]" of numbers, (low, high) of whole numbers, as for `checks.fields`.
       flat: name among the options of all methods, where the field's own name would be ambiguous.
       needs: name of the option without which (0 or None) this one has no effect, and must not be given.
-      kw_only: whether it can be given by its name alone; an option of a base, which all its methods have.
+      kw_only: whether it must be given by its name: an option of a base class, whose subclasses may have others by
+        position.
     """
     metadata = {"interval": interval, "flat": flat, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)

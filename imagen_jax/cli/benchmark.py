@@ -68,7 +68,7 @@ def main(parsed: tuple[Options, StageConfig]) -> None:
 
     jax.config.update("jax_enable_compilation_cache", False)  # the time of compilation is measured
     measured = measure(config, options.kind, options.steps, options.dtype)
-    print(table(measured, config.sampling.steps))
+    print(table(measured, config.sampling.steps + config.sampling.method("sampler").has_final))
     if options.output is not None:
         versions = {name: version(name) for name in ("imagen_jax", "jax", "jaxlib")}
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -204,7 +204,10 @@ def validate_sampling(
     for name in given:
         kind, users = known[name].kind, known[name].users
         only = f"{' and '.join(map(repr, users))} {'does' if len(users) == 1 else 'do'}"
-        left_out(name, name in used, f", since {kind} {named[kind]} does not use it (only {only})")
+        why = f", since {kind} {named[kind]} does not use it (only {only})"
+        if not isinstance(getattr(sampling, kind), str):
+            why = f" with an instance as {kind}, which has options of its own"
+        left_out(name, name in used, why)
     chosen = {kind: sampling.method(kind, prefix) for kind in kinds()}
     sampler, guide = chosen["sampler"], chosen["guidance"]
     for name in given:
@@ -213,6 +216,7 @@ def validate_sampling(
         left_out(name, needed is None or bool(given.get(needed)), f" without {needed}")
     off_grid = sampler.off_grid
     left_out("guidance_low", not off_grid, f" with {off_grid}, which moves between the steps that it counts")
+    left_out("guidance_low", not sampler.has_final, " with final_logsnr, which is no step that it counts")
     left_out("guidance_low_start", sampling.guidance_low is not None, " without guidance_low")
     low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
     rule("guidance_min_logsnr", low is None or high is None or low < high, f"be below guidance_max_logsnr {high}")

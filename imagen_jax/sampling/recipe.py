@@ -120,7 +120,7 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
 def evaluations(config: StageConfig, sampling: SamplingConfig) -> int:
     """Return how many images go through the network of `config` for one result with the options `sampling`.
 
-    Two for a guided step, and as many again where the sampler evaluates the model a second time.
+    Two for a guided step, as many again where the sampler evaluates the model a second time, and the final estimate.
     """
     recipe, values = recipe_and_values(config, sampling)
     grid, sampler = np.asarray(values.grid), recipe.sampler

@@ -22,7 +22,7 @@ def test_the_help_of_sampling_options_says_what_they_are_without_a_value(monkeyp
         "(default: the stage's own, else 1.003)",
         "--cap FLOAT [...] dynamic: upper bound of the threshold. (default: the stage's own, else none)",
         "--final-logsnr FLOAT [...] every sampler: log-SNR at which the finished image, without noise, is denoised "
-        "once more, which smooths grain; 1000 is off. (default: the stage's own, else 1000)",
+        "once more, which smooths grain, the more the lower it is; 20 is off. (default: the stage's own, else 20)",
         "None: the stage's own",
     ):
         assert line in out

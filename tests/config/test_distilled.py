@@ -47,7 +47,7 @@ def test_training_takes_the_sampling_options_that_fit(config, tiny_configs):
         ({"spacing": "rho"}, "spacing must be 't' for WHAT"),
         ({"guidance": "cfg++"}, "guidance must be 'cfg' for WHAT"),
         ({"schedule": "linear"}, "schedule must be None, the one of training, for WHAT; got 'linear'"),
-        ({"final_logsnr": 0.0}, r"final_logsnr must be 1000 \(off\) for WHAT; got 0.0"),
+        ({"final_logsnr": 0.0}, r"final_logsnr must be 20 \(off\) for WHAT; got 0.0"),
         ({"sampler": samplers.DDIM(final_logsnr=0.0)}, "sampler must be 'ddim' for WHAT"),
         ({"strength": 0.3}, "strength must be a multiple of 1/4 for WHAT; got 0.3"),
     ],
@@ -62,7 +62,7 @@ def test_other_options_are_refused_and_say_what_the_stage_does(config, options, 
 def test_options_that_change_nothing_are_taken(config):
     config = validate_for_training(config)
     same = {"sampler": samplers.DDIM()}, {"strength": 0.75}, {"steps": 4}, {"threshold": "dynamic"}
-    for options in (*same, {"final_logsnr": 1000.0}):
+    for options in (*same, {"final_logsnr": 20.0}):
         validate_sampling(config, C.override(config.sampling, options))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from imagen_jax import config as C
 from imagen_jax import resize, sample_cascade, sample_stage, stage
+from imagen_jax.config.validation import validate_sampling
 from imagen_jax.diffusion import samplers, schedules
 from imagen_jax.sampling.recipe import evaluations
 from imagen_jax.structs import Cond
@@ -78,7 +79,7 @@ def test_a_user_schedule_by_name(tiny_stages, tiny_text, monkeypatch):
         ({"resample": 3}, 36),
         ({"guidance_scale": 1.0, "final_logsnr": 1.0}, 7),
         ({"final_logsnr": 1.0}, 14),
-        ({"final_logsnr": 1000.0}, 12),
+        ({"final_logsnr": 20.0}, 12),
         ({"final_logsnr": 1.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 1),  # guided as a step at its level would be
         ({"final_logsnr": 0.0, "guidance_max_logsnr": 0.1}, 6 + 4 + 2),
         ({"final_logsnr": 1.0, "resample": 3}, 36 + 2),
@@ -93,16 +94,22 @@ def test_evaluations_are_counted(tiny_configs, options, expected):
 
 
 def test_the_final_estimate_is_that_of_the_stage(tiny_stages, tiny_text):
-    """Each stage has its own level or none; the mask and guidance hold there as in any step."""
+    """Each stage has its own level or none; it is guided as any step is."""
     base, sr = tiny_stages
     run = lambda **options: sample_cascade(
         tiny_stages, tiny_text, KEYS, steps=2, sampler="dpmpp_2m", threshold="static", return_all=True, **options
     )
-    before, after = run(guidance_scale=1.0), run(guidance_scale=1.0, final_logsnr=(0.5, 1000.0))
+    before, after = run(guidance_scale=1.0), run(guidance_scale=1.0, final_logsnr=(0.5, 20.0))
     alpha, _ = schedules.alpha_sigma(jnp.float32(0.5))
     expected = base.denoise(alpha * before[0], jnp.full(7, 0.5), Cond(tiny_text))
     np.testing.assert_allclose(after[0], jnp.clip(expected, -1, 1), atol=1e-3)
     assert np.abs(after[0] - before[0]).mean() > 0.05
+    before, guided = run(guidance_scale=30.0), run(guidance_scale=30.0, final_logsnr=(0.5, 20.0))
+    estimate = lambda text: base.denoise(alpha * before[0], jnp.full(7, 0.5), Cond(text))
+    with_text, without = estimate(tiny_text), estimate(tiny_text.drop(jnp.ones(7, bool)))
+    expected = jnp.clip(without + 30 * (with_text - without), -1, 1)
+    assert np.abs(expected - jnp.clip(with_text, -1, 1)).max() > 0.1
+    np.testing.assert_allclose(guided[0], expected, atol=1e-2)
     enlarged = sample_stage(sr, tiny_text, KEYS, low_res=after[0], sampling=C.override(
         sr.config.sampling, {"steps": 2, "sampler": "dpmpp_2m", "threshold": "static", "guidance_scale": 1.0}
     ))  # fmt: skip
@@ -110,8 +117,25 @@ def test_the_final_estimate_is_that_of_the_stage(tiny_stages, tiny_text):
 
 
 def test_a_mask_holds_in_the_final_estimate(tiny_stages, tiny_text, picture):
+    _, sr = tiny_stages
     mask = jnp.zeros(picture.shape[:3]).at[:, 4:].set(1)
-    options = {"image": picture, "mask": mask, "steps": 2, "sampler": "ddim"}
-    x = sample_cascade(tiny_stages, tiny_text, KEYS, final_logsnr=0.0, **options)
-    np.testing.assert_array_equal(x[:, :4], picture[:, :4])
-    assert (np.abs(x - sample_cascade(tiny_stages, tiny_text, KEYS, **options)) > 1e-3)[:, 4:].any()
+    sampling = C.override(sr.config.sampling, {"steps": 2, "sampler": "ddim", "final_logsnr": 0.0})
+    x, info = sample_stage(
+        sr, tiny_text, KEYS, low_res=resize.area(picture, 8), image=picture, mask=mask, sampling=sampling,
+        return_info=True, trajectory=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(info.x_hats[-1][:, :4], picture[:, :4])
+    assert len(info.x_hats) == 3 and (np.abs(x - picture) > 1e-3)[:, 4:].any()
+
+
+def test_a_sampler_by_name_keeps_the_final_level_and_an_instance_has_its_own(tiny_configs):
+    sampling = C.SamplingConfig(sampler="dpmpp_2m", final_logsnr=1.5)
+    level = lambda **options: C.override(sampling, options).method("sampler").final_logsnr
+    assert level(sampler="ddim", eta=0.5) == level() == 1.5 and level(final_logsnr=20.0) == 20
+    assert level(sampler=samplers.DDIM()) == 20 and level(sampler=samplers.DDIM(final_logsnr=0.0)) == 0
+    mine = C.SamplingConfig(sampler=samplers.DDIM(final_logsnr=0.0))
+    with pytest.raises(ValueError, match="final_logsnr must be left out with an instance as sampler, which has opt"):
+        validate_sampling(tiny_configs[0], C.override(mine, {"final_logsnr": 1.0}))
+    both = C.override(sampling, {"guidance_low": 2.0})
+    with pytest.raises(ValueError, match="guidance_low must be left out with final_logsnr, which is no step"):
+        validate_sampling(tiny_configs[0], both)

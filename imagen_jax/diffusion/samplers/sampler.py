@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.diffusion.denoisers import DenoiseFn
+from imagen_jax.diffusion.schedules import LOGSNR_MAX, LOGSNR_MIN
 from imagen_jax.methods import Method, option
 from imagen_jax.registry import Registry
 
@@ -50,8 +51,9 @@ class Sampler(Method, abc.ABC):
     written in x_hat, from which eps follows. h stands for a step of log(alpha / sigma), half the step of logsnr.
     """
 
-    final_logsnr: float = option(1000.0, "[-1000, 1000]", kw_only=True)
-    """log-SNR at which the finished image, without noise, is denoised once more, which smooths grain; 1000 is off."""
+    final_logsnr: float = option(LOGSNR_MAX, f"[{LOGSNR_MIN:g}, {LOGSNR_MAX:g}]", kw_only=True)
+    """log-SNR at which the finished image, without noise, is denoised once more, which smooths grain, the more the
+    lower it is; 20 is off."""
 
     is_stochastic = False
     """Whether it uses `Step.noise`; it then needs keys. Its last step must add none."""
@@ -63,7 +65,7 @@ class Sampler(Method, abc.ABC):
     @property
     def has_final(self) -> bool:
         """Whether the finished image is denoised once more."""
-        return self.final_logsnr < Sampler.final_logsnr
+        return self.final_logsnr < LOGSNR_MAX
 
     @abc.abstractmethod
     def step(self, s: Step, carry: Any) -> tuple[jax.Array, Any]:

@@ -21,7 +21,8 @@ class Info(NamedTuple):
 
     Attributes:
       broken_at: [B] the step (from 1) of the first estimate with NaN or infinity, 0 if there was none.
-      x_hats: [T, B, H, W, C] the estimates of all steps, if asked for.
+      x_hats: [T, B, H, W, C] the estimates of all steps, if asked for; with `resample` as many times, and with a
+        final estimate one more.
     """
 
     broken_at: jax.Array
@@ -43,10 +44,9 @@ def sample(
 ) -> Any:
     """Integrates z from the noisiest to the last level of the grid.
 
-    With `Sampler.final_logsnr` z is then taken for x, and alpha x is denoised at this level: a step after the last
-    one. The denoiser takes errors that earlier steps have left, as small as the noise that it is told of, for noise
-    and removes them; details as small are lost as well. (An ascent towards likelier images without noise, Kadkhodaie
-    & Simoncelli 2020, arXiv 2007.13640, in a single step.)
+    With `Sampler.final_logsnr` z is then taken for x, and alpha x is denoised at this level: step T + 1. This removes
+    errors up to the size of the noise at that level, and details of that size as well. (An ascent towards likelier
+    images without noise, Kadkhodaie & Simoncelli 2020, arXiv 2007.13640, in a single step.)
 
     Args:
       denoise: (z_t [B, H, W, C], logsnr_t [B]) -> x_hat or `Estimate`, float; or a `Stateful`.
@@ -117,11 +117,13 @@ def sample(
         broken_at = jnp.where((broken_at == 0) & _broken(estimate.x), blame, broken_at)
         again = lambda z, logsnr: evaluate(z, logsnr, memory)[0].x
         is_last = step == steps - 1
-        z_s, carry = sampler.step(
+        advance = lambda: sampler.step(
             Step(z_t, *estimate, logsnr_t, logsnr_s, step, is_first, is_last, noise, again), carry
         )
         if sampler.has_final:
-            z_s = jnp.where(is_final, estimate.x, z_s)
+            z_s, carry = jax.lax.cond(is_final, lambda: (estimate.x, carry), advance)
+        else:
+            z_s, carry = advance()
         if resample > 1:
             returned = process.renoise(
                 z_s, noise_of(1, i), logsnr_s=logsnr_s, logsnr_t=logsnr_grid[jnp.maximum(back_to, 0)]

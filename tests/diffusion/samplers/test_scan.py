@@ -83,7 +83,7 @@ def test_the_final_estimate_is_of_the_finished_image_without_noise(name, resampl
         denoise, z_1, grid, sampler=sampler, keys=keys, resample=resample, return_info=True, trajectory=True
     )
     x, info = run(ALL[name])
-    for level in (-3.0, 0.5, 40.0):
+    for level in (-3.0, 0.5, 19.0):
         y, again = run(dataclasses.replace(ALL[name], final_logsnr=level))
         alpha = np.float64(1 / (1 + np.exp(-level))) ** 0.5
         sigma = (1 - alpha**2) ** 0.5
@@ -110,9 +110,38 @@ def test_gradients_pass_through_the_final_estimate():
     _, z_1 = many(2)
     grid = schedules.grid(COSINE, 6)
     for name in ("ddim", "dpmpp_2m", "heun", "unipc order 2"):
-        sampler = dataclasses.replace(ALL[name], final_logsnr=0.0)
-        slope = jax.grad(lambda z, s=sampler: jnp.sum(samplers.sample(denoise, z, grid, sampler=s)))(z_1)
-        assert np.isfinite(slope).all() and (slope > 0).all()
+        for level in (-20.0, 0.0, 19.9):
+            sampler = dataclasses.replace(ALL[name], final_logsnr=level)
+            slope = jax.grad(lambda z, s=sampler: jnp.sum(samplers.sample(denoise, z, grid, sampler=s)))(z_1)
+            assert np.isfinite(slope).all() and (slope > 0).all()
+
+
+def test_a_sampler_makes_no_step_of_the_final_estimate():
+    """One of a user that evaluates the model in every step does so T times, at the levels of the grid."""
+    levels = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Twice(samplers.DDIM):
+        def step(self, s, carry):
+            jax.debug.callback(lambda *found: levels.append(tuple(map(float, found))), s.logsnr_t, s.logsnr_s)
+            return super().step(s._replace(x_hat=s.denoise(s.z_t, s.logsnr_t)), carry)
+
+    grid = schedules.grid(COSINE, 3)
+    _, z_1 = many(2)
+    x = samplers.sample(denoise, z_1, grid, sampler=Twice(final_logsnr=0.0))
+    jax.block_until_ready(x)
+    jax.effects_barrier()
+    assert sorted(levels) == [(float(t), float(s)) for t, s in zip(grid, grid[1:], strict=False)]
+    once = samplers.sample(denoise, z_1, grid, sampler=samplers.DDIM(final_logsnr=0.0))
+    np.testing.assert_allclose(x, once, rtol=1e-5)
+
+
+def test_state_of_the_denoiser_reaches_the_final_estimate():
+    counting = denoisers.Stateful(lambda z: jnp.zeros(()), lambda z, logsnr, n: (jnp.full_like(z, n), n + 1))
+    _, z_1 = many(1)
+    for sampler, last in ((samplers.DDIM(), 3), (samplers.DDIM(final_logsnr=0.0), 4)):
+        x = samplers.sample(counting, z_1, schedules.grid(COSINE, 4), sampler=sampler)
+        np.testing.assert_allclose(x, last, atol=1e-3)
 
 
 def test_wrong_final_levels():
