@@ -216,7 +216,7 @@ def validate_sampling(
         left_out(name, needed is None or bool(given.get(needed)), f" without {needed}")
     off_grid = sampler.off_grid
     left_out("guidance_low", not off_grid, f" with {off_grid}, which moves between the steps that it counts")
-    left_out("guidance_low", not sampler.has_final, " with final_logsnr, which is no step that it counts")
+    left_out("guidance_low", not sampler.has_final, " unless final_logsnr is 20 (off), since it counts steps")
     left_out("guidance_low_start", sampling.guidance_low is not None, " without guidance_low")
     low, high = sampling.guidance_min_logsnr, sampling.guidance_max_logsnr
     rule("guidance_min_logsnr", low is None or high is None or low < high, f"be below guidance_max_logsnr {high}")
