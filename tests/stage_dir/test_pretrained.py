@@ -6,7 +6,7 @@ import re
 import pytest
 
 from imagen_jax import load_cascade, save_pretrained
-from imagen_jax.stage_dir import exported, pretrained
+from imagen_jax.stage_dir import exported, model_card, pretrained
 from imagen_jax.stage_dir.model_card import Card
 
 
@@ -41,6 +41,9 @@ def test_the_installed_cascades_are_whole(monkeypatch):
         exported.verify(directory, exported.read(directory))
         told = (directory / "README.md").read_text()
         assert f"# {name}" in told and "Not stated." not in told
+        card = exported.read(directory).card
+        assert card == model_card.read(directory.with_suffix(".toml"), "--card")  # what it was exported with
+        assert all(text in told for text in (card.time, card.metrics, card.pictures_seen, card.intended_use))
     size = sum(file.stat().st_size for directory in installed.values() for file in directory.iterdir())
     assert size < 20e6
 
