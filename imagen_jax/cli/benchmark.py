@@ -80,7 +80,7 @@ def table(measured: "Measured", sampling_steps: int) -> str:
 
     Args:
       measured: the measurement.
-      sampling_steps: of the sampler.
+      sampling_steps: of the sampler, with the final estimate.
     """
     step, peaks, gib = measured.step, measured.peaks, lambda size: f"{size / 2**30:.3f}"
     of_peak = f"% of {peaks.flops / 1e12:.3g} TFLOP/s, this machine's products in {measured.dtype}"

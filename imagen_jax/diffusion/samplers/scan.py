@@ -106,10 +106,12 @@ def sample(
         i, place, before, is_first, back_to = inputs
         is_final, step = place == steps, jnp.minimum(place, steps - 1)
         logsnr_t, logsnr_s = logsnr_grid[step], logsnr_grid[step + 1]
-        noise, x = noise_of(0, i) if sampler.is_stochastic else None, z_t
+        noise = noise_of(0, i) if sampler.is_stochastic else None
+        without_noise = z_t
         z_t, logsnr_t = sampler.add_noise(z_t, logsnr_t, noise, steps)
         if sampler.has_final:
-            z_t = jnp.where(is_final, alpha_sigma(final)[0] * x, z_t)
+            alpha, _ = alpha_sigma(final)
+            z_t = jnp.where(is_final, alpha * without_noise, z_t)
             logsnr_t = jnp.where(is_final, final, logsnr_t)
         # An estimate inside the step before may have spoiled z_t: that step is to blame.
         blame = jnp.where(_broken(z_t), before + 1, place + 1)
