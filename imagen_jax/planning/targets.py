@@ -38,7 +38,10 @@ def num_devices(topology: str) -> int:
     chip = chips.CHIPS.get(kind)
     sides = re.fullmatch(r"\d+(x\d+){0,2}", shape) and [int(side) for side in shape.split("x")]
     is_known = sides and chip and len(sides) == len(chip.shapes[0].split("x"))
-    is_known = is_known and (not chip.is_gpu or shape in chip.shapes)
+    if is_known:  # libtpu knows which slices within the largest one there are
+        largest = sorted(int(side) for side in chip.shapes[-1].split("x"))
+        is_known = all(0 < side <= most for side, most in zip(sorted(sides), largest, strict=True))
+        is_known = is_known and (not chip.is_gpu or shape in chip.shapes)
     spans = lambda gpus: "; ".join(
         f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}"
         for name, chip in chips.CHIPS.items()

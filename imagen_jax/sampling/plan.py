@@ -103,8 +103,8 @@ def plan_cascade(
     for i, noise in enumerate(noises[1:], 1):
         check_noise(f"z_1[{i}]", noise)
     is_guided = any(sampling.is_guided for sampling in settings)
-    if all(stage.config.distilled.steps for stage in stages):
-        distilled.check_unguided(stages[0].config, "negative", negative is not None)
+    for stage in () if is_guided else stages:
+        distilled.check_unguided(stage.config, "negative", negative is not None)
     rule = "not be 1 (off) in every stage with a negative prompt"
     require(negative is None or is_guided, "guidance_scale", rule, 1)
     check_pictures(given, keys.shape[0], sizes[-1], has_strength=any(s.strength < 1 for s in settings))

@@ -122,7 +122,10 @@ def save_pretrained(
     if difference_to is not None:
         difference, others = exported_params.difference(difference_to, configs, "difference_to")
     card = model_card.Card() if card is None else checks.instance("card", card, model_card.Card, "a Card")
-    steps = {} if steps is None else dict(steps)
+    steps = {} if steps is None else checks.instance("steps", steps, Mapping, "a mapping from names of stages")
+    for name in steps:
+        checks.choice("steps", name, [config.name for config in configs])
+    steps = {name: checks.whole(f"steps[{name!r}]", number) for name, number in steps.items()}
     texts = {"NOTICE": notice, "LICENSE": licence}
     texts = {name: checks.text(name, text) for name, text in texts.items() if text is not None}
     for leaf in jax.tree.leaves([each.params for each in stages]):

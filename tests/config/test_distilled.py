@@ -74,6 +74,9 @@ def test_a_negative_prompt_needs_a_guided_stage(config, tiny_configs, tiny_text)
     for options in ({"negative": negative}, {"negative": negative, "steps": 4}):
         with pytest.raises(ValueError, match="^negative must be left out for stage base, which is distilled to 4"):
             plan(base, **options)
+    unguided = {"negative": negative, "guidance_scale": 1.0}
+    with pytest.raises(ValueError, match="^negative must be left out for stage base, which is distilled to 4"):
+        plan(base, sr, **unguided)
     made = plan(base, sr, negative=negative)
     assert made.inputs[0].negative is None and made.inputs[1].negative is not None
 

@@ -19,6 +19,9 @@ from imagen_jax.planning.targets import num_devices, target
         ("h100:16", r"GPUs of one node \(a100:1 to a100:8"),
         ("h100:2x4", "must be a TPU slice"),
         ("h100:0", "must be a TPU slice"),
+        ("v5e:0x0", "must be a TPU slice"),
+        ("v4:0x2x2", "must be a TPU slice"),
+        ("v5e:1000x1000", "must be a TPU slice"),
         ("l4:1", "must be a TPU slice"),
     ],
 )

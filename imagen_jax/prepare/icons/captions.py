@@ -31,6 +31,7 @@ _BARE = set(
     "passport control", "ping pong", "pouring liquid", "rolling on the floor laughing", "shaved ice",
     "vibration mode", "yin yang",
 }  # fmt: skip
+MAX_NAME = 500  # characters
 _BARE_BEGINNINGS = ("no ", "input ", "two ", "three ", "hundred ", "the ", "keycap ", "regional indicator ")
 _TIME = re.compile(r".*( o'clock|-thirty)")
 _ADJECTIVES = ("Japanese", "Christmas", "European", "T-Rex", "T-shirt")  # capitalised, and take an article
@@ -41,6 +42,12 @@ _A = re.compile(r"uni|uti|use|eu|one|European|ewe", re.ASCII)
 def are_claims(claims: Any) -> bool:
     """Whether the claims of a record, JSON data or None, are of icons: a subject, by its code point, and a style."""
     return isinstance(claims, dict) and all(isinstance(claims.get(name), str) for name in ("subject", "style"))
+
+
+def words(text: Any) -> str:
+    """Return a name or keyword of a package with single spaces; "" if it is none that can stand in a caption."""
+    text = " ".join(text.split()).strip(":, ") if isinstance(text, str) else ""
+    return text if text.isprintable() and any(map(str.isalnum, text)) and len(text) <= MAX_NAME else ""
 
 
 def readable(label: str) -> str:

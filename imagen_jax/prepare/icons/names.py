@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.prepare.icons import codes, packages
+from imagen_jax.prepare.icons import captions, codes, packages
 from imagen_jax.prepare.icons.sets import Icon, IconSet
 
 _PICTOGRAPHS = range(0x1F000, 0x1FB00)  # code points whose Unicode names sets may use
@@ -52,8 +52,8 @@ def _add_entry(entry: Any, inherited: tuple[str, ...], labels: dict, tags: dict)
         return
     code, label = codes.normalized(str(entry.get("hexcode"))), entry.get("label")
     own = entry.get("tags")
-    words = tuple(tag for tag in own if isinstance(tag, str)) if isinstance(own, list) else inherited
-    if code and isinstance(label, str):
+    words = tuple(filter(None, map(captions.words, own))) if isinstance(own, list) else inherited
+    if code and (label := captions.words(label)):
         labels[code], tags[code] = label, words
     skins = entry.get("skins") if inherited == () else None
     for skin in skins if isinstance(skins, list) else ():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.prepare.icons import codes, packages
+from imagen_jax.prepare.icons import captions, codes, packages
 from imagen_jax.prepare.quarantine import LeftOut
 
 # SPDX identifiers of licences that allow any use of changed artwork.
@@ -74,7 +74,7 @@ def read(path: Path, accepted: Sequence[str] = ()) -> IconSet:
         )
     about = _about(found, content)
     licence = about["licence"]
-    if licence not in (*LICENCES, *accepted):
+    if not licence or licence not in (*LICENCES, *accepted):
         fix = f"--accept-licence {licence} allows it" if licence else "use another set"
         raise ValueError(
             f"--icons must have a licence of {', '.join(LICENCES)}; got {path} with {licence or 'none stated'}: {fix}."
@@ -85,7 +85,7 @@ def read(path: Path, accepted: Sequence[str] = ()) -> IconSet:
     named: dict[str, str] = {}
     for key, name in (chars if isinstance(chars, dict) else {}).items():
         code = codes.normalized(key)
-        if code and isinstance(name, str):
+        if code and captions.words(name):
             named.setdefault(name, code)
     return IconSet(prefix, {"prefix": prefix, **about}, read_icons, named, left_out)
 
@@ -110,7 +110,7 @@ def _about(found: dict[str, Any], content: dict) -> dict[str, str]:
         "author": author.get("name"),
         "author_url": author.get("url"),
     }
-    return {key: value[:500] if isinstance(value, str) else "" for key, value in values.items()}
+    return {key: captions.words(value) for key, value in values.items()}
 
 
 def _icons(prefix: str, content: dict, icons: dict, left_out: list[LeftOut]) -> list[Icon]:

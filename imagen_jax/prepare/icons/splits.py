@@ -1,7 +1,8 @@
 """Splits of icons: subjects that training never sees, and pairs of style and subject that it never sees together.
 
-Everything follows from hashes of code points and styles. So a picture stays in its split when sets are added, except
-that pairs move from training to a held-out split once three other styles have the subject.
+Everything follows from hashes of code points and styles. So a subject stays in its split when sets are added, but pairs
+move from training to a held-out split once enough other styles have the subject, and from `validation` to training
+where more styles are needed than before.
 """
 
 from __future__ import annotations

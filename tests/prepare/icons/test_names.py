@@ -23,6 +23,17 @@ def test_keywords_are_read(keywords):
     assert keywords.about == {"name": "emojibase-data", "version": "17.0.0", "licence": "MIT"}
 
 
+def test_labels_are_words(write_keywords):
+    labels = {
+        "1F415": "  ", "1F416": "family: ", "1F417": ": x", "1F418": "a\nbig  cat", "1F419": "x\0y", "1F41A": "\ud800",
+        "1F41B": "a" * 501,
+    }  # fmt: skip
+    entries = [{"label": label, "hexcode": code, "tags": [label, 3]} for code, label in labels.items()]
+    found = names.read_keywords(write_keywords(entries))
+    assert found.labels == {"1f416": "family", "1f417": "x", "1f418": "a big cat"}
+    assert found.tags == {code: (label,) for code, label in found.labels.items()}
+
+
 @pytest.mark.parametrize("entries", [[], {}, [{"label": 3}]])
 def test_other_packages_are_refused_as_keywords(write_keywords, entries):
     with pytest.raises(

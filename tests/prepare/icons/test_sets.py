@@ -30,6 +30,12 @@ def test_an_unknown_set_names_its_own_style(write_set):
     assert sets.read(write_set("flat-color-icons")).style == "flat color icons"
 
 
+def test_what_is_no_text_is_left_out(write_set):
+    chars = {"1f42f": "tiger", "1f408": "-", "1f981": "li\ud800on"}
+    found = sets.read(write_set(chars=chars, info={"license": {"spdx": "MIT"}, "name": "a\nb\0"}))
+    assert found.codes == {"tiger": "1f42f"} and found.about["title"] == ""
+
+
 @pytest.mark.parametrize("chars", [None, [], {}, "x"])
 def test_chars_may_be_missing(write_set, chars):
     assert sets.read(write_set(chars=chars)).codes == {}
@@ -79,7 +85,7 @@ def test_licences_are_checked(write_set, info, licence):
     with pytest.raises(
         ValueError, match=f"--icons must have a licence of .*MIT.*; got .*tiny with {licence}"
     ):
-        sets.read(folder)
+        sets.read(folder, [""])
     if "allows" in licence:
         assert sets.read(folder, ["CC-BY-SA-4.0"]).about["licence"] == "CC-BY-SA-4.0"
 
