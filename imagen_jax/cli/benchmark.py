@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from imagen_jax import checks
 from imagen_jax.cli import parsing
+from imagen_jax.cli.stages import of_preset
 from imagen_jax.config import StageConfig
-from imagen_jax.config.presets import load_preset
 
 if TYPE_CHECKING:
     from imagen_jax.planning.measure import Measured
@@ -30,7 +30,8 @@ MAX_STEPS = 100_000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     preset: str = ""
-    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file."""
+    """Name of a file in configs/ without .py, with its variant after a colon, or the path of such a file; or the
+    directory of a cascade."""
     workdir: str = ""
     """Instead of --preset: directory of a trained cascade, or what --pretrained of imagen-jax sample takes."""
     stage: str = ""
@@ -132,7 +133,7 @@ def _stages(values: dict[str, str]) -> list[StageConfig]:
     if workdir is None:
         fix = "name a preset, or a cascade with --workdir"
         checks.require(preset is not None, "--preset", "be given", checks.Verbatim("no value"), fix)
-        return load_preset(preset)
+        return list(of_preset(preset))
     checks.require(preset is None, "--preset", "be left out with --workdir", preset, "give one of the two")
     from imagen_jax.stage_dir import loading, pretrained
 

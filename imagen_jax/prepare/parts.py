@@ -62,6 +62,7 @@ class Plan:
     left_out: list[LeftOut] | None = None  # found before the parts are read; None if nothing ever is
     some_empty: bool = False  # whether splits without records are omitted instead of refused
     is_resumable: bool = True  # whether finished parts are kept when a later one fails
+    option: str = "--input"  # that names the input, for messages
     notice: str = ""  # attributions that the licences of the input ask for
 
 
@@ -104,7 +105,7 @@ def write(
             if not any(counts.values()):  # nothing is lost
                 shutil.rmtree(place, ignore_errors=True)
                 reasons = f"left out {tally.summary(details=True)}" if tally.counts else "there are no pictures"
-                raise ValueError(f"--input must have a usable picture for {directory}; got none: {reasons}.")
+                raise ValueError(f"{plan.option} must have a usable picture for {directory}; got none: {reasons}.")
             _check_splits(plan, place, counts, tally)
             (place / _WRITTEN).touch()
             files.sync_directory(place)  # before any file is moved

@@ -121,9 +121,11 @@ def content(directory: Path, name: str, weights: Weights) -> bytes:
       ValueError: the file is missing or damaged.
     """
     file = directory / file_name(name)
-    require(files.exists(file), str(file), "be there", Verbatim("no such file"), "get it, or export the cascade, again")
+    fix = "get it, or export the cascade, again"
+    require(files.exists(file), str(file), "be there", Verbatim("no such file"), fix)
     if not locations.is_remote(file):
-        files.check_regular(file)
+        got = Verbatim("a link to nothing, or what is no file")
+        require(file.is_file(), str(file), "be a regular file", got, fix)  # reading a pipe may block for ever
         size = file.stat().st_size
         require(size == weights.size, str(file), f"have {weights.size} bytes", size, _DAMAGED)
     with files.one_line_errors(file, "read"):

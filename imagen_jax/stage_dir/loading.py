@@ -254,6 +254,7 @@ def _stages_in(directory: Path) -> list[_Reader]:
         if names := ", ".join(pretrained.directories()):
             fix += f", or name one of the pretrained cascades {names}"
         if files.exists(directory / CONFIG_FILE):
+            read_config(directory)  # of no stage either: its own message
             parent = directory.parent if directory.name else directory / ".."
             fix = f"it is a stage itself; give the directory of its cascade, {parent}"
         raise ValueError(f"workdir must hold trained stages, but has none; got {directory}: {fix}.")

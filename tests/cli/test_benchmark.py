@@ -65,11 +65,12 @@ def test_a_measurement_is_shown_and_written(run_script, measured, tmp_path):
     assert written == json.loads(json.dumps(dataclasses.asdict(MEASURED)))
 
 
-def test_a_trained_cascade_is_measured_with_changes(run_script, measured, tiny_stages, tmp_path):
+@pytest.mark.parametrize("option", ["--workdir", "--preset"])
+def test_a_trained_cascade_is_measured_with_changes(run_script, measured, tiny_stages, tmp_path, option):
     from imagen_jax import save_cascade
 
     save_cascade(tiny_stages, tmp_path / "cascade")
-    arguments = ["--workdir", tmp_path / "cascade", "--stage", "sr16", "--kind", "sample", "--sampling.steps", 7]
+    arguments = [option, tmp_path / "cascade", "--stage", "sr16", "--kind", "sample", "--sampling.steps", 7]
     arguments += ["--dtype", "bfloat16"]
     ran = run_script("benchmark.py", *arguments)
     assert ran.status == 0, ran.err

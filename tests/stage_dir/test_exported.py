@@ -39,6 +39,21 @@ def test_the_layout(directory):
     assert found.weights["base"].size == (directory / "base.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda file: os.symlink("nowhere", file)])
+def test_a_weight_file_is_a_file(copy, make):
+    (copy / "base.safetensors").unlink()
+    make(copy / "base.safetensors")
+    with pytest.raises(ValueError, match="base.safetensors must be a regular file; got a link to nothing, or what"):
+        load_cascade(copy)
+
+
+def test_what_is_neither_a_cascade_nor_a_stage_says_so(copy):
+    for content in ("{}", "[]", "null"):
+        (copy / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="tiny/config.json must hold a stage's configuration"):
+            load_cascade(copy)
+
+
 @pytest.mark.slow
 def test_an_export_loads_as_the_stages_of_training_do(directory, tiny_stages, tmp_path):
     save_cascade(tiny_stages, tmp_path / "run")

@@ -132,6 +132,7 @@ def plan(paths: Sequence[Path], keywords: Path | None, name: str, choices: Choic
         settings=settings,
         left_out=left_out,
         some_empty=True,
+        option="--icons",
         notice=_notice(found, words),
     )
 

@@ -67,7 +67,7 @@ def read(path: Path, accepted: Sequence[str] = ()) -> IconSet:
     icons = _dict(content, "icons")
     prefix = content.get("prefix") if icons else None
     if not isinstance(prefix, str) or not _NAME.fullmatch(prefix):
-        got = "no icons.json" if content is None else "an icons.json without prefix or icons"
+        got = "no icons.json" if content is None else "an icons.json without a prefix in lower case and icons by name"
         raise ValueError(
             f"--icons must be icon sets in Iconify's format; got {path} with {got}: fetch one with "
             "npm pack @iconify-json/NAME."
@@ -118,7 +118,11 @@ def _icons(prefix: str, content: dict, icons: dict, left_out: list[LeftOut]) -> 
     for name, alias in _dict(content, "aliases").items():
         parent = alias.get("parent") if isinstance(alias, dict) else None
         if not isinstance(parent, str) or parent not in icons:
-            left_out.append(LeftOut(f"{prefix}:{name}", "unusable icon", "an alias of no icon"))
+            left_out.append(LeftOut(f"{prefix}:{name}", "unusable icon", "an alias of no icon, or of an alias"))
+        elif alias.get("hidden"):
+            left_out.append(LeftOut(f"{prefix}:{name}", "hidden icon", "withdrawn from the set"))
+        elif alias.keys() & {"left", "top", "width", "height"}:
+            left_out.append(LeftOut(f"{prefix}:{name}", "unusable icon", f"a part of {parent}"))
         elif any(alias.get(key) for key in _FLIPS):
             left_out.append(LeftOut(f"{prefix}:{name}", "mirrored icon", f"of {parent}"))
         elif _NAME.fullmatch(name):

@@ -93,6 +93,13 @@ def test_pictures_that_cannot_be_rendered_are_quarantined(write_set, tmp_path):
     }  # fmt: skip
 
 
+def test_without_any_picture_the_icons_are_blamed(write_set, tmp_path):
+    icons = {"tiger": {"body": CIRCLE, "hidden": True}}
+    found = plan.plan([write_set(icons=icons)], None, "cats", plan.Choices(**NONE))
+    with pytest.raises(ValueError, match="^--icons must have a usable picture for .*withdrawn from the set"):
+        parts.write(found, tmp_path / "out")
+
+
 def test_the_background_and_the_size_are_chosen(write_set):
     folder = write_set(chars={"1f42f": "tiger"})
     for background, value in (("black", 0), ("#102030", (16, 32, 48)), ("White", 255)):

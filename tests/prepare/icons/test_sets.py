@@ -65,10 +65,12 @@ def test_unusable_icons_are_left_out(write_set, name, icon, reason, detail):
     assert row.file.startswith(f"tiny:{name}"[:20]) and row.reason == reason and detail in row.detail
 
 
-def test_mirrored_aliases_and_aliases_of_nothing_are_left_out(write_set):
+def test_aliases_of_another_picture_are_left_out(write_set):
     aliases = {"left": {"parent": "tiger", "hFlip": True}, "odd": {"parent": "none"}, "odder": 3}
+    aliases |= {"old": {"parent": "tiger", "hidden": True}, "part": {"parent": "tiger", "width": 8}}
     found = sets.read(write_set(aliases=aliases))
-    assert [row.reason for row in found.left_out] == ["mirrored icon", "unusable icon", "unusable icon"]
+    reasons = ["mirrored icon", "unusable icon", "unusable icon", "hidden icon", "unusable icon"]
+    assert [row.reason for row in found.left_out] == reasons and found.icons[0].other_names == ()
 
 
 @pytest.mark.parametrize(
