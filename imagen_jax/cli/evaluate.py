@@ -36,7 +36,7 @@ class Options(AdaptedOptions, Models):
     split: str = "test"
     """test: captions with combinations of color and shape that training never shows."""
     num: int = 200
-    """Captions to sample, from the start of the split."""
+    """Captions to sample, from the start of the split; all if it has fewer."""
     metrics: tuple[Annotated[str, METRICS], ...] = ("alignment",)
     """Metrics of the pictures."""
     output: Location | None = None
@@ -53,6 +53,8 @@ def main(options: Options) -> None:
     cascade = options.cascade()
     output = options.output or options.default_output("evaluation")
     names = tuple(dict.fromkeys(options.metrics))
+    if not names:
+        raise ValueError(f"--metrics must name metrics; got no value: {', '.join(METRICS)}.")
     written = [f"{name}{end}" for name in names for end in (".md", ".json")]
     files.check_directory(output, "--output", needed=ROOM, names=(*written, "grid.png"))
 

@@ -41,6 +41,7 @@ def num_devices(topology: str) -> int:
     if is_known:  # libtpu knows which slices within the largest one there are
         largest = sorted(int(side) for side in chip.shapes[-1].split("x"))
         is_known = all(0 < side <= most for side, most in zip(sorted(sides), largest, strict=True))
+        is_known = is_known and all(side in (1, 2) or side % 4 == 0 for side in sides)
         is_known = is_known and (not chip.is_gpu or shape in chip.shapes)
     spans = lambda gpus: "; ".join(
         f"{name}:{chip.shapes[0]} to {name}:{chip.shapes[-1]}"

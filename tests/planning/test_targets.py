@@ -22,6 +22,8 @@ from imagen_jax.planning.targets import num_devices, target
         ("v5e:0x0", "must be a TPU slice"),
         ("v4:0x2x2", "must be a TPU slice"),
         ("v5e:1000x1000", "must be a TPU slice"),
+        ("v5e:3x3", "must be a TPU slice"),
+        ("v4:4x4x6", "must be a TPU slice"),
         ("l4:1", "must be a TPU slice"),
     ],
 )
@@ -31,6 +33,7 @@ def test_an_unknown_topology(topology, message):
 
 
 def test_every_slice_has_its_number_of_devices():
+    assert num_devices("v4:4x4x12") == 192 and num_devices("v5e:1x1") == 1
     assert num_devices("v5e:16x16") == 256 and num_devices("v4:4x4x8") == 128 and num_devices("h100:8") == 8
     for name, chip in CHIPS.items():
         sizes = [num_devices(f"{name}:{shape}") for shape in chip.shapes]

@@ -468,6 +468,7 @@ def test_icons_are_evaluated_by_a_recogniser(workdir, data, run, tmp_path):
         ([*icons, "--metrics", "recognition"], "--metrics recognition must come with --recogniser; got none."),
         ([*icons, "--metrics", "consistency", "--recogniser", "r"], "without the metric recognition; got 'r'."),
         ([*icons, "--metrics", "recognition", "--recogniser", workdir], "--recogniser must be the directory of"),
+        ([*icons, "--metrics"], "--metrics must name metrics; got no value: alignment, "),
         (icons, "--metrics alignment must come with --data of a data set of shapes, which records what captions claim"),
     ):  # fmt: skip
         code, _, err = run("evaluate.py", *arguments)

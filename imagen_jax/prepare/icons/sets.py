@@ -114,19 +114,21 @@ def _about(found: dict[str, Any], content: dict) -> dict[str, str]:
 
 
 def _icons(prefix: str, content: dict, icons: dict, left_out: list[LeftOut]) -> list[Icon]:
-    aliases: dict[str, list[str]] = {}
-    for name, alias in _dict(content, "aliases").items():
-        parent = alias.get("parent") if isinstance(alias, dict) else None
-        if not isinstance(parent, str) or parent not in icons:
-            left_out.append(LeftOut(f"{prefix}:{name}", "unusable icon", "an alias of no icon, or of an alias"))
-        elif alias.get("hidden"):
-            left_out.append(LeftOut(f"{prefix}:{name}", "hidden icon", "withdrawn from the set"))
-        elif alias.keys() & {"left", "top", "width", "height"}:
-            left_out.append(LeftOut(f"{prefix}:{name}", "unusable icon", f"a part of {parent}"))
-        elif any(alias.get(key) for key in _FLIPS):
-            left_out.append(LeftOut(f"{prefix}:{name}", "mirrored icon", f"of {parent}"))
-        elif _NAME.fullmatch(name):
-            aliases.setdefault(parent, []).append(name)
+    other_names: dict[str, list[str]] = {}
+    aliases = _dict(content, "aliases")
+    for name in aliases:
+        where = f"{prefix}:{name}"
+        chain, parent = _parents(name, aliases, icons)
+        if not parent:
+            left_out.append(LeftOut(where, "unusable icon", "an alias of no icon"))
+        elif any(alias.get("hidden") for alias in chain):
+            left_out.append(LeftOut(where, "hidden icon", "withdrawn from the set"))
+        elif any(alias.keys() & {"left", "top", "width", "height"} for alias in chain):
+            left_out.append(LeftOut(where, "unusable icon", f"a part of {parent}"))
+        elif any(alias.get(key) for alias in chain for key in _FLIPS):
+            left_out.append(LeftOut(where, "mirrored icon", f"of {parent}"))
+        elif chain and _NAME.fullmatch(name):
+            other_names.setdefault(parent, []).append(name)
     found = []
     for name, icon in icons.items():
         where = f"{prefix}:{name}"
@@ -136,12 +138,25 @@ def _icons(prefix: str, content: dict, icons: dict, left_out: list[LeftOut]) -> 
         reason, box = _unusable(name, icon), None
         if not reason:
             box = _box(icon, content)
-            reason = "" if box else f"its sides must be above 0 and at most {MAX_SIDE}"
+            reason = "" if box else f"its view box must be numbers up to {MAX_SIDE}, width and height above 0"
         if reason:
             left_out.append(LeftOut(where, "unusable icon", reason))
         else:
-            found.append(Icon(name, icon["body"], box, tuple(aliases.get(name, ()))))
+            found.append(Icon(name, icon["body"], box, tuple(other_names.get(name, ()))))
     return found
+
+
+def _parents(name: str, aliases: dict, icons: dict) -> tuple[list[dict], str]:
+    """Return the aliases from `name` to an icon, and that icon's name, "" if there is none."""
+    chain: list[dict] = []
+    while name not in icons:
+        alias = aliases.get(name)
+        parent = alias.get("parent") if isinstance(alias, dict) else None
+        if not isinstance(parent, str) or len(chain) == len(aliases):  # the latter: a circle
+            return chain, ""
+        chain.append(alias)
+        name = parent
+    return chain, name
 
 
 def _unusable(name: str, icon: Any) -> str:

@@ -51,10 +51,10 @@ def test_chars_may_be_missing(write_set, chars):
         ("tiger", {"body": 3}, "unusable icon", "no body"),
         ("tiger", ["x"], "unusable icon", "no body"),
         ("tiger", {"body": "x" * (sets.MAX_BODY + 1)}, "unusable icon", "characters, more than"),
-        ("tiger", {"body": BODY, "width": 0}, "unusable icon", "sides"),
-        ("tiger", {"body": BODY, "width": 1e300}, "unusable icon", "sides"),
-        ("tiger", {"body": BODY, "height": float("nan")}, "unusable icon", "sides"),
-        ("tiger", {"body": BODY, "left": True}, "unusable icon", "sides"),
+        ("tiger", {"body": BODY, "width": 0}, "unusable icon", "view box"),
+        ("tiger", {"body": BODY, "width": 1e300}, "unusable icon", "view box"),
+        ("tiger", {"body": BODY, "height": float("nan")}, "unusable icon", "view box"),
+        ("tiger", {"body": BODY, "left": True}, "unusable icon", "view box"),
         ("tiger", {"body": BODY, "hidden": True}, "hidden icon", "withdrawn"),
     ],
 )
@@ -71,6 +71,17 @@ def test_aliases_of_another_picture_are_left_out(write_set):
     found = sets.read(write_set(aliases=aliases))
     reasons = ["mirrored icon", "unusable icon", "unusable icon", "hidden icon", "unusable icon"]
     assert [row.reason for row in found.left_out] == reasons and found.icons[0].other_names == ()
+
+
+def test_aliases_of_aliases(write_set):
+    aliases = {"cat": {"parent": "big-cat"}, "big-cat": {"parent": "tiger"}, "tiger": {"parent": "lion"}}
+    aliases |= {"left": {"parent": "tiger", "hFlip": True}, "turned": {"parent": "left"}}
+    aliases |= {"one": {"parent": "two"}, "two": {"parent": "one"}}
+    found = sets.read(write_set(aliases=aliases))
+    assert [icon.name for icon in found.icons] == ["tiger"] and found.icons[0].other_names == ("cat", "big-cat")
+    reasons = [(row.file.partition(":")[2], row.reason) for row in found.left_out]
+    circle = [("one", "unusable icon"), ("two", "unusable icon")]
+    assert reasons == [("left", "mirrored icon"), ("turned", "mirrored icon"), *circle]
 
 
 @pytest.mark.parametrize(
