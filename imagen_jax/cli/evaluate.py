@@ -4,7 +4,8 @@
 
 Samples the captions of a split and judges the pictures by --metrics. The default, "alignment", reads pictures of
 shapes by classical image analysis, and reports the share of right answers by category beside the share for shuffled
-captions (chance). Writes grid.png, and METRIC.md and METRIC.json for each metric, to the output directory.
+captions (chance). Writes grid.png, and METRIC.md and METRIC.json for each metric, to the output directory, in place of
+those of an earlier evaluation.
 """
 
 import dataclasses
@@ -19,7 +20,17 @@ import numpy as np
 from imagen_jax import progress
 from imagen_jax.cli import parsing
 from imagen_jax.cli.sampling_options import AdaptedOptions
-from imagen_jax.evaluation import METRICS, Models, Samples, build, check_models, check_needs, needs
+from imagen_jax.evaluation import (
+    METRICS,
+    Models,
+    Samples,
+    build,
+    check_models,
+    check_needs,
+    check_num,
+    needs,
+    references,
+)
 from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location
@@ -57,6 +68,8 @@ def main(options: Options) -> None:
         raise ValueError(f"--metrics must name metrics; got no value: {', '.join(METRICS)}.")
     written = [f"{name}{end}" for name in names for end in (".md", ".json")]
     files.check_directory(output, "--output", needed=ROOM, names=(*written, "grid.png"))
+    if files.exists(output / "grid.png") and not any(files.exists(output / f"{name}.json") for name in METRICS):
+        raise ValueError(f"--output must have no grid.png of another command; got {output}: name another.")
 
     from imagen_jax import checks, compilation, grid, load_cascade
     from imagen_jax.data import pipeline, sources
@@ -73,9 +86,6 @@ def main(options: Options) -> None:
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    uses_reference = any("reference" in needs(name) for name in names)
-    if uses_reference and len({example["image"].shape for example in examples}) > 1:
-        raise ValueError(f"--data must have pictures of one size for a metric that compares them; got {options.data}.")
     checks.seed(options.seed, len(examples), "--seed")
     # All options are checked before anything is loaded.
     stages, adapters = read_cascade(cascade, best=options.best), options.adapters()
@@ -83,21 +93,33 @@ def main(options: Options) -> None:
     given = {"claims": examples[0]["claims"], "reference": True, "low_res": True if len(stages) > 1 else None}
     for name in names:
         check_needs("--metrics", name, given | options.models(), options.data)
+        check_num(name, len(examples))
     check_models(options, names)
     captions, claims = ([example[key] for example in examples] for key in ("caption", "claims"))
     seeds = range(options.seed, options.seed + len(captions))
     plan = plan_prompts(stages, captions, seeds=seeds, batch_size=options.batch_size, **options.sampling())
+    pictures = None
+    if any("reference" in needs(name) for name in names):
+        images = [example["image"] for example in examples]
+        pictures = references(images, plan.cascade.recipes[-1].size, "--data")
     metrics = [build(name, options) for name in names]
     for metric in metrics:
         metric.check_claims(claims, "--data")
     stages = load_cascade(cascade, best=options.best, adapters=adapters)
     compilation.use_compilation_cache()
-    pictures = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))
-    sampled = progress.over(pictures, len(captions), "pictures", "sampling")
+    drawn = run_prompts(plan, stages, encoders.from_config(stages[0].config.text))
+    sampled = progress.over(drawn, len(captions), "pictures", "sampling")
     states, agreement, shown = [metric.init() for metric in metrics], [], []
-    for batch in _batched(zip(examples, sampled, strict=True), options.batch_size):
-        by_stage = [np.stack(images) for images in zip(*(images for _, images in batch), strict=True)]
-        samples = _samples([example for example, _ in batch], by_stage, uses_reference)
+    for first, batch in zip(itertools.count(step=options.batch_size), _batched(sampled, options.batch_size)):
+        by_stage = [np.stack(images) for images in zip(*batch, strict=True)]
+        rows = slice(first, first + len(batch))
+        samples = Samples(
+            images=by_stage[-1],
+            captions=captions[rows],
+            claims=claims[rows],
+            reference=None if pictures is None else pictures[rows],
+            low_res=by_stage[-2] if len(by_stage) > 1 else None,
+        )
         states = [metric.update(state, samples) for metric, state in zip(metrics, states, strict=True)]
         agreement.append([consistency(*pair) for pair in itertools.pairwise(by_stage)])
         shown += list(by_stage[-1][: 32 - len(shown)])
@@ -125,20 +147,6 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _samples(examples: list[dict], by_stage: list[np.ndarray], uses_reference: bool) -> Samples:
-    """Return what metrics judge of a batch."""
-    from imagen_jax.data import transforms
-
-    pictures = [transforms.to_unit(example["image"]) for example in examples] if uses_reference else None
-    return Samples(
-        images=by_stage[-1],
-        captions=[example["caption"] for example in examples],
-        claims=[example["claims"] for example in examples],
-        reference=None if pictures is None else np.stack(pictures),
-        low_res=by_stage[-2] if len(by_stage) > 1 else None,
-    )
 
 
 def parse(args: list[str]) -> Options:

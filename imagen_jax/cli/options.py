@@ -136,6 +136,13 @@ def check(args: list[str], known: Mapping[str, Field]) -> None:
       known: the options of the command, by name.
     """
     counts = Counter()
+    name = ""
+    for arg in args:  # one that begins with a dash is none of the values, but after "="
+        if arg.startswith("--"):
+            name = arg[2:].partition("=")[0]
+        elif name in known and not known[name].is_flag and re.match(r"-[^\d.\s]\S*$", arg):
+            fix = f"write --{name}={arg}" + (", or use --prompts-file" if name == "prompts" else "")
+            raise checks.error(f"--{name}", "have values that do not begin with a dash", arg, fix)
     for name, values in given(args):
         field, is_negated = known.get(name), False
         if field is None:

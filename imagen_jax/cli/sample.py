@@ -17,7 +17,6 @@ on its prompt and seed alone, whatever else is asked for.
 import dataclasses
 import itertools
 import logging
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -189,8 +188,7 @@ def read_prompts(options: Options) -> list[str]:
 
 def name(record) -> str:
     """Return the file name of a picture."""
-    slug = re.sub(r"[^a-z0-9]+", "-", record.prompt.lower()).strip("-")[:60] or "empty"
-    return f"{slug}-seed{record.seed}.png"
+    return f"{files.slug(record.prompt)}-seed{record.seed}.png"
 
 
 def parse(args: list[str]) -> Options:

@@ -11,7 +11,7 @@ cosine of picture and caption (--clip); "recognition", whether subject and style
 --recogniser); "consistency", the PSNR of the result averaged down against the stage before in dB; "frechet", the
 distance of the results to the pictures of the split (--data; evaluation/frechet.py). The score is a metric that has a
 value for every picture, which "frechet" has not. Cost: images put through the networks for one result. Writes to the
-output directory:
+output directory, in place of an earlier sweep's files:
 
   sweep.md, sweep.json  the whole table
   pareto.png            score against cost, with the settings that none beats in both
@@ -24,7 +24,6 @@ import dataclasses
 import io
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +40,12 @@ from imagen_jax.evaluation import (
     build,
     check_models,
     check_needs,
+    check_num,
     is_per_picture,
+    min_num,
     missing,
     needs,
+    references,
     sweep,
 )
 from imagen_jax.evaluation.metrics import Given
@@ -99,15 +101,15 @@ def main(options: Options) -> None:
     checks.whole("--num", options.num, 1)
     checks.whole("--batch-size", options.batch_size, 1, MAX_BATCH)
     checks.seed(options.seed, name="--seed")
-    prompts, claims, reference = read_prompts(options)
+    prompts, claims, pictures = read_prompts(options)
     checks.seed(options.seed, len(prompts), "--seed")
     stages = read_cascade(cascade)
     if options.directory is not None:
         files.check_directory(options.directory, "--workdir", names=(SAMPLING_FILE,))
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
-    given = {"claims": claims and claims[0], "reference": reference, "low_res": True if len(stages) > 1 else None}
-    score_name, names = choose_metrics(options, given | options.models())
+    given = {"claims": claims and claims[0], "reference": pictures, "low_res": True if len(stages) > 1 else None}
+    score_name, names = choose_metrics(options, given | options.models(), len(prompts))
     choices = options.given()
     if not choices:
         raise ValueError(
@@ -128,13 +130,15 @@ def main(options: Options) -> None:
         plans.append(plan_prompts(stages, prompts, seeds=seeds, batch_size=options.batch_size, **given))
     height, width = plans[0].cascade.recipes[-1].size
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
+    compares = any("reference" in needs(name) for name in names)
+    reference = references(pictures, (height, width), "--data") if compares else None
     metrics = [build(name, options) for name in names]
     for metric in metrics:
         metric.check_claims(claims, "--data")
     stages = load_cascade(cascade)
     compilation.use_compilation_cache()
     encoder = encoders.from_config(stages[0].config.text)
-    rows, scores, pictures, chosen, top = [], [], None, None, None
+    rows, scores, kept, chosen, top = [], [], None, None, None
     for setting, plan in progress.over(zip(settings, plans, strict=True), len(settings), "settings", "sweep"):
         results = run_prompts(plan, stages, encoder)
         images = [np.stack(stage_images) for stage_images in zip(*results, strict=True)]
@@ -145,10 +149,10 @@ def main(options: Options) -> None:
         scores.append(measured)
         # By what decides, then by consistency: only the best pictures so far are kept.
         marks = np.stack([measured[score_name], measured.get("consistency", measured[score_name])], axis=1)
-        if pictures is None:
-            pictures, chosen, top = images[-1].copy(), np.zeros(len(prompts), int), marks
+        if kept is None:
+            kept, chosen, top = images[-1].copy(), np.zeros(len(prompts), int), marks
         is_better = np.array([tuple(new) > tuple(old) for new, old in zip(marks, top, strict=True)])
-        pictures[is_better], chosen[is_better], top[is_better] = (
+        kept[is_better], chosen[is_better], top[is_better] = (
             images[-1][is_better],
             len(rows) - 1,
             marks[is_better],
@@ -163,20 +167,21 @@ def main(options: Options) -> None:
     files.write(output / "sweep.md", sweep.format_table(rows) + "\n")
     files.write_json(output / "sweep.json", rows, indent=2)
     files.write(output / "pareto.png", plot(costs, means, front, score_name, [label(s) for s in settings]))
-    for i, (prompt, x) in enumerate(zip(prompts, pictures, strict=True)):
-        stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
-        files.write(output / "best" / f"{i:04d}-{stem}.png", transforms.encode_png(grid.to_uint8(x)))
+    drawn = [output / "best" / f"{i:04d}-{files.slug(prompt)}.png" for i, prompt in enumerate(prompts)]
+    for file, x in zip(drawn, kept, strict=True):
+        files.write(file, transforms.encode_png(grid.to_uint8(x)))
+    for file in set((output / "best").glob("[0-9][0-9][0-9][0-9]-*.png")) - set(drawn):  # of an earlier sweep
+        file.unlink()
     named = grid.labels(list(zip(prompts, seeds, strict=True)))
     labels = [f"{name} ({label(settings[c])})" for name, c in zip(named, chosen, strict=True)]
-    files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(pictures[:32]), labels[:32])))
+    files.write(output / "best.png", grid.encode_png(grid.labelled_grid(list(kept[:32]), labels[:32])))
     found = dict(zip((stage.config.name for stage in stages), plans[best].cascade.sampling, strict=True))
     about = {"score": score_name, "num": len(prompts), "seed": options.seed} | rows[best]
     file = save_best_sampling(options.directory or output, found, about)
     print(sweep.format_table(rows))
-    kept = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])
-    print(
-        f"\nBest setting: {label(settings[best])} ({score_name} {means[best]:.4g}); best of all per prompt: {kept:.4g}."
-    )
+    best_of_all = np.mean([scores[c][score_name][i] for i, c in enumerate(chosen)])
+    found = f"{label(settings[best])} ({score_name} {means[best]:.4g})"
+    print(f"\nBest setting: {found}; best of all per prompt: {best_of_all:.4g}.")
     _LOGGER.info(f"Wrote {output}/sweep.md, sweep.json, pareto.png, best.png, best/ and {file}.")
 
 
@@ -187,13 +192,14 @@ def for_stages(value: object, options: Options, stages: tuple) -> object:
     return tuple(value if stage.config.name == options.stage else None for stage in stages)
 
 
-def choose_metrics(options: Options, given: Given) -> tuple[str, list[str]]:
+def choose_metrics(options: Options, given: Given, num: int) -> tuple[str, list[str]]:
     """Return the metric that decides, and all that are measured, of those that need no more than is given.
 
     Raises:
-      ValueError: a metric needs what is not there, or the score has no value for a single picture.
+      ValueError: a metric needs what is not there or more than `num` pictures, or the score has no value for a single
+        picture.
     """
-    possible = [name for name in METRICS if missing(name, given) is None]
+    possible = [name for name in METRICS if missing(name, given) is None and min_num(name) <= num]
     default = next((name for name in possible if needs(name) and is_per_picture(name)), "consistency")
     score = options.score or default
     check_needs("--score", score, given, options.data)
@@ -202,6 +208,7 @@ def choose_metrics(options: Options, given: Given) -> tuple[str, list[str]]:
         raise ValueError(f"--score must have a value for every picture, as {names} have; got {score}.")
     for name in options.metrics:
         check_needs("--metrics", name, given, options.data)
+        check_num(name, num)
     names = {score, *(options.metrics or possible)}
     check_models(options, names)
     return score, [name for name in METRICS if name in names]
@@ -215,7 +222,7 @@ def measure(metrics: list[Metric], samples: Samples) -> tuple[dict[str, np.ndarr
     return values, row | others
 
 
-def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray | None]:
+def read_prompts(options: Options) -> tuple[list[str], list | None, list[np.ndarray] | None]:
     """Return (prompts, their claims, their pictures); claims and pictures are those of --data, or None."""
     if (options.data is None) == (options.prompts_file is None):
         got = "both" if options.data else "neither"
@@ -226,14 +233,13 @@ def read_prompts(options: Options) -> tuple[list[str], list | None, np.ndarray |
         found, report = prompts.read(options.prompts_file)
         _LOGGER.info(report)
         return found[: options.num], None, None
-    from imagen_jax.data import pipeline, sources, transforms
+    from imagen_jax.data import pipeline, sources
 
     source = sources.open_source(options.data, options.split)
     examples = list(pipeline.examples(source, range(min(options.num, len(source)))))
     if not examples:
         raise ValueError(f"--split must hold captions; {options.split} of {options.data} is empty.")
-    pictures = np.stack([transforms.to_unit(example["image"]) for example in examples])
-    captions, claims = ([example[key] for example in examples] for key in ("caption", "claims"))
+    captions, claims, pictures = ([example[key] for example in examples] for key in ("caption", "claims", "image"))
     return captions, claims, pictures
 
 

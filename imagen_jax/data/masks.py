@@ -173,7 +173,10 @@ def _by_colour(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
 
 
 def _by_grey(values: np.ndarray, is_lossy: bool, name: str) -> np.ndarray:
-    if not np.isfinite(values).all() or values.min() < 0:
+    if not np.isfinite(values).all():
+        num = np.count_nonzero(~np.isfinite(values))
+        raise ValueError(f"{name} must have finite values; got NaN or infinity {num} times: {_FIX}.")
+    if values.min() < 0:
         raise ValueError(f"{name} must have values from 0 up; got {values.min()} to {values.max()}: {_FIX}.")
     low, high = (value.item() for value in (values.min(), values.max()))
     white = next(white for white in (1, 255, 65535, math.inf) if high <= white)

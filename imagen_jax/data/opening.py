@@ -210,7 +210,8 @@ def undecodable(error: Exception, where: str = "The file") -> UndecodableError:
     reason = one_line(error)
     is_too_large = isinstance(error, TooLargeError | Image.DecompressionBombError)
     kind = "too large" if is_too_large else "undecodable"
-    return UndecodableError(f"{where} must be a picture; it cannot be decoded ({reason}).", reason, kind)
+    fix = "make it smaller" if is_too_large else f"save it as one of {', '.join(FORMATS)}"
+    return UndecodableError(f"{where} must be a picture; it cannot be decoded ({reason}): {fix}.", reason, kind)
 
 
 def one_line(error: Exception) -> str:

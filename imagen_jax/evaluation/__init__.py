@@ -15,12 +15,15 @@ from imagen_jax.evaluation.metrics import (
     build,
     check_models,
     check_needs,
+    check_num,
     is_per_picture,
+    min_num,
     missing,
     needs,
 )
+from imagen_jax.evaluation.references import references
 
 __all__ = [
-    "METRICS", "Metric", "Models", "Samples", "build", "check_models", "check_needs", "is_per_picture", "missing",
-    "needs",
+    "METRICS", "Metric", "Models", "Samples", "build", "check_models", "check_needs", "check_num",
+    "is_per_picture", "min_num", "missing", "needs", "references",
 ]  # fmt: skip

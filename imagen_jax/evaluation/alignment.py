@@ -124,7 +124,7 @@ def alignment(images: Iterable[Any], claims: Sequence[Claims]) -> Rates:
 
 @METRICS.register("alignment")
 class Alignment(Metric):
-    """`alignment` of pictures, which are enlarged to the size of `shapes` if they are smaller.
+    """`alignment` of pictures, which are resized to the size of `shapes`.
 
     The value of a picture is the share of its caption's claims that it fulfils.
     """
@@ -148,8 +148,7 @@ class Alignment(Metric):
 
 
 def _readings(images: np.ndarray) -> list[Reading]:
-    is_small = images.shape[1] < shapes.SIZE  # of a cascade without its last stage
-    return [read(image) for image in (resize.bilinear(images, shapes.SIZE) if is_small else images)]
+    return [read(image) for image in resize.to_size(images, shapes.SIZE)]
 
 
 def _rates(readings: Sequence[Reading], claims: Sequence[Claims]) -> Rates:

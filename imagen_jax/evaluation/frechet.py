@@ -121,18 +121,20 @@ class Moments:
 
 @METRICS.register("frechet")
 class Frechet(Metric):
-    """`distance` of the results to the pictures of the data set with the same captions, averaged to their size."""
+    """`frechet_distance` of the results to the pictures of the data set with the same captions, at the smaller size."""
 
     needs = ("reference",)
+    min_num = 2
 
     def init(self) -> tuple[Moments, Moments]:
         return Moments(), Moments()
 
     def update(self, state: tuple[Moments, Moments], samples: Samples) -> tuple[Moments, Moments]:
-        reference = resize.area(samples.reference, samples.images.shape[1:3])
+        both = samples.images, samples.reference
+        size = tuple(min(sides) // CELL * CELL for sides in zip(*(images.shape[1:3] for images in both), strict=True))
         return tuple(
-            moments.add(picture_features(images))
-            for moments, images in zip(state, (samples.images, reference), strict=True)
+            moments.add(picture_features(resize.area(images, size)))
+            for moments, images in zip(state, both, strict=True)
         )
 
     def result(self, state: tuple[Moments, Moments]) -> float:

@@ -37,7 +37,8 @@ class Samples:
       images: [N, H, W, C] float32 in [-1, 1], the results of a cascade.
       captions: N str.
       claims: what N captions claim, JSON data as the data set has it, or None.
-      reference: [N, H', W', C] in [-1, 1], the pictures of a data set with these captions, or None.
+      reference: [N, H', W', C] in [-1, 1], the pictures of a data set with these captions, with the aspect of `images`
+        and no larger (`references`), or None.
       low_res: [N, h, w, C] in [-1, 1], the results of the stage before the last, or None.
     """
 
@@ -58,11 +59,13 @@ class Metric:
       name: in METRICS.
       needs: what it needs besides pictures and captions: attributes of `Samples` and of `Models`.
       claims_of: what the captions are of whose claims it reads, such as "shapes", for messages.
+      min_num: the fewest pictures that it has a result for.
     """
 
     name: str = ""
     needs: ClassVar[tuple[Need, ...]] = ()
     claims_of: ClassVar[str] = "pictures"
+    min_num: ClassVar[int] = 1
 
     @staticmethod
     def reads_claims(claims: Any) -> bool:
@@ -113,6 +116,11 @@ def needs(name: str) -> tuple[Need, ...]:
     return getattr(METRICS[name], "needs", ())
 
 
+def min_num(name: str) -> int:
+    """Return the fewest pictures that the metric of this name has a result for."""
+    return getattr(METRICS[name], "min_num", 1)
+
+
 def is_per_picture(name: str) -> bool:
     """Return whether the metric of this name has a value for every picture, the higher the better."""
     entry = METRICS[name]
@@ -149,6 +157,11 @@ def check_needs(option: str, name: str, given: Given, data: Any = None) -> None:
         rule = {"reference": "--data", "low_res": "a cascade that has a super-resolution stage"}.get(need, f"--{need}")
     got = data if need == "claims" and data is not None else "none"
     raise error(f"{option} {name}", f"come with {rule}", Verbatim(got))
+
+
+def check_num(name: str, num: int) -> None:
+    """Raise a ValueError if `num` pictures are too few for the metric of this name."""
+    require(num >= min_num(name), "--num", f"be at least {min_num(name)} for the metric {name}", num)
 
 
 def check_models(models: Models, names: Iterable[str]) -> None:

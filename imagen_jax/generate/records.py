@@ -19,6 +19,7 @@ import numpy as np
 
 from imagen_jax import checks
 from imagen_jax.config import SamplingConfig, TextConfig, from_dict, to_dict
+from imagen_jax.config.sampling import kinds
 from imagen_jax.data import transforms
 from imagen_jax.generate import png_text
 
@@ -239,9 +240,13 @@ def _json(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 def _sampling(name: str, options: Any) -> SamplingConfig:
     checks.instance(f"sampling.{name}", options, dict, "a JSON object of sampling options")
     try:
-        return from_dict(options, SamplingConfig)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"sampling.{name} must hold sampling options; {error}.") from error
+        sampling = from_dict(options, SamplingConfig)
+        for kind in kinds():
+            sampling.check_chosen(kind)
+        return sampling
+    except (TypeError, KeyError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"sampling.{name} must hold sampling options; got an error in them: {reason}.") from error
 
 
 def _by_stage(data: dict[str, Any], sampling: dict[str, SamplingConfig]) -> list[tuple[str, Any]]:

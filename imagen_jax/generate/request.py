@@ -102,7 +102,9 @@ def jobs(prompts: Sequence[str], seed: int, num: int) -> list[tuple[str, int]]:
     Raises:
       ValueError: there would be more than MAX_PICTURES, or a seed is out of range.
     """
-    checks.whole("--num", num, 1, max(1, MAX_PICTURES // len(prompts)), "sample the rest with another --seed")
+    most = max(1, MAX_PICTURES // len(prompts))
+    fix = "sample the rest with another --seed" if isinstance(num, int) and num > most else ""
+    checks.whole("--num", num, 1, most, fix)
     checks.require(len(prompts) <= MAX_PICTURES, "prompts", f"be at most {MAX_PICTURES}", len(prompts), "split them")
     checks.seed(seed, num, "--seed")
     return [(prompt, seed + i) for prompt in prompts for i in range(num)]
@@ -256,7 +258,9 @@ def _recorded_sampling(request: Request, stages: tuple[Stage, ...]) -> tuple[Sta
     """Return the stages with the sampling options of the record that the request is made from, if it is."""
     if request.sampling is None:
         return stages
-    names = [stage.config.name for stage in select_stages(stages, request.start, request.stop)]
+    names = [stage.config.name for stage in stages]
+    if {request.start, request.stop} <= {None, *names}:
+        names = [stage.config.name for stage in select_stages(stages, request.start, request.stop)]
     if names != list(request.sampling):
         raise ValueError(
             f"--workdir must hold the stages {', '.join(request.sampling)} in a row; {request.workdir} has "

@@ -220,11 +220,12 @@ def _check_images(
     rule = f"be {'given' if takes_control else 'left out'}: stage {config.name} has control_channels"
     is_right = (inputs.control is not None) == takes_control
     require(is_right, "control", f"{rule} {config.control_channels}", inputs.control)
-    fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want"
     for name, shape in expected.items():
         value = getattr(inputs, name)
         if value is not None:
             rule = f"be {list(shape)} for stage {config.name}"
+            resizes = name != "z_1" and (value.shape[0], value.shape[-1]) == (shape[0], shape[-1])
+            fix = "resize it (imagen_jax.resize.area, bilinear) or give the size that you want" if resizes else ""
             require(tuple(value.shape) == shape, name, rule, Verbatim(tuple(value.shape)), fix)
     is_started = sampling.strength == 1 or inputs.image is not None
     require(is_started, "strength", "be 1 without an image", sampling.strength)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from imagen_jax import arrays
 from imagen_jax.checks import Verbatim, error, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig, distilled, override
-from imagen_jax.config.sampling import check_names
+from imagen_jax.config.sampling import GUIDED, check_names
 from imagen_jax.config.validation import validate_sampling
 from imagen_jax.methods import Method
 from imagen_jax.sampling.inputs import (
@@ -31,6 +31,8 @@ from imagen_jax.structs import TextCond
 
 # Fields of SamplingConfig that say something to super-resolution stages alone.
 _SUPER_RESOLUTION = ("aug_level",)
+# And to stages with guidance alone.
+_GUIDED = ("guidance", "threshold_at", *GUIDED)
 
 
 @flax.struct.dataclass
@@ -205,10 +207,11 @@ def sampling_by_stage(
         rule = f"be one value or one for each of the {len(stages)} stages"
         is_right = all(plain(v) is None or isinstance(plain(v), str | numbers.Real | Method) for v in values)
         fix = "inside jax.jit close over it" if isinstance(value, jax.core.Tracer) else ""
+        fix = fix or ("give an instance of it" if isinstance(value, type) else "")
         require(is_right, name, rule, value, fix)
         is_right = not isinstance(value, tuple | list) or len(value) == len(stages)
         require(is_right, name, rule, Verbatim(f"{len(values)} values"))
-    settings = []
+    given = []
     for i, stage in enumerate(stages):
         own = {n: v[i] if isinstance(v, tuple | list) else v for n, v in options.items()}
         own = {name: value for name, value in own.items() if value is not None}
@@ -218,6 +221,16 @@ def sampling_by_stage(
                 rule = f"be left out (None) for stage {stage.config.name}, which has no low-res image"
                 require(not is_meant, name, rule, own[name])
                 del own[name]
+        given.append(own)
+    is_guided = [override(stage.config.sampling, own).is_guided for stage, own in zip(stages, given, strict=True)]
+    if any(is_guided):  # one value for all stages is none for those without guidance
+        shared = {name for name in _GUIDED if not isinstance(options.get(name), tuple | list)}
+        given = [
+            own if is_own else {name: value for name, value in own.items() if name not in shared}
+            for own, is_own in zip(given, is_guided, strict=True)
+        ]
+    settings = []
+    for i, (stage, own) in enumerate(zip(stages, given, strict=True)):
         sampling = override(stage.config.sampling, own)
         is_weak_given = weak is not None and weak[i] is not None
         settings.append(validate_sampling(stage.config, sampling, needs_null=not is_weak_given))

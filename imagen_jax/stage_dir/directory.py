@@ -173,6 +173,9 @@ def _stored_config(file: Path) -> StageConfig | None:
     if not files.exists(file):
         return None
     data = read_json(file)
+    if isinstance(data, dict) and data.keys() >= {"format", "stages"}:
+        got = Verbatim("that of an exported cascade")
+        raise checks.error(file, "hold a stage's configuration", got, f"name {file.parent} itself as the cascade")
     try:
         return validate(from_dict(data))
     except ValueError as error:

@@ -11,8 +11,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
+import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -87,6 +89,12 @@ def write_new(path: str | os.PathLike, content: bytes | str) -> Path:
             number += 1
             free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
+
+
+def slug(text: str) -> str:
+    """Return the words of a text joined by hyphens, as a part of file names; "prompt" if it has none."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text).lower()).strip("-")
+    return words.encode()[:60].decode(errors="ignore").strip("-") or "prompt"
 
 
 def create(path: str | os.PathLike, content: bytes | str) -> bool:

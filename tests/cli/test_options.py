@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagen_jax.cli import options
+from imagen_jax.cli import options, sample
 
 KNOWN = {"optim.batch-size", "optim.accumulation", "guidance-scale", "low-res", "steps", "data"}
 
@@ -26,3 +26,22 @@ KNOWN = {"optim.batch-size", "optim.accumulation", "guidance-scale", "low-res", 
 )
 def test_messages_name_options_as_they_are_typed(message, expected):
     assert options.as_typed(message, KNOWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--prompts", "-x"], "--prompts must .* dash; got '-x': write --prompts=-x, or use --prompts-file"),
+        (["--prompts", "a", "-x"], "--prompts must have values that do not begin with a dash; got '-x'"),
+        (["--prompts", "a", "--negative", "-x"], "--negative must .*: write --negative=-x"),
+        (["--prompts=-x", "--negative=-x", "--num", "-1"], None),
+        (["--prompts", "-5 dogs", "- a list", "-"], None),
+    ],
+)
+def test_values_that_begin_with_a_dash(args, message):
+    known = options.fields(sample.Options)
+    if message is None:
+        options.check(args, known)
+        return
+    with pytest.raises(ValueError, match=message):
+        options.check(args, known)

@@ -209,7 +209,7 @@ def test_all_of_it_one_pixel_and_one_line(image, marked):
         (encoded(colours((255, 0, 0), (76, 76, 76))), "two colours of which neither is lighter"),
         (encoded(soft(colours((255, 0, 0), (0, 255, 0)))), "colours without a black background"),
         (encoded(grey(-1, 1, np.int32), "TIFF"), "must have values from 0 up; got -1 to 1"),
-        (encoded(grey(0, np.nan, np.float32), "TIFF"), "must have values from 0 up"),
+        (encoded(grey(0, np.nan, np.float32), "TIFF"), "must have finite values; got NaN or infinity"),
     ],
 )  # fmt: skip
 def test_what_could_mean_either_is_refused_in_one_line(image, message):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from imagen_jax.evaluation import alignment, shape_reading
+from imagen_jax import resize
+from imagen_jax.evaluation import METRICS, Samples, alignment, shape_reading
 from imagen_jax.prepare import shape_captions, shapes
 
 NUM = 120
@@ -166,3 +167,11 @@ def test_alignment_needs_one_caption_for_each_picture(examples):
         alignment.alignment([record["image"] for record in examples[:2]], claims)
     with pytest.raises(ValueError, match="0 pictures"):
         alignment.alignment([], [])
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_results_of_any_size_are_judged(size):
+    images = resize.to_size(picture(CIRCLE, SQUARE)[None] / 127.5 - 1, size).astype(np.float32)
+    claims = [shape_captions.parse_caption("a red circle left of a blue square")]
+    metric = METRICS["alignment"]()
+    assert metric.values(Samples(images, ["a"], claims)) == [1]

@@ -5,7 +5,7 @@ import pytest
 
 from imagen_jax import resize
 from imagen_jax.evaluation import METRICS, Metric, Samples, alignment, frechet, metrics, sweep
-from imagen_jax.evaluation.metrics import Models, build, check_models, check_needs, missing, needs
+from imagen_jax.evaluation.metrics import Models, build, check_models, check_needs, check_num, missing, needs
 from imagen_jax.prepare import shapes
 
 NUM = 12
@@ -128,3 +128,10 @@ def test_a_model_without_a_metric_that_uses_it_is_refused():
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="metric must be one of .*consistency.*; got 'fid'"):
         build("fid")
+
+
+def test_a_distance_takes_two_pictures():
+    check_num("alignment", 1)
+    check_num("frechet", 2)
+    with pytest.raises(ValueError, match="--num must be at least 2 for the metric frechet; got 1"):
+        check_num("frechet", 1)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imagen_jax.config import to_dict
+from imagen_jax.config import SamplingConfig, to_dict
 from imagen_jax.generate import records
 from tests.generate.conftest import PIXELS, RECORD, SMALL
 from tests.pictures import encoded
@@ -63,6 +63,7 @@ def rest(**changes):
 
 WHOLE = records.encode_png(PIXELS, RECORD)
 AT = WHOLE.index(b"imagen_jax")
+UNKNOWN = json.dumps({"base": to_dict(SamplingConfig()) | {"sampler": "x"}})
 EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
 
 
@@ -101,6 +102,7 @@ EMPTY_TEXT = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
         (png(**texts(sampling="{}")), "damaged record: checkpoints must have the stages of sampling"),
         (png(**texts(sampling='{"base": 5}')), "damaged record: sampling.base must be a JSON object"),
         (png(**texts(sampling='{"base": {"stepz": 5}}')), "damaged record: .*stepz"),
+        (png(**texts(sampling=UNKNOWN)), "damaged record: sampling.base must .*: sampler must be one of .*; got 'x'"),
         (png(**texts(imagen_jax="null")), "damaged record: imagen_jax must be a JSON object"),
         (rest(format=2), "damaged record: format must be 1; got 2: use the version of imagen_jax that wrote it"),
         (rest(format=...), "damaged record: format must be a whole number"),

@@ -102,3 +102,17 @@ def test_an_option_of_another_method_goes_with_it(tiny_stages, tiny_text):
     assert changed.guidance_rescale is None and changed.percentile == 0.9
     [kept] = sampling_by_stage(stages, {"steps": np.array([7])})
     assert kept == dataclasses.replace(preset, steps=7)
+
+
+def test_one_value_for_all_stages_says_nothing_to_those_without_guidance(tiny_stages):
+    base, enlarging = tiny_stages
+    own = dataclasses.replace(enlarging.config.sampling, guidance_scale=1.0)
+    stages = base, enlarging.replace(config=dataclasses.replace(enlarging.config, sampling=own))
+    for options in ({"guidance": "apg"}, {"guidance_rescale": 0.5}, {"threshold_at": "both"}, {"guidance_low": 1.0}):
+        guided, other = sampling_by_stage(stages, options)
+        assert other == own and guided == dataclasses.replace(base.config.sampling, **options)
+        with pytest.raises(ValueError, match=r"guidance_scale 1|without guidance"):
+            sampling_by_stage(stages, {name: (value, value) for name, value in options.items()})
+    # What is guided at scale 1 too is meant for all.
+    _, other = sampling_by_stage(stages, {"guidance": "cfg++", "guidance_scale": (0.5, None)})
+    assert other.guidance == "cfg++"

@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_nothing_and_a_missing_checkpoint_makes_nothing(
     code, _, err = run(
         "sample.py", "--from-png", png, "--workdir", tmp_path / "run", "--output", tmp_path / "out"
     )
-    assert code == 2 and "start must be a stage, one of small, sr16; got 'base'" in err
+    assert code == 2 and "--workdir must hold the stages base in a row; " in err and "has small, sr16: give" in err
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
@@ -405,6 +405,9 @@ def test_what_cannot_be_exported_or_named_is_one_line(workdir, run, tmp_path, mo
 
 def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, run, tmp_path):
     output = tmp_path / "sweep"
+    (output / "best").mkdir(parents=True)
+    for name in ("0007-of-an-earlier-sweep.png", "mine.png"):
+        (output / "best" / name).write_bytes(b"")
     code, out, err = run(
         "sweep.py", "--workdir", workdir, "--data", data, "--num", 5, "--batch-size", 8, "--aug-level", 0.0, 0.3,
         "--guidance-scale", 1.0, 2.0, "--steps", 2, "--output", output,
@@ -414,7 +417,8 @@ def test_sweep_writes_table_front_pictures_and_the_best_preset(workdir, data, ru
     assert [(row["guidance_scale"], row["aug_level"]) for row in rows] == [(1, 0), (1, 0.3), (2, 0), (2, 0.3)]
     assert [row["cost"] for row in rows] == [4, 4, 8, 8] and any(row["front"] == "*" for row in rows)
     assert all(0 <= row["alignment"] <= 1 and np.isfinite(row["frechet"]) for row in rows)
-    assert len(list((output / "best").glob("*.png"))) == 5
+    found = [file.name for file in (output / "best").glob("*.png")]
+    assert len(found) == 6 and "mine.png" in found and "0007-of-an-earlier-sweep.png" not in found
     for name in ("pareto.png", "best.png"):
         assert Image.open(output / name).size[0] > 100
     assert "| guidance_scale | aug_level |" in (output / "sweep.md").read_text().replace("| steps ", "")
@@ -443,6 +447,9 @@ def test_evaluate_writes_a_table_its_numbers_and_a_grid(workdir, data, run, tmp_
     assert result["all"]["num"] == 5 and 0 <= result["all"]["right"] <= 1, result
     assert "| all |" in table and "Output of sr16 averaged down to 8x8 against base: PSNR " in table and table in out
     assert Image.open(tmp_path / "out/grid.png").size[0] > 100
+    (tmp_path / "out/alignment.json").unlink()
+    code, _, err = run("evaluate.py", "--workdir", workdir, "--data", data, "--output", tmp_path / "out")
+    assert code == 2 and "--output must have no grid.png of another command" in err
 
 
 def test_icons_are_evaluated_by_a_recogniser(workdir, data, run, tmp_path):

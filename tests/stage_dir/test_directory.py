@@ -33,3 +33,9 @@ def test_a_directory_that_was_moved_is_not_made_anew(workdir, move):
         before = sorted(map(str, Path(workdir).rglob("*")))
         checkpoints.save(state_of(15), {"next_index": 15})
     assert sorted(map(str, Path(workdir).rglob("*"))) == before
+
+
+def test_an_exported_cascade_is_no_stage():
+    place = Path(stage_dir.__file__).parents[1] / "pretrained" / "shapes"
+    with pytest.raises(ValueError, match="a stage's configuration; got that of an exported cascade: name .*shapes its"):
+        stage_dir.read_config(place)

@@ -249,3 +249,20 @@ files.check_directory(sys.argv[1], "--output")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "new")], capture_output=True, text=True)
     assert done.returncode == 128 + 15, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("A red circle, left of a star!", "a-red-circle-left-of-a-star"),
+        ("日本語 🐼", "日本語"),
+        ("u\u0308ber snake_case", "über-snake-case"),
+        ("../..", "prompt"),
+        ("", "prompt"),
+        ("🐼", "prompt"),
+        ("語" * 40, "語" * 20),
+        ("a" * 59 + "語", "a" * 59),
+    ],
+)
+def test_words_of_file_names(text, slug):
+    assert files.slug(text) == slug
