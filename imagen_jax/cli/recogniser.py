@@ -43,6 +43,8 @@ def main(options: Options) -> None:
     checks.whole("--epochs", options.epochs, 1, 10_000)
     checks.seed(options.seed, name="--seed")
     files.check_directory(options.output, "--output", needed=ROOM, names=recogniser.FILES)
+    if any(files.exists(options.output / name) for name in recogniser.FILES):
+        raise ValueError(f"--output must have no recogniser yet; got {options.output}: name another.")
     held_out = [split for split in sources.splits(options.data) if split in (splits.VALIDATION, splits.PAIRS)]
     pictures, *tests = (read_pictures(options.data, split) for split in (splits.TRAIN, *held_out))
     num_subjects, num_styles = len(set(pictures.subjects)), len(set(pictures.styles))

@@ -34,6 +34,12 @@ _REPAIR = (
 )
 
 
+def as_bytes(keys: np.ndarray) -> list[bytes]:
+    """Return keys as `bytes` of their full length; `keys.tolist()` would strip zeros at their ends."""
+    content = keys.tobytes()
+    return [content[i : i + KEY.itemsize] for i in range(0, len(content), KEY.itemsize)]
+
+
 class DamagedFileError(ValueError):
     """An embeddings file of which nothing can be read."""
 
@@ -115,6 +121,7 @@ class Writer:
         """Write one embedding."""
         from array_record.python import array_record_module
 
+        assert len(key) == KEY.itemsize, key
         with self._as_os_error():
             if self._writer is None:
                 self._path = self._root / f"{self._prefix}-{uuid.uuid4().hex}{UNFINISHED}"
@@ -200,7 +207,10 @@ class RecordFiles:
         return [from_bytes(content, token) for content in contents]
 
     def keys(self, number: int) -> np.ndarray:
-        """Return the keys of the captions of one file, [N]; raise DamagedFileError if they cannot be read."""
+        """Return the keys of the captions of one file, [N]; raise DamagedFileError if they cannot be read.
+
+        As Python's bytes they would lose the zeros at their ends: see `as_bytes`.
+        """
         try:
             num = self._reader(number).num_records()
             (content,) = self._read(number, [num - 1]) if num else [None]

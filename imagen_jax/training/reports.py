@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from imagen_jax import sharding
-from imagen_jax.config import StageConfig
+from imagen_jax.config import RunConfig, StageConfig
 from imagen_jax.data import sources
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.storage import files
@@ -46,7 +46,10 @@ def describe(
     if config.distilled.steps:
         line += f", distilled to {config.distilled.steps} steps"
     if config.run.validate_every and not has_validation:
-        line += f"; no validation, since the data set has no split {config.run.validation_split!r}"
+        reason = f"no validation, since the data set has no split {config.run.validation_split!r}"
+        if config.run.validation_split != RunConfig().validation_split:  # asked for
+            warnings.warn(f"--run.validation-split must be a split of the data set; {reason}.", stacklevel=2)
+        line += f"; {reason}"
     return line
 
 
@@ -98,10 +101,10 @@ def warn_of_learning_rate(config: StageConfig) -> None:
     optim, num_steps = config.optim, config.run.num_steps
     if jax.process_index() > 0:
         return
-    if optim.warmup_steps >= num_steps:
+    if optim.warmup_steps > num_steps:
         reached = float(learning_rate(optim)(num_steps - 1))
         warnings.warn(
-            f"--optim.warmup-steps must be below --run.num-steps {num_steps} to reach the learning rate "
+            f"--optim.warmup-steps must be at most --run.num-steps {num_steps} to reach the learning rate "
             f"{optim.learning_rate:g}; got {optim.warmup_steps}, so that the rate only reaches {reached:.2g} "
             f"({100 * reached / optim.learning_rate:.3g} %): give --optim.warmup-steps {max(1, num_steps // 20)}.",
             stacklevel=2,

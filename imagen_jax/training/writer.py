@@ -127,7 +127,8 @@ class Writer:
             write()
         except Exception as error:  # a full disk, or any error of a remote service
             if not self._failed:
-                logger.info(f"Metrics cannot be written ({error}); training goes on without them.")
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logger.warning(f"Some metrics cannot be written ({reason}); training goes on without them.")
             self._failed = True
 
     def __enter__(self) -> "Writer":

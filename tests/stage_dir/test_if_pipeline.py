@@ -112,7 +112,7 @@ def test_a_stage_of_ours_may_follow(cascade_of_two, stages, tmp_path, caplog):
     assert third.config == dataclasses.replace(config, text=stages[0].config.text)
     wide = dataclasses.replace(config, text=C.TextConfig("mine", 33, 20))
     save_stage(Stage(init(wide, jax.random.key(0)), wide), tmp_path / "wide")
-    with pytest.raises(ValueError, match="^text of stage sr64 must be that of sr32"):
+    with pytest.raises(ValueError, match="^text.width of stage sr64 must be that of stage sr32, 32; got 33"):
         load_cascade([cascade_of_two, tmp_path / "wide"])
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from imagen_jax.text import cache_description, cache_files
+from imagen_jax.text import cache_description, cache_files, cache_rows
 from imagen_jax.text.cache import EmbeddingCache
 from tests.text.conftest import TWELVE, Fake, made
 
@@ -98,6 +98,26 @@ def test_a_damaged_record_is_named_and_embedded_again(whole_cache, cache_copy, n
     again = Fake()
     made(directory, again, repair=True)
     assert not again.embedded and len([*directory.glob("*/damaged-*")]) == 1
+
+
+@pytest.mark.parametrize("share", [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_keys_that_end_in_zeros_survive_a_repair(tmp_path, share, is_last):
+    """One caption in 256 has such a key."""
+    every = [f"a star {i}" for i in range(4000)]
+    zeros = [caption for caption in every if cache_rows.key_of(caption).endswith(b"\0")][:8]
+    assert len(zeros) == 8
+    captions = [*zeros, "a"]
+    made(tmp_path, captions=captions)
+    (path,) = tmp_path.glob("*/embeddings-*.array_record")
+    number = captions.index(zeros[-1]) if is_last else len(zeros)
+    path.write_bytes(change_byte(record_at(path, number))(path.read_bytes()))
+    path = path.rename(path.with_name(f"embeddings-{share[0]:08x}.array_record"))
+    encoder = Fake()
+    cache = made(tmp_path, encoder, captions=captions, repair=True, share=share)
+    assert encoder.embedded == [captions[number]] and len(cache) == len(captions)
+    for caption in captions:
+        assert np.isfinite(cache[caption]).all()
 
 
 @pytest.mark.parametrize("share", [0, 1])

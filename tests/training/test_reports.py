@@ -13,7 +13,8 @@ from imagen_jax.training import reports
     ("num_steps", "warmup", "decay", "words"),
     [
         (1000, 10_000, 0, ["--optim.warmup-steps", "got 10000", "only reaches 1e-05 (10 %)", "steps 50."]),
-        (1000, 1000, 0, ["only reaches 0.0001 (100 %)"]),
+        (1000, 1000, 0, []),
+        (1000, 1001, 0, ["only reaches 0.0001 (99.9 %)"]),
         (1, 50, 0, ["only reaches 2e-06 (2 %)", "give --optim.warmup-steps 1."]),
         (1000, 2000, 5000, ["only reaches 5e-05 (50 %)"]),
         (2000, 100, 1500, ["--optim.decay-steps", "the last 500 steps is 0", "give --optim.decay-steps 2000"]),
