@@ -25,6 +25,7 @@ from imagen_jax.storage.locks import BucketLock, acquire_file_lock
 from imagen_jax.structs import TrainState
 
 CONFIG_FILE = "config.json"
+_BYTES_PER_ARRAY = 4096  # of a checkpoint, for what describes an array
 LOCK_FILE = ".lock"
 _VISIBLE_WITHIN_S = 30  # a network file system may show a new file late
 
@@ -115,6 +116,7 @@ def check_space(directory: Path, abstract: TrainState) -> None:
     if locations.is_remote(directory):
         return
     needed, free = sharding.byte_counts(abstract).total, shutil.disk_usage(directory).free
+    needed += _BYTES_PER_ARRAY * len(jax.tree.leaves(abstract))
     rule, got = f"have room for a checkpoint of {needed / 2**20:.4g} MiB", Verbatim(f"{free / 2**20:.4g} MiB")
     fix = "free some space, or give another --workdir"
     require(free >= needed, f"the disk of {directory}", rule, got, fix)

@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.stage_dir import checkpoint
 from imagen_jax.stage_dir import directory as stage_dir
-from tests.stage_dir.conftest import CONFIG, state_of
+from tests.stage_dir.conftest import CONFIG, shapes_of, state_of
 
 # What tensorstore's threads find closed, once the first array has failed (scripts do not print it).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -39,3 +39,13 @@ def test_an_exported_cascade_is_no_stage():
     place = Path(stage_dir.__file__).parents[1] / "pretrained" / "shapes"
     with pytest.raises(ValueError, match="a stage's configuration; got that of an exported cascade: name .*shapes its"):
         stage_dir.read_config(place)
+
+
+def test_the_space_that_is_asked_for_holds_a_checkpoint(workdir, monkeypatch):
+    """Also of a small network, of whose checkpoint much describes the arrays."""
+    files = (workdir / "base" / "checkpoints" / "10").rglob("*")
+    written = sum(file.stat().st_size for file in files if file.is_file())
+    usage = shutil.disk_usage(workdir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=written - 1))
+    with pytest.raises(ValueError, match="must have room for a checkpoint of"):
+        stage_dir.check_space(workdir, shapes_of(state_of(10)))
