@@ -27,9 +27,8 @@ from imagen_jax.evaluation import (
     build,
     check_models,
     check_needs,
-    check_num,
     needs,
-    references,
+    reference_pictures,
 )
 from imagen_jax.evaluation.sweep import consistency
 from imagen_jax.storage import files
@@ -91,9 +90,9 @@ def main(options: Options) -> None:
     stages, adapters = read_cascade(cascade, best=options.best), options.adapters()
     adapter_file.fit([each.config for each in stages], adapters)
     given = {"claims": examples[0]["claims"], "reference": True, "low_res": True if len(stages) > 1 else None}
+    given["num"] = len(examples)
     for name in names:
         check_needs("--metrics", name, given | options.models(), options.data)
-        check_num(name, len(examples))
     check_models(options, names)
     captions, claims = ([example[key] for example in examples] for key in ("caption", "claims"))
     seeds = range(options.seed, options.seed + len(captions))
@@ -101,7 +100,7 @@ def main(options: Options) -> None:
     pictures = None
     if any("reference" in needs(name) for name in names):
         images = [example["image"] for example in examples]
-        pictures = references(images, plan.cascade.recipes[-1].size, "--data")
+        pictures = reference_pictures(images, plan.cascade.recipes[-1].size, "--data")
     metrics = [build(name, options) for name in names]
     for metric in metrics:
         metric.check_claims(claims, "--data")

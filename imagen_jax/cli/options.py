@@ -141,7 +141,7 @@ def check(args: list[str], known: Mapping[str, Field]) -> None:
         if arg.startswith("--"):
             name = arg[2:].partition("=")[0]
         elif name in known and not known[name].is_flag and re.match(r"-[^\d.\s]\S*$", arg):
-            fix = f"write --{name}={arg}" + (", or use --prompts-file" if name == "prompts" else "")
+            fix = f"write --{name}={arg}" + (f", or use --{name}-file" if f"{name}-file" in known else "")
             raise checks.error(f"--{name}", "have values that do not begin with a dash", arg, fix)
     for name, values in given(args):
         field, is_negated = known.get(name), False

@@ -40,12 +40,10 @@ from imagen_jax.evaluation import (
     build,
     check_models,
     check_needs,
-    check_num,
     is_per_picture,
-    min_num,
     missing,
     needs,
-    references,
+    reference_pictures,
     sweep,
 )
 from imagen_jax.evaluation.metrics import Given
@@ -109,7 +107,8 @@ def main(options: Options) -> None:
     if options.stage is not None:
         checks.choice("--stage", options.stage, [stage.config.name for stage in stages])
     given = {"claims": claims and claims[0], "reference": pictures, "low_res": True if len(stages) > 1 else None}
-    score_name, names = choose_metrics(options, given | options.models(), len(prompts))
+    given["num"] = len(prompts)
+    score_name, names = choose_metrics(options, given | options.models())
     choices = options.given()
     if not choices:
         raise ValueError(
@@ -131,7 +130,7 @@ def main(options: Options) -> None:
     height, width = plans[0].cascade.recipes[-1].size
     files.check_directory(output, "--output", needed=ROOM + len(prompts) * height * width * 3)
     compares = any("reference" in needs(name) for name in names)
-    reference = references(pictures, (height, width), "--data") if compares else None
+    reference = reference_pictures(pictures, (height, width), "--data") if compares else None
     metrics = [build(name, options) for name in names]
     for metric in metrics:
         metric.check_claims(claims, "--data")
@@ -192,14 +191,13 @@ def for_stages(value: object, options: Options, stages: tuple) -> object:
     return tuple(value if stage.config.name == options.stage else None for stage in stages)
 
 
-def choose_metrics(options: Options, given: Given, num: int) -> tuple[str, list[str]]:
+def choose_metrics(options: Options, given: Given) -> tuple[str, list[str]]:
     """Return the metric that decides, and all that are measured, of those that need no more than is given.
 
     Raises:
-      ValueError: a metric needs what is not there or more than `num` pictures, or the score has no value for a single
-        picture.
+      ValueError: a metric needs what is not there, or the score has no value for a single picture.
     """
-    possible = [name for name in METRICS if missing(name, given) is None and min_num(name) <= num]
+    possible = [name for name in METRICS if missing(name, given) is None]
     default = next((name for name in possible if needs(name) and is_per_picture(name)), "consistency")
     score = options.score or default
     check_needs("--score", score, given, options.data)
@@ -208,7 +206,6 @@ def choose_metrics(options: Options, given: Given, num: int) -> tuple[str, list[
         raise ValueError(f"--score must have a value for every picture, as {names} have; got {score}.")
     for name in options.metrics:
         check_needs("--metrics", name, given, options.data)
-        check_num(name, num)
     names = {score, *(options.metrics or possible)}
     check_models(options, names)
     return score, [name for name in METRICS if name in names]

@@ -13,12 +13,10 @@ import logging
 import shlex
 import signal
 import sys
-from pathlib import Path
 
 from imagen_jax.cli import commands, parsing, stages
 from imagen_jax.cli.options import given as options_given
 from imagen_jax.config import StageConfig
-from imagen_jax.storage import files
 from imagen_jax.storage.locations import Location, location
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,7 +43,6 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     compilation.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
-    warn_of_other_stages(location(options.workdir, "--workdir"), config)
     result = train(config, options.workdir, options.profile)
     import jax
 
@@ -58,24 +55,6 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
             f"{int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues"
         )
     return 128 + result.stopped_by
-
-
-def warn_of_other_stages(workdir: Path, config: StageConfig) -> None:
-    """Warn if the stages that are trained in `workdir` and this one are no cascade by their sizes."""
-    from imagen_jax.config.validation import validate_cascade
-    from imagen_jax.stage_dir import directory
-
-    try:
-        places = sorted(place for place in workdir.iterdir() if place.name != config.name)
-        others = [directory.read_config(place) for place in places if files.exists(place / directory.CONFIG_FILE)]
-    except (OSError, ValueError):
-        return
-    others = [dataclasses.replace(other, text=config.text) for other in others]
-    try:
-        validate_cascade(tuple(sorted([*others, config], key=lambda stage: stage.image_size)))
-    except ValueError as error:
-        reason = str(error).rstrip(".")
-        _LOGGER.warning(f"Stage {config.name} is no cascade with the others in {workdir}, so sample refuses: {reason}.")
 
 
 def next_commands(options: Options, args: list[str]) -> list[str]:

@@ -269,12 +269,11 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
         name, size = f"low_res_size of stage {stage.name}", stage.low_res_size
         rule = f"be {before.image_size}, the image_size of the stage {before.name} before it"
         require(size == before.image_size, name, rule, size)
-        own, expected = ({f"text.{n}": v for n, v in vars(each.text).items()} for each in (stage, before))
-        own["image_channels"], expected["image_channels"] = stage.image_channels, before.image_channels
-        for what in sorted(own, key="text.encoder".__eq__):  # others say more
-            value = own[what]
-            rule = f"be that of stage {before.name}, {expected[what]!r}"
-            require(value == expected[what], f"{what} of stage {stage.name}", rule, value)
+        shared = [("image_channels", stage.image_channels, before.image_channels)]
+        shared += [(f"text.{name}", own, getattr(before.text, name)) for name, own in vars(stage.text).items()]
+        for what, own, expected in sorted(shared, key=lambda each: each[0] == "text.encoder"):  # other reasons first
+            rule = f"be that of stage {before.name}, {expected!r}"
+            require(own == expected, f"{what} of stage {stage.name}", rule, own)
     return stages
 
 

@@ -15,15 +15,13 @@ from imagen_jax.evaluation.metrics import (
     build,
     check_models,
     check_needs,
-    check_num,
     is_per_picture,
-    min_num,
     missing,
     needs,
 )
-from imagen_jax.evaluation.references import references
+from imagen_jax.evaluation.references import reference_pictures
 
 __all__ = [
-    "METRICS", "Metric", "Models", "Samples", "build", "check_models", "check_needs", "check_num",
-    "is_per_picture", "min_num", "missing", "needs", "references",
+    "METRICS", "Metric", "Models", "Samples", "build", "check_models", "check_needs", "is_per_picture", "missing",
+    "needs", "reference_pictures",
 ]  # fmt: skip

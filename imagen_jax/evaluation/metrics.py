@@ -38,7 +38,7 @@ class Samples:
       captions: N str.
       claims: what N captions claim, JSON data as the data set has it, or None.
       reference: [N, H', W', C] in [-1, 1], the pictures of a data set with these captions, with the aspect of `images`
-        and no larger (`references`), or None.
+        and no larger (`reference_pictures`), or None.
       low_res: [N, h, w, C] in [-1, 1], the results of the stage before the last, or None.
     """
 
@@ -116,27 +116,28 @@ def needs(name: str) -> tuple[Need, ...]:
     return getattr(METRICS[name], "needs", ())
 
 
-def min_num(name: str) -> int:
-    """Return the fewest pictures that the metric of this name has a result for."""
-    return getattr(METRICS[name], "min_num", 1)
-
-
 def is_per_picture(name: str) -> bool:
     """Return whether the metric of this name has a value for every picture, the higher the better."""
     entry = METRICS[name]
     return not inspect.isclass(entry) or entry.values is not Metric.values
 
 
-Given = Mapping[Need, Any]  # what there is for metrics; of claims those of one caption, of others any value but None
+# What there is for metrics: of claims those of one caption, of "num" how many pictures, of others any value but None.
+Given = Mapping[Need | Literal["num"], Any]
 
 
-def missing(name: str, given: Given) -> Need | None:
-    """Return what the metric of this name needs and is not given, or None."""
+def missing(name: str, given: Given) -> Need | Literal["num"] | None:
+    """Return what the metric of this name needs and is not given, or None; "num" if there are too few pictures."""
     for need in needs(name):
         value = given.get(need)
         if value is None or (need == "claims" and not METRICS[name].reads_claims(value)):
             return need
-    return None
+    least = _min_num(name)
+    return "num" if given.get("num", least) < least else None
+
+
+def _min_num(name: str) -> int:
+    return getattr(METRICS[name], "min_num", Metric.min_num)
 
 
 def check_needs(option: str, name: str, given: Given, data: Any = None) -> None:
@@ -153,15 +154,12 @@ def check_needs(option: str, name: str, given: Given, data: Any = None) -> None:
         return
     if need == "claims":
         rule = f"--data of a data set of {METRICS[name].claims_of}, which records what captions claim"
+    elif need == "num":
+        rule = f"--num of at least {_min_num(name)}"
     else:
         rule = {"reference": "--data", "low_res": "a cascade that has a super-resolution stage"}.get(need, f"--{need}")
-    got = data if need == "claims" and data is not None else "none"
-    raise error(f"{option} {name}", f"come with {rule}", Verbatim(got))
-
-
-def check_num(name: str, num: int) -> None:
-    """Raise a ValueError if `num` pictures are too few for the metric of this name."""
-    require(num >= min_num(name), "--num", f"be at least {min_num(name)} for the metric {name}", num)
+    got = {"claims": data, "num": given.get("num")}.get(need)
+    raise error(f"{option} {name}", f"come with {rule}", Verbatim("none" if got is None else got))
 
 
 def check_models(models: Models, names: Iterable[str]) -> None:

@@ -162,7 +162,7 @@ class Filling:
             try:
                 keys = cache_files.as_bytes(records.keys(number))
             except cache_files.DamagedFileError as error:
-                self._move_aside(path, str(error).partition("; ")[0])
+                self._move_aside(path, str(error).partition(": run ")[0])
                 continue
             contents = self._contents(records, number, len(keys))
             wrong = [key for key, content in zip(keys, contents, strict=True) if content is None]

@@ -5,7 +5,7 @@ import pytest
 
 from imagen_jax import resize
 from imagen_jax.evaluation import METRICS, Metric, Samples, alignment, frechet, metrics, sweep
-from imagen_jax.evaluation.metrics import Models, build, check_models, check_needs, check_num, missing, needs
+from imagen_jax.evaluation.metrics import Models, build, check_models, check_needs, missing, needs
 from imagen_jax.prepare import shapes
 
 NUM = 12
@@ -131,7 +131,8 @@ def test_an_unknown_metric_is_refused():
 
 
 def test_a_distance_takes_two_pictures():
-    check_num("alignment", 1)
-    check_num("frechet", 2)
-    with pytest.raises(ValueError, match="--num must be at least 2 for the metric frechet; got 1"):
-        check_num("frechet", 1)
+    two = {"reference": True, "num": 2}
+    check_needs("--metrics", "frechet", two)
+    assert missing("frechet", two | {"num": 1}) == "num"
+    with pytest.raises(ValueError, match="--metrics frechet must come with --num of at least 2; got 1"):
+        check_needs("--metrics", "frechet", two | {"num": 1})
