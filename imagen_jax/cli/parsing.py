@@ -79,7 +79,7 @@ def parse_stage(
       kind: has the fields `preset` and `stage` ("": the first stage).
       description: printed by --help, which shows the values of the preset, if one is given that can be read.
       args: options of `kind`, and fields of the stage, such as --optim.learning-rate. With another --text.encoder
-        and no --text.width, the width is None: that of the encoder.
+        and no --text.width, the width is None: that of the encoder; so is its hash.
       stages_of: returns the stages to choose from, given the values of those options of `kind` that are in `args`.
 
     Raises:
@@ -113,8 +113,10 @@ def parse_stage(
     )
     parsed = _tyro(both, commands.examples_as_typed(description), ["--help"] if wants_help else args)
     text = parsed.config.text
-    if text.encoder != stage.text.encoder and text.width == stage.text.width:
-        text = dataclasses.replace(text, width=None)
+    if text.encoder != stage.text.encoder:
+        of_encoder = {"width": text.width, "model_hash": text.model_hash}
+        kept = {name: None for name, value in of_encoder.items() if value == getattr(stage.text, name)}
+        text = dataclasses.replace(text, **kept)
     return parsed, dataclasses.replace(parsed.config, text=text)
 
 

@@ -12,6 +12,7 @@ from imagen_jax.config.stage import StageConfig
 from imagen_jax.models.network import NETWORKS, NetworkConfig
 from imagen_jax.storage import files, locations
 
+_MAY_BE_UNKNOWN = ("text.width", "text.model_hash")  # None until training takes them from the encoder
 MAX_JSON = 16 * 2**20  # bytes of a configuration's file; real ones have a few thousand
 
 
@@ -112,8 +113,18 @@ def _upgrade_from_3(data: dict[str, Any]) -> dict[str, Any]:
 _ADDED_IN_4: dict[str, Any] = {"distilled": {"steps": 0, "substeps": 2, "guidance_scale": None}}
 
 
+def _upgrade_from_4(data: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a dict of before the weights of the text encoder were recorded."""
+    if isinstance(data.get("text"), dict):
+        data = data | {"text": _ADDED_IN_5["text"] | data["text"]}
+    return data
+
+
+_ADDED_IN_5: dict[str, dict[str, Any]] = {"text": {"model_hash": None}}
+
+
 # The function at index i makes version i + 1 of version i.
-_UPGRADES = (_upgrade_from_0, _upgrade_from_1, _upgrade_from_2, _upgrade_from_3)
+_UPGRADES = (_upgrade_from_0, _upgrade_from_1, _upgrade_from_2, _upgrade_from_3, _upgrade_from_4)
 VERSION = len(_UPGRADES)
 
 
@@ -212,4 +223,9 @@ def differences(a: Any, b: Any) -> list[str]:
     """Return a line "field: a -> b" for every field in which two configurations differ."""
     left, right = flat(a), flat(b)
     names = sorted(left.keys() | right.keys())
-    return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]
+    return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if differ(n, left.get(n), right.get(n))]
+
+
+def differ(name: str, a: Any, b: Any) -> bool:
+    """Whether two values of the field `name`, such as "text.width", differ: what one does not know is no difference."""
+    return a != b and not (name in _MAY_BE_UNKNOWN and None in (a, b))

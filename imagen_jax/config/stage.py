@@ -69,6 +69,8 @@ class TextConfig:
     """Which of its outputs is used; padded: that of all `length` tokens, for DeepFloyd IF; the other two: CLIP only."""
     clean_captions: bool = False
     """Remove HTML, links and other web residue from captions first; with output padded by the rules of DeepFloyd IF."""
+    model_hash: str | None = None
+    """SHA-256 of its weights; None: training takes it from the encoder, and later finds out if they are others."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from imagen_jax import checks
 from imagen_jax.checks import MAX_COUNT, MAX_SEED, MAX_STEPS, Verbatim, require
 from imagen_jax.config import distilled
 from imagen_jax.config.sampling import GUIDED, SamplingConfig, flat_options, kinds
+from imagen_jax.config.serialization import differ
 from imagen_jax.config.stage import OBJECTIVES, OPTIMIZERS, StageConfig
 from imagen_jax.methods import options_of
 from imagen_jax.models.network import NETWORKS
@@ -273,7 +274,7 @@ def validate_cascade(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]
         shared += [(f"text.{name}", own, getattr(before.text, name)) for name, own in vars(stage.text).items()]
         for what, own, expected in sorted(shared, key=lambda each: each[0] == "text.encoder"):  # other reasons first
             rule = f"be that of stage {before.name}, {expected!r}"
-            require(own == expected, f"{what} of stage {stage.name}", rule, own)
+            require(not differ(what, own, expected), f"{what} of stage {stage.name}", rule, own)
     return stages
 
 

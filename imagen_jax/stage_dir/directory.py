@@ -10,7 +10,7 @@ Directories are paths of `locations.location`, so they may be in a bucket.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -130,16 +130,33 @@ def write_config(directory: str | Path, config: StageConfig) -> None:
     Raises:
       ValueError: the directory holds a stage of another configuration; lists the differences.
     """
+    check_config(directory, config)
     file = locations.location(directory, "--workdir") / CONFIG_FILE
-    found = _stored_config(file)
-    lines = differences(found, config) if found is not None else []
-    different = [line for line in lines if not line.startswith(("run.", "sampling."))]
-    fix = "give another --workdir, or the options that it was started with"
-    rule = "hold no stage of another configuration"
-    require(not different, directory, rule, Verbatim("; ".join(different)), fix)
-    if jax.process_index() == 0 and found != config:
+    if jax.process_index() == 0 and _stored_config(file) != config:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, to_dict(config), indent=2)
+
+
+def check_config(directory: str | Path, config: StageConfig, unresolved: Sequence[str] = ()) -> None:
+    """Check that the stage in a directory, if there is one, is that of a configuration.
+
+    Args:
+      directory: of the stage.
+      config: `run` and `sampling` may differ from those there.
+      unresolved: names of other fields that may.
+
+    Raises:
+      ValueError: it is another one; lists the differences.
+    """
+    found = _stored_config(locations.location(directory, "--workdir") / CONFIG_FILE)
+    lines = differences(found, config) if found is not None else []
+    may_differ = ("run.", "sampling.", *(f"{name}:" for name in unresolved))
+    different = [line for line in lines if not line.startswith(may_differ)]
+    fix = "give another --workdir, or the options that it was started with"
+    if all(line.startswith("text.model_hash:") for line in different):
+        fix = f"put back the weights of {config.text.encoder}, or give another --workdir"
+    rule = "hold no stage of another configuration"
+    require(not different, directory, rule, Verbatim("; ".join(different)), fix)
 
 
 def check_visible_everywhere(directory: str | Path, config: StageConfig) -> None:

@@ -217,7 +217,8 @@ def _in_order(readers: list[_Reader]) -> list[_Reader]:
 
 def _reading(config: StageConfig, text: TextConfig) -> StageConfig:
     """Return the configuration with the captions of another encoder, if they have the same width."""
-    if config.text == text or config.text.width != text.width:
+    is_same = config.text == dataclasses.replace(text, model_hash=config.text.model_hash)
+    if is_same or config.text.width != text.width:
         return config
     if not isinstance(config.network, IFUNetConfig):
         logger.warning(

@@ -139,6 +139,8 @@ class TextEncoder:
     def from_config(cls, config: TextConfig, mesh: Mesh | None = None) -> "TextEncoder":
         """Return the encoder that a stage was, or is to be, trained with: `stage.config.text`.
 
+        A warning says if its weights are not those of `config.model_hash`.
+
         Raises:
           ValueError: as `from_pretrained` does, or its width is not `config.width`.
         """
@@ -156,6 +158,8 @@ class TextEncoder:
                 f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}: name the text "
                 "encoder of training."
             )
+        if config.model_hash is not None:  # otherwise no weights are read yet
+            warn_of_other_weights(config, encoder.model_hash)
         return encoder
 
     @functools.cached_property
@@ -170,16 +174,25 @@ class TextEncoder:
         A hash of the weights, the tokenizer, the config and output, the dtypes, max_length, clean_captions and the
         version of this code; the first call reads weight files that are not in the hub's cache.
         """
-        place = tokenizer.directory_of(self._directory)
-        files = [*model_files.weight_files(self._directory), *tokenizer.files_of(place)]
+        files = tokenizer.files_of(tokenizer.directory_of(self._directory))
         parts = [_VERSION, self.max_length, self.clean_captions, repr(self.module.config)]
         parts += [jnp.dtype(dtype).name for dtype in (self.module.dtype, self.module.param_dtype)]
-        parts += [model_files.named_hash(path) for path in files]
+        parts += [*self._weight_hashes, *map(model_files.named_hash, files)]
         if any(path.name == "spiece.model" for path in files):
             parts.append("sentencepiece")  # earlier versions read it by transformers
         if self.keeps_padding:
             parts.append("padded")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _weight_hashes(self) -> list[str]:
+        return [*map(model_files.named_hash, model_files.weight_files(self._directory))]
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the weight file, or over those of several; 64 hex digits, as of `TextConfig`."""
+        first, *others = self._weight_hashes
+        return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     @property
     def description(self) -> str:
@@ -343,6 +356,16 @@ class TextEncoder:
         for i in too_long:
             ids[i] = self._tokenizer.cut(self.clean(captions[i]), limit)
         return ids
+
+
+def warn_of_other_weights(config: TextConfig, found: str) -> None:
+    """Warn if `found`, the hash of an encoder's weights, is not that of training."""
+    if config.model_hash not in (None, found):
+        warnings.warn(
+            f"{config.encoder} must have the weights of training, of SHA-256 {config.model_hash:.12}...; got those of "
+            f"{found:.12}...: name the text encoder of training, unless these are the same in another file format.",
+            stacklevel=3,
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

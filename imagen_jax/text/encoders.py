@@ -11,7 +11,7 @@ from imagen_jax import checks
 from imagen_jax.config import TextConfig
 from imagen_jax.registry import Registry
 from imagen_jax.structs import TextCond
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import TextEncoder, warn_of_other_weights
 
 # Functions (config, mesh) -> Encoder, by the name that text.encoder (--text.encoder) takes. All other names are
 # models that `TextEncoder.from_pretrained` finds.
@@ -38,6 +38,8 @@ class Encoder(Protocol):
 def from_config(config: TextConfig, mesh: Mesh | None = None) -> Encoder:
     """Return the encoder that a stage was, or is to be, trained with: `stage.config.text`.
 
+    A warning says if its weights are not those of `config.model_hash`.
+
     Args:
       config: names the encoder.
       mesh: of this process's devices, which share the work; None: the default device.
@@ -51,7 +53,13 @@ def from_config(config: TextConfig, mesh: Mesh | None = None) -> Encoder:
     check(encoder, f"text.encoder {config.encoder}")
     is_width, fix = config.width in (None, encoder.width), "name the text encoder of training"
     checks.require(is_width, "text.width", f"be {encoder.width}, the width of {config.encoder}", config.width, fix)
+    warn_of_other_weights(config, model_hash(encoder))
     return encoder
+
+
+def model_hash(encoder: Encoder) -> str:
+    """Return what `TextConfig.model_hash` records of an encoder."""
+    return encoder.model_hash if isinstance(encoder, TextEncoder) else encoder.fingerprint
 
 
 def check(encoder: Any, name: str = "encoder", has_fingerprint: bool = True) -> None:

@@ -14,6 +14,7 @@ import jax
 
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, flat
+from imagen_jax.config.serialization import differ
 from imagen_jax.progress import logger
 from imagen_jax.stage_dir import checkpoint_files, parameters, pretrained
 from imagen_jax.stage_dir import directory as stage_dir
@@ -23,7 +24,7 @@ from imagen_jax.storage import files
 # Fields that decide which arrays a network has, besides those of the network itself.
 _ARCHITECTURE = ("image_channels", "control_channels", "text.width", "run.scan_blocks")
 # Fields that decide what the network's inputs and outputs mean.
-_MEANING = ("process.prediction", "text.encoder", "text.output")
+_MEANING = ("process.prediction", "text.encoder", "text.output", "text.model_hash")
 
 
 def resolve(config: StageConfig, directory: Path) -> StageConfig:
@@ -149,4 +150,4 @@ def warn_of_meaning(option: str, place: str, differing: list[str]) -> None:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], names: Iterable[str]) -> list[str]:
     """Return "NAME THEIRS instead of OURS" for each field of flat configurations that differs."""
-    return [f"{n} {theirs.get(n)} instead of {ours.get(n)}" for n in names if ours.get(n) != theirs.get(n)]
+    return [f"{n} {theirs.get(n)} instead of {ours.get(n)}" for n in names if differ(n, ours.get(n), theirs.get(n))]

@@ -1,6 +1,7 @@
 """What a stage is trained and evaluated with: data sets, and the embeddings of their captions."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import processes, sharding
 from imagen_jax.checks import require
-from imagen_jax.config import StageConfig
+from imagen_jax.config import StageConfig, TextConfig
 from imagen_jax.data import reader, sources
 from imagen_jax.structs import TextCond
 from imagen_jax.text import cache, encoders
@@ -26,8 +27,12 @@ class Inputs(NamedTuple):
     source: sources.Source
     held_out: sources.Source | None
     prior: sources.Source | None
-    signatures: dict[str, str]  # to detect hosts that see other data sets under the same path
+    signatures: dict[str, str]  # to detect hosts that see other data sets or models under the same path
     encoder: encoders.Encoder
+
+    def recorded_text(self, config: TextConfig) -> TextConfig:
+        """Return `config` with what training takes from the encoder."""
+        return dataclasses.replace(config, width=self.encoder.width, model_hash=encoders.model_hash(self.encoder))
 
 
 class Embedded(NamedTuple):
@@ -55,10 +60,14 @@ def open_inputs(config: StageConfig, mesh: Mesh) -> Inputs:
         require(config.optim.batch_size % ways == 0, "optim.batch_size", rule, config.optim.batch_size)
     # Its parameters are read only if there is something left to embed.
     encoder = encoders.from_config(config.text, sharding.make_mesh(devices=jax.local_devices()))
+    weights = encoders.model_hash(encoder)
+    rule = f"be that of {config.text.encoder}, {weights}, or None"
+    require(config.text.model_hash in (None, weights), "text.model_hash", rule, config.text.model_hash)
     for path in filter(None, (config.data.path, config.data.prior_path)):
         _refuse_other_encoders(path, encoder)
     signatures = {"the data set": signature(source), "its validation split": signature(held_out)}
-    return Inputs(source, held_out, prior, signatures | {"data.prior_path": signature(prior)}, encoder)
+    signatures |= {"data.prior_path": signature(prior), "the weights of the text encoder": weights}
+    return Inputs(source, held_out, prior, signatures, encoder)
 
 
 def _held_out(config: StageConfig, **options: str) -> sources.Source | None:

@@ -62,11 +62,13 @@ def train(config: StageConfig, workdir: str | Path, profile: int = 0) -> Result:
             }
         )
         processes.require_same({name: json.dumps(value) for name, value in options.items()})
+        directory = place / config.name
+        unresolved = "init_from", "optim.teacher", "distilled.guidance_scale"
+        processes.check_on_all_processes(lambda: stage_dir.check_config(directory, config, unresolved))
         mesh = sharding.make_mesh(config.run.fsdp, height=config.run.height)
         data = processes.check_on_all_processes(lambda: inputs.open_inputs(config, mesh))
         processes.require_same(data.signatures)
-        config = dataclasses.replace(config, text=dataclasses.replace(config.text, width=data.encoder.width))
-        directory = place / config.name
+        config = dataclasses.replace(config, text=data.recorded_text(config.text))
         config = processes.check_on_all_processes(lambda config=config: initial.resolve(config, directory))
         config = processes.check_on_all_processes(lambda config=config: teachers.resolve(config, directory))
         places = {"--init-from": config.init_from, teachers.OPTION: config.optim.teacher}

@@ -23,7 +23,7 @@ from imagen_jax.training.objectives import distillation
 OPTION = "--optim.teacher"
 # Fields in which a stage and its teacher agree, and fields in which they should.
 _SAME = ("image_size", "low_res_size", "image_channels", "control_channels", "text.width")
-_MEANING = ("text.encoder", "text.output")
+_MEANING = ("text.encoder", "text.output", "text.model_hash")
 
 
 def resolve(config: StageConfig, directory: Path) -> StageConfig:

@@ -15,6 +15,7 @@ def without_version(config):
     del data["version"]
     data["cond_image_channels"] = data.pop("control_channels")
     versions = (serialization._ADDED_IN_1, serialization._ADDED_IN_2, serialization._ADDED_IN_3)
+    versions += (serialization._ADDED_IN_5,)
     for part, added in (item for version in versions for item in version.items()):
         data[part] = {name: value for name, value in data[part].items() if name not in added}
     return without_distillation(data)
@@ -55,6 +56,12 @@ def test_files_of_version_2_have_no_adapters(tiny_configs):
     assert C.from_dict(data) == tiny_configs[0]
     with pytest.raises(ValueError, match=r"missing: \['lora'\]"):
         C.from_dict(data | {"version": 3})
+
+
+def test_files_of_version_4_do_not_know_the_weights_of_the_encoder(tiny_configs):
+    data = C.to_dict(tiny_configs[0]) | {"version": 4}
+    del data["text"]["model_hash"]
+    assert C.from_dict(data) == tiny_configs[0]
 
 
 def test_other_fields_are_refused(tiny_configs):
@@ -108,6 +115,13 @@ def test_differences_are_named(tiny_configs):
     config = tiny_configs[0]
     other = dataclasses.replace(config, seed=4, optim=dataclasses.replace(config.optim, b2=0.5))
     assert C.differences(config, other) == ["optim.b2: 0.999 -> 0.5", "seed: 0 -> 4"]
+
+
+def test_what_is_not_known_is_no_difference(tiny_configs):
+    with_hash = lambda value: dataclasses.replace(config, text=dataclasses.replace(config.text, model_hash=value))
+    config = tiny_configs[0]
+    assert C.differences(with_hash(None), with_hash("a")) == []
+    assert C.differences(with_hash("b"), with_hash("a")) == ["text.model_hash: b -> a"]
 
 
 def test_json_that_is_no_file(tmp_path):

@@ -1,5 +1,6 @@
 """Encoders of one's own: what they must have, and how a configuration names them."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -38,6 +39,14 @@ def test_a_configuration_names_it(registered):
     assert isinstance(
         encoders.from_config(TextConfig(encoder=str(TINY_BERT), width=None, length=8)), TextEncoder
     )
+
+
+def test_other_weights_than_those_of_training_are_warned_of(registered, recwarn):
+    config = TextConfig(encoder="letters", width=4, model_hash="letters")
+    encoders.from_config(config)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"letters must have the weights of training, of SHA-256 numbers\.\.\.; got"):
+        encoders.from_config(dataclasses.replace(config, model_hash="numbers"))
 
 
 def test_what_is_registered_must_be_an_encoder(registered):

@@ -1,6 +1,7 @@
 """Interrupted and continued training ends with the parameters of the uninterrupted run, to the bit."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -178,6 +179,25 @@ def test_another_data_set_at_the_path_is_refused(setup, uninterrupted, train):
     (line,) = re.findall("train.py: (?!warning).*", err)
     assert code == 2 and "must hold the data set that" in line and "30 records from" in line, err
     assert "it now holds 29 records from" in line
+
+
+def test_other_weights_of_the_text_encoder_are_refused(setup, uninterrupted, train, process_encoder):
+    workdir = setup[0] / "other_weights"
+    shutil.copytree(uninterrupted, workdir)
+    file = workdir / "base/config.json"
+    stored = json.loads(file.read_text())
+    expected = hashlib.sha256((process_encoder / "model.safetensors").read_bytes()).hexdigest()
+    assert stored["text"]["model_hash"] == expected
+    file.write_text(json.dumps(stored | {"text": stored["text"] | {"model_hash": 64 * "0"}}))
+    code, _, err = train(workdir)
+    assert code == 2 and "0000 -> " in err and f"put back the weights of {process_encoder}" in err, err
+    code, _, err = train(uninterrupted, "--text.model-hash", "abc")
+    assert code == 2 and "text.model_hash: " in err and "-> abc" in err, err
+
+
+def test_another_text_is_refused_before_embeddings_are_looked_for(uninterrupted, train):
+    code, _, err = train(uninterrupted, "--text.length", "7")
+    assert code == 2 and "text.length: " in err and "embeddings" not in err, err
 
 
 def test_a_position_that_is_not_the_steps_own_is_damage(setup, uninterrupted, train):
