@@ -40,10 +40,10 @@ def abstract_mesh(num_devices: int, fsdp: int = 1, *, height: int = 1) -> Abstra
 
 
 def _check_axis_sizes(num_devices: int, fsdp: int, height: int) -> None:
-    for name, ways in {"run.fsdp": fsdp, "run.height": height}.items():
+    for name, ways in {"fsdp": fsdp, "height": height}.items():
         if isinstance(ways, bool) or not isinstance(ways, int | np.integer) or ways < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {ways!r}.")
-    for name, ways in {"run.fsdp": fsdp, "run.height": height, "run.fsdp x run.height": fsdp * height}.items():
+    for name, ways in {"fsdp": fsdp, "height": height, "fsdp x height": fsdp * height}.items():
         if num_devices % ways:
             raise ValueError(f"{name} must divide the number of devices {num_devices}; got {ways}.")
 

@@ -124,7 +124,7 @@ SWEEP = ["sweep.py", "--workdir", "{tmp}/run"]
         ([*PLAN, "base64:2b", "--topology", "v5x:2x2"], "--topology must be a TPU slice"),
         ([*PLAN, "base64:9b", "--topology", "v5e:2x2"], "size: 300m, 500m, 1b, 2b"),
         ([*PLAN, "base64:300m", "--topology", "v5e:2x2", "--batch", "63"], "4 x 1; got 63: use 64"),
-        ([*PLAN, "sr256", "--topology", "v5e:2x2", "--fsdp", "8"], "run.fsdp must divide the number of devices 4"),
+        ([*PLAN, "sr256", "--topology", "v5e:2x2", "--fsdp", "8"], "--fsdp must divide the number of devices 4"),
         ([*PLAN, "sr256", "--dtype", "bfloat16"], "--dtype must be float32 for a train step"),
         ([*PLAN, "sr256", "--stage", "base"], "--stage must be one of sr256"),
         ([*PLAN, "sr1024", "--run.height", "3"], "run.height must be a divisor of the rows"),

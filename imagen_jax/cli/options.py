@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -81,20 +81,24 @@ def _with_names(hint: Any) -> Any:
 
 
 def names(parsed: Any) -> frozenset[str]:
-    """Return the names of the options of what a command line was parsed into: a dataclass, or a tuple of some."""
+    """Return the names of the options of what a command line was parsed into: a dataclass, or a tuple of some.
+
+    Those of a stage are typed without the name of its field, `config`.
+    """
     return frozenset(
-        name
+        name.removeprefix("config.")
         for part in (parsed if isinstance(parsed, tuple) else (parsed,))
         if dataclasses.is_dataclass(part)
         for name in fields(part)
     )
 
 
-def as_typed(message: str, known: Container[str]) -> str:
+def as_typed(message: str, known: Collection[str]) -> str:
     """Return a message that begins with a field's name with the names of options as the user types them.
 
     "optim.batch_size must be a multiple of optim.accumulation 5" becomes "--optim.batch-size must be a multiple of
-    --optim.accumulation 5". After the first word only names with a dot or an underscore are replaced.
+    --optim.accumulation 5". A name without a dot may also be the end of a single option's. After the first word only
+    names with a dot or an underscore are replaced.
     """
 
     def typed(match: re.Match) -> str:
@@ -102,10 +106,14 @@ def as_typed(message: str, known: Container[str]) -> str:
         return f"--{name}" if name in known else match[0]
 
     first = re.match(r"[a-z]\w*(\.\w+)*(?=( and \w+)?(\[\d+\])? must )", message)
-    if first is None or first[0].replace("_", "-") not in known:
+    if first is None:
+        return message
+    name = first[0].replace("_", "-")
+    found = [name] if name in known else [option for option in known if option.endswith(f".{name}")]
+    if len(found) != 1:
         return message
     rest = re.sub(r"(?<![\w./'\"-])[a-z]+[._]\w+(\.\w+)*(?![\w/'\"-]|\.\w)", typed, message[first.end() :])
-    return typed(first) + rest
+    return f"--{found[0]}{rest}"
 
 
 def asks_for_help(args: list[str]) -> bool:

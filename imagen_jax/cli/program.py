@@ -1,6 +1,8 @@
 """Runs a command, and reports a user's error as one line and exit status 2."""
 
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,8 @@ def run(main: Callable[[Any], int | None], parse: Callable[[list[str]], Any]) ->
             signals.exit_immediately(status)
         sys.exit(status)
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():  # as by head, which has read enough
+            _leave(1)
         signals.wait_for_signals()
         _LOGGER.error(options.as_typed(" ".join(str(error).split()), known))
         _leave(2)
@@ -52,6 +56,20 @@ def run(main: Callable[[Any], int | None], parse: Callable[[list[str]], Any]) ->
     except KeyboardInterrupt:
         _LOGGER.error("interrupted; the same command continues")
         sys.exit(130)
+
+
+def _is_output_closed() -> bool:
+    """Whether nobody reads standard output any more; what is still to be printed is then dropped."""
+    try:
+        file = sys.stdout.fileno()
+    except OSError:  # a stand-in
+        return False
+    poll = select.poll()
+    poll.register(file, 0)
+    is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return is_closed
 
 
 def _leave(status: int) -> None:

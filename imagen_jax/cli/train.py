@@ -43,6 +43,8 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     compilation.use_compilation_cache()  # a run that was ended need not compile again
     from imagen_jax.training.loop import train
 
+    if reason := misfit(options, config):
+        _LOGGER.warning(f"The stages of {options.preset} will form no cascade so: {reason}")
     result = train(config, options.workdir, options.profile)
     import jax
 
@@ -55,6 +57,30 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
             f"{int(result.state.step)} of {config.run.num_steps}, with a checkpoint; the same command continues"
         )
     return 128 + result.stopped_by
+
+
+def misfit(options: Options, config: StageConfig) -> str:
+    """Return why the stage will form no cascade with the preset's others, as they are trained or yet to be; else ""."""
+    from imagen_jax.config.validation import validate, validate_cascade
+    from imagen_jax.stage_dir import directory
+    from imagen_jax.storage import files
+
+    def as_trained(other: StageConfig) -> StageConfig:
+        place = location(options.workdir, "--workdir") / other.name
+        if files.exists(place / directory.CONFIG_FILE):
+            return directory.read_config(place)
+        return dataclasses.replace(other, text=config.text)
+
+    try:
+        validate(config)
+    except ValueError:
+        return ""  # training says it
+    found = stages.of_preset(options.preset)
+    try:
+        validate_cascade([config if each.name == options.stage else as_trained(each) for each in found])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def next_commands(options: Options, args: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from imagen_jax.progress import logger
 from imagen_jax.stage_dir import checkpoint_files, parameters, pretrained
 from imagen_jax.stage_dir import directory as stage_dir
 from imagen_jax.stage_dir.parameters import OPTION
-from imagen_jax.storage import files
+from imagen_jax.storage import files, locations
 
 # Fields that decide which arrays a network has, besides those of the network itself.
 _ARCHITECTURE = ("image_channels", "control_channels", "text.width", "run.scan_blocks")
@@ -110,6 +110,8 @@ def find(option: str, given: str, name: str) -> Chosen:
     rule = "be the directory of a trained stage, or DIR@STEP for one checkpoint of it"
     names = ", ".join(pretrained.directories())
     fix = f"pretrained are {names}" if names else ""
+    if found is None and files.exists((inside := locations.location(place, option) / name) / stage_dir.CONFIG_FILE):
+        fix = f"name the stage in it, {inside}"
     require(found is not None, option, rule, Verbatim(given), fix)
     which = max(found.checkpoints, default=None) if which is None else which
     got = Verbatim(f"{given}, which has those of {found.what} {found.checkpoints}")

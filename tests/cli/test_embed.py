@@ -193,7 +193,7 @@ def test_killed_and_shared_by_processes(process_encoder, tmp_path):
         (["--batch-size", "1.5"], "1.5"),
         (["--fsdp", str(10**23)], "--fsdp must be at most"),
         (["--fsdp", "0"], "--fsdp must be at least 1; got 0"),
-        (["--fsdp", "3"], "fsdp must divide the number of devices 8"),
+        (["--fsdp", "3"], "--fsdp must divide the number of devices 8"),
         (["--stage", "x" * 9999], "--stage must be one of base, sr64"),
         (["--splits", "validation"], "train (32), test (8); got 'validation'"),
         (["--data.path", "nowhere"], "nowhere must be a data set"),

@@ -22,6 +22,7 @@ KNOWN = {"optim.batch-size", "optim.accumulation", "guidance-scale", "low-res", 
         ("run/config.json: optim.batch_size must be 3.", "run/config.json: optim.batch_size must be 3."),
         ("stages must be a tuple; got steps.", "stages must be a tuple; got steps."),
         ("steps, or low_res", "steps, or low_res"),
+        ("accumulation must divide low_res.", "--optim.accumulation must divide --low-res."),
     ],
 )
 def test_messages_name_options_as_they_are_typed(message, expected):

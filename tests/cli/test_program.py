@@ -1,5 +1,6 @@
 """A program ends with one line and its status."""
 
+import os
 import sys
 import threading
 import warnings
@@ -7,7 +8,7 @@ import warnings
 import pytest
 
 from imagen_jax import signals
-from imagen_jax.cli import logs
+from imagen_jax.cli import logs, program
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +27,12 @@ def test_an_error_of_a_thread_is_one_line(capsys):
     thread.start()
     thread.join()
     assert capsys.readouterr().err == "train.py: in the background: division by zero\n"
+
+
+def test_output_that_nobody_reads_any_more_is_dropped(monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    assert not program._is_output_closed()
+    os.close(read)
+    assert program._is_output_closed()
+    print("more", flush=True)

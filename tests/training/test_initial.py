@@ -236,7 +236,7 @@ def test_a_stage_that_began_from_random_parameters_keeps_to_them(config, trained
     [
         ({}, "nowhere", "must be the directory of a trained stage, or DIR@STEP for one checkpoint of it; got nowhere"),
         ({}, "{trained}@newest", "must be the directory of a trained stage, or DIR@STEP"),
-        ({}, "{trained}/..", "must be the directory of a trained stage"),
+        ({}, "{trained}/..", "must be the directory of a trained stage, .*: name the stage in it, .*/base"),
         ({}, "{trained}@7", r"must name a checkpoint of the stage; got .*@7, which has those of steps \[1, 2\]"),
         ({}, "ftp://there", "must be a path, or a URL of gs:// or s3://"),
         ({"network__channels": (16,)}, "{trained}", r"with network.channels \[8\] instead of \[16\]: give"),

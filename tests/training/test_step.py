@@ -184,7 +184,7 @@ def test_batches_that_do_not_divide_are_refused():
     mesh = sharding.make_mesh()
     with pytest.raises(ValueError, match=r"devices x optim.accumulation = 8 x 2; got 24: use 32"):
         sharding.check_batch(24, 2, mesh)
-    with pytest.raises(ValueError, match="run.fsdp must divide the number of devices 8; got 3"):
+    with pytest.raises(ValueError, match="fsdp must divide the number of devices 8; got 3"):
         sharding.make_mesh(fsdp=3)
 
 
