@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from imagen_jax.storage import files, locations
 METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
 WANDB_FILE = "wandb.id"
+_BOARD, _WANDB = "TensorBoard's files", "Weights & Biases"  # in messages
 _COPY_EVERY_S = 60
 
 
 class Writer:
     """Writes a run's metrics and samples into the stage's directory; a context manager.
 
-    Errors of the disk or of a service do not end training: output that cannot be written is dropped after one warning.
+    Errors of the disk or of a service do not end training: what one place cannot take is dropped, after one warning.
 
     Objects in a bucket cannot be appended to. For those, files are written into a local temporary directory and copied
     when they have changed: by `flush`, with every sample, and once in `_COPY_EVERY_S` seconds.
@@ -43,9 +45,11 @@ class Writer:
         self._copied_at = time.monotonic()
         self._progress = Progress(config.run.num_steps, "steps", config.name, done=first_step, shown=is_first)
         self._file = self._board = self._run = None
-        self._failed = False
+        self._failing: set[str] = set()  # places that have been warned of
         if is_first:
-            self._attempt(lambda: self._open(config, first_step))
+            self._attempt(METRICS_FILE, lambda: self._open(config, first_step))
+        if self._file is not None and config.run.wandb:
+            self._attempt(_WANDB, lambda: self._open_wandb(config))
 
     def _open(self, config: StageConfig, first_step: int) -> None:
         if self._is_remote:
@@ -56,8 +60,9 @@ class Writer:
         keep_until(file, first_step)
         board = _Board(self._directory, first_step + 1)
         self._file, self._board = file.open("a", buffering=1), board
-        if config.run.wandb:
-            self._run = _wandb_run(config, self._directory, self._place.parent.name)
+
+    def _open_wandb(self, config: StageConfig) -> None:
+        self._run = _wandb_run(config, self._directory, self._place.parent.name)
 
     def resume(self) -> None:
         """Leave the time since the last step out of the speed that is shown."""
@@ -73,37 +78,33 @@ class Writer:
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         shown = {key: value for key, value in metrics.items() if "/" not in key}
         self._progress.status(" ".join(f"{key} {value:.3g}" for key, value in list(shown.items())[:4]))
-        if self._file is not None:
-            self._attempt(lambda: self._write(step, metrics))
-
-    def _write(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time()} | metrics) + "\n")
-        self._board.scalars(step, metrics)
+        if self._file is None:
+            return
+        line = json.dumps({"step": step, "time": time.time()} | metrics) + "\n"
+        self._attempt(METRICS_FILE, lambda: self._file.write(line))
+        self._attempt(_BOARD, lambda: self._board.scalars(step, metrics))
         if self._run is not None:
-            self._run.log({"step": step} | metrics)
+            self._attempt(_WANDB, lambda: self._run.log({"step": step} | metrics))
         if time.monotonic() > self._copied_at + _COPY_EVERY_S:
-            self._copy()
+            self.flush()
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Write an image of `step` to samples/<name>-<step>.png, TensorBoard and Weights & Biases."""
-        if self._file is not None:
-            self._attempt(lambda: self._picture(step, name, picture))
-
-    def _picture(self, step: int, name: str, picture: Image.Image) -> None:
-        folder = self._directory / SAMPLES
-        folder.mkdir(exist_ok=True)
-        files.write(folder / f"{name}-{step:08d}.png", transforms.encode_png(np.asarray(picture)))
-        self._board.image(step, name, np.asarray(picture))
+        if self._file is None:
+            return
+        pixels, file = np.asarray(picture), self._directory / SAMPLES / f"{name}-{step:08d}.png"
+        self._attempt(SAMPLES, lambda: _write_picture(file, pixels))
+        self._attempt(_BOARD, lambda: self._board.image(step, name, pixels))
         if self._run is not None:
             import wandb
 
-            self._run.log({"step": step, name: wandb.Image(picture)})
-        self._copy()
+            self._attempt(_WANDB, lambda: self._run.log({"step": step, name: wandb.Image(picture)}))
+        self.flush()
 
     def flush(self) -> None:
         """Copy everything to its final place; called before a checkpoint, which ends the steps before it."""
         if self._file is not None:
-            self._attempt(self._copy)
+            self._attempt(str(self._place), self._copy)
 
     def _fetch(self, name: str) -> None:
         try:
@@ -122,28 +123,34 @@ class Writer:
                 self._copied[path] = (found.st_size, found.st_mtime_ns)
         self._copied_at = time.monotonic()
 
-    def _attempt(self, write) -> None:
+    def _attempt(self, place: str, write: Callable[[], Any]) -> None:
         try:
             write()
         except Exception as error:  # a full disk, or any error of a remote service
-            if not self._failed:
+            if place not in self._failing:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning(f"Some metrics cannot be written ({reason}); training goes on without them.")
-            self._failed = True
+                logger.warning(f"Some metrics cannot be written to {place} ({reason}); training goes on without them.")
+            self._failing.add(place)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_) -> None:
         self._progress.close()
-        for each in (self._file, self._board):
-            if each is not None:
-                self._attempt(each.close)
+        if self._file is None:
+            return
+        self._attempt(METRICS_FILE, self._file.close)
+        self._attempt(_BOARD, self._board.close)
         if self._run is not None:
-            self._attempt(self._run.finish)
-        if self._is_remote and self._file is not None:
-            self._attempt(self._copy)
+            self._attempt(_WANDB, self._run.finish)
+        self.flush()
+        if self._is_remote:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _write_picture(file: Path, pixels: np.ndarray) -> None:
+    file.parent.mkdir(exist_ok=True)
+    files.write(file, transforms.encode_png(pixels))
 
 
 class _Board:

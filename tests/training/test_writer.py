@@ -37,13 +37,18 @@ def test_metrics_and_pictures_are_written_and_those_of_lost_steps_dropped(tiny_c
     assert len(list(tmp_path.glob("events.*"))) == 2
 
 
-def test_a_disk_that_cannot_be_written_does_not_end_training(tiny_configs, tmp_path, capsys):
+def test_a_disk_that_cannot_be_written_does_not_end_training(tiny_configs, tmp_path, capsys, monkeypatch):
     with writers.Writer(tmp_path, tiny_configs[0], 0) as writer:
         writer._file.close()
         writer._file = open("/dev/full", "w", buffering=1)
         for step in (1, 2):
             writer.write(step, {"loss": 1.0})
-    assert "".join(capsys.readouterr()).count("Some metrics cannot be written") == 1
+        monkeypatch.setattr(writer._board, "scalars", lambda *_: 1 / 0)
+        for step in (3, 4):
+            writer.write(step, {"loss": 1.0})
+    printed = "".join(capsys.readouterr())
+    assert printed.count("Some metrics cannot be written") == 2  # once for each place
+    assert f"to {writers.METRICS_FILE} (" in printed and "to TensorBoard's files (division by zero)" in printed
 
 
 def test_wandb_gets_everything_if_it_is_installed(tiny_configs, tmp_path, monkeypatch):
