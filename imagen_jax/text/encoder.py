@@ -155,8 +155,8 @@ class TextEncoder:
         )
         if config.width not in (None, encoder.width):
             raise ValueError(
-                f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}: name the text "
-                "encoder of training."
+                f"text.width must be {encoder.width}, the width of {config.encoder}; got {config.width}: leave it out, "
+                "or name the text encoder of training."
             )
         if config.model_hash is not None:  # otherwise no weights are read yet
             warn_of_other_weights(config, encoder.model_hash)

@@ -51,7 +51,7 @@ def from_config(config: TextConfig, mesh: Mesh | None = None) -> Encoder:
         return TextEncoder.from_config(config, mesh)
     encoder = ENCODERS[config.encoder](config, mesh)
     check(encoder, f"text.encoder {config.encoder}")
-    is_width, fix = config.width in (None, encoder.width), "name the text encoder of training"
+    is_width, fix = config.width in (None, encoder.width), "leave it out, or name the text encoder of training"
     checks.require(is_width, "text.width", f"be {encoder.width}, the width of {config.encoder}", config.width, fix)
     warn_of_other_weights(config, model_hash(encoder))
     return encoder
