@@ -47,12 +47,13 @@ class Stage:
         A network that predicts its variance makes it an `Estimate` of x_hat and log_variance. A key in `dropout` turns
         dropout on.
         """
-        checks.instance("cond", cond, Cond, "a Cond")
+        arrays.array("z_t", z_t, ndim=4)
+        _check_cond(self.config, cond, z_t.shape)
+        arrays.per_image("logsnr_t", arrays.array("logsnr_t", logsnr_t, ndim=1), "z_t", z_t)
         variables = {"params": self.params}
         if cond.features is not None:
             variables["features"] = cond.features
         prediction = self.config.process.prediction
-        arrays.array("z_t", z_t, ndim=4)
         training = {} if dropout is None else {"train": True, "rngs": {"dropout": dropout}}
         out = _apply(self.config, variables, network_input(z_t, logsnr_t, prediction), logsnr_t, cond, **training)
         out, variance = _parts(self.config, out)
@@ -66,7 +67,7 @@ class Stage:
         They are what its modules store in the collection "features": in a U-Net the keys and values of the text, its
         pooled vector, and the first layer's convolution of the conditioning images.
         """
-        checks.instance("cond", cond, Cond, "a Cond").check()
+        _check_cond(self.config, cond)
         batch, size = len(cond.text.mask), (self.config.image_size,) * 2
         images = [image for image in (cond.low_res_noised, cond.control) if image is not None]
         shape = (batch, *(images[0].shape[1:3] if images else size), self.config.image_channels)
@@ -75,6 +76,28 @@ class Stage:
             self.config, {"params": self.params}, jnp.zeros(shape), jnp.zeros(batch), cond, mutable=["features"]
         )
         return cond.replace(features=made.get("features"))
+
+
+def _check_cond(config: StageConfig, cond: Any, shape: tuple[int, ...] | None = None) -> None:
+    """Raise a ValueError unless a condition is one of a stage, and of images of `shape` [B, H, W, C], if given."""
+    checks.instance("cond", cond, Cond, "a Cond").check()
+    _check_width("cond.text", config, cond.text)
+    for name, channels in (
+        ("low_res_noised", config.image_channels * config.is_super_resolution), ("control", config.control_channels)
+    ):  # fmt: skip
+        image = getattr(cond, name)
+        found = 0 if image is None else image.shape[-1]
+        require(found == channels, f"cond.{name}", f"have {channels} channels (0: None) in stage {config.name}", found)
+    if shape is not None:
+        rows, channels = len(cond.text.mask), config.image_channels
+        rule = f"be [{rows}, H, W, {channels}], for as many captions"
+        require((shape[0], shape[3]) == (rows, channels), "z_t", rule, Verbatim(f"shape {tuple(shape)}"))
+
+
+def _check_width(name: str, config: StageConfig, text: TextCond) -> None:
+    width, expected = text.embeddings.shape[2], config.text.width
+    rule = f"have embeddings of width {expected}, as those of {config.text.encoder}"
+    require(expected in (None, width), name, rule, width)
 
 
 def network(config: StageConfig) -> nn.Module:
@@ -308,9 +331,11 @@ def check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
     """Raise a ValueError for a batch that the stage cannot be trained with; outside jit, for its values as well."""
     checks.instance("config", config, StageConfig, "a StageConfig")
     names = ["x", "text", "text_mask", *(["control"] if config.control_channels else [])]
+    rule = f"have control in a stage with control_channels alone, which {config.name} is not"
     has_all = isinstance(batch, Mapping) and not set(names) - set(batch)
     got = sorted(map(str, batch)) if isinstance(batch, Mapping) else batch
     require(has_all, "batch", f"be a dict of {', '.join(names)}", got)
+    require("control" in names or "control" not in batch, "batch", rule, got)
     checks.instance("draws", draws, Draws, "Draws, as from draw")
     text = TextCond(batch["text"], batch["text_mask"]).check('batch["text"], batch["text_mask"]')
     size, rows = config.train_size, len(text.mask)
@@ -320,12 +345,13 @@ def check_batch(config: StageConfig, batch: Any, draws: Any) -> None:
             value = arrays.floats_of_pictures(named, batch[name])
             require(tuple(value.shape) == shape, named, f"be {list(shape)}", Verbatim(tuple(value.shape)))
             arrays.pictures(named, value)
+    _check_width('batch["text"]', config, text)
     text.check_values('batch["text"]')
     arrays.leaves('batch["text"], batch["text_mask"]', text, "one row for each image")
-    arrays.per_image("draws.t", draws.t, 'batch["x"]', batch["x"])
-    for name, kind in {"dropped": "real", "aug_level": "floats"}.items():
+    for name, kind in {"t": "floats", "dropped": "bool", "aug_level": "floats"}.items():
         value = arrays.array(f"draws.{name}", getattr(draws, name), kind, ndim=1)
         require(value.shape[0] == rows, f"draws.{name}", f"have {rows} rows", value.shape[0])
+        arrays.within(f"draws.{name}", value, 0, 1)
     got = arrays.keys("draws.keys", draws.keys).shape[0]
     require(got == rows, "draws.keys", f"have {rows} rows", got)
 

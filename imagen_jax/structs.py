@@ -62,7 +62,19 @@ class TextCond:
 
         The null caption is `null` of one row, if it is given; otherwise zeros (paper section 2.2) under a mask with one
         valid token, so that the softmax of attention always has a key.
+
+        Raises:
+          ValueError: `dropped` is no bool array of one value for each caption, or `null` no caption of this shape.
         """
+        rows, *shape = self.embeddings.shape
+        got = Verbatim(f"{getattr(dropped, 'dtype', '')} {getattr(dropped, 'shape', type(dropped).__name__)}".strip())
+        is_right = arrays.has_values(dropped) and dropped.dtype == bool and dropped.shape == (rows,)
+        require(is_right, "dropped", f"be a bool array of one value for each of {rows} captions", got)
+        if null is not None:
+            require(isinstance(null, TextCond), "null", "be a TextCond", null)
+            alike = [(1, *shape), (rows, *shape)]
+            got = Verbatim(null.check("null").embeddings.shape)
+            require(null.embeddings.shape in alike, "null", f"have embeddings {list(alike[0])}", got)
         if null is not None:
             return TextCond(
                 embeddings=jnp.where(dropped[:, None, None], null.embeddings, self.embeddings),

@@ -31,10 +31,14 @@ from imagen_jax.diffusion import (
     process,
     samplers,
     schedules,
+    spacings,
     thresholding,
 )
+from imagen_jax.diffusion.denoisers import Estimate
+from imagen_jax.diffusion.guidance.cfg_plus_plus import CFGPlusPlus
 from imagen_jax.generate import compiled, pmapped
 from imagen_jax.generate import prompts as generate
+from imagen_jax.models import lora
 from imagen_jax.sampling import one_stage
 from tests.conftest import WIDTH
 
@@ -157,6 +161,10 @@ def test_values_are_not_looked_at_inside_jit(tiny_stages, tiny_text, monkeypatch
         ({"text": jax.ShapeDtypeStruct((7, 5, WIDTH), jnp.float32)}, "must hold arrays, one row for each image"),
         ({"text": np.full((7, 5, WIDTH), NAN)}, r'batch\["text"\].embeddings must hold finite numbers'),
         ({"text_mask": np.zeros((7, 5), bool)}, r'batch\["text"\].mask must have a True in every row'),
+        ({"text": np.zeros((7, 5, 3), np.float32)}, r'batch\["text"\] must have embeddings of width 12, .*; got 3'),
+        ({"control": np.zeros((7, 8, 8, 1))}, "batch must have control in a stage with control_channels alone"),
+        ({"null": np.zeros((1, 5, 12))}, "null must be a TextCond; got"),
+        ({"null": text(1, 4)}, r"null must have embeddings \[1, 5, 12\]; got \(1, 4, 12\)"),
     ],
 )
 def test_batches_are_checked_outside_jit(tiny_stages, tiny_text, changes, message):
@@ -174,7 +182,12 @@ def test_batches_are_checked_outside_jit(tiny_stages, tiny_text, changes, messag
         ({"dropped": None}, "draws.dropped must be an array"),
         ({"dropped": jnp.zeros(3, bool)}, "draws.dropped must have 7 rows; got 3"),
         ({"aug_level": "0"}, "draws.aug_level must be an array of floats with 1 axis; got '0'"),
-        ({"t": jnp.zeros(3)}, "draws.t must be a number or have one for each row"),
+        ({"aug_level": jnp.full(7, 1.5)}, r"draws.aug_level must be in \[0, 1\]; got values from 1.5"),
+        ({"t": jnp.zeros(3)}, "draws.t must have 7 rows; got 3"),
+        ({"t": jnp.full(7, 500.0)}, r"draws.t must be in \[0, 1\]; got values from 500"),
+        ({"t": jnp.full(7, NAN)}, r"draws.t must be in \[0, 1\]; got values from nan"),
+        ({"t": 0.5}, "draws.t must be an array of floats with 1 axis; got 0.5"),
+        ({"dropped": jnp.full(7, 0.1)}, "draws.dropped must be an array of bool"),
     ],
 )
 def test_draws_are_checked(tiny_stages, tiny_text, changes, message):
@@ -229,7 +242,7 @@ def test_numbers_of_keys(num):
         ({"stages": None}, "stages must be a tuple"),
         ({"stages": {}}, "stages must be a tuple"),
         ({"stages": ("base",)}, r"stages\[0\] must be a Stage, as from load_stage; got 'base'"),
-        ({"stages": (Stage(params={}, config=None),)}, r"stages\[0\] must be a Stage"),
+        ({"stages": (Stage(params={}, config=None),)}, r"stages\[0\].config must be a StageConfig; got None"),
         ({"text": jax.eval_shape(text)}, "text must hold arrays, as from TextEncoder.encode; got jax.ShapeDtypeStruct"),
         ({"keys": jax.eval_shape(lambda: KEYS)}, "keys must hold arrays, as from image_keys; got jax.ShapeDtypeStruct"),
         ({"negative": jax.eval_shape(text)}, "negative must hold arrays"),
@@ -378,8 +391,8 @@ def test_compile_cascade_takes_shapes(tiny_stages, checked_only):
         ({"seeds": (0, 2**32)}, r"seeds\[1\] must be at most 4294967295"),
         ({"seeds": (0, 1.0)}, r"seeds\[1\] must be a whole number"),
         ({"batch_size": 2.0}, "batch_size must be a whole number"),
-        ({"fsdp": "2"}, "run.fsdp must be a whole number"),
-        ({"fsdp": 0}, "run.fsdp must be a whole number of at least 1; got 0"),
+        ({"fsdp": "2"}, "fsdp must be a whole number"),
+        ({"fsdp": 0}, "fsdp must be a whole number of at least 1; got 0"),
         ({"negative": ["blue"]}, r"negative must be a str; got \['blue'\]"),
         ({"images": [1]}, "images must be a dict of arrays"),
         ({"images": {"photo": picture()}}, "images must be a dict of arrays with keys among low_res, image"),
@@ -435,7 +448,10 @@ def test_places_of_stages(value):
 X = jnp.zeros((2, 4, 4, 3))
 LEVELS = jnp.zeros(2)
 GRID = schedules.grid(COSINE, 4)
+KERNEL = {"conv": {"kernel": jnp.zeros((3, 3, 3, 8))}}
+ADAPTER = {"conv": {"a": jnp.zeros((27, 2)), "b": jnp.zeros((2, 8))}}
 ALONE = lambda z_t, logsnr_t: 0 * z_t
+NOISE_TOO = lambda z_t, logsnr_t: Estimate(0 * z_t, noise_x=0 * z_t)
 WITH_COND = lambda z_t, logsnr_t, cond: 0 * z_t
 NETWORK_INPUTS = {"z_t": jnp.zeros((7, 8, 8, 3)), "logsnr_t": jnp.zeros(7), "cond": Cond(text())}
 
@@ -458,6 +474,13 @@ FUNCTIONS = {
         schedules.grid,
         {"schedule": COSINE, "steps": 4, "spacing": "trailing", "start": 0.5},
     ),
+    "schedules.grid, of linear": (
+        schedules.grid,
+        {"schedule": schedules.make("linear"), "steps": 4, "spacing": "rho"},
+    ),
+    "TextCond.drop": (text(2, 3).drop, {"dropped": jnp.zeros(2, bool), "null": text(1, 3)}),
+    "lora.init": (lora.init, {"key": jax.random.key(0), "params": KERNEL, "rank": 2, "targets": "all"}),
+    "lora.merge": (lora.merge, {"params": KERNEL, "adapters": ADAPTER, "weight": 1.0}),
     "schedules.from_table": (schedules.from_table, {"logsnr": np.linspace(9, -9, 10)}),
     "schedules.from_function": (schedules.from_function, {"logsnr": lambda t: 9 - 18 * t}),
     "schedules.zero_terminal": (schedules.zero_terminal, {"schedule": COSINE}),
@@ -613,6 +636,43 @@ FUNCTIONS = {
         ("schedules.sigmoid", {"tau": 0.0}, r"tau must be in \[0.1, 100\]; got 0.0"),
         ("schedules.sigmoid", {"end": -3.0}, r"end must be in \(-3, 50\]; got -3.0"),
         ("schedules.from_function", {"logsnr": lambda t: "a"}, r"logsnr\(t\) must be a number or an array"),
+        ("schedules.grid", {"spacing": spacings.Rho()}, "options must be given with the name of a spacing; got Rho"),
+        (
+            "schedules.grid, of linear",
+            {"sigma_min": 1e5, "sigma_max": 1e6},
+            "a grid of 4 steps must have levels that differ in float32; got some that are equal: take fewer",
+        ),
+        ("schedules.grid, of linear", {"start": 1e-9}, "a grid of 4 steps must have levels that differ"),
+        ("TextCond.drop", {"dropped": jnp.zeros((2, 1), bool)}, r"dropped must be .* 2 captions; got bool \(2, 1\)"),
+        ("TextCond.drop", {"dropped": jnp.full(2, 0.1)}, r"dropped must be a bool array .*; got float32 \(2,\)"),
+        ("TextCond.drop", {"dropped": [True, False]}, "dropped must be a bool array .*; got list"),
+        ("TextCond.drop", {"null": "a"}, "null must be a TextCond; got 'a'"),
+        ("lora.init", {"rank": 0}, "rank must be at least 1; got 0"),
+        ("lora.init", {"targets": "attn"}, "targets must be one of attention, all; got 'attn'"),
+        (
+            "lora.merge",
+            {"adapters": {"conv": {"a": jnp.zeros((8, 2)), "b": jnp.zeros((2, 27))}}},
+            r"the adapter of conv must have a \[27, r\] and b \[r, 8\]; got \[8, 2\] and \[2, 27\]",
+        ),
+        ("lora.merge", {"adapters": {"other": ADAPTER["conv"]}}, "the adapter of other must be of a kernel"),
+        ("process.renoise", {"logsnr_t": LEVELS + 1}, "logsnr_t must be at most logsnr_s"),
+        ("process.posterior", {"logsnr_s": -1.0}, "logsnr_t must be at most logsnr_s"),
+        ("thresholding.dynamic", {"x_hat": jnp.arange(12).reshape(2, 6)}, "x_hat must be an array of floats"),
+        ("losses.sigmoid", {"rate_t": jnp.zeros((2, 1))}, "rate_t must have the shape of logsnr_t"),
+        ("editing.merge", {"image": X.astype(jnp.uint8)}, "image must be float in"),
+        ("editing.merge", {"mask": X[..., :1] + 0.5}, r"mask must hold 1 \(paint here\) and 0"),
+        ("editing.inpainting", {"mask": X[..., :1] + NAN}, r"mask must hold 1 \(paint here\) and 0"),
+        ("guidance.interval", {"low": 5, "high": -5}, "low must be at most high, -5; got 5"),
+        ("guidance.interval", {"low": NAN}, "low must be at most high"),
+        ("guidance.oscillating", {"guidance_scale": lambda level: level}, "guidance_scale must be a number"),
+        ("guidance.autoguidance", {"rule": CFGPlusPlus()}, r"guidance_scale must be in \(0, 1\]; got 2.0"),
+        (
+            "guidance.classifier_free",
+            {"cond": (X, X[:1])},
+            r"cond\[1\] must have the shapes of the first condition, here \[2, 4, 4, 3\]; got \[1, 4, 4, 3\]",
+        ),
+        ("guidance.classifier_free", {"weights": (0.5, 0.3, 0.2)}, "weights must be one for .* for 2.$"),
+        ("samplers.sample", {"sampler": "unipc", "denoise": NOISE_TOO}, "sampler must be one that reads noise_x"),
         ("schedules.cosine", {"t": [0.5]}, r"t must be a number or an array of numbers; got \[0.5\]"),
         ("schedules.alpha_sigma", {"logsnr": None}, "logsnr must be a number or an array"),
         (
@@ -661,12 +721,12 @@ FUNCTIONS = {
         (
             "thresholding.dynamic",
             {"x_hat": None},
-            "x_hat must be an array of numbers with at least 1 axis; got None",
+            "x_hat must be an array of floats with at least 1 axis; got None",
         ),
         (
             "guidance.classifier_free",
             {"null": (X, X)},
-            "null must have the structure and shapes of the first condition",
+            "null must have the structure of the first condition",
         ),
         ("guidance.classifier_free", {"weights": (1, 1)}, "weights must be .* sum to 1"),
         ("guidance.classifier_free", {"cond": ("a", "b")}, r"cond\[0\] must be a pytree of arrays"),

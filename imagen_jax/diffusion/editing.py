@@ -7,8 +7,11 @@ posterior of x. (ddpm with gamma > 0 adds the same surplus of noise to it as to 
 part agree with the known one.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax import arrays, checks
 from imagen_jax.checks import Verbatim, require
@@ -50,8 +53,18 @@ def outpainting(
     return jnp.pad(image, pad, mode="edge"), jnp.pad(known, pad, constant_values=1.0)
 
 
+def check_mask(mask: Any) -> None:
+    """Raise a ValueError unless a mask says 1 or 0; inside jit its values are not known."""
+    values = arrays.known(arrays.array("mask", mask, fix="1 is paint here, 0 is keep"))
+    if values is not None and values.size:
+        values = np.unique(values.astype(np.float32))
+        got = Verbatim(f"values from {values[0]:g} to {values[-1]:g}")
+        require(bool(np.isin(values, (0, 1)).all()), "mask", "hold 1 (paint here) and 0 (keep) only", got)
+
+
 def _check(image: jax.Array, mask: jax.Array) -> None:
-    arrays.array("image", image, ndim=4)
+    arrays.floats_of_pictures("image", arrays.array("image", image, ndim=4))
     require(arrays.is_array(mask), "mask", "be an array [B, H, W, 1] of 1 and 0", mask)
     shape = (*image.shape[:3], 1)
     require(tuple(mask.shape) == shape, "mask", f"have the image's size, {list(shape)}", Verbatim(tuple(mask.shape)))
+    check_mask(mask)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from imagen_jax import arrays, checks
 from imagen_jax.diffusion import process
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import LOGSNR_MAX, LOGSNR_MIN, Schedule
 
 
 def plain(logsnr_t: jax.Array) -> jax.Array:
@@ -45,6 +45,8 @@ def sigmoid(logsnr_t: jax.Array, prediction: str, rate_t: jax.Array, bias: float
       bias: larger weighs fine detail more; about 2 for 64x64, smaller for larger images.
     """
     arrays.array("logsnr_t", logsnr_t)
+    if arrays.is_array(rate_t) and rate_t.ndim:
+        arrays.like("rate_t", rate_t, "logsnr_t", logsnr_t)
     arrays.real("rate_t", rate_t)
     bias = checks.number("bias", bias)
     on_x = jax.nn.log_sigmoid(bias - logsnr_t) + logsnr_t
@@ -84,16 +86,17 @@ def logit_normal(u: jax.Array, mean: float, std: float) -> jax.Array:
 def logit_normal_density(t: jax.Array, mean: float, std: float) -> jax.Array:
     """Return the density at t [B] of the times of `logit_normal` with this `mean` and `std`, [B]."""
     mean, std = checks.number("mean", mean), checks.number("std", std, "(0, inf)")
-    t = jnp.asarray(arrays.real("t", t), jnp.float32)
+    t = jnp.clip(jnp.asarray(arrays.real("t", t), jnp.float32), 2**-24, 1 - 2**-24)
     return jax.scipy.stats.norm.pdf(jax.scipy.special.logit(t), mean, std) / (t * (1 - t))
 
 
 def rate(schedule: Schedule, t: jax.Array) -> jax.Array:
-    """-dlogsnr/dt of the schedule at t [B]."""
+    """-dlogsnr/dt of the schedule at t [B]; 0 where it is clipped or logsnr is -infinity, which weighs nothing."""
     checks.instance("schedule", schedule, Schedule, "a Schedule")
     t = jnp.asarray(arrays.real("t", t), jnp.float32)
-    _, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
-    return -slope
+    logsnr, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
+    is_end = (logsnr <= LOGSNR_MIN) | (logsnr >= LOGSNR_MAX)  # log 0 and its derivative lie behind the clipping
+    return jnp.where(is_end & ~jnp.isfinite(slope), 0, -slope)
 
 
 def denoising_loss(

@@ -74,6 +74,7 @@ def cosine(t: jax.Array) -> jax.Array:
     """Return logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
     t = _reals("t", t)
     u = jnp.where(t <= 0.5, t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
+    u = jnp.maximum(u, 1e-6)  # beyond the clipping; its derivative is not
     logsnr = -2 * jnp.log(jnp.tan(jnp.pi / 2 * u))
     return _clip(jnp.where(t <= 0.5, logsnr, -logsnr))
 
@@ -236,12 +237,29 @@ def grid(
       spacing: a name in `SPACINGS`, or a `Spacing`.
       start: time to start from in (0, 1]; below 1 for image-to-image.
       **options: of the spacing called by its name: sigma_min and sigma_max of "logsnr" and "rho", and rho.
+
+    Raises:
+      ValueError: an argument out of its range, or levels that are equal in float32.
     """
     _check_schedule(schedule)
     steps = whole("steps", steps, 1, MAX_STEPS)
-    spacing = methods.make(SPACINGS, spacing, options) if isinstance(spacing, str) else spacing
+    is_name = isinstance(spacing, str)
+    got = Verbatim(f"{type(spacing).__name__} and {', '.join(options)}")
+    require(is_name or not options, "options", "be given with the name of a spacing", got, "set them in it")
+    spacing = methods.make(SPACINGS, spacing, options) if is_name else spacing
     instance("spacing", spacing, Spacing, f"a Spacing or one of {', '.join(SPACINGS)}")
     start = number("start", start, "(0, 1]")
+    levels = unchecked_grid(schedule, steps, spacing, start)
+    values = arrays.known(levels)
+    is_falling = values is None or bool((np.diff(values) > 0).all())
+    rule = "have levels that differ in float32"
+    fix = "take fewer steps, a larger start, or a spacing inside the schedule"
+    require(is_falling, f"a grid of {steps} steps", rule, Verbatim("some that are equal"), fix)
+    return levels
+
+
+def unchecked_grid(schedule: Schedule, steps: int, spacing: Spacing, start: float) -> jax.Array:
+    """Return the levels of `grid`, some of which may be equal in float32."""
     spacing.check_range(steps, start)
     return jnp.append(spacing.levels(schedule, steps, start), LOGSNR_MAX)
 

@@ -38,7 +38,7 @@ def dynamic(
       cap: upper bound of s; None for no bound.
       floor: lower bound of s. At 1, images in range are unchanged; below, they may be stretched.
     """
-    arrays.array("x_hat", x_hat, least_ndim=1)
+    arrays.array("x_hat", x_hat, "floats", least_ndim=1)
     percentile = number("percentile", percentile, "(0, 1]", "give a fraction, such as 0.995")
     floor = number("floor", floor, "(0, inf)", "give 1 to keep images in range")
     if cap is not None:

@@ -7,13 +7,14 @@ b [r, C], and the adapted kernel W + weight a b. Adapters are a nested dict like
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from imagen_jax.checks import require
+from imagen_jax import arrays
+from imagen_jax.checks import Verbatim, choice, require, whole
 
 Targets = Literal["attention", "all"]
 Path = tuple[str, ...]  # of a parameter in a nested dict
@@ -37,9 +38,12 @@ def init(key: jax.Array, params: Any, rank: int, targets: Targets = "attention")
       targets: which kernels have adapters; see `is_target`.
 
     Raises:
-      ValueError: no kernel is a target.
+      ValueError: no kernel is a target, or `rank` or `targets` is none.
     """
-    flat = {path: leaf for path, leaf in flatten_dict(params).items() if is_target(path, targets)}
+    arrays.key("key", key)
+    rank = whole("rank", rank, 1)
+    choice("targets", targets, get_args(Targets))
+    flat = {path: leaf for path, leaf in _flat("params", params).items() if is_target(path, targets)}
     require(bool(flat), "lora.targets", "name kernels that the network has", targets, "take 'all'")
     made = {}
     for i, (path, kernel) in enumerate(sorted(flat.items())):
@@ -50,9 +54,21 @@ def init(key: jax.Array, params: Any, rank: int, targets: Targets = "attention")
     return unflatten_dict(made)
 
 
+def _flat(name: str, tree: Any) -> dict[Path, Any]:
+    """Return the leaves of a nested dict by their paths; ValueError unless all are arrays, or shapes of some."""
+    is_dict = isinstance(tree, Mapping) and bool(tree)
+    flat = flatten_dict(tree) if is_dict else {}
+    is_right = is_dict and all(isinstance(path, tuple) and arrays.is_array(leaf) for path, leaf in flat.items())
+    require(is_right, name, "be a nested dict of arrays", tree)
+    return flat
+
+
 def pairs(adapters: Any) -> dict[Path, tuple[jax.Array, jax.Array]]:
     """Return (a, b) of each of the `adapters`, as from `init`, by the path of its kernel in the parameters."""
-    flat = flatten_dict(adapters)
+    flat = _flat("adapters", adapters)
+    of_a = {path[:-1] for path in flat if path[-1] == "a"}
+    are_pairs = all(path[-1] in ("a", "b") for path in flat) and len(flat) == 2 * len(of_a)
+    require(are_pairs, "adapters", "have a and b in each module", adapters, "make them by lora.init")
     return {(*path[:-1], _KERNEL): (a, flat[*path[:-1], "b"]) for path, a in flat.items() if path[-1] == "a"}
 
 
@@ -65,8 +81,19 @@ def merge(params: Any, adapters: Any, weight: float | jax.Array = 1.0) -> Any:
       params: of the network.
       adapters: as from `init`, for kernels of these shapes.
       weight: 0 returns the values of `params`.
+
+    Raises:
+      ValueError: an adapter is for another kernel.
     """
-    flat, found = flatten_dict(params), pairs(adapters)
+    flat, found = _flat("params", params), pairs(adapters)
+    arrays.real("weight", weight)
+    for path, (a, b) in found.items():
+        kernel, name = flat.get(path), f"the adapter of {'/'.join(path[:-1])}"
+        require(kernel is not None, name, "be of a kernel of the network", Verbatim("none there"))
+        rows, columns = kernel.size // kernel.shape[-1], kernel.shape[-1]
+        is_right = a.shape[0] == rows and b.shape == (a.shape[1], columns)
+        rule = f"have a [{rows}, r] and b [r, {columns}]"
+        require(is_right, name, rule, Verbatim(f"{list(a.shape)} and {list(b.shape)}"))
     return unflatten_dict(flat | _adapted({path: flat[path] for path in found}, found, weight))
 
 

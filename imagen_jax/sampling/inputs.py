@@ -10,12 +10,11 @@ from typing import Any
 
 import flax.struct
 import jax
-import numpy as np
 
 from imagen_jax import arrays
 from imagen_jax.checks import Verbatim, error, is_whole, plain, require
 from imagen_jax.config import SamplingConfig, StageConfig, distilled
-from imagen_jax.diffusion import guidance
+from imagen_jax.diffusion import editing, guidance
 from imagen_jax.structs import TextCond
 
 
@@ -96,7 +95,7 @@ def check_request(
             arrays.pictures(name, arrays.floats_of_pictures(name, value))
     check_noise("z_1", inputs.z_1)
     if inputs.mask is not None:
-        _check_mask(inputs.mask)
+        editing.check_mask(inputs.mask)
     return texts, _weights(weights, len(texts))
 
 
@@ -111,15 +110,6 @@ def check_noise(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is None or an array of standard normal noise."""
     if value is not None:
         arrays.noise(name, arrays.array(name, value, "floats"))
-
-
-def _check_mask(mask: Any) -> None:
-    """A mask says 1 or 0; inside jit its values are not known."""
-    values = arrays.known(arrays.array("mask", mask, fix="1 is paint here, 0 is keep"))
-    if values is not None and values.size:
-        values = np.unique(values.astype(np.float32))
-        got = Verbatim(f"values from {values[0]:g} to {values[-1]:g}")
-        require(bool(np.isin(values, (0, 1)).all()), "mask", "hold 1 (paint here) and 0 (keep) only", got)
 
 
 def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:

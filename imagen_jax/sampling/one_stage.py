@@ -100,8 +100,8 @@ def sample_stage(
 
 def require_stage(name: str, value: Any) -> Stage:
     """Return `value`, if it is a Stage with a configuration; `name` is for messages."""
-    is_stage = isinstance(value, Stage) and isinstance(value.config, StageConfig)
-    require(is_stage, name, "be a Stage, as from load_stage", value)
+    require(isinstance(value, Stage), name, "be a Stage, as from load_stage", value)
+    checks.instance(f"{name}.config", value.config, StageConfig, "a StageConfig")
     return value
 
 

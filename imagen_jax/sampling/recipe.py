@@ -105,9 +105,8 @@ def logsnr_grid(config: StageConfig, sampling: SamplingConfig) -> jax.Array:
     """
     steps = sampling.method("spacing").steps_from(sampling.steps, sampling.strength)
     with jax.ensure_compile_time_eval():
-        grid = schedules.grid(
-            schedule(config, sampling.schedule), steps, sampling.method("spacing"), start=sampling.strength
-        )
+        of_stage, spacing = schedule(config, sampling.schedule), sampling.method("spacing")
+        grid = schedules.unchecked_grid(of_stage, steps, spacing, sampling.strength)
         levels = np.asarray(grid)
     is_falling = bool((np.diff(levels) > 0).all())
     name, value = ("steps", sampling.steps) if levels[0] < levels[-1] else ("strength", sampling.strength)

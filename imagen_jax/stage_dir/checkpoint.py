@@ -10,13 +10,14 @@
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from imagen_jax import checks, processes
+from imagen_jax import arrays, checks, processes
 from imagen_jax.checks import Verbatim, require
 from imagen_jax.config import StageConfig, differences, from_dict, read_json, to_dict
 from imagen_jax.progress import logger
@@ -71,9 +72,12 @@ class Checkpoints:
           data_position: JSON values; its "next_index" is the step.
 
         Raises:
+          ValueError: what could not be restored: a step that is no array, or another position than that of the step.
           OSError: this checkpoint, or the one before, cannot be written (names the last complete one), or the directory
             is no longer this run's.
         """
+        fix = "make it by training.new_state, and change it by its replace"
+        require(arrays.has_values(state.step), "state.step", "be an array, int32", state.step, fix)
         self._save(int(state.step), _items(state), data_position)
 
     def save_ema_params(self, step: int, params: Any) -> None:
@@ -89,6 +93,9 @@ class Checkpoints:
             except (OSError, ValueError):
                 self._failed = True
                 raise
+        is_right = isinstance(data_position, dict) and data_position.get("next_index") == step
+        rule = f'be a dict of JSON values with "next_index" {step}, the step, as of the loader\'s get_state'
+        require(is_right and _is_json(data_position), "data_position", rule, data_position)
         record = integrity.make_record(step, data_position, tree)
         args = checkpoint_files.save_arguments(tree, {"data": record, "config": to_dict(self._config)})
         with self._write_errors():
@@ -131,6 +138,8 @@ class Checkpoints:
           ValueError: none can be read; all stay where they are.
         """
         first_error, damaged = None, {}
+        place, got = self._directory / "checkpoints", Verbatim("none")
+        require(self.latest_step is not None, place, "hold a checkpoint", got, "save one, or begin with a new state")
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = folder_of(self._directory, step)
             found, error = _attempt(_restored, folder, step, abstract)
@@ -274,6 +283,14 @@ def _read(folder: Path, restore: Callable[[], Any]) -> Any:
             f"checkpoint {folder} must be complete and of the stage's shapes; got an error when it was read "
             f"({_first_line(error)}): move it away to continue from the one before."
         ) from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

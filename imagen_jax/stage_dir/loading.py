@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax import sharding, stage
+from imagen_jax import checks, sharding, stage
 from imagen_jax.checks import Verbatim, error, require, whole
 from imagen_jax.config import IFUNetConfig, StageConfig, TextConfig
 from imagen_jax.config.deepfloyd import ENCODER
@@ -71,10 +71,8 @@ def _read(
         steps = checkpoint_files.list_steps(directory)
         if not steps or step not in (None, *steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise ValueError(
-                f"{directory / 'checkpoints'} must hold {wanted}; got steps {steps}: train longer with "
-                "imagen-jax train."
-            )
+            fix = "" if steps else "train it with imagen-jax train"
+            raise checks.error(directory / "checkpoints", f"hold {wanted}", Verbatim(f"steps {steps}"), fix)
         chosen = steps[-1] if step is None else step
         try:
             found = read(directory, chosen, shapes, config)
@@ -168,7 +166,11 @@ def stage_loaders(
         params, which = read((steps or {}).get(config.name), mesh)
         return stage.Stage(params=params, config=parameters.merged_config(config)), which
 
-    return {config.name: partial(load, config, read) for config, read in _readers(workdir)}
+    readers = _readers(workdir)
+    names = [config.name for config, _ in readers]
+    is_right = steps is None or (isinstance(steps, Mapping) and set(steps) <= set(names))
+    require(is_right, "steps", f"be a dict with keys among {', '.join(names)}, the stages", steps)
+    return {config.name: partial(load, config, read) for config, read in readers}
 
 
 def read_cascade(workdir: Places, *, best: bool = False) -> tuple[stage.Stage, ...]:

@@ -57,6 +57,19 @@ def test_rate_is_the_slope_of_the_schedule():
     )
 
 
+@pytest.mark.parametrize("name", [*schedules.SCHEDULES])
+def test_the_sigmoid_weight_is_finite_at_all_times(name):
+    t = jnp.concatenate([jnp.linspace(0, 1, 1001), 1 - jnp.logspace(-7, -3, 50), jnp.logspace(-7, -3, 50)])
+    for schedule in (schedules.make(name, 256), schedules.zero_terminal(schedules.make(name, 256))):
+        logsnr, rate = schedule.logsnr(t), losses.rate(schedule, t)
+        assert np.isfinite(rate).all() and (np.asarray(rate) >= 0).all()
+        for prediction in ("v", "x", "edm"):
+            weight = losses.sigmoid(logsnr, prediction, rate)
+            assert np.isfinite(weight).all()
+            np.testing.assert_allclose(weight[jnp.isneginf(logsnr)], 0)  # the limit of alpha alpha'
+    np.testing.assert_array_equal(np.isfinite(losses.logit_normal_density(jnp.array([0.0, 1.0]), 0.8, 0.8)), True)
+
+
 def test_times_are_stratified_and_uniform():
     t = np.asarray(
         jax.vmap(lambda key: losses.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500))

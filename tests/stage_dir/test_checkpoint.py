@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -151,3 +152,35 @@ def test_checkpoints_of_before_are_used_with_one_notice(workdir, caplog):
     assert same(params, state_of(10).ema_params)
     assert caplog.text.count("was written by an earlier version, without checksums") == 1
     assert resume(workdir)[1] == {"next_index": 10, "data_set": "10 records"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "position", "message"),
+    [
+        ({"step": 11}, {"next_index": 11}, "state.step must be an array, int32; got 11: make it by training.new_state"),
+        ({}, {"next_index": 10}, 'data_position must be a dict of JSON values with "next_index" 11, the step'),
+        ({}, {}, "data_position must be a dict"),
+        ({}, None, "data_position must be a dict"),
+        ({}, {"next_index": 11, "rows": {1, 2}}, "data_position must be a dict of JSON values"),
+    ],
+)
+def test_what_could_not_be_restored_is_not_saved(workdir, changes, position, message):
+    with checkpoint.Checkpoints(workdir / "base", CONFIG) as checkpoints:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            checkpoints.save(state_of(11).replace(**changes), position)
+        assert checkpoints.latest_step == 10
+
+
+def test_where_there_is_no_checkpoint_none_is_restored(workdir):
+    shutil.rmtree(workdir / "base/checkpoints")
+    with checkpoint.Checkpoints(workdir / "base", CONFIG) as checkpoints:
+        with pytest.raises(ValueError, match="checkpoints must hold a checkpoint; got none: save one, or begin"):
+            checkpoints.restore(shapes_of(state_of(10)))
+
+
+@pytest.mark.parametrize("steps", [{"bas": 10}, 10, 0, "base"])
+def test_steps_are_of_the_stages(workdir, steps):
+    with pytest.raises(ValueError, match="^steps must be a dict with keys among base, the stages"):
+        load_cascade(workdir, steps=steps)
+    with pytest.raises(ValueError, match=r"checkpoints must hold the checkpoint of step 9; got steps \[5, 10\]\.$"):
+        load_cascade(workdir, steps={"base": 9})

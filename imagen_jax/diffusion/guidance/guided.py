@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import Verbatim, instance, is_finite, plain, require, shown
+from imagen_jax.checks import Verbatim, instance, is_finite, number, plain, require, shown
 from imagen_jax.diffusion.denoisers import Denoiser, Estimate, Stateful, as_estimate
 from imagen_jax.diffusion.guidance.cfg import CFG
 from imagen_jax.diffusion.guidance.rule import Rule
@@ -33,7 +33,7 @@ def classifier_free(
 
     Args:
       denoise: (z_t [B, H, W, C], logsnr_t [B], cond) -> x_hat.
-      cond, null: pytrees of equal structure, leaves [B, ...].
+      cond, null: pytrees of equal structure, leaves [B, ...]; those of `null` may have one row for all images.
       guidance_scale: w, or a function of logsnr_t [B]. Where it is 1 only `cond` is evaluated.
       weights: `cond` is then a sequence of conditions, whose estimates are averaged with these weights, which sum
         to 1 (composition, Liu et al. 2022); a negative one steers away from its condition.
@@ -45,10 +45,11 @@ def classifier_free(
         weights = check_weights(weights, len(cond))
     conds = (cond,) if weights is None else tuple(cond)
     weights = weights or (1.0,)
+    rule = CFG() if rule is None else rule
     _check_method({"denoise": denoise}, guidance_scale, rule, threshold)
     for name, tree in (*((f"cond[{i}]", each) for i, each in enumerate(conds)), ("null", null)):
-        is_right = _shapes(tree, name) == _shapes(conds[0], name)
-        require(is_right, name, "have the structure and shapes of the first condition", tree)
+        _check_alike(name, tree, conds[0], may_be_one_row=name == "null")
+    null = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), null, conds[0])
 
     stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
     without, together = stack(*conds), stack(*conds, null)
@@ -68,7 +69,7 @@ def classifier_free(
         return mixed(estimates), null_estimate
 
     only_cond = lambda z_t, logsnr_t: mixed(evaluate(z_t, logsnr_t, without, len(conds)))
-    return _guided(only_cond, both, guidance_scale, rule or CFG(), threshold)
+    return _guided(only_cond, both, guidance_scale, rule, threshold)
 
 
 def autoguidance(
@@ -88,10 +89,11 @@ def autoguidance(
       cond, weak_cond: the condition, as each of them reads it.
       guidance_scale, rule, threshold: as in `classifier_free`.
     """
+    rule = CFG() if rule is None else rule
     _check_method({"denoise": denoise, "weak": weak}, guidance_scale, rule, threshold)
     only_cond = lambda z_t, logsnr_t: as_estimate(denoise(z_t, logsnr_t, cond))
     both = lambda z_t, logsnr_t: (only_cond(z_t, logsnr_t), as_estimate(weak(z_t, logsnr_t, weak_cond)))
-    return _guided(only_cond, both, guidance_scale, rule or CFG(), threshold)
+    return _guided(only_cond, both, guidance_scale, rule, threshold)
 
 
 def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
@@ -99,7 +101,8 @@ def check_weights(weights: Sequence[float], num: int) -> tuple[float, ...]:
     weights = [plain(weight) for weight in arrays.sequence("weights", weights, "numbers")]
     rule = "be one for each text or condition, finite, and sum to 1 (guidance_scale is the strength of all)"
     is_right = len(weights) == num and all(map(is_finite, weights)) and math.isclose(sum(weights), 1, abs_tol=1e-5)
-    require(is_right, "weights", rule, Verbatim(f"{shown(tuple(weights))} for {num}"), "divide them by their sum")
+    fix = "divide them by their sum" if len(weights) == num and all(map(is_finite, weights)) else ""
+    require(is_right, "weights", rule, Verbatim(f"{shown(tuple(weights))} for {num}"), fix)
     return tuple(map(float, weights))
 
 
@@ -107,17 +110,22 @@ def _check_method(functions: dict[str, Any], scale: Scale, rule: Any, threshold:
     for name, function in functions.items():
         require(callable(function), name, "be a function of (z_t, logsnr_t, cond)", function)
     check_scale(scale)
-    if rule is not None:
-        instance("rule", rule, Rule, "a Rule, such as CFG()")
+    instance("rule", rule, Rule, "a Rule, such as CFG()")
+    if isinstance(scale, int | float | np.number):
+        number("guidance_scale", scale, rule.scale_interval)
     require(threshold is None or callable(threshold), "threshold", "be a function of x_hat", threshold)
 
 
-def _shapes(tree: Any, name: str) -> tuple[Any, list[tuple[int, ...]]]:
-    """The structure of a condition, and the shapes of its leaves [B, ...] without B."""
-    leaves, structure = jax.tree.flatten(tree)
+def _check_alike(name: str, tree: Any, first: Any, may_be_one_row: bool) -> None:
+    """Raise a ValueError unless a condition has the structure and shapes [B, ...] of the first."""
+    (leaves, structure), (firsts, expected) = jax.tree.flatten(tree), jax.tree.flatten(first)
     is_right = all(arrays.has_values(leaf) and leaf.ndim > 0 for leaf in leaves)
     require(is_right, name, "be a pytree of arrays [B, ...]", tree)
-    return structure, [tuple(leaf.shape[1:]) for leaf in leaves]
+    require(structure == expected, name, "have the structure of the first condition", tree)
+    for leaf, like in zip(leaves, firsts, strict=True):
+        is_right = leaf.shape == like.shape or (may_be_one_row and leaf.shape == (1, *like.shape[1:]))
+        rule = f"have the shapes of the first condition, here {list(like.shape)}"
+        require(is_right, name, rule, Verbatim(list(leaf.shape)))
 
 
 def _guided(
@@ -138,7 +146,7 @@ def _guided(
         return lambda z_t, logsnr_t: _plain(alone(z_t, logsnr_t))
 
     def call(z_t: jax.Array, logsnr_t: jax.Array, state: Any) -> tuple[Any, Any]:
-        w = at(scale, logsnr_t).astype(jnp.float32)
+        w = at(scale, logsnr_t)
 
         def guided(state: Any) -> tuple[Estimate, Any]:
             cond, null = both(z_t, logsnr_t)

@@ -17,6 +17,9 @@ def interval(guidance_scale: Scale, low: float, high: float) -> Scale:
     check_scale(guidance_scale)
     for name, bound in {"low": low, "high": high}.items():
         arrays.real(name, bound)
+    values = [arrays.known(bound) if arrays.is_array(bound) else bound for bound in (low, high)]
+    is_known = all(value is not None for value in values)
+    require(not is_known or bool(np.all(values[0] <= values[1])), "low", f"be at most high, {high}", low)
 
     def scale(logsnr_t: jax.Array) -> jax.Array:
         inside = (low <= logsnr_t) & (logsnr_t <= high)
@@ -31,6 +34,7 @@ def oscillating(guidance_scale: float, low: float, start: int, logsnr_grid: jax.
     (Ho et al. 2022, Imagen Video, section 3.4.) The step is read off logsnr_t: the last level of `logsnr_grid` [T+1]
     that is not cleaner.
     """
+    arrays.real("guidance_scale", guidance_scale)
     check_scale(guidance_scale)
     arrays.real("low", low)
     whole("start", start)
@@ -55,5 +59,8 @@ def check_scale(scale: Scale) -> None:
 
 
 def at(scale: Scale, logsnr_t: jax.Array) -> jax.Array:
-    """Return the scale at logsnr_t: [B]."""
-    return scale(logsnr_t) if callable(scale) else jnp.broadcast_to(jnp.float32(scale), logsnr_t.shape)
+    """Return the scale at logsnr_t: [B], float32."""
+    value = scale(logsnr_t) if callable(scale) else scale
+    name = "guidance_scale(logsnr_t)" if callable(scale) else "guidance_scale"
+    arrays.per_image(name, value, "logsnr_t", logsnr_t)
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), logsnr_t.shape)

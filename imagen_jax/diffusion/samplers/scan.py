@@ -96,6 +96,10 @@ def sample(
     def evaluate(z_t, logsnr_t, state):
         out, state = call(z_t, jnp.broadcast_to(logsnr_t, (batch,)), state)
         out = as_estimate(out)
+        names = ", ".join(name for name, each in SAMPLERS.items() if each.reads_noise_x)
+        is_read = out.noise_x is None or sampler.reads_noise_x
+        rule = f"be one that reads noise_x for such guidance (of {names})"
+        require(is_read, "sampler", rule, Verbatim(type(sampler).__name__))
         for x in (out.x, *jax.tree.leaves(out[1:])):
             arrays.like("the estimate of denoise", x, "z_1", z_1)
         out = jax.tree.map(lambda x: x.astype(jnp.float32), out)
