@@ -9,6 +9,7 @@ peak memory, and the time of each kind of operation. The latter is read off a tr
 which is one of the compiled program: its kind follows from the instruction and from the name of the layer that it comes
 from. A fused operation counts as its convolution or product, or else as what most of its parts are; time during which
 several operations run is divided equally among them. FLOPs of loops count each turn for products, and one for the rest.
+FLOPs by formula are those of a network that is trained whole to denoise, also with LoRA or a teacher.
 """
 
 import dataclasses
@@ -50,16 +51,16 @@ class Options:
 
 def main(parsed: tuple[Options, StageConfig]) -> None:
     options, config = parsed
-    from imagen_jax.config.validation import validate
     from imagen_jax.storage import files, locations
 
     checks.whole("--steps", options.steps, 1, MAX_STEPS)
     rule, fix = "be float32 for a train step", "add --kind sample"
     checks.require(options.kind != "train" or options.dtype == "float32", "--dtype", rule, options.dtype, fix)
     if options.batch is not None:
-        optim = dataclasses.replace(config.optim, batch_size=options.batch)
-        config = dataclasses.replace(config, optim=optim)
-    validate(config)
+        checks.whole("--batch", options.batch, 1, 2**20)
+    from imagen_jax.planning.estimate import planned
+
+    config = planned(config, options.kind, batch=options.batch)
     if options.output is not None:
         locations.local(options.output, "--output")
         files.check_directory(options.output.parent, "--output", names=[options.output.name])

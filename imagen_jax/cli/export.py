@@ -10,8 +10,9 @@ The directory holds config.json, a safetensors file of averaged parameters for e
 --pretrained of the commands that sample, --init-from of training and load_cascade take it. The card is a TOML file with
 any of the texts title, summary, captions, intended_use, data, licences, hardware, time, pictures_seen and metrics, and
 the list prompts. The third command stores the differences to another cascade alone, the fourth one pushes a directory
-that was exported before. The last one writes the adapters of a stage that was fine-tuned by LoRA as
-adapter_model.safetensors and adapter_config.json, in the layout of PEFT, for --adapter of imagen-jax sample.
+that was exported before; exported anew, such as with another --dtype, it keeps the card, NOTICE and LICENSE that it
+has. The last one writes the adapters of a stage that was fine-tuned by LoRA as adapter_model.safetensors and
+adapter_config.json, in the layout of PEFT, for --adapter of imagen-jax sample.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from imagen_jax.stage_dir import exported, hub
+    from imagen_jax.stage_dir import exported, hub, loading
 
     push = options.push_to_hub
     if options.adapter is not None:
@@ -65,7 +66,9 @@ def main(options: Options) -> None:
     if options.output is None:
         found = exported.read(options.workdir)
         if push is None or found is None:
+            loading.read_cascade(options.workdir)
             raise ValueError("--output must be given; got no value: name a new directory.")
+        _require_defaults(options, ("workdir", "push_to_hub"), "without --output, which pushes what is there")
         exported.verify(options.workdir, found)
         hub.create(push, "--push-to-hub")
     else:
@@ -76,10 +79,7 @@ def main(options: Options) -> None:
 
 
 def _export_adapter(options: Options) -> None:
-    for field in dataclasses.fields(options):
-        if field.name not in ("workdir", "output", "adapter"):
-            value, name = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
-            require(value == field.default, name, "be left out with --adapter", value)
+    _require_defaults(options, ("workdir", "output", "adapter"), "with --adapter")
     require(options.output is not None, "--output", "be given", Verbatim("no value"), "name a new directory")
     directories.check_new(options.output, "--output")
     from imagen_jax.stage_dir import adapter_file, directory, loading, parameters
@@ -95,19 +95,32 @@ def _export_adapter(options: Options) -> None:
     _LOGGER.info(f"Wrote {options.output}, for stage {config.name} of {of}; sample with --adapter {options.output}.")
 
 
+def _require_defaults(options: Options, but_for: tuple[str, ...], when: str) -> None:
+    for field in dataclasses.fields(options):
+        if field.name not in but_for:
+            value, name = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+            require(value == field.default, name, f"be left out {when}", value)
+
+
 def _export(options: Options) -> None:
     directories.check_new(options.output, "--output")
-    from imagen_jax.stage_dir import hub, loading, model_card, saving
+    from imagen_jax.stage_dir import exported, hub, loading, model_card, saving
 
     saving.check_difference(options.dtype, options.difference_to, "--difference-to")
-    card = None if options.card is None else model_card.read(options.card, "--card")
-    texts = {name: _text(f"--{name}", getattr(options, name)) for name in ("notice", "licence")}
+    found = exported.read(options.workdir)  # what it has and is not given anew is kept
+    card = None if found is None else found.card
+    card = card if options.card is None else model_card.read(options.card, "--card")
+    texts = {} if found is None else exported.read_texts(options.workdir)
+    given = {name: _text(f"--{name}", getattr(options, name)) for name in ("notice", "licence")}
+    texts |= {name: text for name, text in given.items() if text is not None}
     loading.read_cascade(options.workdir, best=options.best)
     if options.push_to_hub is not None:
         hub.create(options.push_to_hub, "--push-to-hub")
     stages, loaded = loading.load_cascade(options.workdir, best=options.best, return_steps=True)
     directories.check_new(options.output, "--output", needed=saving.bytes_needed(stages, options.dtype))
     steps = {name: which for name, which in loaded.items() if isinstance(which, int)}
+    if found is not None:
+        steps = {name: weights.step for name, weights in found.weights.items() if weights.step is not None}
     saving.save_pretrained(
         stages,
         options.output,

@@ -14,6 +14,7 @@ stages of the preset, and GPUs that are not at hand, for which there is no compi
 import dataclasses
 from typing import Literal
 
+from imagen_jax import checks
 from imagen_jax.checks import require
 from imagen_jax.cli import parsing, stages
 from imagen_jax.config import StageConfig
@@ -53,6 +54,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
     rule, fix = "be float32 for a train step", "add --kind sample"
     require(options.kind != "train" or options.dtype == "float32", "--dtype", rule, options.dtype, fix)
+    for name in ("batch", "fsdp"):
+        if getattr(options, name) is not None:
+            checks.whole(f"--{name}", getattr(options, name), 1, 2**20)
     compute_dtype = None if options.topology is None else "bfloat16"
     config = planned(config, options.kind, batch=options.batch, fsdp=options.fsdp, compute_dtype=compute_dtype)
     if options.topology is not None:
@@ -65,6 +69,9 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
         target = targets.target(options.topology)
         devices, memory, chip, where = len(target.devices), target.memory, target.chip, target.name
 
+    rule = f"be given, since the preset's {config.run.fsdp} does not divide the number of devices {devices}"
+    is_right = options.fsdp is not None or devices % config.run.fsdp == 0
+    require(is_right, "--fsdp", rule, checks.Verbatim("no value"), "add --fsdp 1, or another divisor")
     if options.kind == "cascade":
         return cascade_fits(options, config, devices, memory, where)
     plan = estimate(config, options.kind, devices, options.dtype)

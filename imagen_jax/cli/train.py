@@ -14,9 +14,10 @@ import shlex
 import signal
 import sys
 
+from imagen_jax import checks
 from imagen_jax.cli import commands, parsing, stages
 from imagen_jax.cli.options import given as options_given
-from imagen_jax.config import StageConfig
+from imagen_jax.config import StageConfig, distilled, flat
 from imagen_jax.storage.locations import Location, location
 
 _LOGGER = logging.getLogger(__name__)
@@ -103,4 +104,12 @@ def next_commands(options: Options, args: list[str]) -> list[str]:
 
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
-    return parsing.parse_stage(Options, __doc__, args)
+    options, config = parsing.parse_stage(Options, __doc__, args)
+    fixed = flat(distilled.with_sampling(config))
+    for name, _ in options_given(args):
+        field = name.replace("-", "_")
+        if field.startswith("sampling.") and flat(config).get(field) != fixed.get(field):
+            steps = config.distilled.steps
+            rule = f"be left out of a stage that is distilled to {steps} steps, for which it is {fixed.get(field)}"
+            raise checks.error(f"--{name}", rule, flat(config).get(field))
+    return options, config

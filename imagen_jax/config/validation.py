@@ -104,6 +104,7 @@ def validate(config: StageConfig) -> StageConfig:
     for name, default in (("lora.scale", 1.0), ("lora.targets", "attention")):
         is_used = config.lora.rank > 0 or operator.attrgetter(name)(config) == default
         rule(name, is_used, f"be {default} with lora.rank 0, which has no adapters")
+    rule("lora.scale", config.lora.scale != 0, "not be 0, with which adapters have no effect and learn nothing")
     for name, default in (("data.prior_split", "train"), ("optim.prior_weight", 1.0)):
         is_used = config.data.prior_path != "" or operator.attrgetter(name)(config) == default
         rule(name, is_used, f"be {default} without data.prior_path")
@@ -170,11 +171,19 @@ def _validate_distillation(config: StageConfig) -> None:
         is_given = config.data.prior_path != "" or optim.objective != "preservation"
         rule("data.prior_path", is_given, text, "give a data set that the teacher was trained on")
         return
-    rule("distilled.steps", made.steps > 0, text.replace("a teacher", "a teacher to sample in that many steps"))
+    require_steps(config)
     text = f"be at most {MAX_STEPS // max(1, made.steps)} with {made.steps} steps"
     rule("distilled.substeps", made.steps * made.substeps <= MAX_STEPS, text)
     text = "be 'uniform' with a teacher, since each of a few levels of noise is to be learned equally often"
     rule("process.times", config.process.times == "uniform", text)
+
+
+def require_steps(config: StageConfig) -> None:
+    """Raise a ValueError for an objective that distils to a number of steps which is not given."""
+    objective = config.optim.objective
+    is_right = config.distilled.steps > 0 or not getattr(OBJECTIVES[objective], "needs_steps", False)
+    text = f"be given with objective {objective!r}, which learns from a teacher to sample in that many steps"
+    _rule_of(config)("distilled.steps", is_right, text)
 
 
 def validate_sampling(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from imagen_jax import sharding, stage, tracing
 from imagen_jax.chips import Chip
 from imagen_jax.config import StageConfig, distilled
-from imagen_jax.config.validation import validate
+from imagen_jax.config.validation import require_steps, validate
 from imagen_jax.sampling import one_stage
 from imagen_jax.sampling.inputs import Inputs
 from imagen_jax.sampling.recipe import recipe_and_values
@@ -94,6 +94,8 @@ def planned(
     if compute_dtype is not None and config.compute_dtype == "auto":
         config = dataclasses.replace(config, compute_dtype=compute_dtype)
     config = validate(distilled.with_sampling(config))
+    if kind == "train":
+        require_steps(config)
     if kind == "train" and config.distilled.steps and config.distilled.guidance_scale is None:
         config = change("distilled", guidance_scale=2.0)  # any other one costs the same
     return config

@@ -104,6 +104,12 @@ def read(directory: Path) -> Exported | None:
         raise ValueError(f"{file} must describe an exported cascade; got an error in it: {reason}.") from error
 
 
+def read_texts(directory: Path) -> dict[str, str]:
+    """Return the texts of an exported cascade by the names "notice" and "licence", those that it has."""
+    places = {"notice": directory / "NOTICE", "licence": directory / "LICENSE"}
+    return {name: files.read_text(place) for name, place in places.items() if files.exists(place)}
+
+
 def verify(directory: Path, cascade: Exported) -> None:
     """Check the size and hash of each weight file of an exported cascade.
 

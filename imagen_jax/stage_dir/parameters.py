@@ -106,7 +106,7 @@ def split(given: str, option: str = OPTION) -> tuple[str | None, int | str | Non
         which = int(which)
     if pretrained.is_name(place) or pretrained.is_name(place.rpartition("/")[0]):
         return place, which
-    return str(stage_dir.absolute(locations.location(place, OPTION))), which
+    return str(stage_dir.absolute(locations.location(place, option))), which
 
 
 def initial(config: StageConfig, shapes: Any) -> Any:

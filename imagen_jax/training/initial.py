@@ -46,7 +46,7 @@ def resolve(config: StageConfig, directory: Path) -> StageConfig:
         config = dataclasses.replace(config, init_from=same)
         if checkpoint_files.list_steps(directory) and not config.lora.rank:  # they are not needed again
             return config
-    rule, fix = f"be given with lora.rank {config.lora.rank}", "name the stage that the adapters are for"
+    rule, fix = f"be given with --lora.rank {config.lora.rank}", "name the stage that the adapters are for"
     require(config.init_from != "" or not config.lora.rank, OPTION, rule, Verbatim("no value"), fix)
     if not config.init_from:
         return config

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax import processes, sharding
-from imagen_jax.checks import require
+from imagen_jax.checks import Verbatim, require, within
 from imagen_jax.config import StageConfig, TextConfig
 from imagen_jax.data import reader, sources
 from imagen_jax.structs import TextCond
@@ -54,7 +54,10 @@ def open_inputs(config: StageConfig, mesh: Mesh) -> Inputs:
     held_out = _held_out(config, **options)
     prior = None
     if config.data.prior_path:
-        prior = sources.open_source(config.data.prior_path, config.data.prior_split, **options)
+        try:
+            prior = sources.open_source(config.data.prior_path, config.data.prior_split, **options)
+        except ValueError as error:
+            raise within("data.prior_path", error) from None
         ways = 2 * sharding.num_batch_shards(mesh) * config.optim.accumulation
         rule = f"be divisible by 2 x devices x optim.accumulation = {ways} with data.prior_path"
         require(config.optim.batch_size % ways == 0, "optim.batch_size", rule, config.optim.batch_size)
@@ -98,8 +101,11 @@ def _refuse_other_encoders(path: str, encoder: encoders.Encoder) -> None:
     They may have taken days: whoever wants others says so, by imagen-jax embed.
     """
     directory = cache.directory_of(path)
-    if cache.describe(directory):
-        cache.check_encoder(directory, encoder.fingerprint)
+    found = cache.describe(directory)
+    is_right = not found or any(line.startswith(f"{encoder.fingerprint} ") for line in found)
+    rule = f"hold embeddings by the encoder of this run ({getattr(encoder, 'description', encoder.name)})"
+    fix = "give the --text options that those were made with, or imagen-jax embed the --text options of this run"
+    require(is_right, directory, rule, Verbatim(f"only those by {', '.join(found)}"), fix)
 
 
 def embedded(config: StageConfig, data: Inputs, watchdog: Watchdog) -> Embedded:

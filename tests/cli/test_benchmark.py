@@ -89,7 +89,7 @@ def test_kinds_may_be_unknown_and_a_sampler_has_no_data():
         ([], "--preset must be given; got no value: name a preset, or a cascade with --workdir."),
         (["--preset", "quickstart", "--workdir", "w"], "--preset must be left out with --workdir; got 'quickstart'"),
         (["--preset", "quickstart", "--steps", "0"], "--steps must be at least 1; got 0"),
-        (["--preset", "quickstart", "--batch", "0"], "--optim.batch-size must be"),
+        (["--preset", "quickstart", "--batch", "0"], "--batch must be"),
         (["--preset", "quickstart", "--stage", "x"], "--stage must be one of base, sr64 in preset quickstart"),
         (["--preset", "quickstart", "--dtype", "bfloat16"], "--dtype must be float32 for a train step"),
         (["--preset", "quickstart", "--kind", "both"], "--kind must be one of train, sample"),

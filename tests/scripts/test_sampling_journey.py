@@ -358,6 +358,11 @@ def test_an_exported_cascade_is_sampled_by_name_and_again(workdir, data, run, tm
     assert run("sample.py", "--from-png", png, "--pretrained", moved, "--output", tmp_path / "again")[0] == 0
     code, _, err = run("export.py", "--workdir", moved, "--output", exported, "--dtype", "int8")
     assert code == 0, err
+    described = [json.loads((place / "config.json").read_text()) for place in (moved, exported)]
+    assert described[0]["card"] == described[1]["card"] and (exported / "NOTICE").read_text() == "By A."
+    assert [each["weights"]["base"]["step"] for each in described] == [1, 1]
+    code, _, err = run("export.py", "--workdir", moved, "--push-to-hub", "a/b", "--dtype", "float32")
+    assert code == 2 and "--dtype must be left out without --output, which pushes what is there" in err
     code, _, err = run("sample.py", "--from-png", png, "--output", tmp_path / "none")
     assert code == 2 and f"weights of stage base must have the recorded sha256 {sha256}; got" in err
     common = ["--data", data, "--num", 2, "--batch-size", 8, "--steps", 2, "--aug-level", 0.3, "--guidance-scale", 2.0]
@@ -392,6 +397,7 @@ def test_a_saved_stage_is_sampled_by_the_command(workdir, run, tmp_path):
         ("export.py --workdir RUN --output TMP/x --card none", "--card must be a TOML file; got none, which does not"),
         ("export.py --workdir RUN --output TMP/x --notice none", "--notice must be a text file; got none, which does"),
         ("export.py --workdir RUN --output TMP/x --push-to-hub me", "--push-to-hub must be OWNER/NAME, a repository"),
+        ("export.py --workdir RUN/none --push-to-hub me/x", "workdir must hold trained stages, but has none"),
         ("export.py --workdir RUN --push-to-hub me/x", "--push-to-hub must be used with a token of the Hugging"),
     ],
 )  # fmt: skip

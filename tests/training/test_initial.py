@@ -159,7 +159,7 @@ def test_adapters_train_on_frozen_parameters_and_continue_to_the_bit(config, dat
 
 def test_adapters_need_a_stage(config, tmp_path):
     wrong = change(config, lora=C.LoraConfig(rank=2))
-    with pytest.raises(ValueError, match="^--init-from must be given with lora.rank 2; got no value: name the stage"):
+    with pytest.raises(ValueError, match="^--init-from must be given with --lora.rank 2; got no value: name the stage"):
         initial.resolve(wrong, tmp_path / "base")
 
 

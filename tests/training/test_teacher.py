@@ -111,6 +111,7 @@ def test_a_distilled_stage_preserves_nothing(student, tiny_stages, trained, tmp_
     ("changes", "message"),
     [
         ({"optim__teacher": "nowhere"}, "must be the directory of a trained stage, or DIR@STEP .*; got nowhere"),
+        ({"optim__teacher": "ftp://there"}, "must be a path, or a URL of gs:// or s3://"),
         ({"optim__teacher": "{trained}@7"}, r"must name a checkpoint of the stage; got .*@7, .* steps \[5\]"),
         ({"image_size": 32}, "must be a stage that makes what stage sr16 makes; got .* image_size 16 instead of 32"),
         ({"low_res_size": None}, "must be .*; got .* with low_res_size 8 instead of None"),
