@@ -39,8 +39,9 @@ def specked(image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [np.asarray, as_float, noisy, halved])
-def test_true_pictures_are_read_right(examples, change):
+@pytest.mark.parametrize(("change", "every"), [(np.asarray, 1), (as_float, 4), (noisy, 2), (halved, 1)])
+def test_true_pictures_are_read_right(examples, change, every):
+    examples = examples[::every]
     images = [change(record["image"]) for record in examples]
     result = alignment.alignment(images, [record["claims"] for record in examples])
     assert list(result) == list(alignment.CATEGORIES)

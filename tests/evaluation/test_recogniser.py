@@ -43,27 +43,34 @@ def test_a_color_between_bins_counts_in_those_around_it():
     assert (colors > 0).sum() == 8
 
 
+@pytest.fixture(scope="module")
+def random():
+    """A recogniser of 16x16 pixels with random parameters."""
+    config = Config(("red", "green", "blue", "yellow"), ("disc", "stripes"), size=16)
+    return recogniser.Recogniser(config, recogniser.init(config, jax.random.key(0)), {})
+
+
 @pytest.mark.slow
-def test_what_is_saved_is_loaded(trained, tmp_path):
+def test_what_is_saved_is_loaded(random, tmp_path):
     rows = {"validation": {"subject": 0.5, "subject in top 5": 1.0, "style": 0.25, "pictures": 8}}
-    recogniser.Recogniser(trained.config, trained.params, rows).save(tmp_path / "r")
+    recogniser.Recogniser(random.config, random.params, rows).save(tmp_path / "r")
     loaded = recogniser.load(tmp_path / "r", "--recogniser")
-    assert loaded.config == trained.config and loaded.accuracy == rows
+    assert loaded.config == random.config and loaded.accuracy == rows
     images = np.random.default_rng(0).uniform(-1, 1, (3, 24, 24, 3)).astype(np.float32)
-    for one, other in zip(loaded.logits(images), trained.logits(images), strict=True):
+    for one, other in zip(loaded.logits(images), random.logits(images), strict=True):
         np.testing.assert_array_equal(one, other)
     assert "| validation | 50.0 | 100.0 | 25.0 | 8 |" in recogniser.accuracy_table(loaded.accuracy)
 
 
 @pytest.mark.slow
-def test_answers_are_the_likeliest_names_whatever_the_size(trained):
+def test_answers_are_the_likeliest_names_whatever_the_size(random):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
-    subjects, styles = trained.logits(images)
-    for answer, of_subjects, of_styles in zip(trained.answers(images), subjects, styles, strict=True):
-        assert answer.subjects == tuple(np.array(trained.config.subjects)[np.argsort(-of_subjects)])
-        assert answer.style == trained.config.styles[of_styles.argmax()]
+    subjects, styles = random.logits(images)
+    for answer, of_subjects, of_styles in zip(random.answers(images), subjects, styles, strict=True):
+        assert answer.subjects == tuple(np.array(random.config.subjects)[np.argsort(-of_subjects)])
+        assert answer.style == random.config.styles[of_styles.argmax()]
     enlarged = np.repeat(np.repeat(images, 16, axis=1), 16, axis=2)  # more pixels than the network takes
-    assert trained.logits(enlarged)[0].shape == (2, 4)
+    assert random.logits(enlarged)[0].shape == (2, 4)
 
 
 def edit(change):
@@ -92,8 +99,8 @@ def edit(change):
         (edit(lambda data: data.update(accuracy={"a": {}})), "recogniser.json: accuracy must have the numbers"),
     ],
 )  # fmt: skip
-def test_a_damaged_recogniser_is_one_line(trained, tmp_path, damage, message):
-    trained.save(tmp_path)
+def test_a_damaged_recogniser_is_one_line(random, tmp_path, damage, message):
+    random.save(tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         recogniser.load(tmp_path, "--recogniser")
