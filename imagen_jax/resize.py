@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from imagen_jax.checks import Verbatim, require
+from imagen_jax.checks import Verbatim, is_whole, require
 
 _BLOCK_ROWS = 2**19  # floats of the picture that are worked on at once, to stay in the cache
 _BLOCK_WEIGHTS = 2**16  # weights of the sparse matrix that serves several lines of pixels at once
@@ -61,7 +61,7 @@ def bilinear_corners(x, size: tuple[int, int]):
 
     Result and errors are those of `area`.
     """
-    require(x.ndim >= 3, "pictures for bilinear_corners()", "be [..., H, W, C]", Verbatim(f"shape {x.shape}"))
+    _check_pictures(x, "bilinear_corners")
     height, width = _pair(size)
     old = x.shape[-3:-1]
     is_right = 0 < old[0] <= height and 0 < old[1] <= width
@@ -164,7 +164,7 @@ def matrix(num_in: int, num_out: int) -> np.ndarray:
 
 def _resize(x, size, name: str, part=None, out=None):
     height, width = _pair(size)
-    require(x.ndim >= 3, f"pictures for {name}()", "be [..., H, W, C]", Verbatim(f"shape {x.shape}"))
+    _check_pictures(x, name)
     old_height, old_width = x.shape[-3:-1]
     got = Verbatim(f"{old_height}x{old_width} pixels and size {height}x{width}")
     is_filled = min(height, width, old_height, old_width) >= 1
@@ -282,5 +282,14 @@ def _is_jax(x) -> bool:
 
 
 def _pair(size) -> tuple[int, int]:
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return operator.index(height), operator.index(width)
+    """Return (height, width) of `size`."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    is_right = len(sides) == 2 and all(map(is_whole, sides))
+    require(is_right, "size", "be a whole number of pixels, or (h, w)", size)
+    return operator.index(sides[0]), operator.index(sides[1])
+
+
+def _check_pictures(x, name: str) -> None:
+    is_array = isinstance(x, np.ndarray) or _is_jax(x)
+    require(is_array, f"pictures for {name}()", "be an array [..., H, W, C]", x)
+    require(x.ndim >= 3, f"pictures for {name}()", "be [..., H, W, C]", Verbatim(f"shape {x.shape}"))

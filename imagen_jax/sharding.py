@@ -26,6 +26,8 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None, *, height:
       ValueError: `fsdp` x `height` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    if len(devices) == 0:
+        raise ValueError(f"devices must be a list of at least one device; got {devices!r}.")
     _check_axis_sizes(len(devices), fsdp, height)
     shape = (len(devices) // (fsdp * height), fsdp, height)
     return jax.make_mesh(shape, _AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -146,11 +148,19 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
       batch: a tree of host arrays [b, ...]: the examples of this process's `local_batch_indices`, in order.
       mesh: the device mesh.
       size: of the global batch; None where each process holds all of it.
+
+    Raises:
+      ValueError: the devices do not divide the batch.
     """
+    _check_size(1 if size is None else size, mesh)
     sharding = batch_sharding(mesh)
 
     def leaf(local: np.ndarray) -> jax.Array:
+        _check_rows(local)
+        if jax.dtypes.issubdtype(getattr(local, "dtype", None), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf(jax.random.key_data(local)), impl=jax.random.key_impl(local))
         total = len(local) if size is None else size
+        _check_divides(total, mesh)
         indices, local = local_batch_indices(mesh, total), np.asarray(local)
 
         def block(index: tuple[slice, ...]) -> np.ndarray:
@@ -161,6 +171,24 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
         return jax.make_array_from_callback((total, *local.shape[1:]), sharding, block)
 
     return jax.tree.map(leaf, batch)
+
+
+def _check_rows(leaf: Any) -> None:
+    if not isinstance(leaf, jax.Array | np.ndarray) or 0 in (leaf.ndim, *leaf.shape[:1]):
+        raise ValueError(f"a batch must hold arrays [B, ...]; got {type(leaf).__name__}.")
+
+
+def _check_size(size: int, mesh: Mesh) -> None:
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a mesh, as from make_mesh; got {type(mesh).__name__}.")
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size < 2**31:
+        raise ValueError(f"size must be a whole number from 1 to 2147483647; got {str(size):.40}.")
+
+
+def _check_divides(size: int, mesh: Mesh) -> None:
+    ways = num_batch_shards(mesh)
+    if size % ways:
+        raise ValueError(f"a batch must divide evenly over {ways} devices; got {size} rows: pad it.")
 
 
 def any_process(value: bool, mesh: Mesh) -> jax.Array:
@@ -259,9 +287,17 @@ def pad_batch(tree: Any, size: int, mesh: Mesh) -> Any:
       tree: arrays [B, ...] with B <= size.
       size: a multiple of `num_batch_shards(mesh)`.
       mesh: the device mesh.
+
+    Raises:
+      ValueError: `size` is smaller than B, or no such multiple.
     """
+    _check_size(size, mesh)
+    _check_divides(size, mesh)
 
     def leaf(rows: jax.Array) -> jax.Array:
+        _check_rows(rows)
+        if len(rows) > size:
+            raise ValueError(f"size must be at least the number of rows, {len(rows)}; got {size}.")
         return jax.device_put(pad_rows(rows, size), batch_sharding(mesh))
 
     return jax.tree.map(leaf, tree)

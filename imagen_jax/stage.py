@@ -231,7 +231,7 @@ def draw(config: StageConfig, key: jax.Array, batch_size: int) -> Draws:
     """
     checks.instance("config", config, StageConfig, "a StageConfig")
     arrays.key("key", key)
-    batch_size = checks.whole("batch_size", batch_size, 1)
+    batch_size = checks.whole("batch_size", checks.plain(batch_size), 1)
     uniform = partial(jax.random.uniform, shape=(batch_size,))
     t, settings = losses.stratified_times(named_key(key, "t"), batch_size), config.process
     if settings.times == "logit_normal":
@@ -407,7 +407,7 @@ def image_keys(seed: int, num: int) -> jax.Array:
     Raises:
       ValueError: seed or num is out of range.
     """
-    seed, num = checks.seed(seed), checks.whole("num", num, 1)
+    seed, num = checks.seed(seed), checks.whole("num", checks.plain(num), 1)
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num))
 
 

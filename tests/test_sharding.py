@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import sample_cascade, sharding
+from imagen_jax import image_keys, sample_cascade, sharding
 
 
 @pytest.mark.slow
@@ -53,6 +53,11 @@ def test_a_mesh_that_does_not_fit(ways):
         sharding.make_mesh(**ways)
 
 
+def test_a_mesh_has_devices():
+    with pytest.raises(ValueError, match="devices must be a list of at least one device; got"):
+        sharding.make_mesh(devices=[])
+
+
 def test_bytes_of_a_state():
     mesh = sharding.make_mesh(4)
     kernel = jax.ShapeDtypeStruct((512, 1024), np.float32)
@@ -66,3 +71,10 @@ def test_bytes_of_a_state():
     total, per_device, replicated = sharding.byte_counts(placed)
     assert total == 4 * (512 * 1024 + 1024) and per_device == 4 * (512 * 1024 // 4 + 1024)
     assert replicated == pytest.approx(4096 / total)
+
+
+def test_keys_are_split_as_other_rows_are():
+    mesh, keys = sharding.make_mesh(), image_keys(3, 8)
+    split = sharding.shard_batch({"keys": keys}, mesh)["keys"]
+    assert split.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 1) and split.dtype == keys.dtype
+    np.testing.assert_array_equal(jax.random.key_data(split), jax.random.key_data(keys))

@@ -271,8 +271,9 @@ def from_table(logsnr: jax.Array) -> Schedule:
       logsnr: [N] decreasing; entry i is the level at t = (i + 1) / N. Of a table of products of alphas it is
         log(product) - log(1 - product). In between it is interpolated linearly; below t = 1 / N it is the first entry.
     """
-    levels = arrays.known(arrays.array("logsnr", logsnr, "floats", ndim=1, fix="give an array, not a traced one"))
-    is_falling = levels is not None and len(levels) > 1 and np.isfinite(levels).all() and (np.diff(levels) < 0).all()
+    levels = arrays.known(arrays.array("logsnr", logsnr, "floats", ndim=1))
+    require(levels is not None, "logsnr", "be an array whose values are known", logsnr, "make it outside jit")
+    is_falling = len(levels) > 1 and np.isfinite(levels).all() and (np.diff(levels) < 0).all()
     require(bool(is_falling), "logsnr", "be at least 2 finite levels that decrease (t = 1 is noise)", logsnr)
     levels = np.clip(np.asarray(levels, np.float32), LOGSNR_MIN, LOGSNR_MAX)
     times = (np.arange(len(levels), dtype=np.float32) + 1) / len(levels)

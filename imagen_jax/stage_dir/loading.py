@@ -63,6 +63,8 @@ def _read(
     directory = absolute(directory)
     if step is not None:
         whole("step", step)
+    if mesh is not None:
+        checks.instance("mesh", mesh, Mesh, "a mesh, as from sharding.make_mesh")
     config = read_config(directory)
     shapes = jax.eval_shape(lambda: stage.init(config, jax.random.key(0)))
     place = lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to)
@@ -141,6 +143,8 @@ def load_cascade(
         cannot be read or is of other parameters.
     """
     stages = read_cascade(workdir, best=best)
+    is_right = adapters is None or isinstance(adapters, Mapping)
+    require(is_right, "adapters", "be a dict of factors by the path of the adapter", adapters)
     fitted = adapter_file.fit([each.config for each in stages], adapters or {})
     loaded = {name: load() for name, load in stage_loaders(workdir, steps, mesh).items()}
     stages = tuple(each.replace(params=loaded[each.config.name][0].params) for each in stages)
@@ -168,6 +172,8 @@ def stage_loaders(
 
     readers = _readers(workdir)
     names = [config.name for config, _ in readers]
+    if mesh is not None:
+        checks.instance("mesh", mesh, Mesh, "a mesh, as from sharding.make_mesh")
     is_right = steps is None or (isinstance(steps, Mapping) and set(steps) <= set(names))
     require(is_right, "steps", f"be a dict with keys among {', '.join(names)}, the stages", steps)
     return {config.name: partial(load, config, read) for config, read in readers}

@@ -69,11 +69,11 @@ def recorded(option: str, given: str, begun: str, directory: Path) -> str:
       directory: of the stage.
     """
     source, which = parameters.split(given, option)
-    stage = begun if which is not None else begun.rpartition("@")[0]
-    given_place = f"{source}@{which}" if which is not None else source
+    begun_place, begun_which = parameters.split(begun, option)
+    alike = lambda place: place and place.removesuffix(f"/{directory.name}")  # CASCADE and CASCADE/STAGE are the same
     rule = f"be {begun} or left out" if begun else "be left out"
     fix = "leave it out, or give another --workdir"
-    is_same = source is None or given_place == stage
+    is_same = source is None or (alike(source) == alike(begun_place) and which in (None, begun_which))
     require(is_same, option, f"{rule} to continue the stage in {directory}", Verbatim(given), fix)
     return begun
 

@@ -179,7 +179,7 @@ def test_training_starts_from_a_pretrained_cascade(config, trained, tmp_path, mo
             assert leaf.sharding == shape.sharding
             np.testing.assert_allclose(leaf, 2.0, rtol=1e-6)
     stage_dir.write_config(tmp_path / "run/base", found)  # a run that has begun
-    for given in ("", f"{directory}/base", found.init_from):
+    for given in ("", f"{directory}/base", directory, found.init_from):
         assert initial.resolve(dataclasses.replace(config, init_from=given), tmp_path / "run/base") == found
     for given, message in (
         ("tiny/sr16", "must be a cascade with a stage sr16, or CASCADE/STAGE; got tiny/sr16 with stages base"),
