@@ -178,6 +178,12 @@ def test_where_there_is_no_checkpoint_none_is_restored(workdir):
             checkpoints.restore(shapes_of(state_of(10)))
 
 
+def test_a_cascade_is_no_stage(workdir):
+    for place in (workdir, str(workdir), "emoji"):
+        with pytest.raises(ValueError, match="^directory must be that of one stage; got .*, a cascade: load it"):
+            load_stage(place)
+
+
 @pytest.mark.parametrize("steps", [{"bas": 10}, 10, 0, "base"])
 def test_steps_are_of_the_stages(workdir, steps):
     with pytest.raises(ValueError, match="^steps must be a dict with keys among base, the stages"):
