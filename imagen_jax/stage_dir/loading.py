@@ -45,8 +45,9 @@ def load_stage(directory: str | Path, step: int | None = None, *, mesh: Mesh | N
     """
     place = absolute(directory)
     with files.one_line_errors(place, "listed"):
-        is_cascade = pretrained.is_name(directory) or exported.read(place) is not None
-        is_cascade = is_cascade or (not _is_stage(place) and any(place.glob(f"*/{CONFIG_FILE}")))
+        is_cascade = not _is_stage(place) and (
+            pretrained.is_name(directory) or exported.read(place) is not None or any(place.glob(f"*/{CONFIG_FILE}"))
+        )
     got, fix = Verbatim(f"{directory}, a cascade"), "load it by load_cascade, or name one of its stages"
     require(not is_cascade, "directory", "be that of one stage", got, fix)
     params, config, _ = _read(directory, step, parameters.read, mesh)

@@ -178,10 +178,13 @@ def test_where_there_is_no_checkpoint_none_is_restored(workdir):
             checkpoints.restore(shapes_of(state_of(10)))
 
 
-def test_a_cascade_is_no_stage(workdir):
+def test_a_cascade_is_no_stage(workdir, monkeypatch):
     for place in (workdir, str(workdir), "emoji"):
         with pytest.raises(ValueError, match="^directory must be that of one stage; got .*, a cascade: load it"):
             load_stage(place)
+    (workdir / "base").rename(workdir / "emoji")
+    monkeypatch.chdir(workdir)
+    assert load_stage("emoji").config == CONFIG
 
 
 @pytest.mark.parametrize("steps", [{"bas": 10}, 10, 0, "base"])
