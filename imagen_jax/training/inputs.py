@@ -103,8 +103,9 @@ def _refuse_other_encoders(path: str, encoder: encoders.Encoder) -> None:
     directory = cache.directory_of(path)
     found = cache.describe(directory)
     is_right = not found or any(line.startswith(f"{encoder.fingerprint} ") for line in found)
-    rule = f"hold embeddings by the encoder of this run ({getattr(encoder, 'description', encoder.name)})"
-    fix = "give the --text options that those were made with, or imagen-jax embed the --text options of this run"
+    own = f"{encoder.fingerprint} ({getattr(encoder, 'description', encoder.name)})"
+    rule = f"hold embeddings by the encoder of this run, {own}"
+    fix = "give the weights and --text options that those were made with, or imagen-jax embed the options of this run"
     require(is_right, directory, rule, Verbatim(f"only those by {', '.join(found)}"), fix)
 
 
