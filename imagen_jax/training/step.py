@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax import sharding, stage
+from imagen_jax.checks import require
 from imagen_jax.config import StageConfig
 from imagen_jax.structs import Auxiliary, TextCond, TrainState
 from imagen_jax.training import packing
@@ -45,13 +46,16 @@ def make_train_step(
     Raises:
       ValueError: no such objective or optimiser is registered.
     """
-    objective = objective or OBJECTIVES[config.optim.objective](config)
+    name = config.optim.objective
+    needs_teacher = objective is None and getattr(OBJECTIVES[name], "needs_teacher", False)
+    objective = objective or OBJECTIVES[name](config)
     optimizer = make_optimizer(config.optim)
     root = stage.named_key(jax.random.key(config.seed), "train")
 
     def step(
         state: TrainState, batch: stage.Batch, teacher: stage.Stage | None = None
     ) -> tuple[TrainState, Metrics]:
+        require(teacher is not None or not needs_teacher, "teacher", f"be a Stage with objective {name!r}", teacher)
         draws = stage.draw(config, jax.random.fold_in(root, state.step), config.optim.batch_size)
         given = () if teacher is None else (teacher,)
         more = {} if null is None else {"null": null}

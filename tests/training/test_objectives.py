@@ -70,6 +70,12 @@ def test_an_objective_from_outside_trains_from_python(tiny_configs, tiny_batch, 
     np.testing.assert_allclose(total / count, tiny_batch["x"].mean(), rtol=1e-4)
 
 
+def test_an_objective_that_learns_from_a_teacher_is_given_one(tiny_configs, tiny_batch):
+    config, mesh = with_objective(tiny_configs[1], "moment_matching"), sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="^teacher must be a Stage with objective 'moment_matching'; got None"):
+        make_train_step(config, mesh)(states.abstract_state(config, mesh), tiny_batch)
+
+
 @pytest.mark.parametrize("field", ["objective", "optimizer"])
 def test_an_unknown_name_is_refused_before_training_and_not_when_a_stage_is_loaded(tiny_configs, tmp_path, field):
     optim = dataclasses.replace(tiny_configs[1].optim, **{field: "elsewhere"})
