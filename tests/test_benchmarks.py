@@ -202,7 +202,7 @@ def test_without_a_compiler_for_tpus_one_line_says_so(load_script, monkeypatch, 
             "--chips 12",
             "--chips must be numbers of chips of TPU v5e slices: 4, 8, 16, 32, 64, 128, 256; got 12",
         ),
-        ("--fsdp 3", "run.fsdp must divide the number of devices 8; got 3"),
+        ("--fsdp 3", "fsdp must divide the number of devices 8; got 3"),
         ("--no-chips", "--no-chips"),
     ],
 )

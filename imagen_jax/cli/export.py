@@ -61,17 +61,18 @@ def main(options: Options) -> None:
     if options.adapter is not None:
         _export_adapter(options)
         return
-    if push is not None:
-        hub.check_name(push, "--push-to-hub")
     if options.output is None:
         found = exported.read(options.workdir)
         if push is None or found is None:
             loading.read_cascade(options.workdir)
             raise ValueError("--output must be given; got no value: name a new directory.")
         _require_defaults(options, ("workdir", "push_to_hub"), "without --output, which pushes what is there")
+        hub.check_name(push, "--push-to-hub")
         exported.verify(options.workdir, found)
         hub.create(push, "--push-to-hub")
     else:
+        if push is not None:
+            hub.check_name(push, "--push-to-hub")
         _export(options)
     if push is not None:
         address = hub.push(options.output or options.workdir, push, "--push-to-hub")

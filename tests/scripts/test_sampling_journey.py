@@ -398,7 +398,8 @@ def test_a_saved_stage_is_sampled_by_the_command(workdir, run, tmp_path):
         ("export.py --workdir RUN --output TMP/x --notice none", "--notice must be a text file; got none, which does"),
         ("export.py --workdir RUN --output TMP/x --push-to-hub me", "--push-to-hub must be OWNER/NAME, a repository"),
         ("export.py --workdir RUN/none --push-to-hub me/x", "workdir must hold trained stages, but has none"),
-        ("export.py --workdir RUN --push-to-hub me/x", "--push-to-hub must be used with a token of the Hugging"),
+        ("export.py --workdir RUN --push-to-hub me/x", "--output must be given; got no value"),
+        ("export.py --workdir RUN --output TMP/x --push-to-hub me/x", "--push-to-hub must be used with a token of the"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_or_named_is_one_line(workdir, run, tmp_path, monkeypatch, line, message):
