@@ -163,6 +163,14 @@ def within(name: str, value: Any, low: float, high: float) -> None:
         require(low <= least and largest <= high, name, f"be in [{low:g}, {high:g}]", got)
 
 
+def at_most(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Raise a ValueError unless `value` <= `other` wherever both, numbers or arrays of them, are known."""
+    values = [known(each) if is_array(each) else each for each in (value, other)]
+    is_known = all(each is not None for each in values)
+    holds = not is_known or bool(np.all(values[0] <= values[1]))
+    require(holds, name, f"be at most {other_name}", value)
+
+
 def floats_of_pictures(name: str, value: Any) -> Any:
     """Return `value` after checking that it is an array of floats; pictures in 0..255 have to be scaled first."""
     require(has_values(value), name, "be an array of floats in [-1, 1]", value)

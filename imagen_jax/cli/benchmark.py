@@ -9,7 +9,7 @@ peak memory, and the time of each kind of operation. The latter is read off a tr
 which is one of the compiled program: its kind follows from the instruction and from the name of the layer that it comes
 from. A fused operation counts as its convolution or product, or else as what most of its parts are; time during which
 several operations run is divided equally among them. FLOPs of loops count each turn for products, and one for the rest.
-FLOPs by formula are those of a network that is trained whole to denoise, also with LoRA or a teacher.
+FLOPs by formula are those of training all parameters to denoise, also where adapters are trained or a teacher is used.
 """
 
 import dataclasses

@@ -115,8 +115,8 @@ def parse_stage(
     text = parsed.config.text
     if text.encoder != stage.text.encoder:
         of_encoder = {"width": text.width, "model_hash": text.model_hash}
-        kept = {name: None for name, value in of_encoder.items() if value == getattr(stage.text, name)}
-        text = dataclasses.replace(text, **kept)
+        unset = {name: None for name, value in of_encoder.items() if value == getattr(stage.text, name)}
+        text = dataclasses.replace(text, **unset)
     return parsed, dataclasses.replace(parsed.config, text=text)
 
 

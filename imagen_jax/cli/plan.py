@@ -14,8 +14,7 @@ stages of the preset, and GPUs that are not at hand, for which there is no compi
 import dataclasses
 from typing import Literal
 
-from imagen_jax import checks
-from imagen_jax.checks import require
+from imagen_jax.checks import Verbatim, require, whole
 from imagen_jax.cli import parsing, stages
 from imagen_jax.config import StageConfig
 
@@ -56,7 +55,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     require(options.kind != "train" or options.dtype == "float32", "--dtype", rule, options.dtype, fix)
     for name in ("batch", "fsdp"):
         if getattr(options, name) is not None:
-            checks.whole(f"--{name}", getattr(options, name), 1, 2**20)
+            whole(f"--{name}", getattr(options, name), 1, 2**20)
     compute_dtype = None if options.topology is None else "bfloat16"
     config = planned(config, options.kind, batch=options.batch, fsdp=options.fsdp, compute_dtype=compute_dtype)
     if options.topology is not None:
@@ -71,7 +70,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
     rule = f"be given, since the preset's {config.run.fsdp} does not divide the number of devices {devices}"
     is_right = options.fsdp is not None or devices % config.run.fsdp == 0
-    require(is_right, "--fsdp", rule, checks.Verbatim("no value"), "add --fsdp 1, or another divisor")
+    require(is_right, "--fsdp", rule, Verbatim("no value"), "add --fsdp 1, or another divisor")
     if options.kind == "cascade":
         return cascade_fits(options, config, devices, memory, where)
     plan = estimate(config, options.kind, devices, options.dtype)

@@ -45,7 +45,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
     from imagen_jax.training.loop import train
 
     if reason := misfit(options, config):
-        _LOGGER.warning(f"The stages of {options.preset} will form no cascade so: {reason}")
+        _LOGGER.warning(f"The stages of {options.preset} will not form a cascade with this one: {reason}")
     result = train(config, options.workdir, options.profile)
     import jax
 
@@ -61,7 +61,7 @@ def main(parsed: tuple[Options, StageConfig]) -> int:
 
 
 def misfit(options: Options, config: StageConfig) -> str:
-    """Return why the stage will form no cascade with the preset's others, as they are trained or yet to be; else ""."""
+    """Return why this stage and the others of the preset, trained or not yet, cannot form a cascade; "" if they can."""
     from imagen_jax.config.validation import validate, validate_cascade
     from imagen_jax.stage_dir import directory
     from imagen_jax.storage import files
@@ -105,11 +105,10 @@ def next_commands(options: Options, args: list[str]) -> list[str]:
 
 def parse(args: list[str]) -> tuple[Options, StageConfig]:
     options, config = parsing.parse_stage(Options, __doc__, args)
-    fixed = flat(distilled.with_sampling(config))
+    asked, fixed = flat(config), flat(distilled.with_sampling(config))
     for name, _ in options_given(args):
         field = name.replace("-", "_")
-        if field.startswith("sampling.") and flat(config).get(field) != fixed.get(field):
-            steps = config.distilled.steps
-            rule = f"be left out of a stage that is distilled to {steps} steps, for which it is {fixed.get(field)}"
-            raise checks.error(f"--{name}", rule, flat(config).get(field))
+        is_overridden = field.startswith("sampling.") and asked.get(field) != fixed.get(field)
+        rule = f"be left out of a stage distilled to {config.distilled.steps} steps, where it is {fixed.get(field)}"
+        checks.require(not is_overridden, f"--{name}", rule, asked.get(field))
     return options, config

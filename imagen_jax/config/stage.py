@@ -70,7 +70,7 @@ class TextConfig:
     clean_captions: bool = False
     """Remove HTML, links and other web residue from captions first; with output padded by the rules of DeepFloyd IF."""
     model_hash: str | None = None
-    """SHA-256 of its weights; None: training takes it from the encoder, and later finds out if they are others."""
+    """SHA-256 of its weights, with which later runs compare theirs; None: training takes it from the encoder."""
 
 
 @dataclasses.dataclass(frozen=True)

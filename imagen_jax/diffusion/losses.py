@@ -95,7 +95,7 @@ def rate(schedule: Schedule, t: jax.Array) -> jax.Array:
     checks.instance("schedule", schedule, Schedule, "a Schedule")
     t = jnp.asarray(arrays.real("t", t), jnp.float32)
     logsnr, slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))
-    is_end = (logsnr <= LOGSNR_MIN) | (logsnr >= LOGSNR_MAX)  # log 0 and its derivative lie behind the clipping
+    is_end = (logsnr <= LOGSNR_MIN) | (logsnr >= LOGSNR_MAX)  # where that of log(0) times 0 is NaN
     return jnp.where(is_end & ~jnp.isfinite(slope), 0, -slope)
 
 

@@ -18,10 +18,9 @@ Images are [B, H, W, C] or any shape with a leading B; logsnr is [B] (or a scala
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from imagen_jax import arrays
-from imagen_jax.checks import choice, require
+from imagen_jax.checks import choice
 from imagen_jax.diffusion.schedules import alpha_sigma
 
 PREDICTIONS = ("x", "eps", "v", "edm")
@@ -43,13 +42,6 @@ def _check(images: dict[str, jax.Array], levels: dict[str, jax.Array]) -> None:
         arrays.like(name, value, first, like)
     for name, value in levels.items():
         arrays.per_image(name, value, first, like)
-
-
-def _check_order(logsnr_t: jax.Array, logsnr_s: jax.Array) -> None:
-    """Raise a ValueError if z_t is known to be the cleaner one."""
-    values = [arrays.known(level) if arrays.is_array(level) else level for level in (logsnr_t, logsnr_s)]
-    is_known = all(value is not None for value in values)
-    require(not is_known or bool(np.all(values[0] <= values[1])), "logsnr_t", "be at most logsnr_s", logsnr_t)
 
 
 def diffuse(x: jax.Array, eps: jax.Array, logsnr_t: jax.Array) -> jax.Array:
@@ -126,7 +118,7 @@ def network_scale(logsnr_t: jax.Array, prediction: str) -> jax.Array:
 def renoise(z_s: jax.Array, eps: jax.Array, *, logsnr_s: jax.Array, logsnr_t: jax.Array) -> jax.Array:
     """A draw of q(z_t | z_s), equation (4): from z_s at logsnr_s to the noisier logsnr_t, for standard normal `eps`."""
     _check({"z_s": z_s, "eps": eps}, {"logsnr_s": logsnr_s, "logsnr_t": logsnr_t})
-    _check_order(logsnr_t, logsnr_s)
+    arrays.at_most("logsnr_t", logsnr_t, "logsnr_s", logsnr_s)
     alpha_s, _ = alpha_sigma(expand(logsnr_s, z_s))
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_s))
     variance = -jnp.expm1(expand(logsnr_t, z_s) - expand(logsnr_s, z_s)) * sigma_t**2
@@ -139,7 +131,7 @@ def posterior(
     """(mean [B, ...], variance broadcastable to it) of q(z_s | z_t, x), equation (3); z_t is at logsnr_t, z_s at the
     cleaner logsnr_s."""
     _check({"z_t": z_t, "x": x}, {"logsnr_t": logsnr_t, "logsnr_s": logsnr_s})
-    _check_order(logsnr_t, logsnr_s)
+    arrays.at_most("logsnr_t", logsnr_t, "logsnr_s", logsnr_s)
     alpha_t, sigma_t = alpha_sigma(expand(logsnr_t, z_t))
     alpha_s, sigma_s = alpha_sigma(expand(logsnr_s, z_t))
     one_minus_r = -jnp.expm1(expand(logsnr_t, z_t) - expand(logsnr_s, z_t))

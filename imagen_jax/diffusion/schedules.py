@@ -74,7 +74,7 @@ def cosine(t: jax.Array) -> jax.Array:
     """Return logsnr(t) = -2 log tan(pi t / 2), i.e. alpha_t = cos(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
     t = _reals("t", t)
     u = jnp.where(t <= 0.5, t, 1 - t)  # antisymmetric about t = 1/2: keeps full precision near t = 1
-    u = jnp.maximum(u, 1e-6)  # beyond the clipping; its derivative is not
+    u = jnp.maximum(u, 1e-6)  # changes only levels that are clipped, but log(0) would make their derivative NaN
     logsnr = -2 * jnp.log(jnp.tan(jnp.pi / 2 * u))
     return _clip(jnp.where(t <= 0.5, logsnr, -logsnr))
 

@@ -143,7 +143,7 @@ def check_config(directory: str | Path, config: StageConfig, unresolved: Sequenc
     Args:
       directory: of the stage.
       config: `run` and `sampling` may differ from those there.
-      unresolved: names of other fields that may.
+      unresolved: names of other fields that may differ.
 
     Raises:
       ValueError: it is another one; lists the differences.

@@ -127,14 +127,15 @@ def describe(directory: str | Path) -> list[str]:
     return found
 
 
-def check_encoder(directory: str | Path, fingerprint: str) -> None:
-    """Raise ValueError unless there is a cache of the encoder with this fingerprint."""
+def check_encoder(directory: str | Path, fingerprint: str, description: str = "") -> None:
+    """Raise ValueError unless there is a cache of the encoder with this fingerprint; `description` says more of it."""
     found = describe(directory)
     if not any(line.startswith(f"{fingerprint} ") for line in found):
         got = f"only those of {', '.join(found)}" if found else "no cache at all"
+        what = f"{fingerprint} ({description})" if description else fingerprint
         raise ValueError(
-            f"{directory} must hold the embeddings of the encoder with fingerprint {fingerprint}; got {got}: load the "
-            "encoder (model, dtype, output, max_length, clean_captions) it was built with, or build it: "
+            f"{directory} must hold the embeddings of the encoder with fingerprint {what}; got {got}: use the encoder "
+            "(weights, dtype, output, length, clean_captions) that they were made with, or make those of this one: "
             "imagen-jax embed."
         )
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax import processes, sharding
-from imagen_jax.checks import Verbatim, require, within
+from imagen_jax.checks import require, within
 from imagen_jax.config import StageConfig, TextConfig
 from imagen_jax.data import reader, sources
 from imagen_jax.structs import TextCond
@@ -101,12 +101,8 @@ def _refuse_other_encoders(path: str, encoder: encoders.Encoder) -> None:
     They may have taken days: whoever wants others says so, by imagen-jax embed.
     """
     directory = cache.directory_of(path)
-    found = cache.describe(directory)
-    is_right = not found or any(line.startswith(f"{encoder.fingerprint} ") for line in found)
-    own = f"{encoder.fingerprint} ({getattr(encoder, 'description', encoder.name)})"
-    rule = f"hold embeddings by the encoder of this run, {own}"
-    fix = "give the weights and --text options that those were made with, or imagen-jax embed the options of this run"
-    require(is_right, directory, rule, Verbatim(f"only those by {', '.join(found)}"), fix)
+    if cache.describe(directory):
+        cache.check_encoder(directory, encoder.fingerprint, getattr(encoder, "description", encoder.name))
 
 
 def embedded(config: StageConfig, data: Inputs, watchdog: Watchdog) -> Embedded:

@@ -101,7 +101,7 @@ def test_training_refuses_a_data_set_with_embeddings_of_another_encoder(data, tm
             "train.py", "--preset", "shapes", "--stage", "base", "--workdir", tmp_path / "run", *text, *change
         )
         err = capsys.readouterr().err
-        assert code == 2 and "got only those by" in err and "float32, last, at most 40 tokens" in err
+        assert code == 2 and "got only those of" in err and "float32, last, at most 40 tokens" in err
         assert "imagen-jax embed" in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

@@ -51,6 +51,7 @@ def soak(load_script):
 def setup(tmp_path_factory, process_encoder, soak):
     """(folder, arguments of train.py, workdir of an undisturbed run of two processes with two devices each)."""
     folder = tmp_path_factory.mktemp("processes")
+    jax.devices()  # those of this process, before XLA_FLAGS are those of the processes that it starts
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))

@@ -17,9 +17,7 @@ def interval(guidance_scale: Scale, low: float, high: float) -> Scale:
     check_scale(guidance_scale)
     for name, bound in {"low": low, "high": high}.items():
         arrays.real(name, bound)
-    values = [arrays.known(bound) if arrays.is_array(bound) else bound for bound in (low, high)]
-    is_known = all(value is not None for value in values)
-    require(not is_known or bool(np.all(values[0] <= values[1])), "low", f"be at most high, {high}", low)
+    arrays.at_most("low", low, f"high, {high}", high)
 
     def scale(logsnr_t: jax.Array) -> jax.Array:
         inside = (low <= logsnr_t) & (logsnr_t <= high)
